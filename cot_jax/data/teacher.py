@@ -1,0 +1,188 @@
+"""What a teacher wrote: raw continuations of a few-shot prompt, and files of rationales joined by id.
+
+A raw continuation answers the question and then, as often as not, invents the next one:
+
+    Luke scored 84 points in 2 rounds. So he scored 84 / 2 = 42 points each round. The answer is (84 / 2).
+
+    Q: ...
+
+`parse` takes rationale and label out of it, in one of two forms. `reference` is the released parser of
+Hsieh et al. 2023 to the byte: a failure is `' '` or `''`, and its students are trained on that blank.
+`corrected` differs in this:
+
+* A failure is None, to be counted and left out. A rationale has failed if the words that introduce the answer
+  never came (the output ran in circles or was cut off) or if nothing precedes them.
+* SVAMP: the label is the whole equation; the released expression ends it at the last bracket, so that
+  `(16 * 17) * 4` becomes `(16 * 17)`. What has no value (`(2 * x)`, `((491 - 21`) is a failure, and so are
+  two equations (`(53 + 17) and (14 - 10)`).
+* CQA: the label is one of the choices (`data.tasks` finds it, whatever its capitals). An answer that names
+  several ("either (a) aquarium or (e) pond") is a failure, not the text `aquarium or`.
+* ANLI: "..., so the answer is" and "The answer is" introduce an answer, too.
+* NLI: the label is one of the classes: `neutral` is found in `neutral\\n\\nPre`, where an output of e-SNLI
+  was cut off, and a class that was cut off itself (`entail`) is completed.
+* There is no white space around rationales and labels.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from cot_jax.data.examples import Example, Row, read_json_lines
+from cot_jax.errors import UserError
+from cot_jax.metrics.arithmetic import evaluate
+
+NLI_LABELS = ("entailment", "neutral", "contradiction")  # in the order of the data sets' integers
+
+
+class ParsedOutput(NamedTuple):
+    """A teacher's rationale and answer; None where there is none."""
+
+    rationale: str | None
+    label: str | None
+
+
+Parser = Callable[[str], ParsedOutput]
+
+
+def parse(task: str, text: str, form: str) -> ParsedOutput:
+    """Returns what the raw teacher output `text` says.
+
+    Args:
+      task: svamp | asdiv | cqa | anli1 | esnli.
+      form: corrected | reference (see above).
+
+    Raises:
+      ValueError: in the reference form, where the released parser stops with it: a CQA output that does
+        not say "So the answer is" exactly once.
+    """
+    return PARSERS[form][task](text)
+
+
+def _reference_math(text: str) -> ParsedOutput:
+    parts = text.split("Q:")[0].rstrip().split("The answer is")
+    if len(parts) != 2:
+        return ParsedOutput(" ", " ")
+    equation = re.search(r"\(.*\)", parts[1])
+    return ParsedOutput(parts[0].rstrip(), equation.group() if equation else " ")
+
+
+def _reference_cqa(text: str) -> ParsedOutput:
+    rationale, answer = text.split("Q:")[0].rstrip().split("So the answer is")
+    _, *options = re.split(r"\(.\)", answer)
+    label = options[0].strip() if options else ""
+    return ParsedOutput(rationale.rstrip(), label.removesuffix(".") if label else " ")
+
+
+def _reference_anli(text: str) -> ParsedOutput:
+    parts = text.split("Premise:")[0].rstrip().split("So the answer is")
+    if len(parts) != 2:
+        return ParsedOutput("", "")
+    # The last character is taken for a full stop.
+    return ParsedOutput(parts[0].rstrip(), parts[1].lstrip()[:-1])
+
+
+def _reference_esnli(text: str) -> ParsedOutput:
+    _, *answers = text.split("Answer: ")
+    label = answers[0].split("Premise")[0].rstrip() if answers else " "
+    return ParsedOutput(text.split("Answer:")[0].rstrip(), label)
+
+
+def _corrected(next_question: str, introduction: str, read_label: Callable[[str], str | None]) -> Parser:
+    """Returns a parser of `rationale introduction answer [next_question ...]`, by the last introduction."""
+
+    def parse_output(text: str) -> ParsedOutput:
+        answered = text.split(next_question)[0]
+        found = list(re.finditer(introduction, answered, re.IGNORECASE))
+        if not found:
+            return ParsedOutput(None, None)
+        rationale = answered[: found[-1].start()].strip().removesuffix(",")
+        return ParsedOutput(rationale or None, read_label(answered[found[-1].end() :].strip()))
+
+    return parse_output
+
+
+def _equation(answer: str) -> str | None:
+    equation = answer.partition("\n")[0].removesuffix(".")
+    return equation if evaluate(equation) is not None and " and " not in equation else None
+
+
+def _option(answer: str) -> str | None:
+    _, *options = re.split(r"\([a-e]\)", answer)
+    return options[0].strip().removesuffix(".") or None if len(options) == 1 else None
+
+
+def _nli_class(answer: str) -> str | None:
+    word = re.split(r"\W", answer)[0].lower()
+    # No two classes begin with the same letter.
+    return next((label for label in NLI_LABELS if word and label.startswith(word)), None)
+
+
+_SO = "(?:so )?the answer is"
+PARSERS: dict[str, dict[str, Parser]] = {
+    "corrected": {
+        "svamp": _corrected("Q:", _SO, _equation),
+        "asdiv": _corrected("Q:", _SO, _equation),
+        "cqa": _corrected("Q:", _SO, _option),
+        "anli1": _corrected("Premise:", _SO, _nli_class),
+        "esnli": _corrected("Premise:", "answer:", _nli_class),
+    },
+    "reference": {
+        "svamp": _reference_math,
+        "asdiv": _reference_math,
+        "cqa": _reference_cqa,
+        "anli1": _reference_anli,
+        "esnli": _reference_esnli,
+    },
+}
+
+
+def read_outputs(folder: Path, split: str) -> list[str] | None:
+    """Returns the raw outputs in `folder`/{split}_CoT_{k}.json in the order of k; None if there are no files.
+
+    Raises:
+      UserError: a file is not a JSON list of texts.
+    """
+    chunks = {
+        int(found[1]): path
+        for path in folder.glob(f"{split}_CoT_*.json")
+        if (found := re.fullmatch(rf"{split}_CoT_(\d+)\.json", path.name))
+    }
+    outputs: list[str] = []
+    for _, path in sorted(chunks.items()):
+        try:
+            chunk = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise UserError(f"{path}: not valid JSON ({error})") from None
+        if not isinstance(chunk, list) or not all(isinstance(output, str) for output in chunk):
+            raise UserError(f"{path}: expected a JSON list of texts, the teacher's outputs")
+        outputs += chunk
+    return outputs if chunks else None
+
+
+def read_by_id(path: Path, ids: Collection[str], earlier: Mapping[str, Row]) -> dict[str, Row]:
+    """Returns `earlier` and the rows `{id, rationale?, label?, program?}` of a teacher's file, by id.
+
+    Raises:
+      UserError: a row's id is missing, repeated, or not one of `ids` (file and line are named).
+    """
+    rows = dict(earlier)
+    for row in read_json_lines(path):
+        if (key := row.id()) not in ids:
+            raise row.error(f"the data has no example with the id {key!r}")
+        if key in rows:
+            raise row.error(f"the id {key!r} is taken by {rows[key].where}")
+        rows[key] = row
+    return rows
+
+
+def join(example: Example, row: Row) -> Example:
+    """Returns `example` with what a teacher's row says of it, in place of what the data file said."""
+    return dataclasses.replace(
+        example,
+        teacher_label=row.optional_text("label"),
+        rationale=row.optional_text("rationale") or example.rationale,
+        program=row.optional_text("program") or example.program,
+    )

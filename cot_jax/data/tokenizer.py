@@ -1,0 +1,149 @@
+"""Tokenizers: a Hugging Face fast tokenizer in every case, be it downloaded, on disk or trained here."""
+
+import collections
+import dataclasses
+import io
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
+
+from cot_jax.errors import UserError
+
+_SPACE = "▁"  # stands for a space in SentencePiece's pieces
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """What training, prediction and export ask of a tokenizer: text to ids and back.
+
+    Attributes:
+      hf: the tokenizer underneath; has a padding and an end token.
+    """
+
+    hf: PreTrainedTokenizerFast
+
+    @property
+    def size(self) -> int:
+        """Number of ids, sentinels included. T5 has 32,100; its embedding has some more rows."""
+        return len(self.hf)
+
+    @property
+    def pad_id(self) -> int:
+        return self.hf.pad_token_id
+
+    @property
+    def eos_id(self) -> int:
+        return self.hf.eos_token_id
+
+    @property
+    def eos_token(self) -> str:
+        return self.hf.eos_token
+
+    @property
+    def unk_id(self) -> int | None:
+        return self.hf.unk_token_id
+
+    def encode(self, texts: Sequence[str], max_length: int) -> tuple[list[list[int]], int]:
+        """Returns each text's ids, the end token last, and how many texts were cut to `max_length` ids.
+
+        As in Hugging Face's T5 a text that is cut keeps its end token, and special tokens written out
+        in a text ("premise</s>hypothesis") are themselves, not their characters.
+        """
+        rows = self.hf(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        truncated = sum(len(row) >= max_length for row in rows)
+        return [[*row[: max_length - 1], self.eos_id] for row in rows], truncated
+
+    def decode(self, ids: list[int]) -> str:
+        """Returns the text of `ids` without special tokens; ids that are no token say nothing."""
+        return str(self.hf.decode(ids, skip_special_tokens=True))
+
+    def unknown_rate(self, ids: Iterable[Sequence[int]]) -> float:
+        """Returns the share of unknown tokens: of text that a student can neither read nor write."""
+        unknown = [token == self.unk_id for row in ids for token in row]
+        return sum(unknown) / max(len(unknown), 1)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the files that `load`, and Transformers' AutoTokenizer, read it back from."""
+        self.hf.save_pretrained(directory)
+
+
+def load(path_or_id: str | Path) -> Tokenizer:
+    """Returns the tokenizer in a local directory or in a repository of the Hugging Face Hub.
+
+    Raises:
+      UserError: there is none, it is out of reach, or it has no padding or no end token.
+    """
+    try:
+        hf = AutoTokenizer.from_pretrained(path_or_id, trust_remote_code=False)
+    # The Hub, Transformers and tokenizers raise a dozen types between them, a bare Exception among them.
+    except Exception as error:
+        mend = "give a directory with tokenizer.json and tokenizer_config.json, or a repository id in reach"
+        cause = str(error).strip().partition("\n")[0]
+        raise UserError(f"tokenizer {path_or_id}: cannot be loaded; {mend} ({cause})") from error
+    if not isinstance(hf, PreTrainedTokenizerFast):
+        raise UserError(f"tokenizer {path_or_id}: {type(hf).__name__} is not a fast tokenizer; use another")
+    for role in ("pad_token", "eos_token"):
+        if getattr(hf, role) is None:
+            raise UserError(f"tokenizer {path_or_id}: no {role}; name it in its tokenizer_config.json")
+    return Tokenizer(hf)
+
+
+def train(texts: Iterable[str], vocab_size: int, directory: str | Path) -> Tokenizer:
+    """Trains a SentencePiece unigram model and returns it as a T5 tokenizer, saved in `directory`.
+
+    The ids begin as T5's do: padding 0, end 1, unknown 2. The same texts give the same tokenizer.
+
+    Args:
+      vocab_size: the most ids; fewer if the texts have fewer words.
+
+    Raises:
+      UserError: `vocab_size` does not even hold the characters of the texts.
+    """
+    model = _train_sentencepiece(texts, vocab_size)
+    pieces = [(model.id_to_piece(i), model.get_score(i)) for i in range(len(model))]
+    Tokenizer(T5Tokenizer(vocab=pieces, extra_ids=0)).save(directory)
+    return load(directory)
+
+
+def _train_sentencepiece(texts: Iterable[str], vocab_size: int) -> sentencepiece.SentencePieceProcessor:
+    """Trains on words, numbers and punctuation marks as the pieces to choose from.
+
+    SentencePiece's own candidates are the substrings that two *different* words share, which misses most
+    words of a small vocabulary: word problems come out 1.5 times as long. With whole numbers as
+    candidates, a number that is copied, which is all that a label does with it, is one token; a rare
+    number that found no room falls apart into digits.
+    """
+    lines = [" ".join(text.split()) for text in texts]
+    words = collections.Counter(_SPACE + word for line in lines for word in line.split())
+    candidates: collections.Counter[str] = collections.Counter()
+    for word, count in words.items():
+        for piece in [*re.findall(rf"{_SPACE}?(?:[^\W_]+|.)", word), *word]:
+            candidates[piece] += count
+    characters = {character for word in words for character in word}
+    smallest = 3 + len(characters)  # padding, end and unknown
+    if vocab_size < smallest:
+        raise UserError(f"vocab_size={vocab_size}: the characters of the texts alone need {smallest}")
+    model = io.BytesIO()
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".tsv") as file:
+        file.writelines(f"{piece}\t{count}\n" for piece, count in sorted(candidates.items()))
+        file.flush()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            seed_sentencepieces_file=file.name,
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            num_threads=1,  # more would add up in another order
+            minloglevel=2,
+        )
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())

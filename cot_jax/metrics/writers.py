@@ -1,0 +1,77 @@
+"""Metrics rows: `metrics.jsonl` always, TensorBoard events beside it, Weights & Biases on request."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from cot_jax.errors import UserError
+
+
+class MetricsWriter:
+    """Writes one row a step to all sinks; a context manager.
+
+    Args:
+      directory: the work directory.
+      resumed_step: rows after this step are removed from `metrics.jsonl`: a run that was killed wrote
+        them after its last checkpoint and is about to write them again.
+      wandb_config: the run's config to log to Weights & Biases, or None for no such logging.
+
+    Attributes:
+      evaluated: the last step with an evaluation row; 0 before the first.
+    """
+
+    def __init__(self, directory: Path, resumed_step: int, wandb_config: dict[str, Any] | None = None):
+        path = directory / "metrics.jsonl"
+        self.evaluated = _truncate(path, resumed_step)
+        self._rows = path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(
+            str(directory / "tensorboard"), purge_step=resumed_step + 1 if resumed_step else None
+        )
+        self._wandb = _start_wandb(directory, wandb_config) if wandb_config is not None else None
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._rows.close()
+        self._events.close()
+        if self._wandb:
+            self._wandb.finish()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes the row {"step": step, **values}."""
+        self._rows.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(values, step=step)
+
+    def flush(self) -> None:
+        self._rows.flush()
+        self._events.flush()
+
+
+def _truncate(path: Path, step: int) -> int:
+    """Removes the rows after `step`; returns the last step that has an evaluation row."""
+    kept, evaluated = [], 0
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
+        # A kill can tear the last line; it is beyond the last checkpoint then.
+        if not line.endswith("\n") or (row := json.loads(line))["step"] > step:
+            break
+        kept.append(line)
+        if "valid/accuracy" in row:
+            evaluated = row["step"]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    partial.replace(path)
+    return evaluated
+
+
+def _start_wandb(directory: Path, config: dict[str, Any]):
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("config.train.wandb=True needs wandb: pip install 'cot-jax[wandb]'") from None
+    return wandb.init(dir=str(directory), config=config, id=directory.name, resume="allow")

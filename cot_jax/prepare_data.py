@@ -1,0 +1,199 @@
+"""Fetches published data sets: `python -m cot_jax.prepare_data svamp cqa --root DIR`.
+
+SVAMP, CQA, ANLI and e-SNLI with PaLM's outputs are in the archive that the authors of Distilling
+Step-by-Step publish with their code; ASDiv comes from its own authors. What arrives is compared with what is
+known of it and only then moved to its place; what is in its place already is checked and left alone.
+"""
+
+import argparse
+import hashlib
+import http.client
+import json
+import re
+import shutil
+import sys
+import tempfile
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tqdm import tqdm
+
+from cot_jax.data.tasks import DATA_SETS, Options, count
+from cot_jax.errors import UserError
+
+ARCHIVE_URL = "https://github.com/google-research/distilling-step-by-step/raw/main/datasets.zip"
+ASDIV_URL = "https://raw.githubusercontent.com/chaochun/nlu-asdiv-dataset/master/dataset"
+ASDIV_SHA256 = {
+    "ASDiv.xml": "ef8904068482919ac48c8eeaaf6df344b8a308ba66d048c2d4d87eab82dc4929",
+    "nfolds/asdiv-w/fold4.txt": "e5e89a52d9d53ad9cd35587e6c41c6c3d3bf2ef1fdeb01f60c19639f193ca558",
+}
+MAX_UNPACKED_BYTES = 2 << 30  # several times what the published files need
+
+# (examples, rationales, teacher labels, right ones) as the released parser has them, counted on the published
+# files. None is not counted: of ANLI's training set we had the teacher's outputs but not the gold labels, of
+# e-SNLI's only a part.
+KNOWN: dict[str, dict[str, tuple[int | None, ...]]] = {
+    "svamp": {"train": (800, 789, 787, 588), "test": (200, 198, 198, 148)},
+    "cqa": {"train": (9741, 9741, 9738, 7234), "test": (1221, 1221, 1221, 943)},
+    "anli1": {
+        "train": (16946, 16824, 16823, None),
+        "valid": (1000, 991, 991, 668),
+        "test": (1000, 990, 990, 656),
+    },
+    "esnli": {
+        "train": (549367, None, None, None),
+        "valid": (9842, 9842, 9838, 7201),
+        "test": (9824, 9824, 9824, 7171),
+    },
+    "asdiv": {"train": (1607, 0, 0, 0), "test": (486, 0, 0, 0)},
+}
+
+
+def prepare(names: Sequence[str], root: Path, url: str) -> None:
+    """Brings data sets to `root`/NAME: all that are not there, or none.
+
+    Raises:
+      UserError: nothing arrives, or what arrives or is there is not the published data.
+    """
+    missing = [name for name in names if not (root / name).exists()]
+    for name in names:
+        if name not in missing:
+            try:
+                print(f"{root / name} is there already, {verify(name, root)}")
+            except UserError as error:
+                raise UserError(
+                    f"{root / name} is there, but not as published ({error}): move it away"
+                ) from None
+    if not missing:
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    # Inside `root`, so that moving is renaming within one file system.
+    with tempfile.TemporaryDirectory(dir=root, prefix=".prepare_data-") as folder:
+        staged = Path(folder)
+        if archived := [name for name in missing if name != "asdiv"]:
+            download(url, staged / "datasets.zip")
+            unpack(staged / "datasets.zip", archived, staged)
+        if "asdiv" in missing:
+            make_asdiv(staged)
+        try:
+            verified = {name: verify(name, staged) for name in missing}
+        except UserError as error:
+            # By the time the message is read the folder is gone.
+            reason = str(error).replace(f"{staged}/", "")
+            raise UserError(
+                f"what was fetched is not the published data ({reason}): nothing was kept"
+            ) from None
+        for name, counted in verified.items():
+            (staged / name).rename(root / name)
+            print(f"{root / name}: {counted}")
+
+
+def verify(name: str, root: Path) -> str:
+    """Compares a data set with `KNOWN`; returns the number of examples in words.
+
+    Raises:
+      UserError: it is incomplete or different.
+    """
+    data, sizes = DATA_SETS[name], []
+    for split, known in KNOWN[name].items():
+        found = count(data.read(split, root, Options(parser="reference")), data.by_value)
+        for what, value, expected in zip(found._fields, found, known, strict=True):
+            if expected is not None and value != expected:
+                raise UserError(f"{name} {split} has {value:,} {what.replace('_', ' ')}, not {expected:,}")
+        sizes.append(f"{split} {found.examples:,}")
+    return ", ".join(sizes)
+
+
+def download(url: str, path: Path) -> None:
+    """Fetches `url` to `path`; a progress bar on a terminal, elsewhere a line for each tenth."""
+    terminal = sys.stderr.isatty()
+    done = 0
+    try:
+        with urllib.request.urlopen(url, timeout=60) as response, path.open("wb") as file:
+            size = int(response.headers.get("Content-Length") or 0)
+            with tqdm(total=size or None, unit="B", unit_scale=True, disable=not terminal) as bar:
+                while block := response.read(1 << 16):
+                    file.write(block)
+                    bar.update(len(block))
+                    before, done = done, done + len(block)
+                    if size and not terminal and 10 * done // size > 10 * before // size:
+                        print(f"{url}: {done / 1e6:.1f} of {size / 1e6:.1f} MB", file=sys.stderr, flush=True)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise UserError(
+            f"cannot fetch {url} ({error}): where there is no network, bring the file and pass --url file:///PATH"
+        ) from None
+    if done < size:
+        raise UserError(f"{url}: the connection ended after {done:,} of {size:,} bytes: try again")
+
+
+def unpack(archive: Path, names: Sequence[str], into: Path) -> None:
+    """Unpacks what a data set consists of, and nothing else, to `into`/NAME for each of `names`."""
+    file_of = re.compile(
+        rf"(?:.*/)?((?:{'|'.join(names)})/(?:\w+_(?:train|valid|test)|SVAMP|llm/\w+_CoT_\d+)\.json)"
+    )
+    try:
+        with zipfile.ZipFile(archive) as entries:
+            wanted: dict[str, zipfile.ZipInfo] = {}
+            for entry in entries.infolist():
+                found = file_of.fullmatch(entry.filename)
+                if entry.filename.startswith("/") or ".." in entry.filename.split("/"):
+                    raise UserError(f"this is not the authors' archive: it has an entry {entry.filename!r}")
+                if found and wanted.setdefault(found[1], entry) is not entry:
+                    raise UserError(f"this is not the authors' archive: it has {found[1]} twice")
+            for name in names:
+                for split in DATA_SETS[name].splits:
+                    if (path := f"{name}/{name}_{split}.json") not in wanted:
+                        raise UserError(f"this is not the authors' archive: it has no {path}")
+            if sum(entry.file_size for entry in wanted.values()) > MAX_UNPACKED_BYTES:
+                raise UserError(
+                    f"this is not the authors' archive: over {MAX_UNPACKED_BYTES:,} bytes unpacked"
+                )
+            for target, entry in wanted.items():
+                (into / target).parent.mkdir(parents=True, exist_ok=True)
+                with entries.open(entry) as source, (into / target).open("wb") as file:
+                    shutil.copyfileobj(source, file)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"what was fetched is not a sound zip archive ({error}): try again") from None
+
+
+def make_asdiv(into: Path) -> None:
+    """Writes ASDiv as the released loader reads it; its authors' fold 4 is the test set."""
+    for name, digest in ASDIV_SHA256.items():
+        path = into / Path(name).name
+        download(f"{ASDIV_URL}/{name}", path)
+        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            raise UserError(f"{ASDIV_URL}/{name} is not what was published: its sha256 is not {digest}")
+    test_ids = set((into / "fold4.txt").read_text().split())
+    rows: dict[str, list[str]] = {"train": [], "test": []}
+    for problem in ElementTree.parse(into / "ASDiv.xml").iter("Problem"):
+        row = {key: problem.findtext(key) for key in ("Body", "Question", "Formula", "Answer")}
+        rows["test" if problem.get("ID") in test_ids else "train"].append(json.dumps(row) + "\n")
+    (into / "asdiv").mkdir()
+    for split, lines in rows.items():
+        DATA_SETS["asdiv"].path(split, into).write_text("".join(lines))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m cot_jax.prepare_data", description="Fetches published data sets."
+    )
+    parser.add_argument("names", nargs="+", choices=KNOWN, metavar="NAME", help=", ".join(KNOWN))
+    parser.add_argument("--root", type=Path, required=True, help="folder to put the data sets into")
+    parser.add_argument(
+        "--url", default=ARCHIVE_URL, help="the authors' archive; file:///PATH for one at hand"
+    )
+    flags = parser.parse_args(arguments)
+    try:
+        prepare(list(dict.fromkeys(flags.names)), flags.root, flags.url)
+    except (UserError, OSError) as error:  # OSError: no permission, no space, each in one line
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,362 @@
+"""The streamed vocabulary pass against its definition, against torch, on eight devices, and in memory."""
+
+import math
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from cot_jax.losses.vocabulary import _Chunks, plain_vocabulary_pass, vocabulary_pass
+
+B, T, D, V = 4, 11, 6, 17
+# Rows of a chunk: one position; ragged, three positions at a time; everything at once.
+CHUNK_ROWS = (1, 15, 1000)
+LENGTHS_B = np.array([11, 4, 1, 0])
+LENGTH_MASK = np.arange(T) < LENGTHS_B[:, None]
+
+
+def _inputs(dtype=np.float64, b=B, t=T):
+    rng = np.random.default_rng(0)
+    hidden_BTD = rng.normal(size=(b, t, D)).astype(dtype)
+    head_DV = rng.normal(size=(D, V)).astype(dtype)
+    return hidden_BTD, head_DV, rng.integers(0, V, (b, t)).astype(np.int32)
+
+
+def _weighed(run, cotangent, hidden_BTD, head_DV, target_BT, mask_BT):
+    """The pass and its gradients for given cotangents of nll, entropy and map, where it has them."""
+
+    def total(hidden_BTD, head_DV):
+        found = run(hidden_BTD, head_DV, target_BT, mask_BT)
+        differentiable = found._replace(correct_BT=None)
+        weighed = jax.tree.map(lambda weight, leaf: (weight * leaf).sum(), cotangent, differentiable)
+        return sum(jax.tree.leaves(weighed)), found
+
+    grads, found = jax.grad(total, argnums=(0, 1), has_aux=True)(hidden_BTD, head_DV)
+    return found, grads
+
+
+def _random_cotangent(found):
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), found._replace(correct_BT=None))
+
+
+def _assert_trees_close(actual, expected, atol):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == e.dtype
+        np.testing.assert_allclose(np.asarray(a, np.float64), np.asarray(e, np.float64), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "temperature", "entropy"),
+    [
+        (None, 1.0, False),
+        (None, 1.0, True),
+        ("max", 1.0, False),
+        ("max", 2.5, True),
+        ("mean", 1.0, True),
+        ("mean", 2.5, False),
+        ("sum", 1.0, False),
+        ("sum", 2.5, True),
+    ],
+)
+def test_equals_the_definition_in_float64(reduction, temperature, entropy):
+    with jax.enable_x64(True):
+        inputs = _inputs()
+        kinds = {"reduction": reduction, "temperature": temperature, "entropy": entropy}
+        plain = partial(plain_vocabulary_pass, **kinds)
+        cotangent = _random_cotangent(jax.eval_shape(plain, *inputs))
+        definition = jax.jit(partial(_weighed, plain, cotangent))
+        streams = [partial(vocabulary_pass, chunk_rows=rows, **kinds) for rows in CHUNK_ROWS]
+        streams = [jax.jit(partial(_weighed, stream, cotangent)) for stream in streams]
+        for mask_BT in (LENGTH_MASK, np.arange(T) % 3 == np.arange(B)[:, None]):
+            expected = definition(*inputs, mask_BT)
+            for stream in streams:
+                _assert_trees_close(stream(*inputs, mask_BT), expected, atol=1e-12)
+        assert (expected[0].map_BV is None) == (reduction is None)
+        assert (expected[0].entropy_BT is None) == (not entropy)
+
+
+@pytest.mark.parametrize("reduction", ["max", "mean", "sum"])
+def test_without_a_mask_every_position_enters_the_map(reduction):
+    inputs = _inputs(np.float32)
+    for run in (plain_vocabulary_pass, partial(vocabulary_pass, chunk_rows=15)):
+        everything = run(*inputs, np.ones((B, T), bool), reduction=reduction)
+        _assert_trees_close(run(*inputs, reduction=reduction), everything, atol=0)
+
+
+def test_definition_against_formulas():
+    with jax.enable_x64(True):
+        hidden_BTD, head_DV, target_BT = _inputs()
+        z_BTV = hidden_BTD @ head_DV
+        p_BTV = np.exp(z_BTV) / np.exp(z_BTV).sum(-1, keepdims=True)
+        warm_BTV = np.exp(z_BTV / 3) / np.exp(z_BTV / 3).sum(-1, keepdims=True)
+        real_BT1 = LENGTH_MASK[..., None]
+        counts_B1 = np.maximum(LENGTHS_B, 1)[:, None]
+        expected_maps = {
+            "max": np.where(real_BT1, warm_BTV, 0).max(1),
+            "sum": np.where(real_BT1, warm_BTV, 0).sum(1),
+            "mean": np.where(real_BT1, warm_BTV, 0).sum(1) / counts_B1,
+        }
+        for reduction, map_BV in expected_maps.items():
+            found = plain_vocabulary_pass(
+                hidden_BTD,
+                head_DV,
+                target_BT,
+                LENGTH_MASK,
+                reduction=reduction,
+                temperature=3.0,
+                entropy=True,
+            )
+            np.testing.assert_allclose(found.map_BV, map_BV, rtol=1e-13)
+            np.testing.assert_allclose(found.entropy_BT, -(p_BTV * np.log(p_BTV)).sum(-1), rtol=1e-12)
+            picked_BT = np.take_along_axis(p_BTV, target_BT[..., None], -1)[..., 0]
+            np.testing.assert_allclose(found.nll_BT, -np.log(picked_BT), rtol=1e-12)
+            np.testing.assert_array_equal(found.correct_BT, z_BTV.argmax(-1) == target_BT)
+            assert found.correct_BT.dtype == bool
+            assert found.correct_BT.any()  # else the comparison above says little
+
+
+@pytest.mark.parametrize("reduction", ["max", "mean", "sum"])
+def test_row_without_positions_has_zero_map_and_gradient(reduction):
+    hidden_BTD, head_DV, target_BT = _inputs(np.float32)
+
+    def map_of(hidden_BTD):
+        run = partial(vocabulary_pass, reduction=reduction, chunk_rows=15)
+        return run(hidden_BTD, head_DV, target_BT, LENGTH_MASK).map_BV
+
+    map_BV, pull = jax.vjp(map_of, hidden_BTD)
+    (dhidden_BTD,) = pull(jnp.ones_like(map_BV).at[:, 0].set(2.0))
+    empty = LENGTHS_B == 0
+    assert not np.asarray(map_BV)[empty].any()
+    assert not np.asarray(dhidden_BTD)[~LENGTH_MASK].any()
+    assert np.asarray(dhidden_BTD)[LENGTH_MASK].any()
+    assert np.abs(np.asarray(map_BV)[~empty]).min() > 0
+
+
+@pytest.mark.parametrize("rows", CHUNK_ROWS)
+def test_first_of_equal_maxima_takes_the_gradient(rows):
+    # All positions alike, hence every v ties over all of T; small integers keep the logits exact.
+    hidden_BTD = np.broadcast_to(np.array([1.0, 2, -1, 0, 1, 1], np.float32), (B, T, D))
+    head_DV = np.random.default_rng(0).integers(-2, 3, (D, V)).astype(np.float32)
+    mask_BT = (np.arange(T) >= 2) & np.ones((B, 1), bool)
+
+    def total(run, hidden_BTD):
+        found = run(hidden_BTD, head_DV, np.zeros((B, T), np.int32), mask_BT, reduction="max")
+        return (found.map_BV**2).sum()
+
+    dhidden_BTD = np.array(jax.grad(partial(total, partial(vocabulary_pass, chunk_rows=rows)))(hidden_BTD))
+    expected_BTD = np.array(jax.grad(partial(total, plain_vocabulary_pass))(hidden_BTD))
+    assert np.abs(dhidden_BTD[:, 2]).max() > 1e-2
+    dhidden_BTD[:, 2] -= expected_BTD[:, 2]
+    np.testing.assert_allclose(dhidden_BTD, 0, atol=1e-6)
+
+
+def _mutual_information(label_map_BV, rationale_map_BV):
+    p_BV, q_BV = jax.lax.stop_gradient(label_map_BV), rationale_map_BV
+    return (p_BV.sum(-1) * jax.nn.logsumexp(q_BV, axis=-1) - (p_BV * q_BV).sum(-1)).mean()
+
+
+def test_gradient_of_mutual_information_equals_torch_with_ties():
+    torch = pytest.importorskip("torch", reason="parity needs PyTorch")
+    functional = torch.nn.functional
+    with jax.enable_x64(True):
+        label_BTD, head_DV, label_BT = _inputs(t=5)
+        rationale_BTD, _, rationale_BT = _inputs(t=T)
+        for hidden_BTD in (label_BTD, rationale_BTD):
+            hidden_BTD[:, 2:] = hidden_BTD[:, :-2].copy()  # repeats with period two: every maximum ties
+        head = torch.tensor(head_DV, requires_grad=True)
+        label = torch.tensor(label_BTD, requires_grad=True)
+        rationale = torch.tensor(rationale_BTD, requires_grad=True)
+        z_label, z_rationale = label @ head, rationale @ head
+        p = functional.softmax(z_label.detach(), dim=-1).max(dim=1)[0]
+        q = functional.softmax(z_rationale, dim=-1).max(dim=1)[0]
+        token_means = [
+            functional.cross_entropy(z.flatten(0, 1), torch.tensor(ids, dtype=torch.int64).flatten())
+            for z, ids in ((z_label, label_BT), (z_rationale, rationale_BT))
+        ]
+        (0.5 * sum(token_means) + 0.1 * functional.cross_entropy(q, p)).backward()
+
+        def total(label_BTD, rationale_BTD, head_DV, rows):
+            run = partial(vocabulary_pass, reduction="max", chunk_rows=rows)
+            label_pass = run(label_BTD, head_DV, label_BT)
+            rationale_pass = run(rationale_BTD, head_DV, rationale_BT)
+            mi = _mutual_information(label_pass.map_BV, rationale_pass.map_BV)
+            return 0.5 * (label_pass.nll_BT.mean() + rationale_pass.nll_BT.mean()) + 0.1 * mi
+
+        for rows in CHUNK_ROWS:
+            grads = jax.grad(total, argnums=(0, 1, 2))(label_BTD, rationale_BTD, head_DV, rows)
+            for ours, theirs in zip(grads, (label, rationale, head), strict=True):
+                np.testing.assert_allclose(ours, theirs.grad.numpy(), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(("reduction", "expected"), [("max", 1.911866), ("mean", 1.134109)])
+def test_mutual_information_worked_example(reduction, expected):
+    z_label_BTV = np.array([[[2, 0, -1], [0, 1, 0]]], np.float32)
+    z_rationale_BTV = np.array([[[0, 0, 3], [1, 0, 0], [0, 2, 0]]], np.float32)
+    maps = []
+    for z_BTV in (z_label_BTV, z_rationale_BTV):  # the identity as head: the hidden states are the logits
+        ids_BT = np.zeros(z_BTV.shape[:2], np.int32)
+        run = partial(vocabulary_pass, reduction=reduction, chunk_rows=1)
+        maps.append(run(z_BTV, np.eye(3, dtype=np.float32), ids_BT).map_BV)
+    if reduction == "max":
+        np.testing.assert_allclose(maps[0], [[0.843795, 0.576117, 0.211942]], atol=1e-6)
+        np.testing.assert_allclose(maps[1], [[0.576117, 0.786986, 0.909443]], atol=1e-6)
+    np.testing.assert_allclose(_mutual_information(*maps), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", [None, "max", "mean"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_low_precision_is_as_exact_as_the_definition(dtype, reduction):
+    inputs = _inputs(np.float32, b=2, t=60)
+    hidden_BTD = jnp.asarray(inputs[0], dtype)
+    kinds = {"reduction": reduction, "entropy": True}
+    mask_BT = np.arange(60) < np.array([[60], [37]])
+    plain = partial(plain_vocabulary_pass, **kinds)
+    cotangent = jax.tree.map(jnp.float32, _random_cotangent(plain(hidden_BTD, *inputs[1:], mask_BT)))
+    with jax.enable_x64(True):
+        # The same rounded operands, exactly multiplied and summed.
+        head_DV = jnp.asarray(jnp.asarray(inputs[1], dtype), jnp.float64)
+        exact = _weighed(plain, cotangent, hidden_BTD.astype(jnp.float64), head_DV, inputs[2], mask_BT)
+    streamed = partial(vocabulary_pass, chunk_rows=20, **kinds)
+    found, (dhidden_BTD, dhead_DV) = _weighed(streamed, cotangent, hidden_BTD, *inputs[1:], mask_BT)
+    assert (dhidden_BTD.dtype, dhead_DV.dtype, found.nll_BT.dtype) == (dtype, jnp.float32, jnp.float32)
+    exact_found, exact_grads = exact
+    for actual, expected in zip(jax.tree.leaves(found), jax.tree.leaves(exact_found), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=3e-6)
+    eps = float(jnp.finfo(dtype).eps)
+    for actual, expected in zip((dhidden_BTD, dhead_DV), exact_grads, strict=True):
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(np.float64(actual) / scale, expected / scale, atol=4 * eps)
+
+
+def test_nll_is_finite_for_extreme_logits():
+    hidden_BTD = np.full((1, 3, D), 300.0, np.float32)
+    head_DV = np.linspace(-300, 300, D * V, dtype=np.float32).reshape(D, V)
+    target_BT = np.zeros((1, 3), np.int32)
+
+    def total(hidden_BTD):
+        found = vocabulary_pass(hidden_BTD, head_DV, target_BT, reduction="max", entropy=True)
+        return found.nll_BT.sum() + found.entropy_BT.sum() + found.map_BV.sum()
+
+    value, grad = jax.value_and_grad(total)(hidden_BTD)
+    assert np.isfinite(value)
+    assert np.isfinite(grad).all()
+
+
+def test_what_is_detached_costs_nothing_in_the_backward_pass():
+    inputs = _inputs(np.float32)
+
+    def exponentials(detach):
+        def total(hidden_BTD, head_DV, target_BT):
+            found = vocabulary_pass(
+                hidden_BTD, head_DV, target_BT, reduction="sum", temperature=2.0, entropy=True
+            )
+            rest = (found.entropy_BT.sum(), (found.map_BV**2).sum())
+            return found.nll_BT.sum() + sum(jax.lax.stop_gradient(rest) if detach else rest)
+
+        return str(jax.make_jaxpr(jax.grad(total))(*inputs)).count(" exp ")
+
+    # Forward: of z, of z / 2 for its logsumexp and for the map. Backward: of z, and of z / 2 for the map.
+    assert (exponentials(detach=True), exponentials(detach=False)) == (4, 5)
+
+
+def test_unknown_reduction_raises():
+    with pytest.raises(ValueError, match="reduction 'maximum' is none of"):
+        vocabulary_pass(*_inputs(np.float32), reduction="maximum")
+
+
+@pytest.mark.parametrize("rows", [1, 100, 512, 4096])
+def test_chunks_cover_every_position_once_and_waste_little(rows):
+    for b in (1, 8, 64, 600):
+        for length in (1, 2, 5, 46, 48, 128, 257):
+            hidden_BTD = jax.ShapeDtypeStruct((b, length, D), jnp.float32)
+            chunks = _Chunks.of(hidden_BTD, rows)
+            most = max(rows // b, 1)
+            assert most / 2 < chunks.size <= most or chunks.size > length / 2
+            assert 0 <= chunks.positions.size - length < chunks.size
+            np.testing.assert_array_equal(chunks.positions.ravel(), np.arange(chunks.positions.size))
+            array_BT = np.arange(b * length).reshape(b, length)
+            np.testing.assert_array_equal(chunks.join(chunks.split(array_BT)), array_BT)
+    assert _Chunks.of(jax.ShapeDtypeStruct((64, 48, D), jnp.float32), 11 * 64).size == 8  # not 11
+
+
+SHARDINGS = {
+    "replicated head": ((8,), ("data",), PartitionSpec()),
+    "head divided over V": ((8,), ("data",), PartitionSpec(None, "data")),
+    "head divided over D and V": ((2, 2, 2), ("data", "fsdp", "model"), PartitionSpec("fsdp", "model")),
+}
+
+
+@pytest.mark.parametrize("name", SHARDINGS)
+def test_eight_devices_equal_one_and_keep_their_rows(name):
+    sizes, axes, head_spec = SHARDINGS[name]
+    batch_axes = tuple(axis for axis in axes if axis != "model")
+    rng = np.random.default_rng(0)
+    b, t, d, v = 16, 13, 24, 64
+    hidden_BTD = rng.normal(size=(b, t, d)).astype(np.float32)
+    head_DV = rng.normal(size=(d, v)).astype(np.float32) / 5
+    target_BT = rng.integers(0, v, (b, t)).astype(np.int32)
+    mask_BT = np.arange(t) < rng.integers(1, t + 1, b)[:, None]
+
+    def total(run, hidden_BTD, head_DV, target_BT, mask_BT):
+        found = run(hidden_BTD, head_DV, target_BT, mask_BT, reduction="max", entropy=True)
+        return found.nll_BT.mean() + (found.entropy_BT**2).mean() + (found.map_BV**2).sum(-1).mean()
+
+    arrays = (hidden_BTD, head_DV, target_BT, mask_BT)
+    expected = jax.value_and_grad(partial(total, plain_vocabulary_pass), argnums=(0, 1))(*arrays)
+    mesh = jax.make_mesh(sizes, axes, axis_types=(AxisType.Auto,) * len(axes))
+    rows, head = (NamedSharding(mesh, spec) for spec in (PartitionSpec(batch_axes), head_spec))
+    run = partial(vocabulary_pass, chunk_rows=16, batch_axes=batch_axes)
+    with jax.set_mesh(mesh):
+        step = jax.jit(
+            jax.value_and_grad(partial(total, run), argnums=(0, 1)),
+            in_shardings=(rows, head, rows, rows),
+            out_shardings=(NamedSharding(mesh, PartitionSpec()), (rows, head)),
+        )
+        compiled = step.lower(*arrays).compile()
+    placed = [jax.device_put(a, s) for a, s in zip(arrays, (rows, head, rows, rows), strict=True)]
+    _assert_trees_close(compiled(*placed), expected, atol=2e-6)
+
+    gathered = re.findall(r"(\w+\[[\d,]*\])\S* all-gather\(", compiled.as_text())
+    v_local = v // 2 if "model" in axes else v
+    assert set(gathered) == (set() if head_spec == PartitionSpec() else {f"f32[{d},{v_local}]"})
+    if "model" not in axes:  # over a model axis the logsumexp of each chunk crosses devices, and must
+        loops = [body for body in _computations(compiled.as_text()) if "dynamic-update-slice" in body]
+        assert loops
+        assert not any(re.search(r" (all-|reduce-scatter|collective-)\S*\(", body) for body in loops)
+
+
+def _computations(hlo):
+    return [part for part in re.split(r"\n(?=%|ENTRY)", hlo) if not part.startswith("ENTRY")]
+
+
+def _head_program(run):
+    """Compiles loss and gradients of DSS with MI at the size of T5-base and a batch of 64."""
+    b, d, v = 64, 768, 32_128
+
+    def total(label_BTD, rationale_BTD, head_DV, label_BT, rationale_BT):
+        label = run(label_BTD, head_DV, label_BT, reduction="max")
+        rationale = run(rationale_BTD, head_DV, rationale_BT, reduction="max")
+        mi = _mutual_information(label.map_BV, rationale.map_BV)
+        return 0.5 * label.nll_BT.mean() + 0.5 * rationale.nll_BT.mean() + 0.1 * mi
+
+    shapes = [
+        *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((b, 128, d), (b, 256, d), (d, v))),
+        *(jax.ShapeDtypeStruct((b, t), jnp.int32) for t in (128, 256)),
+    ]
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2))).lower(*shapes).compile()
+
+
+def test_memory_at_the_published_size():
+    streamed, plain = _head_program(vocabulary_pass), _head_program(plain_vocabulary_pass)
+    temporary = streamed.memory_analysis().temp_size_in_bytes
+    assert temporary <= 0.5 * 2**30
+    assert 10 * temporary <= plain.memory_analysis().temp_size_in_bytes
+    # No array of the program is larger than the head's gradient: not logits, in no shape and no type.
+    shapes = re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", streamed.as_text())
+    assert max(math.prod(map(int, shape.split(","))) for shape in shapes) == 768 * 32_128

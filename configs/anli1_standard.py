@@ -1,0 +1,12 @@
+"""Standard fine-tuning on ANLI round 1, T5-base.
+
+Published test accuracy: 43.58 % (as reported by Chen et al. 2024; theirs, not reproduced here).
+
+    python -m cot_jax.train --config=configs/anli1_standard.py --config.data.root=DIR
+"""
+
+from configs import common
+
+
+def get_config():
+    return common.published("anli1", "standard")

@@ -1,0 +1,29 @@
+"""What every experiment starts from: the published recipe of Distilling Step-by-Step.
+
+AdamW at 5e-5 decaying linearly to 0 over 10,000 steps, batch 64, dropout 0.1, an evaluation every 250
+steps (Hsieh et al. 2023, released code). `python -m cot_jax.train --help` lists every key.
+"""
+
+from cot_jax.config import default_config
+
+
+def get_config():
+    return default_config()
+
+
+def published(task: str, method: str):
+    """The published experiment on `task`: T5 v1.1 base, PaLM 540B's rationales, gold labels."""
+    config = default_config()
+    config.data.task = task
+    config.objective.method = method
+    config.model.pretrained = "google/t5-v1_1-base"
+    return config
+
+
+def demo(method: str):
+    """The embedded default: generated word problems and a tiny T5 from scratch; minutes on two cores."""
+    config = default_config()
+    config.data.task = "word_problems"
+    config.objective.method = method
+    config.model.preset = "tiny"
+    return config

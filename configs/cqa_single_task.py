@@ -1,0 +1,12 @@
+"""Single-task rationale and label on CommonsenseQA, T5-base.
+
+Published test accuracy: 61.37 % (as reported by Chen et al. 2024; theirs, not reproduced here).
+
+    python -m cot_jax.train --config=configs/cqa_single_task.py --config.data.root=DIR
+"""
+
+from configs import common
+
+
+def get_config():
+    return common.published("cqa", "single_task")

@@ -1,0 +1,13 @@
+"""Distilling Step-by-Step on e-SNLI, T5-base.
+
+Published test accuracy: 89.51 % (Hsieh et al. 2023, as reported by
+Chen et al. 2024; theirs, not reproduced here).
+
+    python -m cot_jax.train --config=configs/esnli_dss.py --config.data.root=DIR
+"""
+
+from configs import common
+
+
+def get_config():
+    return common.published("esnli", "dss")

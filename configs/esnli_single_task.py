@@ -1,0 +1,12 @@
+"""Single-task rationale and label on e-SNLI, T5-base.
+
+Published test accuracy: 88.88 % (as reported by Chen et al. 2024; theirs, not reproduced here).
+
+    python -m cot_jax.train --config=configs/esnli_single_task.py --config.data.root=DIR
+"""
+
+from configs import common
+
+
+def get_config():
+    return common.published("esnli", "single_task")

@@ -1,0 +1,12 @@
+"""Single-task rationale and label on SVAMP, T5-base.
+
+Published test accuracy: 63.00 % (as reported by Chen et al. 2024; theirs, not reproduced here).
+
+    python -m cot_jax.train --config=configs/svamp_single_task.py --config.data.root=DIR
+"""
+
+from configs import common
+
+
+def get_config():
+    return common.published("svamp", "single_task")

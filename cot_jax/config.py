@@ -1,0 +1,279 @@
+"""Configuration: a ConfigDict at the border, validated frozen dataclasses inside.
+
+Every key is declared once, below, with its default, its limits and its meaning; `configs/common.py`
+gets its ConfigDict from here, `--help` and the README list what is here. A mistake in a key, a type
+or a value is one line (`UserError`).
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import re
+import sys
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections.config_flags import config_flags
+
+from cot_jax.data.tasks import TASKS
+from cot_jax.data.views import METHODS
+from cot_jax.errors import UserError
+from cot_jax.losses.mutual_information import DETACHABLE, REDUCTIONS, VARIANTS
+from cot_jax.models.student import PRESETS
+
+
+def _key(
+    default: Any,
+    doc: str,
+    *,
+    choices: Sequence[str] = (),
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A dataclass field whose limits `_check` enforces; `low` and `high` are inclusive."""
+    return dataclasses.field(
+        default=default, metadata={"doc": doc, "choices": tuple(choices), "low": low, "high": high}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class WordProblemsConfig:
+    """The embedded generator of arithmetic word problems (task=word_problems)."""
+
+    train: int = _key(4000, "training problems", low=1)
+    valid: int = _key(200, "validation problems", low=1)
+    test: int = _key(1000, "test problems", low=1)
+    max_steps: int = _key(2, "most arithmetic steps of a solution", low=1)
+    distractors: int = _key(1, "most sentences with a number that does not matter", low=0)
+    max_number: int = _key(40, "largest number, given or worked out", low=1)
+    teacher_error_rate: float = _key(
+        0.0, "chance that the teacher overlooks the last step", low=0.0, high=1.0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    task: str = _key("word_problems", "data set", choices=sorted([*TASKS, "word_problems"]))
+    root: str = _key("", "folder with the data sets, in the published layout")
+    label_source: str = _key("gold", "whose label is trained on", choices=("gold", "teacher"))
+    parser: str = _key("corrected", "parser of the teacher's outputs", choices=("corrected", "reference"))
+    compare: str = _key(
+        "auto",
+        "how task=jsonl compares answers; auto = by value if all are equations",
+        choices=("auto", "text", "value"),
+    )
+    max_train_examples: int = _key(0, "keep at most this many training examples; 0 = all", low=0)
+    train_fraction: float = _key(1.0, "share of the training examples to keep", low=0.0, high=1.0)
+    max_input_tokens: int = _key(1024, "inputs are cut here", low=2)
+    max_target_tokens: int = _key(256, "targets are cut here", low=2)
+    max_buckets: int = _key(2, "most lengths that one axis is padded to: compiles against padding", low=1)
+    word_problems: WordProblemsConfig = dataclasses.field(default_factory=WordProblemsConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    pretrained: str = _key("", "Hugging Face repository id or directory; empty = from scratch")
+    preset: str = _key("base", "size when from scratch", choices=sorted(PRESETS))
+    tokenizer: str = _key("", "repository id or directory; empty = the model's (word_problems: trained)")
+    dropout_rate: float = _key(0.1, "dropout rate", low=0.0, high=0.9)
+    compute_dtype: str = _key(
+        "auto",
+        "auto = bfloat16 on GPU and TPU, float32 on CPU",
+        choices=("auto", "float32", "bfloat16"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    method: str = _key("dss", "method", choices=sorted(METHODS))
+    alpha: float = _key(0.5, "weight of the label loss; the rationale loss has 1 - alpha", low=0.0, high=1.0)
+    beta: float = _key(0.1, "weight of the mutual-information loss (method=mi)", low=0.0)
+    mi_variant: str = _key("reference", "form of the mutual-information loss", choices=VARIANTS)
+    mi_reduction: str = _key("max", "how a view's probabilities become one map", choices=REDUCTIONS)
+    mi_detach: str = _key("label", "view whose map carries no gradient", choices=DETACHABLE)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    learning_rate: float = _key(5e-5, "AdamW's peak learning rate; decays linearly to 0", low=0.0)
+    warmup_steps: int = _key(0, "steps of linear warm-up", low=0)
+    clip_norm: float = _key(1.0, "largest global norm of the gradient", low=0.0)
+    weight_decay: float = _key(0.0, "decoupled weight decay (not on norms and biases)", low=0.0)
+    b1: float = _key(0.9, "decay of AdamW's first moment", low=0.0, high=1.0)
+    b2: float = _key(0.999, "decay of AdamW's second moment", low=0.0, high=1.0)
+    eps: float = _key(1e-8, "AdamW's epsilon", low=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    steps: int = _key(10_000, "optimizer steps", low=1)
+    batch_size: int = _key(64, "examples a step, over all devices", low=1)
+    eval_every: int = _key(250, "steps between evaluations on validation", low=1)
+    checkpoint_every: int = _key(250, "steps between checkpoints", low=1)
+    log_every: int = _key(50, "steps between printed lines", low=1)
+    wandb: bool = _key(False, "also log to Weights & Biases (pip install cot-jax[wandb])")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    batch_size: int = _key(64, "examples generated at once, over all devices", low=1)
+    max_new_tokens: int = _key(64, "longest generated answer", low=1)
+    max_examples: int = _key(0, "validation examples used during training; 0 = all", low=0)
+    reference_protocol: bool = _key(
+        False, "evaluate on test every eval_every steps too and report last and best, as published"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything a run depends on but its work directory."""
+
+    seed: int = _key(0, "seed of initialisation, dropout, data order and generated data", low=0)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Returns every key with its default, for `configs/*.py` to change."""
+    return ml_collections.ConfigDict(dataclasses.asdict(Config()))
+
+
+def describe_keys(cls: type = Config, path: str = "config") -> Iterator[tuple[str, Any, str]]:
+    """Yields (key, default, meaning with its choices) of every key, in order."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        name = f"{path}.{field.name}"
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from describe_keys(hints[field.name], name)
+        else:
+            choices = " | ".join(field.metadata["choices"])
+            yield name, field.default, field.metadata["doc"] + (f" ({choices})" if choices else "")
+
+
+def freeze(values: Any, cls: type = Config, path: str = "config") -> Any:
+    """Turns a ConfigDict (or a dict) into the frozen dataclass `cls`, checking every key.
+
+    Raises:
+      UserError: unknown or missing key, wrong type, value out of range; names the key.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    values = dict(values.items())
+    for name in values.keys() - fields.keys():
+        raise UserError(_unknown_key(f"{path}.{name}"))
+    for name in fields.keys() - values.keys():
+        raise UserError(f"{path}.{name} is missing: start from cot_jax.config.default_config()")
+    frozen = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints[name]):
+            frozen[name] = freeze(value, hints[name], f"{path}.{name}")
+        else:
+            frozen[name] = _check(value, hints[name], fields[name].metadata, f"{path}.{name}")
+    return cls(**frozen)
+
+
+def _check(value: Any, kind: type, limits: Any, path: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UserError(f"{path}={value!r}: expected {kind.__name__}, found {type(value).__name__}")
+    if limits["choices"] and value not in limits["choices"]:
+        raise UserError(f"{path}={value!r}: must be one of {', '.join(limits['choices'])}")
+    # Written so that NaN fails too.
+    if limits["low"] is not None and not value >= limits["low"]:
+        raise UserError(f"{path}={value!r}: must be at least {limits['low']}")
+    if limits["high"] is not None and not value <= limits["high"]:
+        raise UserError(f"{path}={value!r}: must be at most {limits['high']}")
+    return value
+
+
+def _unknown_key(path: str) -> str:
+    known = [name for name, _, _ in describe_keys()]
+    close = difflib.get_close_matches(path, known, n=1)
+    return f"{path}: no such key" + (f"; did you mean {close[0]}?" if close else "; --help lists all keys")
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandLine:
+    config: Config
+    workdir: Path
+    dry_run: bool
+
+
+def parse_command_line(argv: Sequence[str], summary: str) -> CommandLine:
+    """Reads `--config=FILE --config.x=y ... [--workdir=DIR] [--dry_run]`.
+
+    Args:
+      argv: the program's name, then its arguments.
+      summary: the first lines of `--help`.
+
+    Raises:
+      UserError: anything wrong with the flags, the config file or a value.
+      SystemExit: after `--help`, with status 0.
+    """
+    argv = list(argv)
+    if any(re.fullmatch("--?h(elp(full)?)?", arg) for arg in argv[1:]):
+        print(_help(summary))
+        raise SystemExit(0)
+    file = next((a.split("=", 1)[1] for a in argv[1:] if re.match("--?config=", a)), None)
+    if file is None:
+        raise UserError("--config=FILE is needed, e.g. --config=configs/demo_mi.py")
+    _check_config_file(Path(file))
+    known = {name for name, _, _ in describe_keys()}
+    for arg in argv[1:]:
+        override = re.match(r"--?(?:no)?(config\.[^=]*)", arg)
+        if override and override[1] not in known:
+            raise UserError(_unknown_key(override[1]))
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "", flag_values=values)
+    # A config file starts from its neighbour common.py, from whichever directory we are run.
+    sys.path.insert(0, str(Path(file).resolve().parent.parent))
+    try:
+        rest = values(argv)
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from None
+    except (AttributeError, KeyError, ImportError, SyntaxError, NameError) as error:
+        raise UserError(f"{file}: {type(error).__name__}: {' '.join(str(error).split())}") from None
+    finally:
+        sys.path.pop(0)
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}: every flag begins with --")
+    config = freeze(holder.value)
+    workdir = Path(values.workdir or Path("runs") / Path(file).stem)
+    return CommandLine(config, workdir, values.dry_run)
+
+
+def _check_config_file(file: Path) -> None:
+    if not file.is_file():
+        close = difflib.get_close_matches(file.name, [f.name for f in file.parent.glob("*.py")], n=1)
+        raise UserError(
+            f"{file}: no such config file" + (f"; did you mean {file.parent / close[0]}?" if close else "")
+        )
+    if importlib.util.spec_from_file_location("config", file) is None:
+        raise UserError(f"{file}: a config file ends in .py and defines get_config()")
+
+
+def _help(summary: str) -> str:
+    keys = "\n".join(f"  --{name}={default!r}\n      {doc}" for name, default, doc in describe_keys())
+    return (
+        f"{summary}\n\n"
+        "  --config=FILE      experiment to run, e.g. configs/demo_mi.py\n"
+        "  --workdir=DIR      where the run is written and resumed from (default: runs/NAME of the config)\n"
+        "  --dry_run          print what would run, with one decoded example a view, and stop\n\n"
+        f"Keys (defaults of configs/common.py):\n{keys}"
+    )
+
+
+def to_json(config: Config) -> str:
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"

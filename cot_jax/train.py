@@ -1,0 +1,40 @@
+"""Train a student: python -m cot_jax.train --config=configs/demo_mi.py [--workdir=DIR] [--config.x=y]"""
+
+import sys
+from collections.abc import Sequence
+
+from cot_jax.config import parse_command_line
+from cot_jax.errors import UserError
+from cot_jax.training.experiment import prepare
+from cot_jax.training.loop import PREEMPTED, Diverged, Preempted, dry_run, train
+from cot_jax.training.report import say
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status: 0, 1 diverged, 2 usage, 75 stopped and saved."""
+    try:
+        command = parse_command_line(argv, __doc__)
+        experiment = prepare(command.config)
+        if command.dry_run:
+            print(*dry_run(experiment), sep="\n")
+            return 0
+        result = train(experiment, command.workdir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Preempted as notice:
+        print(notice, file=sys.stderr)
+        return PREEMPTED
+    say(
+        f"best on validation: step {result['best_step']}, accuracy {result['valid/accuracy']:.4f}\n"
+        f"test accuracy: {result['test/accuracy']:.4f}\n"
+        f"written to {command.workdir / 'result.json'}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

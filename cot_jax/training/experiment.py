@@ -1,0 +1,247 @@
+"""From a config to what a run needs: examples, tokenizer, student, token ids, widths."""
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cot_jax.config import Config, ModelConfig
+from cot_jax.data import tasks, views, word_problems
+from cot_jax.data import tokenizer as tokenizers
+from cot_jax.data.batches import Ragged, TokenizedView, Widths
+from cot_jax.data.examples import Example
+from cot_jax.data.tokenizer import Tokenizer
+from cot_jax.data.views import View
+from cot_jax.errors import UserError
+from cot_jax.losses.objective import MutualInformation, Objective, make_objective
+from cot_jax.models import student as students
+from cot_jax.models.student import Params, Student
+
+# Room for every word of the generated problems as one piece, which is about 200.
+_WORD_PROBLEM_PIECES = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything a run reads; `report` says in plain lines what was counted on the way."""
+
+    config: Config
+    splits: tasks.Splits
+    tokenizer: Tokenizer
+    student: Student
+    pretrained: Params | None  # None: from scratch
+    views: tuple[View, ...]
+    train_examples: tuple[Example, ...]
+    train: dict[str, TokenizedView]
+    widths: Widths
+    report: tuple[str, ...]
+
+    @property
+    def answer_view(self) -> View:
+        """The view that answers the question at test time."""
+        return self.views[0]
+
+
+def prepare(config: Config) -> Experiment:
+    """Loads and checks everything `config` names; writes nothing.
+
+    Raises:
+      UserError: data, tokenizer or weights that are missing or do not fit.
+    """
+    method = views.METHODS[config.objective.method]
+    splits, tokenizer = _load_data(config)
+    train_examples, report = _training_examples(config, splits, method)
+    student, pretrained = _load_student(config.model, tokenizer)
+    train, token_report = tokenize(method, train_examples, tokenizer, config)
+    widths = Widths.choose(train, config.train.batch_size, config.data.max_buckets)
+    return Experiment(
+        config=config,
+        splits=splits,
+        tokenizer=tokenizer,
+        student=student,
+        pretrained=pretrained,
+        views=method,
+        train_examples=train_examples,
+        train=train,
+        widths=widths,
+        report=(*splits.report, *report, *token_report),
+    )
+
+
+def build_objective(experiment: Experiment, batch_axes: tuple[str, ...] = ()) -> Objective:
+    """Returns the loss of the configured method (`batch_axes` as in `make_objective`)."""
+    config = experiment.config.objective
+    terms = {view.name: view.term for view in experiment.views}
+    if len(terms) == 1:
+        weights = dict.fromkeys(terms.values(), 1.0)
+    else:
+        weights = {"label": config.alpha, "rationale": 1.0 - config.alpha}
+    mi = None
+    if config.method == "mi":
+        by_term = {term: name for name, term in terms.items()}
+        mi = MutualInformation(
+            label_view=by_term["label"],
+            rationale_view=by_term["rationale"],
+            weight=config.beta,
+            variant=config.mi_variant,
+            reduction=config.mi_reduction,
+            detach=config.mi_detach,
+        )
+    return make_objective(experiment.student, terms, weights, mi, batch_axes)
+
+
+def tokenize(
+    method: Sequence[View], examples: Sequence[Example], tokenizer: Tokenizer, config: Config
+) -> tuple[dict[str, TokenizedView], list[str]]:
+    """Returns the examples' token ids through every view, and lines that say what was cut or unknown."""
+    data, label_source = config.data, config.data.label_source
+    tokenized, report = {}, []
+    for view in method:
+        # What a view lacks becomes an empty sequence, which no loss counts.
+        targets = [view.writes(example, training_label(example, label_source)) for example in examples]
+        sources = [view.source(example) for example in examples]
+        pairs = [
+            (source, target) if source is not None and target is not None else (None, None)
+            for source, target in zip(sources, targets, strict=True)
+        ]
+        inputs, input_line = _encode(tokenizer, [source for source, _ in pairs], data.max_input_tokens)
+        outputs, target_line = _encode(tokenizer, [target for _, target in pairs], data.max_target_tokens)
+        tokenized[view.name] = TokenizedView(inputs, outputs)
+        report += [f"view {view.name}: inputs {input_line}", f"view {view.name}: targets {target_line}"]
+    return tokenized, report
+
+
+def training_label(example: Example, label_source: str) -> str | None:
+    return example.label if label_source == "gold" else example.teacher_label
+
+
+def encode_questions(
+    view: View, examples: Sequence[Example], tokenizer: Tokenizer, max_tokens: int
+) -> tuple[Ragged, str]:
+    """Returns the inputs of `view` for answering, and a line that says what was counted.
+
+    An example that lacks part of the view's input is still a question: it is asked without.
+    """
+    sources = [view.source(example) for example in examples]
+    bare = sum(source is None for source in sources)
+    filled = [
+        view.prefix + example.input if source is None else source
+        for source, example in zip(sources, examples, strict=True)
+    ]
+    encoded, line = _encode(tokenizer, filled, max_tokens)
+    return encoded, line + (f", {bare} without a rationale" if bare else "")
+
+
+def _encode(tokenizer: Tokenizer, texts: Sequence[str | None], max_tokens: int) -> tuple[Ragged, str]:
+    present = [text for text in texts if text is not None]
+    ids, truncated = tokenizer.encode(present, max_tokens)
+    following = iter(ids)
+    ragged = Ragged([next(following) if text is not None else [] for text in texts])
+    lengths = ragged.lengths[ragged.lengths > 0]
+    line = (
+        f"{len(present)} texts, {lengths.mean() if len(lengths) else 0:.1f} tokens on average, "
+        f"{lengths.max(initial=0)} at most, {truncated} cut at {max_tokens}, "
+        f"{100 * tokenizer.unknown_rate(ids):.3f} % unknown tokens"
+    )
+    return ragged, line
+
+
+def _load_data(config: Config) -> tuple[tasks.Splits, Tokenizer]:
+    data, source = config.data, config.model.tokenizer or config.model.pretrained
+    if data.task == "word_problems":
+        problems = word_problems.splits(seed=config.seed, **dataclasses.asdict(data.word_problems))
+        splits = tasks.as_splits(data.task, problems, None, by_value=True)
+        return splits, tokenizers.load(source) if source else _train_tokenizer(splits)
+    if not data.root:
+        raise UserError(
+            f"config.data.task={data.task} reads files: give their folder with --config.data.root=DIR"
+        )
+    if not source:
+        raise UserError(
+            "a student from scratch needs a tokenizer: give a directory or repository id with "
+            "--config.model.tokenizer=DIR, e.g. t5-base"
+        )
+    tokenizer = tokenizers.load(source)
+    splits = tasks.load(
+        data.task, Path(data.root), parser=data.parser, end_token=tokenizer.eos_token, compare=data.compare
+    )
+    return splits, tokenizer
+
+
+def _train_tokenizer(splits: tasks.Splits) -> Tokenizer:
+    prefixes = sorted({view.prefix for method in views.METHODS.values() for view in method})
+    texts = [
+        text or ""
+        for example in splits.train
+        for text in (example.input, example.label, example.rationale, views.ANSWER_MARK, *prefixes)
+    ]
+    with tempfile.TemporaryDirectory() as directory:
+        return tokenizers.train(texts, _WORD_PROBLEM_PIECES, directory)
+
+
+def _training_examples(
+    config: Config, splits: tasks.Splits, method: Sequence[View]
+) -> tuple[tuple[Example, ...], list[str]]:
+    """Selects the share of the training split that is asked for and that has something to learn."""
+    data, report = config.data, []
+    examples = list(splits.train)
+    keep = round(data.train_fraction * len(examples))
+    keep = min(keep, data.max_train_examples or keep)
+    if keep < len(examples):
+        # The smaller of two shares is part of the larger one.
+        chosen = np.sort(np.random.default_rng(config.seed).permutation(len(examples))[:keep])
+        examples = [examples[i] for i in chosen]
+        report.append(f"train: {keep} of {len(splits.train)} examples kept by config.data")
+    teachable = [
+        example
+        for example in examples
+        if any(
+            view.source(example) is not None
+            and view.writes(example, training_label(example, data.label_source)) is not None
+            for view in method
+        )
+    ]
+    if len(teachable) < len(examples):
+        report.append(
+            f"train: {len(examples) - len(teachable)} examples have nothing to learn and are left out"
+        )
+    if not teachable:
+        raise UserError(
+            f"config.objective.method={config.objective.method} has no training example: the data has no "
+            f"{data.label_source} labels or rationales that it could learn from"
+        )
+    return tuple(teachable), report
+
+
+def compute_dtype(config: ModelConfig) -> jnp.dtype:
+    """Returns the dtype of the arithmetic on this backend."""
+    if config.compute_dtype != "auto":
+        return jnp.dtype(config.compute_dtype)
+    return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+
+def _load_student(config: ModelConfig, tokenizer: Tokenizer) -> tuple[Student, Params | None]:
+    dtype = compute_dtype(config)
+    if not config.pretrained:
+        student = students.from_scratch(
+            config.preset,
+            vocab_size=tokenizer.size,
+            dropout_rate=config.dropout_rate,
+            dtype=dtype,
+            pad_id=tokenizer.pad_id,
+            eos_id=tokenizer.eos_id,
+        )
+        return student, None
+    student, params = students.from_pretrained(
+        config.pretrained, dropout_rate=config.dropout_rate, dtype=dtype
+    )
+    if student.vocab_size < tokenizer.size:
+        raise UserError(
+            f"{config.pretrained} has {student.vocab_size} embedding rows but the tokenizer {tokenizer.size} "
+            "tokens: use the tokenizer that the model was trained with (--config.model.tokenizer=)"
+        )
+    return student, params

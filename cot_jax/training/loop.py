@@ -1,0 +1,252 @@
+"""The loop: dispatch a step, read the metrics of the one before, evaluate, save, stop when told."""
+
+import dataclasses
+import json
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from cot_jax.config import Config, to_json
+from cot_jax.errors import UserError
+from cot_jax.metrics.accuracy import accuracy
+from cot_jax.metrics.writers import MetricsWriter
+from cot_jax.training.checkpoints import Checkpoints
+from cot_jax.training.experiment import Experiment, compute_dtype
+from cot_jax.training.report import Clock, Progress, hardware, say
+from cot_jax.training.run import Run
+from cot_jax.training.step import TrainState
+
+PREEMPTED = 75  # exit status: saved, start me again (EX_TEMPFAIL)
+
+
+class Preempted(Exception):
+    """SIGTERM or Ctrl-C came; the state is saved."""
+
+
+class Diverged(Exception):
+    """A loss is not finite."""
+
+
+class _StopSignal:
+    """Notes SIGTERM and SIGINT while active; a second one acts as usual."""
+
+    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __enter__(self) -> "_StopSignal":
+        self.received = False
+        self._previous = [signal.signal(number, self._note) for number in self._SIGNALS]
+        return self
+
+    def _note(self, *_) -> None:
+        self.received = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in zip(self._SIGNALS, self._previous, strict=True):
+            signal.signal(number, handler)
+
+    def __exit__(self, *_) -> None:
+        self._restore()
+
+
+def train(experiment: Experiment, workdir: Path) -> dict[str, Any]:
+    """Trains to the last step, going on from `workdir` where it holds a checkpoint.
+
+    Returns:
+      What `workdir/result.json` says.
+
+    Raises:
+      UserError: the work directory holds a run of another config, or cannot be written.
+      Preempted: stopped by a signal, after saving.
+      Diverged: a loss is not finite; the last good checkpoint is kept.
+    """
+    config = experiment.config
+    result_file = workdir / "result.json"
+    run = Run(experiment)
+    _claim(workdir, config)
+    if result_file.exists():
+        say(f"{workdir} is complete; delete it or choose another --workdir to train again")
+        return json.loads(result_file.read_text(encoding="utf-8"))
+    experiment.tokenizer.save(workdir / "tokenizer")
+    for line in describe(run):
+        say(line)
+    clock = Clock()
+    with jax.set_mesh(run.mesh), Checkpoints(workdir / "checkpoints") as checkpoints:
+        if checkpoints.latest_step is None:
+            state = run.initial_state()
+        else:
+            state = run.restore_latest(checkpoints)
+            say(f"going on from step {checkpoints.latest_step} of {workdir}")
+        wandb_config = dataclasses.asdict(config) if config.train.wandb else None
+        with MetricsWriter(workdir, int(state.step), wandb_config) as writer, _StopSignal() as stop:
+            _steps(run, state, checkpoints, writer, stop, clock)
+            result = _conclude(run, checkpoints, workdir, clock)
+    _write(result_file, json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _steps(
+    run: Run,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    writer: MetricsWriter,
+    stop: _StopSignal,
+    clock: Clock,
+) -> None:
+    config = run.experiment.config.train
+    first = int(state.step)
+    splits = ("valid", "test") if run.experiment.config.evaluation.reference_protocol else ("valid",)
+
+    def due(step):
+        return step > 0 and (step % config.eval_every == 0 or step == config.steps)
+
+    def record(step, metrics):
+        row = {name: float(value) for name, value in metrics.items()}
+        if broken := [name for name, value in row.items() if not math.isfinite(value)]:
+            raise Diverged(
+                f"step {step}: {', '.join(broken)} not finite; try a lower config.optimizer.learning_rate "
+                f"(the last good checkpoint, step {checkpoints.latest_step or 0}, is kept)"
+            )
+        writer.write(step, row)
+        progress.update(step, row)
+
+    def evaluate(step):
+        row = {f"{split}/accuracy": run.evaluate(state.params, split) for split in splits}
+        writer.write(step, row)
+        writer.flush()
+        say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in row.items()))
+        checkpoints.save_if_best(step, state.params, row["valid/accuracy"])
+
+    with Progress(first, config.steps, config.batch_size, config.log_every) as progress:
+        if due(first) and writer.evaluated < first:  # it was stopped between saving and evaluating
+            evaluate(first)
+        pending = None
+        for step in range(first + 1, config.steps + 1):
+            with clock:
+                state, metrics = run.train_step(state, run.batch(step - 1))
+                if pending:
+                    record(*pending)
+                pending = (step, metrics)
+                if not (due(step) or step % config.checkpoint_every == 0 or stop.received):
+                    continue
+                record(*pending)
+                pending = None
+            writer.flush()
+            checkpoints.save(step, state)
+            if due(step) and not stop.received:
+                evaluate(step)
+            if stop.received:
+                raise Preempted(f"stopped at step {step} and saved; the same command goes on from there")
+
+
+def _conclude(run: Run, checkpoints: Checkpoints, workdir: Path, clock: Clock) -> dict[str, Any]:
+    """Evaluates the best parameters on test, the only time it is looked at, and sums up the run."""
+    experiment, config = run.experiment, run.experiment.config
+    assert checkpoints.best  # the last step is always evaluated
+    step, valid_accuracy = checkpoints.best
+    params = run.restore_best(checkpoints)
+    test_accuracy = run.evaluate(params, "test")
+    result = {
+        "best_step": step,
+        "valid/accuracy": valid_accuracy,
+        "test/accuracy": test_accuracy,
+        "test/teacher_accuracy": teacher_accuracy(experiment),
+        "steps": config.train.steps,
+        "examples": len(experiment.train_examples),
+        "example_visits": config.train.steps * config.train.batch_size,
+        "parameters": run.parameters,
+        "wall_seconds": clock.wall,
+        "train_seconds": clock.seconds,
+        "examples_per_second": clock.entered * config.train.batch_size / clock.seconds
+        if clock.entered
+        else None,
+        **hardware(),
+    }
+    if config.evaluation.reference_protocol:
+        result["reference_protocol"] = _reference_protocol(workdir / "metrics.jsonl")
+    return result
+
+
+def _reference_protocol(metrics_file: Path) -> dict[str, float]:
+    """Last and best test accuracy over all evaluations: what the papers' tables seem to report."""
+    rows = map(json.loads, metrics_file.read_text(encoding="utf-8").splitlines())
+    accuracies = [row["test/accuracy"] for row in rows if "test/accuracy" in row]
+    return {"test/accuracy_last": accuracies[-1], "test/accuracy_best": max(accuracies)}
+
+
+def teacher_accuracy(experiment: Experiment) -> float | None:
+    """Share of test questions whose teacher label is right; None without teacher labels."""
+    test = experiment.splits.test
+    if all(example.teacher_label is None for example in test):
+        return None
+    said = [example.teacher_label or "" for example in test]
+    return accuracy(said, [example.label for example in test], experiment.splits.by_value)
+
+
+def describe(run: Run) -> list[str]:
+    """Returns lines that say what will run: data, method, model, shapes, devices, steps."""
+    experiment, config = run.experiment, run.experiment.config
+    widths = experiment.widths
+    shapes = len(widths.inputs) * math.prod(len(w) for w in widths.targets.values())
+    targets = ", ".join(f"{name} {list(w)}" for name, w in widths.targets.items())
+    return [
+        f"task {config.data.task}, method {config.objective.method}, seed {config.seed}",
+        *experiment.report,
+        f"widths: inputs {list(widths.inputs)}, targets {targets}; at most {shapes} compiled shapes",
+        f"model: {run.parameters:,} parameters, "
+        + (config.model.pretrained or f"preset {config.model.preset} from scratch"),
+        f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}, "
+        f"{compute_dtype(config.model)} compute",
+        f"{config.train.steps} steps of {config.train.batch_size} examples, "
+        f"{config.train.steps * config.train.batch_size / len(experiment.train_examples):.1f} epochs",
+    ]
+
+
+def dry_run(experiment: Experiment) -> list[str]:
+    """Returns what `describe` says and the first example of the first batch, decoded, in every view."""
+    run = Run(experiment)
+    lines = describe(run)
+    decode = experiment.tokenizer.decode
+    for name, view in run.batch(0).items():
+        read = np.asarray(view.input_ids)[0, : view.input_length[0]].tolist()
+        write = np.asarray(view.target_ids)[0, : view.target_length[0]].tolist()
+        lines += [f"view {name} reads:  {decode(read)}", f"view {name} writes: {decode(write)}"]
+    return lines
+
+
+def _claim(workdir: Path, config: Config) -> None:
+    """Makes the work directory this config's, or refuses."""
+    file = workdir / "config.json"
+    wanted = to_json(config)
+    if file.exists():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        for key, value, other in _differences(json.loads(wanted), found):
+            raise UserError(
+                f"{workdir} holds a run with config.{key}={other!r}, not {value!r}: "
+                "choose another --workdir, or delete it"
+            )
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        _write(file, wanted)
+    except OSError as error:
+        raise UserError(f"{workdir} cannot be written: {error.strerror}; choose another --workdir") from None
+
+
+def _differences(wanted: Any, found: Any, path: str = ""):
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        for key in wanted.keys() | found.keys():
+            yield from _differences(wanted.get(key), found.get(key), f"{path}.{key}" if path else key)
+    elif wanted != found:
+        yield path, wanted, found
+
+
+def _write(file: Path, text: str) -> None:
+    """Writes whole or not at all."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)

@@ -1,0 +1,105 @@
+"""A run: the experiment compiled for the devices at hand, what it trains on and how it answers."""
+
+import math
+
+import jax
+
+from cot_jax.batch import Batch
+from cot_jax.data.batches import Ragged, make_batch, training_rows
+from cot_jax.data.examples import Example
+from cot_jax.metrics.accuracy import accuracy
+from cot_jax.models.student import Params
+from cot_jax.training.checkpoints import Checkpoints
+from cot_jax.training.evaluation import answer_questions, make_generate
+from cot_jax.training.experiment import Experiment, build_objective, encode_questions
+from cot_jax.training.optimizer import make_optimizer
+from cot_jax.training.report import say
+from cot_jax.training.sharding import BATCH_AXES, by_example, make_mesh, replicated
+from cot_jax.training.step import TrainState, init_state, make_train_step
+
+
+class Run:
+    """An experiment on a device mesh.
+
+    Attributes:
+      train_step: jitted (state, batch) -> (state, metrics); donates the state.
+    """
+
+    def __init__(self, experiment: Experiment):
+        config = experiment.config
+        self.experiment = experiment
+        self.mesh = make_mesh(config.train.batch_size)
+        make_mesh(config.evaluation.batch_size)
+        optimizer = make_optimizer(config.optimizer, config.train.steps)
+        state_sharding, self._batch_sharding = replicated(self.mesh), by_example(self.mesh)
+        # rbg keys make dropout cheap on accelerators; on CPU they are slower than threefry.
+        impl = "threefry2x32" if jax.default_backend() == "cpu" else "rbg"
+
+        def create(pretrained):
+            init_rng, step_rng = jax.random.split(jax.random.key(config.seed, impl=impl))
+            params = experiment.student.init(init_rng) if pretrained is None else pretrained
+            return init_state(params, optimizer, step_rng)
+
+        create = jax.jit(create, out_shardings=state_sharding)
+        self._create = lambda: create(experiment.pretrained)
+        self._abstract_state = jax.eval_shape(create, experiment.pretrained)
+        self.train_step = jax.jit(
+            make_train_step(build_objective(experiment, BATCH_AXES), optimizer),
+            in_shardings=(state_sharding, self._batch_sharding),
+            out_shardings=(state_sharding, state_sharding),
+            donate_argnums=0,
+        )
+        self._generate = make_generate(experiment.student, self.mesh, config.evaluation.max_new_tokens)
+        self._questions: dict[str, Ragged] = {}
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(math.prod(x.shape) for x in jax.tree.leaves(self._abstract_state.params))
+
+    def initial_state(self) -> TrainState:
+        return self._create()
+
+    def restore_latest(self, checkpoints: Checkpoints) -> TrainState:
+        return checkpoints.restore_latest(self._abstract_state, replicated(self.mesh))
+
+    def restore_best(self, checkpoints: Checkpoints) -> Params:
+        return checkpoints.restore_best(self._abstract_state.params, replicated(self.mesh))
+
+    def batch(self, step: int) -> Batch:
+        """Returns the batch of training step `step` (from 0), on the mesh."""
+        config, train = self.experiment.config, self.experiment.train
+        rows = training_rows(config.seed, len(self.experiment.train_examples), step, config.train.batch_size)
+        batch = make_batch(train, rows, self.experiment.widths, self.experiment.tokenizer.pad_id)
+        return jax.device_put(batch, self._batch_sharding)
+
+    def examples(self, split: str) -> tuple[Example, ...]:
+        examples = tuple(getattr(self.experiment.splits, split))
+        most = self.experiment.config.evaluation.max_examples
+        return examples[:most] if split == "valid" and most else examples
+
+    def answer(self, params: Params, split: str) -> list[str]:
+        """Returns the greedy answers of a student with `params` to the split's questions."""
+        experiment, config = self.experiment, self.experiment.config
+        if split not in self._questions:
+            self._questions[split], line = encode_questions(
+                experiment.answer_view,
+                self.examples(split),
+                experiment.tokenizer,
+                config.data.max_input_tokens,
+            )
+            say(f"{split} questions: {line}")
+        return answer_questions(
+            self._generate,
+            params,
+            self._questions[split],
+            experiment.answer_view,
+            experiment.tokenizer,
+            batch_size=config.evaluation.batch_size,
+            max_buckets=config.data.max_buckets,
+        )
+
+    def evaluate(self, params: Params, split: str) -> float:
+        """Returns the accuracy of a student with `params` on a split."""
+        labels = [example.label for example in self.examples(split)]
+        return accuracy(self.answer(params, split), labels, self.experiment.splits.by_value)

@@ -1,0 +1,56 @@
+"""The train state and the one pure step that every method shares."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cot_jax.batch import Batch
+from cot_jax.losses.objective import Objective
+from cot_jax.models.student import Params
+
+
+class TrainState(NamedTuple):
+    """Arrays only; whatever is static is closed over by the step.
+
+    Attributes:
+      step: () int32, updates made so far.
+      params: float32 parameters.
+      opt_state: the optimizer's moments.
+      rng: key from which the step number derives each step's dropout key.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+    rng: jax.Array
+
+
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation, rng: jax.Array) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), rng)
+
+
+def make_train_step(objective: Objective, optimizer: optax.GradientTransformation) -> TrainStep:
+    """Returns the pure step (state, batch) -> (state, metrics).
+
+    Metrics are float32 scalars of this step's batch, before its update: `loss`, `loss/TERM` for
+    every term of the objective, and `grad_norm` before clipping.
+    """
+
+    def train_step(state, batch):
+        # A function of the step alone, so that a resumed run draws the same masks.
+        dropout_rng = jax.random.fold_in(state.rng, state.step)
+        (loss, terms), grads = jax.value_and_grad(objective, has_aux=True)(state.params, batch, dropout_rng)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, **{f"loss/{name}": value for name, value in terms.items()}}
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        return TrainState(state.step + 1, params, opt_state, state.rng), metrics
+
+    return train_step

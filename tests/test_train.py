@@ -1,0 +1,189 @@
+"""The command, as a user runs it: results on disk, resume after a kill, exit statuses, plain errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cot_jax.train import main
+
+ROOT = Path(__file__).parents[1]
+DEMO = f"--config={ROOT / 'configs' / 'demo_mi.py'}"
+SMALL = (
+    DEMO,
+    "--config.data.word_problems.train=48",
+    "--config.data.word_problems.valid=8",
+    "--config.data.word_problems.test=8",
+    "--config.data.max_buckets=1",
+    "--config.train.batch_size=8",
+    "--config.train.steps=12",
+    "--config.train.eval_every=5",
+    "--config.train.checkpoint_every=2",
+    "--config.evaluation.batch_size=8",
+    "--config.evaluation.max_new_tokens=4",
+)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Runs share compiled programs: what is tested is not the compiler."""
+    cache = tmp_path_factory.mktemp("compiled")
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+def _start(workdir, environment, *more):
+    command = [sys.executable, "-m", "cot_jax.train", *SMALL, f"--workdir={workdir}", *more]
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=workdir.parent,
+    )
+
+
+def _finish(workdir, environment, *more):
+    process = _start(workdir, environment, *more)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+def _rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, environment):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    return workdir, _finish(workdir, environment)
+
+
+def test_what_a_run_prints_and_writes(uninterrupted):
+    workdir, printed = uninterrupted
+    for words in (
+        "task word_problems, method mi",
+        "parameters",
+        "widths: inputs",
+        "cut at 1024",
+        "test accuracy: ",
+    ):
+        assert words in printed
+    rows = _rows(workdir)
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == list(range(1, 13))
+    for row in steps:
+        assert row.keys() == {"step", "loss", "loss/label", "loss/rationale", "loss/mi", "grad_norm"}
+        total = 0.5 * row["loss/label"] + 0.5 * row["loss/rationale"] + 0.1 * row["loss/mi"]
+        assert row["loss"] == pytest.approx(total, rel=1e-5)
+    assert [row["step"] for row in rows if "valid/accuracy" in row] == [5, 10, 12]
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["best_step"] in (5, 10, 12)
+    assert result["example_visits"] == 96
+    assert result["versions"]["jax"]
+    assert (workdir / "tokenizer" / "tokenizer.json").is_file()
+    assert list((workdir / "tensorboard").glob("events*"))
+    assert not list(workdir.glob("*.partial"))
+
+
+def test_a_finished_run_is_not_run_again(uninterrupted, environment):
+    workdir, _ = uninterrupted
+    before = (workdir / "metrics.jsonl").stat().st_mtime_ns
+    assert "is complete" in _finish(workdir, environment)
+    assert (workdir / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "after"),
+    [(signal.SIGKILL, -signal.SIGKILL, 3), (signal.SIGTERM, 75, 1), (signal.SIGINT, 75, 6)],
+    ids=["SIGKILL", "SIGTERM", "SIGINT"],
+)
+def test_stopped_and_started_again_equals_uninterrupted(
+    uninterrupted, environment, tmp_path, number, status, after
+):
+    workdir = tmp_path / "stopped"
+    process = _start(workdir, environment)
+    metrics = workdir / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < after:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == status, err
+    assert not (workdir / "result.json").exists()
+    assert "going on from step" in _finish(workdir, environment)
+    assert _rows(workdir) == _rows(uninterrupted[0])
+    results = [json.loads((d / "result.json").read_text()) for d in (workdir, uninterrupted[0])]
+    assert results[0]["best_step"] == results[1]["best_step"]
+    assert results[0]["test/accuracy"] == results[1]["test/accuracy"]
+
+
+def test_another_config_is_refused(uninterrupted, capsys):
+    workdir, _ = uninterrupted
+    assert main(["train", *SMALL, f"--workdir={workdir}", "--config.objective.beta=0.2"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {workdir} holds a run with config.objective.beta=0.1, not 0.2: "
+        "choose another --workdir, or delete it\n"
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, environment):
+    workdir = tmp_path / "diverged"
+    process = _start(
+        workdir, environment, "--config.optimizer.learning_rate=1e30", "--config.optimizer.clip_norm=1e30"
+    )
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "loss/label" in err
+    assert "not finite" in err
+    assert err.startswith("error: step ")
+    assert len(err.splitlines()) == 1
+    assert all(row["loss"] < float("inf") for row in _rows(workdir))
+
+
+def test_dry_run_writes_nothing(tmp_path, capsys):
+    workdir = tmp_path / "nothing"
+    assert main(["train", *SMALL, f"--workdir={workdir}", "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    assert "view explain writes: " in printed
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.data.task=svamp"], "give their folder with --config.data.root=DIR"),
+        (["--config.data.task=svamp", "--config.data.root=/nowhere"], "prepare_data svamp --root /nowhere"),
+        (["--config.model.pretrained=/nowhere/t5"], "/nowhere/t5"),
+        (["--config.train.batch_size=12"], "not divisible by the 8 devices"),
+        (["--config.evaluation.batch_size=12"], "not divisible by the 8 devices"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(tmp_path, capsys, arguments, message):
+    workdir = tmp_path / "nothing"
+    assert main(["train", *SMALL, *arguments, f"--workdir={workdir}"]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not workdir.exists()
+
+
+def test_a_work_directory_that_cannot_be_written(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("")
+    assert main(["train", *SMALL, f"--workdir={file}/run"]) == 2
+    assert f"{file}/run cannot be written" in capsys.readouterr().err

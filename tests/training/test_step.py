@@ -1,0 +1,145 @@
+"""The step: one compile per shape, donation, device-count invariance, randomness from the step alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from cot_jax.config import OptimizerConfig
+from cot_jax.data.batches import Ragged, TokenizedView, Widths, make_batch, training_rows
+from cot_jax.errors import UserError
+from cot_jax.losses.objective import MutualInformation, make_objective
+from cot_jax.models import student as students
+from cot_jax.training.optimizer import make_optimizer, make_schedule
+from cot_jax.training.sharding import by_example, make_mesh, replicated
+from cot_jax.training.step import init_state, make_train_step
+
+EXAMPLES, BATCH = 64, 16
+
+
+@pytest.fixture(scope="module")
+def views():
+    rng = np.random.default_rng(0)
+
+    def ragged(low, high):
+        return Ragged([rng.integers(3, 100, size=rng.integers(low, high)).tolist() for _ in range(EXAMPLES)])
+
+    return {
+        "predict": TokenizedView(ragged(3, 16), ragged(1, 6)),
+        "explain": TokenizedView(ragged(3, 16), ragged(2, 20)),
+    }
+
+
+def _student(dropout_rate=0.1):
+    return students.from_scratch(
+        "tiny", vocab_size=100, dropout_rate=dropout_rate, dtype=jnp.float32, pad_id=0, eos_id=1
+    )
+
+
+def _mesh(devices):
+    return Mesh(np.array(jax.devices()[:devices]), ("data",), axis_types=(AxisType.Auto,))
+
+
+def _start(student, mesh):
+    """Returns (initial state, jitted step) of the MI method on a mesh, as the loop makes them."""
+    mi = MutualInformation("predict", "explain", 0.1, "reference", "max", "label")
+    objective = make_objective(
+        student, {"predict": "label", "explain": "rationale"}, {"label": 0.5, "rationale": 0.5}, mi
+    )
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), 100)
+    create = jax.jit(
+        lambda: init_state(student.init(jax.random.key(0)), optimizer, jax.random.key(1)),
+        out_shardings=replicated(mesh),
+    )
+    step = jax.jit(
+        make_train_step(objective, optimizer),
+        in_shardings=(replicated(mesh), by_example(mesh)),
+        out_shardings=replicated(mesh),
+        donate_argnums=0,
+    )
+    return create(), step
+
+
+def _batch(views, step, most=1):
+    widths = Widths.choose(views, BATCH, most)
+    return make_batch(views, training_rows(0, EXAMPLES, step, BATCH), widths, 0)
+
+
+def _losses(views, mesh, steps, student):
+    state, step_fn = _start(student, mesh)
+    losses = []
+    for step in range(steps):
+        batch = jax.device_put(_batch(views, step), by_example(mesh))
+        state, metrics = step_fn(state, batch)
+        losses.append(float(metrics["loss"]))
+    return losses
+
+
+def test_one_device_equals_eight(views):
+    student = _student(dropout_rate=0.0)
+    one, eight = (_losses(views, _mesh(n), 5, student) for n in (1, 8))
+    # Float32 sums in another order; five Adam steps multiply the difference.
+    np.testing.assert_allclose(one, eight, rtol=2e-5)
+
+
+def test_one_compile_per_shape_and_every_leaf_donated(views):
+    compiles = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiles.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    try:
+        mesh = _mesh(1)
+        state, step_fn = _start(_student(), mesh)
+        batches = [jax.device_put(_batch(views, step, most=2), by_example(mesh)) for step in range(8)]
+        shapes = {str(jax.tree.map(jnp.shape, batch)) for batch in batches}
+        before = len(compiles)
+        for batch in batches:
+            old = state
+            state, _ = step_fn(state, batch)
+            assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
+            assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(batch))
+        assert len(compiles) - before == len(shapes)
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
+def test_dropout_is_a_function_of_the_step(views):
+    mesh, student = _mesh(1), _student()
+    assert _losses(views, mesh, 2, student) == _losses(views, mesh, 2, student)
+    state, step_fn = _start(student, mesh)
+    batch = _batch(views, 0)
+    _, first = step_fn(state, batch)
+    state, _ = _start(student, mesh)
+    _, later = step_fn(state._replace(step=jnp.ones((), jnp.int32)), batch)
+    assert float(first["loss"]) != float(later["loss"])
+
+
+def test_a_batch_must_divide_among_the_devices():
+    with pytest.raises(UserError, match="batch size 12 is not divisible by the 8 devices"):
+        make_mesh(12)
+
+
+def test_schedule():
+    schedule = make_schedule(OptimizerConfig(learning_rate=4.0), 4)
+    np.testing.assert_allclose([schedule(s) for s in range(5)], [4, 3, 2, 1, 0])
+    schedule = make_schedule(OptimizerConfig(learning_rate=4.0, warmup_steps=2), 4)
+    np.testing.assert_allclose([schedule(s) for s in range(5)], [0, 2, 4, 2, 0])
+
+
+def test_weight_decay_spares_norms_and_biases():
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1.0, weight_decay=0.5), 10)
+
+    @jax.jit
+    def decay():
+        params = _student().init(jax.random.key(0))
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+        return jax.tree.map(jnp.any, updates)
+
+    moved = {
+        jax.tree_util.keystr(path): bool(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(decay())
+    }
+    assert any(moved.values())
+    for path, leaf_moved in moved.items():
+        assert leaf_moved == (not ("norm" in path or "bias" in path)), path

@@ -220,48 +220,60 @@ def parse_command_line(argv: Sequence[str], summary: str) -> CommandLine:
       UserError: anything wrong with the flags, the config file or a value.
       SystemExit: after `--help`, with status 0.
     """
-    argv = list(argv)
-    if any(re.fullmatch("--?h(elp(full)?)?", arg) for arg in argv[1:]):
+    program, *arguments = argv
+    if any(re.fullmatch("--?h(elp(full)?)?", argument) for argument in arguments):
         print(_help(summary))
         raise SystemExit(0)
-    file = next((a.split("=", 1)[1] for a in argv[1:] if re.match("--?config=", a)), None)
-    if file is None:
-        raise UserError("--config=FILE is needed, e.g. --config=configs/demo_mi.py")
-    _check_config_file(Path(file))
+    files = [a.split("=", 1)[1] for a in arguments if re.match("--?config=", a)]
+    if len(files) != 1:
+        raise UserError("one --config=FILE is needed, e.g. --config=configs/demo_mi.py")
+    arguments = [program, *(a for a in arguments if not re.match("--?config=", a))]
     known = {name for name, _, _ in describe_keys()}
-    for arg in argv[1:]:
-        override = re.match(r"--?(?:no)?(config\.[^=]*)", arg)
+    for argument in arguments:
+        override = re.match(r"--?(?:no)?(config\.[^=]*)", argument)
         if override and override[1] not in known:
             raise UserError(_unknown_key(override[1]))
+    file = Path(files[0])
     values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    holder = config_flags.DEFINE_config_dict(
+        "config", _read_config_file(file), flag_values=values, sys_argv=arguments
+    )
+    flags.DEFINE_string("workdir", str(Path("runs") / file.stem), "", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "", flag_values=values)
-    # A config file starts from its neighbour common.py, from whichever directory we are run.
-    sys.path.insert(0, str(Path(file).resolve().parent.parent))
     try:
-        rest = values(argv)
+        rest = values(arguments)
     except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(" ".join(str(error).split())) from None
-    except (AttributeError, KeyError, ImportError, SyntaxError, NameError) as error:
-        raise UserError(f"{file}: {type(error).__name__}: {' '.join(str(error).split())}") from None
-    finally:
-        sys.path.pop(0)
+        raise UserError(_one_line(error)) from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: every flag begins with --")
-    config = freeze(holder.value)
-    workdir = Path(values.workdir or Path("runs") / Path(file).stem)
-    return CommandLine(config, workdir, values.dry_run)
+    return CommandLine(freeze(holder.value), Path(values.workdir), values.dry_run)
 
 
-def _check_config_file(file: Path) -> None:
+def _read_config_file(file: Path) -> ml_collections.ConfigDict:
+    """Returns what `get_config()` of a config file returns."""
     if not file.is_file():
         close = difflib.get_close_matches(file.name, [f.name for f in file.parent.glob("*.py")], n=1)
-        raise UserError(
-            f"{file}: no such config file" + (f"; did you mean {file.parent / close[0]}?" if close else "")
-        )
-    if importlib.util.spec_from_file_location("config", file) is None:
+        hint = f"; did you mean {file.parent / close[0]}?" if close else ""
+        raise UserError(f"{file}: no such config file{hint}")
+    spec = importlib.util.spec_from_file_location("config_file", file)
+    if spec is None or spec.loader is None:
         raise UserError(f"{file}: a config file ends in .py and defines get_config()")
+    module = importlib.util.module_from_spec(spec)
+    # It starts from its neighbour common.py, from whichever directory we are run.
+    sys.path.insert(0, str(file.resolve().parent.parent))
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config()
+    except UserError:
+        raise
+    except Exception as error:  # a config file is a program: anything can be wrong with it
+        raise UserError(f"{file}: {type(error).__name__}: {_one_line(error)}") from None
+    finally:
+        sys.path.pop(0)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _help(summary: str) -> str:

@@ -60,7 +60,7 @@ def test_overrides_reach_the_dataclass():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--config=FILE is needed"),
+        ([], "one --config=FILE is needed"),
         (["--config=configs/nowhere.py"], "configs/nowhere.py: no such config file"),
         ([f"--config={CONFIGS}/demo_m.py"], "did you mean .*/demo_mi.py"),
         (

@@ -44,31 +44,23 @@ THINGS = (
 
 # In every template {a} is the person whose quantity is known and {n} the number of the step; {b} is the
 # person whom a comparison leads to, {c} somebody else in a change.
-FACTS = ("{a} has {n} {things}.", "There are {n} {things} in the bag of {a}.")
+FACTS = ("{a} has {n} {things}.", "{a} owns {n} {things}.")
 COMPARISONS = {
     "+": Wording(
         "{b} has {n} more than {a}",
-        (
-            "{b} has {n} more {things} than {a}.",
-            "{a} has {n} fewer {things} than {b}.",
-            "{a} needs {n} more {things} to have as many as {b}.",
-        ),
+        ("{b} has {n} more than {a}.", "{a} has {n} fewer than {b}.", "{a} is {n} short of {b}."),
     ),
     "-": Wording(
         "{b} has {n} fewer than {a}",
-        (
-            "{b} has {n} fewer {things} than {a}.",
-            "{a} has {n} more {things} than {b}.",
-            "{b} needs {n} more {things} to have as many as {a}.",
-        ),
+        ("{b} has {n} fewer than {a}.", "{a} has {n} more than {b}.", "{b} is {n} short of {a}."),
     ),
     "*": Wording(
         "{b} has {n} times as many as {a}",
-        ("{b} has {n} times as many {things} as {a}.", "{b} has {n} {things} for each one that {a} has."),
+        ("{b} has {n} times as many as {a}.", "{b} has {n} for each one of {a}."),
     ),
     "/": Wording(
         "{a} has {n} times as many as {b}",
-        ("{a} has {n} times as many {things} as {b}.", "{a} has {n} {things} for each one that {b} has."),
+        ("{a} has {n} times as many as {b}.", "{a} has {n} for each one of {b}."),
     ),
 }
 CHANGES = {
@@ -94,30 +86,27 @@ CHANGES = {
 BOXES = "{a} has {n} boxes of {things}."
 # Only right after BOXES.
 UNPACKING = {
-    "*": Wording(
-        "Each box holds {n}",
-        ("Each box holds {n} {things}.", "There are {n} {things} in each box."),
-    )
+    "*": Wording("Each box holds {n}", ("Each box holds {n} {things}.", "There are {n} {things} in a box."))
 }
 # Only at the end, because they ask the question too.
 ENDINGS = {
     "*": Wording(
         "Each one brings {n}",
         (
-            "{a} sells the {things} for {n} coins each. How many coins does {a} get?",
-            "{a} gets {n} coins for each of the {things}. How many coins does {a} get?",
+            "{a} sells all {things} for {n} coins each. How many coins does {a} get?",
+            "{a} gets {n} coins for each of the {things}. How many coins is that?",
         ),
     ),
     "/": Wording(
         "There are {n} equal parts",
         (
-            "{a} packs the {things} into {n} equal boxes. How many {things} are in each box?",
-            "{a} shares the {things} equally among {n} friends. How many {things} does each friend get?",
+            "{a} packs all {things} into {n} equal boxes. How many are in a box?",
+            "{a} shares all {things} among {n} friends. How many does each get?",
         ),
     ),
 }
-QUESTIONS = ("How many {things} does {a} have?", "What is the number of {things} that {a} has?")
-LATER_QUESTIONS = ("How many {things} does {a} have now?", "How many {things} does {a} have in the end?")
+QUESTIONS = ("How many {things} does {a} have?", "What number of {things} does {a} have?")
+LATER_QUESTIONS = ("How many {things} does {a} have now?", "How many {things} does {a} have then?")
 
 
 class Step(NamedTuple):

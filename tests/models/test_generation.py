@@ -77,7 +77,9 @@ def test_tokens_are_those_of_transformers(torch, reference, ours, make_view, tor
         inputs = torch_inputs(view)
         del inputs["labels"]
         with torch.no_grad():
-            want = reference(kind, seed)[0].generate(**inputs, max_new_tokens=20, do_sample=False, num_beams=1)
+            want = reference(kind, seed)[0].generate(
+                **inputs, max_new_tokens=20, do_sample=False, num_beams=1
+            )
         want = want.numpy()[:, 1:]
         got = generate(ours(kind, seed)[1], view.input_ids, view.input_length, 20)
         np.testing.assert_array_equal(got, np.pad(want, ((0, 0), (0, 20 - want.shape[1]))))

@@ -1,14 +1,18 @@
 import dataclasses
+import functools
 import math
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from cot_jax.batch import ViewArrays
 from cot_jax.errors import UserError
 from cot_jax.models import huggingface
+from cot_jax.models.student import T5Student
 from cot_jax.models.t5 import PRESETS, T5, T5Config, DecoderLayer, EncoderLayer, empty_cache
 from cot_jax.models.t5 import relative_position_bucket as bucket
 
@@ -20,11 +24,15 @@ def largest(x):
     return float(np.max(np.abs(np.asarray(x))))
 
 
+@functools.cache
+def compiled(module):
+    return jax.jit(module.apply)
+
+
 def decoded(student, params, view, **kwargs):
-    """Hidden states of one view through the module itself."""
-    module = T5(student.config, student.dtype, student.scan_unroll)
-    ids = view.target_ids
-    return jax.jit(module.apply)({"params": params}, view.input_ids, view.input_length, ids, **kwargs)
+    """Hidden states of one view, `target_ids` read as they are."""
+    module = T5(student.config, student.dtype, scan_unroll=1)
+    return compiled(module)({"params": params}, view.input_ids, view.input_length, view.target_ids, **kwargs)
 
 
 # --- Parity with PyTorch Transformers ---
@@ -108,10 +116,8 @@ def test_logits_of_a_padded_batch(torch, reference, ours, view, torch_inputs, ki
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_loss_and_the_gradient_of_every_parameter(torch, reference, ours, view, torch_inputs, kind):
-    model, directory = reference(kind)
-    # In float64: PyTorch's own float32 gradients are off by up to 2e-5 of the largest entry.
-    model = type(model).from_pretrained(directory, dtype=torch.float64).eval()
+def test_loss_and_the_gradient_of_every_parameter(reference, ours, view, torch_inputs, kind):
+    model, _ = reference(kind)
     student, params = ours(kind)
 
     def loss(params):
@@ -122,6 +128,7 @@ def test_loss_and_the_gradient_of_every_parameter(torch, reference, ours, view, 
         return jnp.sum(jnp.where(real_BT, nll_BT, 0)) / real_BT.sum()
 
     got, gradient = jax.jit(jax.value_and_grad(loss))(params)
+    model.zero_grad()
     want = model(**torch_inputs(view)).loss
     want.backward()
     assert abs(float(got) - want.item()) < 1e-6 * want.item()
@@ -143,20 +150,20 @@ def test_loss_and_the_gradient_of_every_parameter(torch, reference, ours, view, 
 
 def test_hidden_states_see_no_later_target(ours, view):
     student, params = ours("v1.1")
-    module = T5(student.config, jnp.float32)
-    variables = {"params": params}
-    encoded = module.apply(variables, view.input_ids, view.input_length, method="encode")
-    memory = module.apply(variables, encoded, view.input_length, 6, method="remember")
-    x_BTD = jax.random.normal(jax.random.key(0), (4, 6, 32))
+    module, variables = T5(student.config, jnp.float32, scan_unroll=1), {"params": params}
 
-    def size(x_BTD, t):
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(None, 0))
+    @jax.grad
+    def gradient(x_BTD, t):
+        encoded_BSD = module.apply(variables, view.input_ids, view.input_length, method="encode")
+        memory = module.apply(variables, encoded_BSD, view.input_length, 6, method="remember")
         hidden_BTD = module.apply(variables, x_BTD, memory, method=lambda m, *args: m.decoder(*args)[0])
-        return jnp.sum(jnp.square(hidden_BTD[:, t]) * jnp.arange(1, 33)[None, :])
+        return jnp.sum(hidden_BTD[:, t] ** 3)
 
-    for t in range(6):
-        gradient_T = jnp.abs(jax.grad(size)(x_BTD, t)).max(axis=(0, 2))
-        assert jnp.all(gradient_T[: t + 1] > 0)
-        assert jnp.all(gradient_T[t + 1 :] == 0)
+    gradient_TBTD = gradient(jax.random.normal(jax.random.key(0), (4, 6, 32)), jnp.arange(6))
+    reached_TT = np.asarray(gradient_TBTD != 0).any(axis=(1, 3))
+    np.testing.assert_array_equal(reached_TT, np.tri(6, dtype=bool))
 
 
 def test_padding_changes_nothing(ours, make_view):
@@ -169,7 +176,7 @@ def test_padding_changes_nothing(ours, make_view):
         target_ids=np.concatenate([short.target_ids, noise], axis=1),
     )
     a, b = decoded(student, params, short), decoded(student, params, long)
-    assert largest(a - b[:, :6]) < 1e-6 * largest(a)
+    assert largest(a - b[:, :6]) < 2e-6 * largest(a)
 
 
 def test_an_empty_input_stays_finite(ours, view):
@@ -200,29 +207,24 @@ def test_cached_decoding_is_full_decoding(ours, view, scan_unroll):
         assert largest(hidden_BD - full_BTD[:, t]) < 2e-6 * largest(full_BTD)
 
 
-def test_looped_layers_are_unrolled_layers(ours, view):
-    student, params = ours("v1.1")
-    looped = dataclasses.replace(student, scan_unroll=1)
-    a, b = jax.eval_shape(student.init, jax.random.key(0)), jax.eval_shape(looped.init, jax.random.key(0))
-    assert a == b
+def test_looped_layers_are_unrolled_layers(make_view):
+    config = dataclasses.replace(SMALL, dropout_rate=0.3)
+    unrolled, looped = T5Student(config, jnp.float32, True), T5Student(config, jnp.float32, 1)
+    params, key = jax.jit(unrolled.init)(jax.random.key(0)), jax.random.key(1)
+    assert jax.eval_shape(looped.init, key) == jax.eval_shape(unrolled.init, key)
+    view = make_view(0, [7, 4], [5, 2], vocab_size=64)
 
     def outcome(student):
         def total(params, key):
             return jnp.sum(jnp.square(student.hidden(params, {"view": view}, key)["view"]))
 
-        return jax.jit(jax.value_and_grad(total))
+        return jax.jit(jax.value_and_grad(total)).lower(params, key).compile()
 
-    key = jax.random.key(3)
-    with_dropout = [
-        dataclasses.replace(s, config=dataclasses.replace(s.config, dropout_rate=0.3))
-        for s in (student, looped)
-    ]
-    (a, da), (b, db) = (outcome(s)(params, key) for s in with_dropout)
+    a, b = outcome(unrolled), outcome(looped)
+    assert b.as_text().count(" while(") > a.as_text().count(" while(")
+    (a, da), (b, db) = a(params, key), b(params, key)
     assert abs(a - b) < 1e-6 * a
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5 * largest(x)), da, db)
-    text = [outcome(s).lower(params, key).compile().as_text() for s in with_dropout]
-    assert " while(" not in text[0]
-    assert " while(" in text[1]
 
 
 def test_bfloat16_is_near(ours, view):
@@ -244,7 +246,8 @@ def test_norms_scores_and_softmax_are_float32_under_bfloat16(ours, view):
         for equation in jaxpr.eqns:
             if equation.primitive.name in dtypes:
                 dtypes[equation.primitive.name] |= {v.aval.dtype.name for v in equation.invars}
-            jax.tree.map(lambda p: visit(p), list(jax.core.jaxprs_in_params(equation.params)))
+            for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                visit(inner)
 
     visit(traced.jaxpr)
     assert dtypes["exp"] == dtypes["rsqrt"] == dtypes["reduce_max"] == {"float32"}
@@ -254,28 +257,22 @@ def test_norms_scores_and_softmax_are_float32_under_bfloat16(ours, view):
 # --- Dropout ---
 
 
-def dropout_keys(config, monkeypatch):
-    """The key of every mask drawn in one forward pass."""
-    module = T5(config, jnp.float32)
-    params = module.init_params(jax.random.key(0))
+def test_each_place_of_each_layer_has_its_own_mask(monkeypatch):
     keys, bernoulli = [], jax.random.bernoulli
 
     def spy(key, p, shape):
-        keys.append(tuple(np.asarray(jax.random.key_data(key)).tolist()))
+        jax.debug.callback(lambda data: keys.append(tuple(data.tolist())), jax.random.key_data(key))
         return bernoulli(key, p, shape)
 
     monkeypatch.setattr(jax.random, "bernoulli", spy)
-    ids, length = np.ones((1, 3), np.int32), np.array([3])
-    with jax.disable_jit():
-        module.apply({"params": params}, ids, length, ids, rngs={"dropout": jax.random.key(1)})
-    return keys
-
-
-def test_each_place_of_each_layer_has_its_own_mask(monkeypatch):
-    keys = dropout_keys(SMALL, monkeypatch)
+    student = T5Student(SMALL)
+    ids, length = np.ones((1, 3), np.int32), np.array([3], np.int32)
+    views = dict.fromkeys(("predict", "explain"), ViewArrays(ids, length, ids, length))
+    jax.jit(student.hidden)(jax.jit(student.init)(jax.random.key(0)), views, jax.random.key(1))
+    jax.effects_barrier()
     # Per encoder layer: attention weights, hidden layer, two residual branches; per decoder layer
-    # two more; and per stack the embeddings and the final norm.
-    assert len(keys) == 2 * 4 + 3 * 6 + 2 * 2
+    # two more; and per stack the embeddings and the final norm. The decoder runs once a view.
+    assert len(keys) == (4 * 2 + 2) + 2 * (6 * 3 + 2)
     assert len(set(keys)) == len(keys)
 
 

@@ -1,0 +1,130 @@
+"""From a config to a run: what is counted, what is left out, what does not fit."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cot_jax.config import Config
+from cot_jax.data.batches import make_batch
+from cot_jax.errors import UserError
+from cot_jax.models import huggingface
+from cot_jax.models.t5 import T5, T5Config
+from cot_jax.training.experiment import encode_questions, prepare
+
+
+def _config(root, tokenizer, *, method="dss", **data):
+    config = Config()
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, root=str(root), **data),
+        model=dataclasses.replace(config.model, preset="tiny", tokenizer=str(tokenizer)),
+        objective=dataclasses.replace(config.objective, method=method),
+    )
+
+
+@pytest.fixture
+def own_data(tmp_path):
+    rows = [
+        {"id": "a", "input": "2 and 3 pens?", "label": "( 2 + 3 )", "rationale": "2 and 3 are 5."},
+        {"id": "b", "input": "4 and 5 pens?", "label": "( 4 + 5 )"},
+        {"id": "c", "input": "6 less 1 { pens?", "label": "( 6 - 1 )", "rationale": "6 less 1 is 5."},
+    ]
+
+    def write(name, rows):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write("train.jsonl", rows)
+    for split in ("valid", "test"):
+        write(f"{split}.jsonl", [{**row, "id": f"{split}-{row['id']}"} for row in rows])
+    return tmp_path
+
+
+def test_what_lacks_a_rationale_is_left_out_of_the_rationale_loss_only(own_data, tokenizers_root):
+    experiment = prepare(_config(own_data, tokenizers_root / "t5", task="jsonl"))
+    assert len(experiment.train_examples) == 3
+    assert (experiment.train["predict"].targets.lengths > 0).tolist() == [True, True, True]
+    assert (experiment.train["explain"].targets.lengths > 0).tolist() == [True, False, True]
+    batch = make_batch(experiment.train, np.arange(3), experiment.widths, 0)
+    assert batch["explain"].target_length[1] == 0
+    report = "\n".join(experiment.report)
+    assert "view explain: targets 2 texts" in report
+    assert "0 cut at 256" in report
+    # The brace is none of T5's pieces.
+    assert experiment.train["predict"].inputs.lengths.sum() > 0
+    unknown = next(line for line in experiment.report if line.startswith("view predict: inputs"))
+    assert "0.000 % unknown" not in unknown
+
+
+def test_single_task_leaves_out_and_counts_examples_without_a_rationale(own_data, tokenizers_root):
+    experiment = prepare(_config(own_data, tokenizers_root / "t5", task="jsonl", method="single_task"))
+    assert [example.id for example in experiment.train_examples] == ["a", "c"]
+    assert "train: 1 examples have nothing to learn and are left out" in experiment.report
+
+
+def test_every_question_is_asked_even_without_the_rationale_it_should_read(own_data, tokenizers_root):
+    experiment = prepare(_config(own_data, tokenizers_root / "t5", task="jsonl", method="rationale_input"))
+    questions, line = encode_questions(
+        experiment.answer_view, experiment.splits.test, experiment.tokenizer, max_tokens=64
+    )
+    assert len(questions) == 3
+    assert questions.lengths.min() > 1
+    assert line.endswith("1 without a rationale")
+
+
+def test_no_teacher_labels_is_an_error_that_says_so(own_data, tokenizers_root):
+    config = _config(
+        own_data, tokenizers_root / "t5", task="jsonl", method="standard", label_source="teacher"
+    )
+    with pytest.raises(UserError, match="no training example: the data has no teacher labels"):
+        prepare(config)
+
+
+def test_truncation_is_counted(own_data, tokenizers_root):
+    config = _config(own_data, tokenizers_root / "t5", task="jsonl", max_input_tokens=6, max_target_tokens=5)
+    report = prepare(config).report
+    assert "6 at most, 3 cut at 6" in next(line for line in report if line.startswith("view predict: inputs"))
+    assert "5 at most, 2 cut at 5" in next(
+        line for line in report if line.startswith("view explain: targets")
+    )
+
+
+def test_a_smaller_share_is_part_of_a_larger_one(own_data, data_root, tokenizers_root):
+    shares = {}
+    for fraction in (0.25, 0.5, 1.0):
+        config = _config(data_root, tokenizers_root / "t5", task="svamp", train_fraction=fraction)
+        experiment = prepare(config)
+        shares[fraction] = {example.id for example in experiment.train_examples}
+        assert len(experiment.splits.valid) == 80
+        assert len(experiment.splits.test) == 200
+    assert [len(ids) for ids in shares.values()] == [180, 360, 720]
+    assert shares[0.25] < shares[0.5] < shares[1.0]
+    capped = prepare(_config(data_root, tokenizers_root / "t5", task="svamp", max_train_examples=100))
+    assert len(capped.train_examples) == 100
+
+
+def test_svamp_as_published(data_root, tokenizers_root):
+    experiment = prepare(_config(data_root, tokenizers_root / "t5", task="svamp", parser="reference"))
+    # The released parser's blanks are trained on: an end token and nothing else.
+    assert (experiment.train["explain"].targets.lengths == 1).sum() > 0
+    assert (experiment.train["explain"].targets.lengths == 0).sum() == 0
+    corrected = prepare(_config(data_root, tokenizers_root / "t5", task="svamp"))
+    blanks = (experiment.train["explain"].targets.lengths == 1).sum()
+    assert (corrected.train["explain"].targets.lengths == 0).sum() == blanks
+    assert experiment.answer_view.name == "predict"
+
+
+def test_tokenizer_must_fit_the_model(own_data, tokenizers_root, tmp_path):
+    config = T5Config(
+        vocab_size=64, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_decoder_layers=1, num_heads=2
+    )
+    shapes = jax.eval_shape(T5(config, jnp.float32).init_params, jax.random.key(0))
+    model = tmp_path / "model"
+    huggingface.save(model, config, jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes))
+    run = _config(own_data, tokenizers_root / "t5", task="jsonl")
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, pretrained=str(model)))
+    with pytest.raises(UserError, match="has 64 embedding rows but the tokenizer 32100 tokens"):
+        prepare(run)

@@ -20,7 +20,6 @@ the price of the memory.
 Chunks divide positions and not examples, because examples may be divided over devices: a slice of T
 leaves every row where it is.
 """
-# ruff: noqa: N815 (shape suffixes on fields)
 
 from functools import partial
 from typing import NamedTuple
@@ -196,7 +195,7 @@ def _forward_chunk(spec: _Spec, head_DV, carry, xs):
         if spec.reduction == "max":
             max_BV = jnp.max(q_BTV, axis=1)
             position_BV = position_T[0] + jnp.argmax(q_BTV, axis=1).astype(position_T.dtype)
-            first_BV = jnp.where(max_BV > map_BV, position_BV, first_BV)
+            first_BV = jnp.where(max_BV > map_BV, position_BV, first_BV)  # of equals the earlier chunk's
             map_BV = jnp.maximum(map_BV, max_BV)
         else:
             map_BV += jnp.sum(q_BTV, axis=1)
@@ -205,7 +204,7 @@ def _forward_chunk(spec: _Spec, head_DV, carry, xs):
 
 
 def _stream_fwd(spec: _Spec, *inputs):
-    inputs = tuple(jax.tree.map(lambda leaf: leaf.value, inputs))
+    inputs = jax.tree.map(lambda leaf: leaf.value, inputs)  # symbolic_zeros wraps them
     found, saved = _forward(spec, *inputs)
     return found, (inputs, saved)
 

@@ -45,12 +45,12 @@ def _key(
 class WordProblemsConfig:
     """The embedded generator of arithmetic word problems (task=word_problems)."""
 
-    train: int = _key(4000, "training problems", low=1)
+    train: int = _key(20_000, "training problems", low=1)
     valid: int = _key(200, "validation problems", low=1)
     test: int = _key(1000, "test problems", low=1)
     max_steps: int = _key(2, "most arithmetic steps of a solution", low=1)
     distractors: int = _key(1, "most sentences with a number that does not matter", low=0)
-    max_number: int = _key(40, "largest number, given or worked out", low=1)
+    max_number: int = _key(20, "largest number, given or worked out", low=1)
     teacher_error_rate: float = _key(
         0.0, "chance that the teacher overlooks the last step", low=0.0, high=1.0
     )

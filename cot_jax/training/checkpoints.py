@@ -20,9 +20,10 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path):
-        options = ocp.CheckpointManagerOptions(max_to_keep=1)
-        self._latest = ocp.CheckpointManager(directory.absolute() / "latest", options=options)
-        self._best = ocp.CheckpointManager(directory.absolute() / "best", options=options)
+        latest = ocp.CheckpointManagerOptions(max_to_keep=1)
+        best = ocp.CheckpointManagerOptions(max_to_keep=1, best_fn=lambda metrics: metrics[_ACCURACY])
+        self._latest = ocp.CheckpointManager(directory.absolute() / "latest", options=latest)
+        self._best = ocp.CheckpointManager(directory.absolute() / "best", options=best)
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -128,6 +128,15 @@ def test_words_and_numbers_are_one_token_each(trained):
     assert trained.hf.convert_ids_to_tokens(row) == ["▁Mia", "▁buys", "▁37", "▁marbles", ".", "</s>"]
 
 
+def test_a_cut_text_keeps_its_end_token_and_is_counted(trained):
+    text = "Mia buys 37 marbles."
+    (whole,), _ = trained.encode([text], 128)
+    assert trained.encode([text, "Mia"], len(whole))[1] == 0
+    rows, truncated = trained.encode([text, "Mia", text], len(whole) - 1)
+    assert truncated == 2
+    assert rows[0] == rows[2] == [*whole[:-2], trained.eos_id]
+
+
 def test_unseen_text_falls_apart_into_pieces_and_unknown_characters(trained):
     rows, _ = trained.encode(["Mias 1234 { }"], 128)
     assert trained.decode(rows[0]).split()[:2] == ["Mias", "1234"]

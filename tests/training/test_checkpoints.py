@@ -1,0 +1,59 @@
+"""Checkpoints: the newest state and the best parameters come back as they were."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cot_jax.training.checkpoints import Checkpoints
+from cot_jax.training.step import init_state
+
+OPTIMIZER = optax.adamw(1e-3)
+
+
+def _state(step):
+    params = {"layer": {"w": jnp.full((3, 2), float(step))}}
+    state = init_state(params, OPTIMIZER, jax.random.key(step, impl="rbg"))
+    return state._replace(step=jnp.int32(step))
+
+
+@pytest.fixture
+def here():
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def test_latest_and_best_survive_the_process(tmp_path, here):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step is None
+        assert checkpoints.best is None
+        for step, accuracy in [(1, 0.25), (2, 0.5), (3, 0.5), (4, 0.0)]:
+            checkpoints.save(step, _state(step))
+            checkpoints.save_if_best(step, _state(step).params, accuracy)
+        assert checkpoints.best == (2, 0.5)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step == 4
+        assert checkpoints.best == (2, 0.5)  # the earlier of equals
+        like = jax.eval_shape(lambda: _state(0))
+        state = checkpoints.restore_latest(like, here)
+        best = checkpoints.restore_best(like.params, here)
+    assert jax.tree.structure(state) == jax.tree.structure(_state(4))
+    for found, expected in zip(jax.tree.leaves(state), jax.tree.leaves(_state(4)), strict=True):
+        if jnp.issubdtype(found.dtype, jax.dtypes.prng_key):
+            found, expected = jax.random.key_data(found), jax.random.key_data(expected)
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(best["layer"]["w"], np.full((3, 2), 2.0))
+    assert len(list((tmp_path / "latest").iterdir())) == len(list((tmp_path / "best").iterdir())) == 1
+
+
+def test_a_saved_state_may_be_donated_at_once(tmp_path, here):
+    """The loop donates the state to the next step while its checkpoint is still being written."""
+    advance = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    params = {"w": jnp.zeros((512, 512))}
+    state = init_state(params, optax.identity(), jnp.zeros(2, jnp.uint32))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(0, state)
+        for _ in range(20):
+            state = advance(state)
+        saved = checkpoints.restore_latest(jax.eval_shape(lambda: state), here)
+    assert not np.any(saved.params["w"])

@@ -8,6 +8,8 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Three quarters of the suite's time would be LLVM making tiny programs fast.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 def _folder(variable: str) -> Path:

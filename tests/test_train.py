@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ SMALL = (
     "--config.data.max_buckets=1",
     "--config.train.batch_size=8",
     "--config.train.steps=12",
-    "--config.train.eval_every=5",
+    "--config.train.eval_every=6",
     "--config.train.checkpoint_every=2",
     "--config.evaluation.batch_size=8",
     "--config.evaluation.max_new_tokens=4",
@@ -39,6 +40,7 @@ def environment(tmp_path_factory):
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
 
 
@@ -88,9 +90,9 @@ def test_what_a_run_prints_and_writes(uninterrupted):
         assert row.keys() == {"step", "loss", "loss/label", "loss/rationale", "loss/mi", "grad_norm"}
         total = 0.5 * row["loss/label"] + 0.5 * row["loss/rationale"] + 0.1 * row["loss/mi"]
         assert row["loss"] == pytest.approx(total, rel=1e-5)
-    assert [row["step"] for row in rows if "valid/accuracy" in row] == [5, 10, 12]
+    assert [row["step"] for row in rows if "valid/accuracy" in row] == [6, 12]
     result = json.loads((workdir / "result.json").read_text())
-    assert result["best_step"] in (5, 10, 12)
+    assert result["best_step"] in (6, 12)
     assert result["example_visits"] == 96
     assert result["versions"]["jax"]
     assert (workdir / "tokenizer" / "tokenizer.json").is_file()
@@ -106,18 +108,16 @@ def test_a_finished_run_is_not_run_again(uninterrupted, environment):
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "after"),
-    [(signal.SIGKILL, -signal.SIGKILL, 3), (signal.SIGTERM, 75, 1), (signal.SIGINT, 75, 6)],
-    ids=["SIGKILL", "SIGTERM", "SIGINT"],
+    ("number", "status"),
+    [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)],
+    ids=["SIGKILL", "SIGTERM"],
 )
-def test_stopped_and_started_again_equals_uninterrupted(
-    uninterrupted, environment, tmp_path, number, status, after
-):
+def test_stopped_and_started_again_equals_uninterrupted(uninterrupted, environment, tmp_path, number, status):
     workdir = tmp_path / "stopped"
     process = _start(workdir, environment)
-    metrics = workdir / "metrics.jsonl"
     deadline = time.monotonic() + 240
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < after:
+    # A committed checkpoint is a directory named by its step.
+    while not any(path.name.isdigit() for path in (workdir / "checkpoints" / "latest").glob("*")):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -148,10 +148,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, environment):
     )
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert "loss/label" in err
-    assert "not finite" in err
-    assert err.startswith("error: step ")
-    assert len(err.splitlines()) == 1
+    assert re.fullmatch(r"error: step \d+: (grad_norm|loss).* not finite; .* is kept\)\n", err)
     assert all(row["loss"] < float("inf") for row in _rows(workdir))
 
 
@@ -167,7 +164,10 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--config.data.task=svamp"], "give their folder with --config.data.root=DIR"),
-        (["--config.data.task=svamp", "--config.data.root=/nowhere"], "prepare_data svamp --root /nowhere"),
+        (
+            ["--config.data.task=svamp", "--config.data.root=/nowhere"],
+            "a student from scratch needs a tokenizer",
+        ),
         (["--config.model.pretrained=/nowhere/t5"], "/nowhere/t5"),
         (["--config.train.batch_size=12"], "not divisible by the 8 devices"),
         (["--config.evaluation.batch_size=12"], "not divisible by the 8 devices"),

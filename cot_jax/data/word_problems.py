@@ -3,7 +3,7 @@
 A problem hides a chain of a few steps in a short story of one of two kinds:
 
 * *comparison*: people are compared with one another, in any order and in either direction ("Tom has 5
-  fewer pens than Mia" can give Mia's pens as well as Tom's). The question picks one of them.
+  fewer than Mia" can give what Mia has as well as what Tom has). The question picks one of them.
 * *change*: somebody's things become more and fewer in the order told, while other people's things and
   other things of the same person change as well.
 
@@ -197,7 +197,7 @@ def _comparison(draw: Draw, steps: int, distractors: int) -> tuple[list[str], So
         a, value = path[-1] if index < steps else draw.pick(path)
         b = next(draw.people)
         operator, n, result = draw.step(COMPARISONS, value)
-        wording, slots = COMPARISONS[operator], {"a": a, "b": b, "n": n, "things": draw.things}
+        wording, slots = COMPARISONS[operator], {"a": a, "b": b, "n": n}
         sentences.append(draw.pick(wording.stories).format(**slots))
         if index < steps:
             solution.steps.append(Step(operator, n, result, b, wording.thought.format(**slots)))
@@ -236,7 +236,7 @@ def generate(
     *,
     max_steps: int = 2,
     distractors: int = 1,
-    max_number: int = 40,
+    max_number: int = 20,
     teacher_error_rate: float = 0.0,
 ) -> list[Example]:
     """Returns `count` different problems, a pure function of the arguments.

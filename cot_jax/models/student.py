@@ -53,7 +53,13 @@ class Student(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class T5Student:
-    """T5 as a `Student`; `dtype` and `scan_unroll` as in `T5`."""
+    """T5 as a `Student`; `dtype` and `scan_unroll` as in `T5`.
+
+    `hidden` unrolls the loop over layers: on CPU, v1.1-small, a training step then takes 0.91 of
+    the time (2.92 against 3.21 CPU seconds) and compiling 1.5 times as long (18.7 against 12.7).
+    `generate` does not, which takes 0.70 of the time (1.38 against 1.98): a step of it does little
+    else than read weights, and unrolled, those of all layers are sliced out before the first is used.
+    """
 
     config: T5Config
     dtype: DTypeLike = jnp.float32
@@ -71,25 +77,21 @@ class T5Student:
     def eos_id(self) -> int:
         return self.config.eos_token_id
 
-    @property
-    def _module(self) -> T5:
-        return T5(self.config, self.dtype, self.scan_unroll)
-
     def init(self, rng: jax.Array) -> Params:
-        return self._module.init_params(rng)
+        return T5(self.config, self.dtype).init_params(rng)
 
     def hidden(
         self, params: Params, batch: dict[str, ViewArrays], dropout_rng: jax.Array | None
     ) -> dict[str, jax.Array]:
         views = sorted(batch)
-        keys = (
-            [None] * (1 + len(views))
-            if dropout_rng is None
-            else jax.random.split(dropout_rng, 1 + len(views))
-        )
+        passes = 1 + len(views)
+        keys = [None] * passes if dropout_rng is None else jax.random.split(dropout_rng, passes)
+
+        module = T5(self.config, self.dtype, self.scan_unroll)
 
         def apply(key, *args, method):
-            return self._module.apply({"params": params}, *args, method=method, rngs=_dropout(key))
+            rngs = {} if key is None else {"dropout": key}
+            return module.apply({"params": params}, *args, method=method, rngs=rngs)
 
         # One encoder pass over all views. They become a new axis after B, so that the rows of an
         # example, and with them a batch sharded over B, stay on their device.
@@ -116,7 +118,7 @@ class T5Student:
     def generate(
         self, params: Params, input_ids_BS: jax.Array, input_length_B: jax.Array, max_new_tokens: int
     ) -> jax.Array:
-        apply = functools.partial(self._module.apply, {"params": params})
+        apply = functools.partial(T5(self.config, self.dtype).apply, {"params": params})
         encoded_BSD = apply(input_ids_BS, input_length_B, method=T5.encode)
         memory: Any = apply(encoded_BSD, input_length_B, max_new_tokens, method=T5.remember)
         head_DV = self.head(params).astype(self.dtype)
@@ -141,10 +143,6 @@ class T5Student:
         real_BT = jnp.arange(T)[None, :] < view.target_length[:, None]
         start_B1 = jnp.full((B, 1), self.config.decoder_start_token_id, jnp.int32)
         return jnp.concatenate([start_B1, jnp.where(real_BT, view.target_ids, self.pad_id)[:, :-1]], axis=1)
-
-
-def _dropout(key: jax.Array | None) -> dict[str, jax.Array]:
-    return {} if key is None else {"dropout": key}
 
 
 def from_scratch(

@@ -335,7 +335,7 @@ class T5(_Part):
       scan_unroll: layers in one iteration of the loop over layers; True is all of them, no loop.
     """
 
-    scan_unroll: int | bool = True
+    scan_unroll: int | bool = 1
 
     def setup(self):
         D, V = self.config.d_model, self.config.vocab_size

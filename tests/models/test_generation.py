@@ -72,7 +72,7 @@ def test_equal_logits_give_the_first_token():
 def test_tokens_are_those_of_transformers(torch, reference, ours, make_view, torch_inputs, kind):
     generate = jax.jit(ours(kind)[0].generate, static_argnums=3)
     ends = set()
-    for seed in range(4):
+    for seed in range(3):
         view = make_view(seed, [17, 3, 9, 1, 12, 17, 5, 8], [1] * 8)
         inputs = torch_inputs(view)
         del inputs["labels"]

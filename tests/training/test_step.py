@@ -10,9 +10,10 @@ from cot_jax.config import OptimizerConfig
 from cot_jax.data.batches import Ragged, TokenizedView, Widths, make_batch, training_rows
 from cot_jax.errors import UserError
 from cot_jax.losses.objective import MutualInformation, make_objective
-from cot_jax.models import student as students
+from cot_jax.models.student import T5Student
+from cot_jax.models.t5 import T5Config
 from cot_jax.training.optimizer import make_optimizer, make_schedule
-from cot_jax.training.sharding import by_example, make_mesh, replicated
+from cot_jax.training.sharding import BATCH_AXES, by_example, make_mesh, replicated
 from cot_jax.training.step import init_state, make_train_step
 
 EXAMPLES, BATCH = 64, 16
@@ -32,9 +33,8 @@ def views():
 
 
 def _student(dropout_rate=0.1):
-    return students.from_scratch(
-        "tiny", vocab_size=100, dropout_rate=dropout_rate, dtype=jnp.float32, pad_id=0, eos_id=1
-    )
+    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
+    return T5Student(T5Config(vocab_size=100, dropout_rate=dropout_rate, **sizes))
 
 
 def _mesh(devices):
@@ -45,7 +45,11 @@ def _start(student, mesh):
     """Returns (initial state, jitted step) of the MI method on a mesh, as the loop makes them."""
     mi = MutualInformation("predict", "explain", 0.1, "reference", "max", "label")
     objective = make_objective(
-        student, {"predict": "label", "explain": "rationale"}, {"label": 0.5, "rationale": 0.5}, mi
+        student,
+        {"predict": "label", "explain": "rationale"},
+        {"label": 0.5, "rationale": 0.5},
+        mi,
+        BATCH_AXES,
     )
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), 100)
     create = jax.jit(
@@ -61,18 +65,22 @@ def _start(student, mesh):
     return create(), step
 
 
-def _batch(views, step, most=1):
-    widths = Widths.choose(views, BATCH, most)
+def _batch(views, step, extra=0):
+    """Returns a batch whose rationales are padded `extra` tokens further than they need."""
+    widths = Widths.choose(views, BATCH, 1)
+    (longest,) = widths.targets["explain"]
+    widths = Widths(widths.inputs, {**widths.targets, "explain": (longest + extra,)})
     return make_batch(views, training_rows(0, EXAMPLES, step, BATCH), widths, 0)
 
 
 def _losses(views, mesh, steps, student):
-    state, step_fn = _start(student, mesh)
     losses = []
-    for step in range(steps):
-        batch = jax.device_put(_batch(views, step), by_example(mesh))
-        state, metrics = step_fn(state, batch)
-        losses.append(float(metrics["loss"]))
+    with jax.set_mesh(mesh):
+        state, step_fn = _start(student, mesh)
+        for step in range(steps):
+            batch = jax.device_put(_batch(views, step), by_example(mesh))
+            state, metrics = step_fn(state, batch)
+            losses.append(float(metrics["loss"]))
     return losses
 
 
@@ -88,31 +96,36 @@ def test_one_compile_per_shape_and_every_leaf_donated(views):
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compiles.append(event) if event.endswith("backend_compile_duration") else None
     )
+    mesh = _mesh(1)
     try:
-        mesh = _mesh(1)
-        state, step_fn = _start(_student(), mesh)
-        batches = [jax.device_put(_batch(views, step, most=2), by_example(mesh)) for step in range(8)]
-        shapes = {str(jax.tree.map(jnp.shape, batch)) for batch in batches}
-        before = len(compiles)
-        for batch in batches:
-            old = state
-            state, _ = step_fn(state, batch)
-            assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
-            assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(batch))
-        assert len(compiles) - before == len(shapes)
+        with jax.set_mesh(mesh):
+            state, step_fn = _start(_student(), mesh)
+            batches = [
+                jax.device_put(_batch(views, step, 8 * (step % 2)), by_example(mesh)) for step in range(6)
+            ]
+            shapes = {str(jax.tree.map(jnp.shape, batch)) for batch in batches}
+            assert len(shapes) == 2
+            before = len(compiles)
+            for batch in batches:
+                old = state
+                state, _ = step_fn(state, batch)
+                assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
+                assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(batch))
+            assert len(compiles) - before == len(shapes)
     finally:
         jax.monitoring.clear_event_listeners()
 
 
 def test_dropout_is_a_function_of_the_step(views):
     mesh, student = _mesh(1), _student()
-    assert _losses(views, mesh, 2, student) == _losses(views, mesh, 2, student)
-    state, step_fn = _start(student, mesh)
-    batch = _batch(views, 0)
-    _, first = step_fn(state, batch)
-    state, _ = _start(student, mesh)
-    _, later = step_fn(state._replace(step=jnp.ones((), jnp.int32)), batch)
-    assert float(first["loss"]) != float(later["loss"])
+    with jax.set_mesh(mesh):
+        _, step_fn = _start(student, mesh)
+
+        def loss_at(step):
+            state, _ = _start(student, mesh)
+            return float(step_fn(state._replace(step=jnp.int32(step)), _batch(views, 0))[1]["loss"])
+
+        assert loss_at(0) == loss_at(0) != loss_at(1)
 
 
 def test_a_batch_must_divide_among_the_devices():

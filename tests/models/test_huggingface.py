@@ -1,0 +1,404 @@
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax.serialization import msgpack_serialize
+from flax.traverse_util import unflatten_dict
+from safetensors.numpy import load_file, save_file
+
+from cot_jax.errors import UserError
+from cot_jax.models import huggingface
+from cot_jax.models.t5 import PRESETS, T5, T5Config
+
+KINDS = ["v1.0", "v1.1-tied", "v1.1"]
+TINY = T5Config(
+    vocab_size=24,
+    d_model=8,
+    d_kv=2,
+    d_ff=10,
+    num_layers=2,
+    num_decoder_layers=3,
+    num_heads=2,
+    dropout_rate=0.0,
+)
+GATED = dataclasses.replace(TINY, feed_forward_proj="gated-gelu", scale_decoder_outputs=False)
+UNTIED = dataclasses.replace(GATED, tie_word_embeddings=False)
+IGNORED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+
+
+def random_params(config, seed=0):
+    shapes = jax.eval_shape(T5(config, jnp.float32).init_params, jax.random.key(0))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+def saved(directory, config=UNTIED):
+    """A saved model: its directory, and its tensors to tamper with."""
+    huggingface.save(directory, config, random_params(config))
+    return load_file(directory / "model.safetensors")
+
+
+def rewrite(directory, tensors):
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def refused(directory):
+    with pytest.raises(UserError) as error:
+        huggingface.load(str(directory))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# --- Our own files ---
+
+
+@pytest.mark.parametrize("config", [TINY, GATED, UNTIED], ids=KINDS)
+def test_load_gives_back_what_was_saved(tmp_path, config):
+    params = random_params(config)
+    huggingface.save(tmp_path / "new" / "model", config, params)
+    loaded_config, loaded = huggingface.load(str(tmp_path / "new" / "model"))
+    assert loaded_config == config
+    assert_equal(loaded, params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small", "t5-small"])
+def test_the_table_names_every_parameter_once(preset):
+    config = PRESETS[preset]
+    shapes = jax.eval_shape(T5(config, jnp.float32).init_params, jax.random.key(0))
+    paths = {"/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
+    table = huggingface.name_table(config)
+    assert table.keys() == paths
+    assert len({name for name, _ in table.values()}) == len(table)
+
+
+def test_parameters_of_another_config_are_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="lm_head"):
+        huggingface.save(tmp_path / "model", TINY, random_params(UNTIED) | {"shared": np.zeros((24, 8))})
+    assert not (tmp_path / "model").exists()
+
+
+# --- Files of others ---
+
+
+def assert_reads_as(directory, state, config):
+    """What was loaded is the state dict, tensor by tensor, under the table's names."""
+    loaded_config, params = huggingface.load(str(directory))
+    assert loaded_config == config
+    flat = {path: (name, inputs) for path, (name, inputs) in huggingface.name_table(config).items()}
+    for path, (name, inputs) in flat.items():
+        leaf = params
+        for key in path.split("/"):
+            leaf = leaf[key]
+        for n, array in enumerate(leaf if "{n}" in name else [leaf]):
+            want = np.asarray(state[name.format(n=n)], np.float32)
+            np.testing.assert_array_equal(array, want.T.reshape(array.shape) if inputs else want)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_shards(reference, tmp_path, kind):
+    model, directory = reference(kind)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
+    config, _ = huggingface.load(str(directory))
+    assert config.tie_word_embeddings == (kind != "v1.1")
+    assert config.scale_decoder_outputs == (kind == "v1.0")
+    assert_reads_as(tmp_path, {k: v.numpy() for k, v in model.state_dict().items()}, config)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_files_with_their_redundant_copies(torch, reference, tmp_path, kind):
+    model, directory = reference(kind)
+    state = model.state_dict()
+    assert {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"} < state.keys()
+    # As in the v1.0 checkpoints, whose config.json is from before several fields.
+    torch.save(state | {IGNORED: torch.ones(32, 4)}, tmp_path / "pytorch_model.bin")
+    shutil.copy(directory / "config.json", tmp_path)
+    config, _ = huggingface.load(str(directory))
+    assert_reads_as(tmp_path, {k: v.numpy() for k, v in state.items()}, config)
+
+
+def test_torch_shards_in_bfloat16(torch, reference, tmp_path):
+    model, directory = reference("v1.1")
+    state = {k: v.to(torch.bfloat16) for k, v in model.state_dict().items()}
+    names = sorted(state)
+    parts = {"pytorch_model-1.bin": names[::2], "pytorch_model-2.bin": names[1::2]}
+    for file, part in parts.items():
+        torch.save({name: state[name] for name in part}, tmp_path / file)
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    shutil.copy(directory / "config.json", tmp_path)
+    config, _ = huggingface.load(str(directory))
+    assert_reads_as(tmp_path, {k: v.float().numpy() for k, v in state.items()}, config)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("config", [TINY, UNTIED], ids=["v1.0", "v1.1"])
+def test_flax_files(tmp_path, config, dtype):
+    tensors = {name: tensor.astype(dtype) for name, tensor in saved(tmp_path, config).items()}
+    (tmp_path / "model.safetensors").unlink()
+    # The layout of transformers' former Flax classes: kernels are (inputs, outputs).
+    tree = {}
+    for name, tensor in tensors.items():
+        path = tuple(name.split(".")[:-1])
+        if "norm" in name:
+            tree[*path, "weight"] = tensor
+        elif name == "shared.weight" or "bias" in name:
+            tree[*path, "embedding"] = tensor
+        else:
+            tree[*path, "kernel"] = np.ascontiguousarray(tensor.T)
+    (tmp_path / "flax_model.msgpack").write_bytes(msgpack_serialize(unflatten_dict(tree)))
+    assert_reads_as(tmp_path, tensors, config)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_safetensors(tmp_path, dtype):
+    tensors = {name: tensor.astype(dtype) for name, tensor in saved(tmp_path).items()}
+    rewrite(tmp_path, tensors)
+    assert_reads_as(tmp_path, tensors, UNTIED)
+
+
+def test_safetensors_come_first(torch, tmp_path):
+    tensors = saved(tmp_path)
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    (tmp_path / "flax_model.msgpack").write_bytes(b"")
+    assert_reads_as(tmp_path, tensors, UNTIED)
+
+
+def test_an_embedding_under_another_of_its_names(tmp_path):
+    tensors = saved(tmp_path, TINY)
+    rewrite(tmp_path, tensors | {"encoder.embed_tokens.weight": tensors.pop("shared.weight")})
+    assert_equal(huggingface.load(str(tmp_path))[1], random_params(TINY))
+
+
+def test_the_head_is_the_files_whatever_config_says_of_tying(tmp_path):
+    tensors = saved(tmp_path, UNTIED)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))  # as transformers 5 writes it
+    assert huggingface.load(str(tmp_path))[0] == UNTIED
+    rewrite(tmp_path, tensors | {"lm_head.weight": tensors["shared.weight"]})
+    config, params = huggingface.load(str(tmp_path))
+    assert config == GATED
+    assert "lm_head" not in params
+
+
+# --- And back to transformers ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_loads_what_we_write(torch, reference, ours, view, torch_inputs, tmp_path, kind):
+    model, _ = reference(kind)
+    student, params = ours(kind)
+    huggingface.save(tmp_path, student.config, params)
+    again, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    assert (again.lm_head.weight is again.shared.weight) == (kind != "v1.1")
+    assert again.config.scale_decoder_outputs == (kind == "v1.0")
+    inputs = torch_inputs(view)
+    with torch.no_grad():
+        np.testing.assert_array_equal(again.eval()(**inputs).logits, model(**inputs).logits)
+        del inputs["labels"]
+        generated = [m.generate(**inputs, max_new_tokens=5, do_sample=False).numpy() for m in (model, again)]
+    np.testing.assert_array_equal(*generated)
+
+
+# --- What is refused ---
+
+
+def test_a_missing_tensor(tmp_path):
+    tensors = saved(tmp_path)
+    name = "decoder.block.2.layer.1.EncDecAttention.v.weight"
+    del tensors[name]
+    rewrite(tmp_path, tensors)
+    assert f"tensor {name} is missing, one of 1 in all" in refused(tmp_path)
+
+
+def test_a_missing_embedding(tmp_path):
+    tensors = saved(tmp_path)
+    del tensors["shared.weight"]
+    rewrite(tmp_path, tensors)
+    assert "tensor shared.weight is missing" in refused(tmp_path)
+
+
+def test_a_missing_head_where_config_says_untied(tmp_path):
+    tensors = saved(tmp_path)
+    del tensors["lm_head.weight"]
+    rewrite(tmp_path, tensors)
+    assert "tensor lm_head.weight is missing" in refused(tmp_path)
+
+
+def test_an_unknown_tensor(tmp_path):
+    tensors = saved(tmp_path)
+    rewrite(tmp_path, tensors | {"encoder.block.2.layer.0.layer_norm.weight": np.ones(8, np.float32)})
+    message = refused(tmp_path)
+    assert "model.safetensors: tensor encoder.block.2.layer.0.layer_norm.weight is unknown" in message
+
+
+def test_a_bias_that_is_not_the_ignored_one(tmp_path):
+    tensors = saved(tmp_path)
+    rewrite(tmp_path, tensors | {IGNORED: np.ones((32, 2), np.float32)})
+    huggingface.load(str(tmp_path))
+    name = IGNORED.replace("block.0", "block.1")
+    rewrite(tmp_path, tensors | {name: np.ones((32, 2), np.float32)})
+    assert f"tensor {name} is unknown" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("encoder.block.0.layer.0.SelfAttention.q.weight", (8, 4), (4, 8)),
+        ("encoder.block.0.layer.0.SelfAttention.o.weight", (4, 8), (8, 4)),
+        ("encoder.block.1.layer.0.layer_norm.weight", (1,), (8,)),
+        ("shared.weight", (8, 24), (24, 8)),
+    ],
+)
+def test_a_wrong_shape(tmp_path, name, shape, expected):
+    rewrite(tmp_path, saved(tmp_path) | {name: np.zeros(shape, np.float32)})
+    assert f"tensor {name} is {shape}, config.json asks for {expected}" in refused(tmp_path)
+
+
+def test_quantized_weights(tmp_path):
+    tensors = saved(tmp_path)
+    tensors["shared.weight"] = tensors["shared.weight"].astype(np.int8)
+    rewrite(tmp_path, tensors)
+    assert "tensor shared.weight is int8; quantized" in refused(tmp_path)
+
+
+def test_a_tensor_in_two_shards(tmp_path):
+    tensors = saved(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    save_file(tensors, tmp_path / "a.safetensors")
+    save_file({"shared.weight": tensors["shared.weight"]}, tmp_path / "b.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "a.safetensors") | {"shared.weight": "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "b.safetensors: tensor shared.weight was already in another file" in refused(tmp_path)
+
+
+def test_a_tied_copy_that_differs(tmp_path):
+    tensors = saved(tmp_path)
+    name = "decoder.embed_tokens.weight"
+    rewrite(tmp_path, tensors | {name: tensors["shared.weight"]})
+    huggingface.load(str(tmp_path))
+    rewrite(tmp_path, tensors | {name: tensors["shared.weight"] + np.eye(24, 8, dtype=np.float32)})
+    assert "differs from the other copies of shared.weight" in refused(tmp_path)
+
+
+def test_no_weights(tmp_path):
+    saved(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    expected = "expected one of model.safetensors, flax_model.msgpack, pytorch_model.bin"
+    assert f"{tmp_path}: no weights; {expected}" in refused(tmp_path)
+
+
+def test_no_config(tmp_path):
+    saved(tmp_path)
+    (tmp_path / "config.json").unlink()
+    assert "config.json: no such file" in refused(tmp_path)
+    (tmp_path / "config.json").write_text('{"d_model": 8,')
+    assert "config.json: not valid JSON" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "flax_model.msgpack", "pytorch_model.bin"])
+def test_a_torn_file(request, tmp_path, name):
+    if name.endswith(".bin"):
+        request.getfixturevalue("torch")
+    saved(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    assert f"{name}: cannot be read (" in refused(tmp_path)
+
+
+def test_a_missing_shard(tmp_path):
+    saved(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"shared.weight": "gone.safetensors"}}'
+    )
+    assert "gone.safetensors: cannot be read (" in refused(tmp_path)
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+def test_a_pickle_runs_nothing(torch, tmp_path, capsys):
+    saved(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"shared.weight": Evil()}, tmp_path / "pytorch_model.bin")
+    assert "pytorch_model.bin: cannot be read (" in refused(tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def test_torch_files_without_torch(tmp_path, monkeypatch):
+    saved(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "pytorch_model.bin: needs PyTorch to be read" in refused(tmp_path)
+
+
+# --- The Hub ---
+
+
+def test_only_one_format_is_downloaded(tmp_path, monkeypatch):
+    hub, cache = tmp_path / "hub", tmp_path / "cache"
+    tensors = saved(hub)
+    for extra in ("pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "spiece.model"):
+        (hub / extra).write_bytes(b"")
+
+    def snapshot_download(repository, allow_patterns):
+        assert repository == "google/t5-v1_1-small"
+        cache.mkdir(exist_ok=True)
+        for file in hub.iterdir():
+            if any(Path(file.name).match(pattern) for pattern in allow_patterns):
+                shutil.copy(file, cache)
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    config, params = huggingface.load("google/t5-v1_1-small")
+    assert (config, sorted(f.name for f in cache.iterdir())) == (UNTIED, ["config.json", "model.safetensors"])
+    np.testing.assert_array_equal(params["shared"], tensors["shared.weight"])
+
+    # A repository without safetensors.
+    shutil.rmtree(cache)
+    (hub / "model.safetensors").unlink()
+    assert "flax_model.msgpack: cannot be read" in refused("google/t5-v1_1-small")
+    assert sorted(f.name for f in cache.iterdir()) == ["config.json", "flax_model.msgpack"]
+
+    # And one without any.
+    shutil.rmtree(cache)
+    for name in ("pytorch_model.bin", "flax_model.msgpack"):
+        (hub / name).unlink()
+    assert "the Hub has no weights of it" in refused("google/t5-v1_1-small")
+
+
+@pytest.mark.parametrize("name", ["google/t5-v1_1-small", "runs/typo/model", "not a name"])
+def test_no_network(tmp_path, name):
+    code = f"""
+from cot_jax.errors import UserError
+from cot_jax.models import huggingface
+try:
+    huggingface.load({name!r})
+except UserError as error:
+    print(error)
+"""
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    (message,) = result.stdout.splitlines()
+    assert message.startswith(f"{name}: no such directory, and not to be had from the Hub (")
+    assert message.endswith("give a local directory with --config.model.pretrained=DIR")

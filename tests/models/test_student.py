@@ -1,0 +1,119 @@
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cot_jax.errors import UserError
+from cot_jax.models import huggingface
+from cot_jax.models.student import from_pretrained, from_scratch
+
+
+def tiny(**changes):
+    arguments = {"vocab_size": 300, "dropout_rate": 0.1, "dtype": jnp.float32, "pad_id": 0, "eos_id": 1}
+    return from_scratch("tiny", **(arguments | changes))
+
+
+def test_stacked_views_are_separate_passes(ours, make_view):
+    student, params = ours("v1.1")
+    hidden = jax.jit(student.hidden)
+    batch = {
+        "predict": make_view(1, [12, 5, 9], [3, 1, 2], S=14),
+        "explain": make_view(2, [14, 6, 1], [8, 0, 5], S=14),
+    }
+    together = hidden(params, batch, None)
+    assert {view: h.shape for view, h in together.items()} == {
+        "predict": (3, 3, 32),
+        "explain": (3, 8, 32),
+    }
+    for view, arrays in batch.items():
+        alone = hidden(params, {view: arrays}, None)[view]
+        np.testing.assert_allclose(together[view], alone, atol=2e-6 * np.abs(alone).max())
+
+
+def test_target_padding_reads_as_pad_whatever_it_holds(ours, view):
+    student, params = ours("v1.1")
+    hidden = jax.jit(student.hidden)
+    real = np.arange(view.target_ids.shape[1]) < view.target_length[:, None]
+    ignored = view._replace(target_ids=np.where(real, view.target_ids, 7).astype(np.int32))
+    a, b = (hidden(params, {"view": v}, None)["view"] for v in (view, ignored))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_a_batch_sharded_over_its_rows_stays_where_it_is(make_view):
+    student = dataclasses.replace(tiny(dropout_rate=0.0), scan_unroll=1)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    rows, everywhere = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    batch = {"predict": make_view(1, [9] * 16, [3] * 16), "explain": make_view(2, [9] * 16, [7] * 16)}
+    shapes = jax.eval_shape(student.init, jax.random.key(0))
+    compiled = jax.jit(student.hidden, in_shardings=(everywhere, rows), out_shardings=rows, static_argnums=2)
+    text = compiled.lower(shapes, batch, None).compile().as_text()
+    assert not re.findall(r"all-gather|all-to-all|all-reduce|collective-permute", text)
+
+
+def test_dropout_follows_the_key_and_the_rate(ours, make_view):
+    # The same view twice, so that only the masks can tell them apart.
+    batch = dict.fromkeys(("predict", "explain"), make_view(1, [9, 4], [3, 2]))
+    student, params = ours("v1.1")
+    student = dataclasses.replace(student, config=dataclasses.replace(student.config, dropout_rate=0.1))
+    hidden = jax.jit(student.hidden)
+    a, b, again = (hidden(params, batch, jax.random.key(k, impl="rbg")) for k in (0, 1, 0))
+    off = hidden(params, batch, None)
+    for view in batch:
+        np.testing.assert_array_equal(a[view], again[view])
+        assert not np.allclose(a[view], b[view], rtol=0.1)
+        assert not np.allclose(a[view], off[view], rtol=0.1)
+    assert not np.allclose(a["predict"], a["explain"], rtol=0.1)
+
+
+def test_generation_is_the_argmax_of_hidden_states(ours, make_view):
+    student, params = ours("v1.1")
+    prompt = make_view(4, [11, 3, 7, 9], [1] * 4)
+    tokens_BT = np.asarray(
+        jax.jit(student.generate, static_argnums=3)(params, prompt.input_ids, prompt.input_length, 9)
+    )
+    ended_BT = np.cumsum(tokens_BT == student.eos_id, axis=1) > 0
+    length_B = np.minimum(9, 1 + (~ended_BT).sum(axis=1)).astype(np.int32)
+    view = prompt._replace(target_ids=tokens_BT, target_length=length_B)
+    logits_BTV = jax.jit(student.hidden)(params, {"view": view}, None)["view"] @ student.head(params)
+    real_BT = np.arange(9) < length_B[:, None]
+    np.testing.assert_array_equal(np.where(real_BT, logits_BTV.argmax(axis=-1), student.pad_id), tokens_BT)
+
+
+def test_bfloat16_is_for_arithmetic_only(ours, view):
+    exact, params = ours("v1.1")
+    student = dataclasses.replace(exact, dtype=jnp.bfloat16)
+    assert jax.eval_shape(student.hidden, params, {"v": view}, None)["v"].dtype == jnp.bfloat16
+    assert student.head(params).dtype == np.float32
+    shapes = jax.eval_shape(student.init, jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}
+    tokens_BT = jax.eval_shape(lambda p: student.generate(p, view.input_ids, view.input_length, 5), params)
+    assert (tokens_BT.shape, tokens_BT.dtype) == ((4, 5), jnp.int32)
+
+
+@pytest.mark.parametrize(("ids", "rows"), [(32_100, 32_128), (300, 384), (384, 384)])
+def test_from_scratch_has_a_row_for_every_id(ids, rows):
+    student = tiny(vocab_size=ids, pad_id=3, eos_id=2)
+    assert (student.vocab_size, student.pad_id, student.eos_id) == (rows, 3, 2)
+    assert student.config.decoder_start_token_id == 3
+    params = jax.eval_shape(student.init, jax.random.key(0))
+    assert params["shared"].shape == (rows, student.config.d_model)
+    assert jax.eval_shape(student.head, params).shape == (student.config.d_model, rows)
+
+
+def test_unknown_preset():
+    with pytest.raises(UserError, match=r'config.model.preset: no "huge"; choose one of tiny, small, base'):
+        from_scratch("huge", vocab_size=10, dropout_rate=0.0, dtype=jnp.float32, pad_id=0, eos_id=1)
+
+
+def test_from_pretrained_takes_dropout_and_dtype_from_the_caller(tmp_path):
+    shapes = jax.eval_shape(tiny().init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), shapes)
+    huggingface.save(tmp_path, tiny().config, params)
+    student, loaded = from_pretrained(str(tmp_path), dropout_rate=0.25, dtype=jnp.bfloat16)
+    assert (student.config.dropout_rate, student.dtype, student.vocab_size) == (0.25, jnp.bfloat16, 384)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)

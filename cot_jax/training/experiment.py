@@ -173,11 +173,11 @@ def _load_data(config: Config) -> tuple[tasks.Splits, Tokenizer]:
 
 
 def _train_tokenizer(splits: tasks.Splits) -> Tokenizer:
-    prefixes = sorted({view.prefix for method in views.METHODS.values() for view in method})
+    marks = [views.ANSWER_MARK, *sorted({v.prefix for method in views.METHODS.values() for v in method})]
     texts = [
         text or ""
         for example in splits.train
-        for text in (example.input, example.label, example.rationale, views.ANSWER_MARK, *prefixes)
+        for text in (example.input, example.label, example.rationale, example.program, *marks)
     ]
     with tempfile.TemporaryDirectory() as directory:
         return tokenizers.train(texts, _WORD_PROBLEM_PIECES, directory)

@@ -2,13 +2,15 @@
 
 import functools
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cot_jax.batch import ViewArrays
 from cot_jax.models import huggingface
 from cot_jax.models.student import T5Student
+from cot_jax.models.t5 import T5Config
 
 # What config.json says of each kind. The depths differ, so that no stack can stand in for the other.
 _SHAPE = {
@@ -28,6 +30,24 @@ KINDS = {
 }
 
 
+def _scaled(name, normal):
+    """Weights that make every term matter, from N(0, 1); `name` is transformers' or a path of ours."""
+    if "norm" in name:
+        return 1 + 0.2 * normal
+    if "bias" in name:
+        return normal
+    return (0.1 if name.startswith(("shared", "lm_head")) else 0.15) * normal
+
+
+@pytest.fixture(scope="session")
+def untied():
+    """A student of the shapes of T5 v1.1 and its random parameters; needs no PyTorch."""
+    student, rng = T5Student(T5Config.from_json(KINDS["v1.1"]), scan_unroll=1), np.random.default_rng(0)
+    shapes = flatten_dict(jax.eval_shape(student.init, jax.random.key(0)), sep="/")
+    flat = {path: _scaled(path, rng.normal(size=leaf.shape).astype("f")) for path, leaf in shapes.items()}
+    return student, unflatten_dict(flat, sep="/")
+
+
 @pytest.fixture(scope="session")
 def torch():
     return pytest.importorskip("torch", reason="parity needs PyTorch")
@@ -35,7 +55,7 @@ def torch():
 
 @pytest.fixture(scope="session")
 def reference(torch, tmp_path_factory):
-    """(kind, seed) -> (transformers model, its directory), with weights that make every term matter."""
+    """(kind, seed) -> (transformers model, its directory)."""
     import safetensors.torch
     import transformers
 
@@ -51,10 +71,8 @@ def reference(torch, tmp_path_factory):
         if kind == "v1.1":
             state["lm_head.weight"] = state["shared.weight"]
         for name, tensor in state.items():
-            normal = torch.randn(tensor.shape, generator=generator)
-            norm, bias, rows = "norm" in name, "bias" in name, name in ("shared.weight", "lm_head.weight")
-            state[name] = 1 + 0.2 * normal if norm else normal if bias else (0.1 if rows else 0.15) * normal
-            if rows:
+            state[name] = _scaled(name, torch.randn(tensor.shape, generator=generator))
+            if name in ("shared.weight", "lm_head.weight"):
                 state[name][1] *= 2.5  # Rows of generated tokens shall end, some of them.
         directory = tmp_path_factory.mktemp(kind)
         config.save_pretrained(directory)
@@ -71,9 +89,9 @@ def ours(reference):
     """(kind, seed) -> our student and its parameters from the same directory; looped, to compile faster."""
 
     @functools.cache
-    def make(kind, seed=0, dtype=jnp.float32):
+    def make(kind, seed=0):
         config, params = huggingface.load(str(reference(kind, seed)[1]))
-        return T5Student(config, dtype, scan_unroll=1), params
+        return T5Student(config, scan_unroll=1), params
 
     return make
 

@@ -18,8 +18,8 @@ def tiny(**changes):
     return from_scratch("tiny", **(arguments | changes))
 
 
-def test_stacked_views_are_separate_passes(ours, make_view):
-    student, params = ours("v1.1")
+def test_stacked_views_are_separate_passes(untied, make_view):
+    student, params = untied
     hidden = jax.jit(student.hidden)
     batch = {
         "predict": make_view(1, [12, 5, 9], [3, 1, 2], S=14),
@@ -35,8 +35,8 @@ def test_stacked_views_are_separate_passes(ours, make_view):
         np.testing.assert_allclose(together[view], alone, atol=2e-6 * np.abs(alone).max())
 
 
-def test_target_padding_reads_as_pad_whatever_it_holds(ours, view):
-    student, params = ours("v1.1")
+def test_target_padding_reads_as_pad_whatever_it_holds(untied, view):
+    student, params = untied
     hidden = jax.jit(student.hidden)
     real = np.arange(view.target_ids.shape[1]) < view.target_length[:, None]
     ignored = view._replace(target_ids=np.where(real, view.target_ids, 7).astype(np.int32))
@@ -55,10 +55,10 @@ def test_a_batch_sharded_over_its_rows_stays_where_it_is(make_view):
     assert not re.findall(r"all-gather|all-to-all|all-reduce|collective-permute", text)
 
 
-def test_dropout_follows_the_key_and_the_rate(ours, make_view):
+def test_dropout_follows_the_key_and_the_rate(untied, make_view):
     # The same view twice, so that only the masks can tell them apart.
     batch = dict.fromkeys(("predict", "explain"), make_view(1, [9, 4], [3, 2]))
-    student, params = ours("v1.1")
+    student, params = untied
     student = dataclasses.replace(student, config=dataclasses.replace(student.config, dropout_rate=0.1))
     hidden = jax.jit(student.hidden)
     a, b, again = (hidden(params, batch, jax.random.key(k, impl="rbg")) for k in (0, 1, 0))
@@ -70,8 +70,8 @@ def test_dropout_follows_the_key_and_the_rate(ours, make_view):
     assert not np.allclose(a["predict"], a["explain"], rtol=0.1)
 
 
-def test_generation_is_the_argmax_of_hidden_states(ours, make_view):
-    student, params = ours("v1.1")
+def test_generation_is_the_argmax_of_hidden_states(untied, make_view):
+    student, params = untied
     prompt = make_view(4, [11, 3, 7, 9], [1] * 4)
     tokens_BT = np.asarray(
         jax.jit(student.generate, static_argnums=3)(params, prompt.input_ids, prompt.input_length, 9)
@@ -84,8 +84,8 @@ def test_generation_is_the_argmax_of_hidden_states(ours, make_view):
     np.testing.assert_array_equal(np.where(real_BT, logits_BTV.argmax(axis=-1), student.pad_id), tokens_BT)
 
 
-def test_bfloat16_is_for_arithmetic_only(ours, view):
-    exact, params = ours("v1.1")
+def test_bfloat16_is_for_arithmetic_only(untied, view):
+    exact, params = untied
     student = dataclasses.replace(exact, dtype=jnp.bfloat16)
     assert jax.eval_shape(student.hidden, params, {"v": view}, None)["v"].dtype == jnp.bfloat16
     assert student.head(params).dtype == np.float32

@@ -133,15 +133,16 @@ def test_logits_loss_and_the_gradient_of_every_parameter(reference, ours, view, 
             want_g = theirs.pop(name.format(n=n))
             g = g.reshape(math.prod(g.shape[:inputs]), -1).T if inputs else g
             assert largest(want_g) > 0, path
-            assert largest(g - want_g) < 1e-5 * largest(want_g), path
+            # 3 times the largest seen; PyTorch itself is up to 5e-6 away from its own float64.
+            assert largest(g - want_g) < 2e-5 * largest(want_g), path
     assert not theirs
 
 
 # --- Properties ---
 
 
-def test_hidden_states_see_no_later_target(ours, view):
-    student, params = ours("v1.1")
+def test_hidden_states_see_no_later_target(untied, view):
+    student, params = untied
     module, variables = T5(student.config, jnp.float32), {"params": params}
 
     @jax.jit
@@ -158,8 +159,8 @@ def test_hidden_states_see_no_later_target(ours, view):
     np.testing.assert_array_equal(reached_TT, np.tri(6, dtype=bool))
 
 
-def test_padding_changes_nothing(ours, make_view):
-    student, params = ours("v1.1")
+def test_padding_changes_nothing(untied, make_view):
+    student, params = untied
     short = make_view(1, [9, 4], [6, 3])
     noise = np.random.default_rng(2).integers(2, 96, (2, 32)).astype(np.int32)
     long = short._replace(
@@ -171,21 +172,21 @@ def test_padding_changes_nothing(ours, make_view):
     assert largest(a - b[:, :6]) < 2e-6 * largest(a)
 
 
-def test_an_empty_input_stays_finite(ours, view):
-    student, params = ours("v1.1")
+def test_an_empty_input_stays_finite(untied, view):
+    student, params = untied
     empty = view._replace(input_length=np.array([0, 7, 1, 0], np.int32))
     assert np.isfinite(decoded(student, params, empty)).all()
 
 
-def test_an_id_beyond_the_vocabulary_is_not_another_token(ours, view):
-    student, params = ours("v1.1")
+def test_an_id_beyond_the_vocabulary_is_not_another_token(untied, view):
+    student, params = untied
     beyond = view._replace(target_ids=np.full_like(view.target_ids, student.vocab_size))
     assert np.isnan(decoded(student, params, beyond)).all()
 
 
 @pytest.mark.parametrize("scan_unroll", [1, True])
-def test_cached_decoding_is_full_decoding(ours, view, scan_unroll):
-    student, params = ours("v1.1")
+def test_cached_decoding_is_full_decoding(untied, view, scan_unroll):
+    student, params = untied
     module, variables = T5(student.config, jnp.float32, scan_unroll), {"params": params}
     T = view.target_ids.shape[1]
 
@@ -219,8 +220,8 @@ def test_looped_layers_are_unrolled_layers(make_view):
     assert largest(a - b) < 2e-6 * largest(a)
 
 
-def test_bfloat16_is_near(ours, view):
-    student, params = ours("v1.1")
+def test_bfloat16_is_near(untied, view):
+    student, params = untied
     exact = decoded(student, params, view)
     rounded = decoded(dataclasses.replace(student, dtype=jnp.bfloat16), params, view)
     assert rounded.dtype == jnp.bfloat16
@@ -229,8 +230,9 @@ def test_bfloat16_is_near(ours, view):
     assert 1e-3 < np.sqrt(np.mean(error**2) / np.mean(exact**2)) < 0.05
 
 
-def test_norms_scores_and_softmax_are_float32_under_bfloat16(ours, view):
-    student, params = ours("v1.1", dtype=jnp.bfloat16)
+def test_norms_scores_and_softmax_are_float32_under_bfloat16(untied, view):
+    student, params = untied
+    student = dataclasses.replace(student, dtype=jnp.bfloat16)
     traced = jax.jit(student.hidden).trace(params, {"view": view}, None).jaxpr
     dtypes = {name: set() for name in ("exp", "rsqrt", "reduce_max", "dot_general")}
 
@@ -250,22 +252,24 @@ def test_norms_scores_and_softmax_are_float32_under_bfloat16(ours, view):
 
 
 def test_each_place_of_each_layer_has_its_own_mask(monkeypatch):
-    keys, bernoulli = [], jax.random.bernoulli
+    keys = set()
 
     def spy(key, p, shape):
-        jax.debug.callback(lambda data: keys.append(tuple(data.tolist())), jax.random.key_data(key))
-        return bernoulli(key, p, shape)
+        def record(data):
+            keys.add(tuple(data.tolist()))
+            return np.ones(shape, bool)
+
+        return jax.pure_callback(record, jax.ShapeDtypeStruct(shape, bool), jax.random.key_data(key))
 
     monkeypatch.setattr(jax.random, "bernoulli", spy)
     student = T5Student(SMALL, scan_unroll=1)
     ids, length = np.ones((1, 3), np.int32), np.array([3], np.int32)
     views = dict.fromkeys(("predict", "explain"), ViewArrays(ids, length, ids, length))
-    jax.jit(student.hidden)(jax.jit(student.init)(jax.random.key(0)), views, jax.random.key(1, impl="rbg"))
-    jax.effects_barrier()
+    params = jax.jit(student.init)(jax.random.key(0))
+    jax.block_until_ready(jax.jit(student.hidden)(params, views, jax.random.key(1, impl="rbg")))
     # Per encoder layer: attention weights, hidden layer, two residual branches; per decoder layer
     # two more; and per stack the embeddings and the final norm. The decoder runs once a view.
     assert len(keys) == (4 * 2 + 2) + 2 * (6 * 3 + 2)
-    assert len(set(keys)) == len(keys)
 
 
 def test_dropout_keeps_the_mean_and_the_rate():
@@ -352,7 +356,7 @@ def test_config_round_trip(preset):
         ({"tie_word_embeddings": False, "scale_decoder_outputs": True}, True),
     ],
 )
-def test_decoder_outputs_are_scaled_as_transformers_does(torch, json, scaled):
+def test_decoder_outputs_are_scaled_as_transformers_does(json, scaled):
     import transformers
 
     assert T5Config.from_json(json).scale_decoder_outputs is scaled

@@ -20,6 +20,7 @@ import ml_collections
 from absl import flags
 from ml_collections.config_flags import config_flags
 
+from cot_jax.data.batches import ORDERS
 from cot_jax.data.tasks import TASKS
 from cot_jax.data.views import METHODS
 from cot_jax.errors import UserError
@@ -71,7 +72,12 @@ class DataConfig:
     train_fraction: float = _key(1.0, "share of the training examples to keep", low=0.0, high=1.0)
     max_input_tokens: int = _key(1024, "inputs are cut here", low=2)
     max_target_tokens: int = _key(256, "targets are cut here", low=2)
-    max_buckets: int = _key(2, "most lengths that one axis is padded to: compiles against padding", low=1)
+    order: str = _key(
+        "random",
+        "random = uniform batches, as published; grouped = examples of like lengths, less padding",
+        choices=ORDERS,
+    )
+    max_shapes: int = _key(8, "most shapes that batches are padded to: compiles against padding", low=1)
     word_problems: WordProblemsConfig = dataclasses.field(default_factory=WordProblemsConfig)
 
 
@@ -123,6 +129,12 @@ class TrainConfig:
 class EvaluationConfig:
     batch_size: int = _key(64, "examples generated at once, over all devices", low=1)
     max_new_tokens: int = _key(64, "longest generated answer", low=1)
+    answers: str = _key(
+        "generate",
+        "how: written, or the most probable of all labels, where a task has a closed set of them",
+        choices=("generate", "score"),
+    )
+    beams: int = _key(1, "beams of the search (answers=generate); 1 = greedy", low=1)
     max_examples: int = _key(0, "validation examples used during training; 0 = all", low=0)
     reference_protocol: bool = _key(
         False, "evaluate on test every eval_every steps too and report last and best, as published"

@@ -20,7 +20,7 @@ SMALL = (
     "--config.data.word_problems.train=48",
     "--config.data.word_problems.valid=8",
     "--config.data.word_problems.test=8",
-    "--config.data.max_buckets=1",
+    "--config.data.max_shapes=1",
     "--config.train.batch_size=8",
     "--config.train.steps=12",
     "--config.train.eval_every=6",
@@ -78,7 +78,7 @@ def test_what_a_run_prints_and_writes(uninterrupted):
     for words in (
         "task word_problems, method mi",
         "parameters",
-        "widths: inputs",
+        "shapes to compile (inputs, predict targets, explain targets)",
         "cut at 1024",
         "test accuracy: ",
     ):

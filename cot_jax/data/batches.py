@@ -1,4 +1,4 @@
-"""Token ids, length buckets and the order of examples. NumPy only.
+"""Token ids, batches and the order of examples. NumPy only.
 
 Texts are tokenised once; a batch is then an indexing operation. The order is a pure function of
 (seed, step), so a resumed run sees exactly the batches it would have seen.
@@ -11,9 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from cot_jax.batch import Batch, ViewArrays
+from cot_jax.data.shapes import Cost, Shape, cheapest, choose_shapes
 
-# Widths are multiples of this: what GPU and TPU matrix units like, and few enough candidates.
-_MULTIPLE = 8
+ORDERS = ("random", "grouped")
+
+# So many steps tell how long a random batch's longest sequences are.
+_MOST_SAMPLED = 2048
 
 
 class Ragged:
@@ -47,89 +50,118 @@ class TokenizedView:
     targets: Ragged
 
 
-def choose_widths(lengths: np.ndarray, batch_size: int, most: int) -> tuple[int, ...]:
-    """Chooses at most `most` widths to which batches are padded along one axis.
+class Batches:
+    """The training batches of a run: which examples each step sees, and to what shape they are padded.
 
-    A random batch is as wide as its longest row; with the lengths' distribution function F that is
-    at most L with probability F(L)^batch_size. For each number of widths, those are found that minimise
-    the expected padded width (dynamic programming over multiples of 8; the last one holds the longest
-    sequence). Of these the fewest are taken that are within 2 % of the best: every width is a compile.
+    Every group of examples is an endless stream, a fresh permutation for each epoch end to end, so that
+    no batch is short and every example is seen once an epoch. `random` has one group, as the published
+    code; `grouped` has a group for each shape, examples of like lengths, and shuffles the groups' turns:
+    far less padding, but batches are no longer uniform samples.
+
+    Attributes:
+      views: all training examples through every view.
+      shapes: the static shapes, cheapest first; each is a compile.
+      efficiency: share of the arithmetic that is for real tokens.
     """
-    longest = max(int(lengths.max(initial=0)), 1)
-    candidates = np.arange(_MULTIPLE, longest + _MULTIPLE, _MULTIPLE)
-    below = np.searchsorted(np.sort(lengths), candidates, side="right") / max(len(lengths), 1)
-    # covered[j]: chance that a batch is no wider than candidate j - 1.
-    covered = np.concatenate([[0.0], below**batch_size])
-    n = len(candidates)
-    # cost[j]: least expected width, over the batches that covered[j] counts, of the widths chosen[j].
-    cost = np.array([0.0] + [np.inf] * n)
-    chosen: list[tuple[int, ...]] = [()] * (n + 1)
-    found = []
-    for _ in range(most):
-        new_cost, new_chosen = cost.copy(), list(chosen)
-        for j in range(1, n + 1):
-            through = cost[:j] + (covered[j] - covered[:j]) * candidates[j - 1]
-            i = int(through.argmin())
-            if through[i] < new_cost[j]:
-                new_cost[j], new_chosen[j] = through[i], (*chosen[i], int(candidates[j - 1]))
-        cost, chosen = new_cost, new_chosen
-        found.append((cost[n], chosen[n]))
-    return next(widths for expected, widths in found if expected <= 1.02 * found[-1][0])
+
+    def __init__(
+        self,
+        views: Mapping[str, TokenizedView],
+        *,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        order: str,
+        max_shapes: int,
+        cost: Cost,
+        pad_id: int,
+    ):
+        """
+        Args:
+          views: all training examples through every view.
+          batch_size: B, examples a step.
+          steps: how many batches will be asked for.
+          seed: of the order.
+          order: one of `ORDERS`.
+          max_shapes: most shapes.
+          cost: arithmetic of one example padded to a shape: (input width, target width of each view).
+          pad_id: fills up sequences.
+        """
+        self.views, self._seed, self._batch_size, self._pad_id = views, seed, batch_size, pad_id
+        inputs = np.max([view.inputs.lengths for view in views.values()], axis=0)
+        self._lengths = np.stack([inputs, *(view.targets.lengths for view in views.values())], axis=1)
+        if order == "grouped":
+            self.shapes, group = choose_shapes(self._lengths, cost, max_shapes, least_count=batch_size)
+            self._groups = [np.flatnonzero(group == i) for i in range(len(self.shapes))]
+        else:
+            self._groups = [np.arange(len(inputs))]
+            seen = range(min(steps, _MOST_SAMPLED))
+            longest = np.array([self._longest(self.rows(step)) for step in seen])
+            if steps > _MOST_SAMPLED:
+                longest = np.concatenate([longest, self._lengths.max(axis=0, keepdims=True)])
+            self.shapes, _ = choose_shapes(longest, cost, max_shapes)
+        sample = [self.rows(step) for step in range(min(steps, _MOST_SAMPLED))]
+        padded = sum(batch_size * cost(np.array(self.shape(rows))) for rows in sample)
+        self.efficiency = float(cost(self._lengths[np.concatenate(sample)]).sum() / padded)
+
+    def __call__(self, step: int) -> Batch:
+        """Returns the batch of training step `step` (from 0): a pure function of the arguments above."""
+        rows = self.rows(step)
+        return make_batch(self.views, rows, self.shape(rows), self._pad_id)
+
+    def shape(self, rows: np.ndarray) -> Shape:
+        """Returns the cheapest of the shapes that holds the examples `rows`."""
+        return cheapest(self.shapes, self._longest(rows))
+
+    def _longest(self, rows: np.ndarray) -> np.ndarray:
+        return self._lengths[rows].max(axis=0)
+
+    def rows(self, step: int) -> np.ndarray:
+        """Returns the examples, (batch_size,) int64, of training step `step` (from 0)."""
+        sizes = np.array([len(group) for group in self._groups])
+
+        def batches(epochs):
+            """Whole batches of each group in its first `epochs` epochs."""
+            return epochs * sizes // self._batch_size
+
+        # An estimate that is never too high, since batches(e).sum() <= e * sizes.sum() / batch_size.
+        epoch = step * self._batch_size // int(sizes.sum())
+        while batches(epoch + 1).sum() <= step:
+            epoch += 1
+        before = batches(epoch)
+        turns = _turns(self._seed, epoch, tuple(batches(epoch + 1) - before))
+        turn = step - int(before.sum())
+        group = turns[turn]
+        index = int(before[group]) + int((turns[:turn] == group).sum())
+        position = index * self._batch_size + np.arange(self._batch_size)
+        epochs, position = np.divmod(position, sizes[group])
+        chosen = [
+            _permutation((self._seed, int(e), int(group)), int(sizes[group]))[position[epochs == e]]
+            for e in np.unique(epochs)
+        ]
+        return self._groups[group][np.concatenate(chosen)]
 
 
-def width_for(widths: Sequence[int], longest: int) -> int:
-    """Returns the smallest of `widths` that holds `longest` tokens."""
-    return next(width for width in widths if width >= longest)
-
-
-@dataclasses.dataclass(frozen=True)
-class Widths:
-    """The static widths of a split's batches: of the inputs (shared by all views), of each target."""
-
-    inputs: tuple[int, ...]
-    targets: Mapping[str, tuple[int, ...]]
-
-    @classmethod
-    def choose(cls, views: Mapping[str, TokenizedView], batch_size: int, most: int) -> "Widths":
-        longest_input = np.max([view.inputs.lengths for view in views.values()], axis=0)
-        targets = {
-            name: choose_widths(view.targets.lengths, batch_size, most) for name, view in views.items()
-        }
-        return cls(choose_widths(longest_input, batch_size, most), targets)
-
-
-def make_batch(views: Mapping[str, TokenizedView], rows: np.ndarray, widths: Widths, pad_id: int) -> Batch:
-    """Returns the examples `rows`, (B,) int (-1: an empty row), through every view."""
-
-    def longest(sequences: Ragged) -> int:
-        return max(int(sequences.lengths[rows[rows >= 0]].max(initial=0)), 1)
-
-    input_width = width_for(widths.inputs, max(longest(view.inputs) for view in views.values()))
+def make_batch(views: Mapping[str, TokenizedView], rows: np.ndarray, shape: Shape, pad_id: int) -> Batch:
+    """Returns the examples `rows`, (B,) int, through every view, padded to `shape`."""
+    input_width, *target_widths = shape
     batch = {}
-    for name, view in views.items():
-        target_width = width_for(widths.targets[name], longest(view.targets))
-        batch[name] = ViewArrays(
-            *view.inputs.take(rows, input_width, pad_id), *view.targets.take(rows, target_width, pad_id)
-        )
+    for (name, view), width in zip(views.items(), target_widths, strict=True):
+        inputs = view.inputs.take(rows, input_width, pad_id)
+        batch[name] = ViewArrays(*inputs, *view.targets.take(rows, width, pad_id))
     return batch
 
 
-def training_rows(seed: int, examples: int, step: int, batch_size: int) -> np.ndarray:
-    """Returns the rows, (batch_size,) int64, of training step `step` (from 0).
-
-    Steps read one endless stream, a fresh permutation for every epoch end to end, so that every
-    example is seen once an epoch and no batch is short.
-    """
-    position = step * batch_size + np.arange(batch_size)
-    epochs = position // examples
-    return np.concatenate(
-        [_permutation(seed, examples, int(e))[position[epochs == e] % examples] for e in np.unique(epochs)]
-    )
-
-
 @functools.lru_cache(maxsize=4)
-def _permutation(seed: int, examples: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(examples)
+def _turns(seed: int, epoch: int, counts: tuple[int, ...]) -> np.ndarray:
+    """The order of an epoch's batches: to which group each belongs."""
+    turns = np.repeat(np.arange(len(counts)), counts)
+    return np.random.default_rng([seed, epoch]).permutation(turns)
+
+
+@functools.lru_cache(maxsize=64)
+def _permutation(seed: tuple[int, ...], examples: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(examples)
 
 
 def evaluation_rows(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:

@@ -1,17 +1,19 @@
 """What the rest of the house knows of a model."""
 
 import dataclasses
-import functools
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
+from numpy.typing import ArrayLike
 
 from cot_jax.batch import ViewArrays
 from cot_jax.errors import UserError
 from cot_jax.models import generation, huggingface
-from cot_jax.models.t5 import PRESETS, T5, T5Config, empty_cache
+from cot_jax.models.t5 import PRESETS, T5, Memory, T5Config, empty_cache
 
 Params = dict[str, Any]
 
@@ -45,10 +47,44 @@ class Student(Protocol):
     def head(self, params: Params) -> jax.Array:
         """(D, V) float32."""
 
+    def flops(self, inputs: ArrayLike, targets: Sequence[ArrayLike]) -> np.ndarray:
+        """Floating-point operations of the forward pass's matrix products, head included, for one example.
+
+        `inputs` is the width to which every view's input is padded, `targets` each view's target width;
+        arrays of equal shape give an array. A training step takes three times as many, not counting
+        what is computed twice to save memory.
+        """
+
     def generate(
         self, params: Params, input_ids_BS: jax.Array, input_length_B: jax.Array, max_new_tokens: int
     ) -> jax.Array:
         """Greedy continuations (B, max_new_tokens) int32, `eos_id` included, then `pad_id`."""
+
+    def beam_search(
+        self,
+        params: Params,
+        input_ids_BS: jax.Array,
+        input_length_B: jax.Array,
+        max_new_tokens: int,
+        *,
+        beams: int,
+        length_penalty: float = 1.0,
+        early_stopping: bool = False,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The best continuations (B, beams, max_new_tokens) int32 and their scores (B, beams) float32.
+
+        `generation.beam_search`, with the defaults of Transformers.
+        """
+
+    def score(
+        self,
+        params: Params,
+        input_ids_BS: jax.Array,
+        input_length_B: jax.Array,
+        label_ids_LT: jax.Array,
+        label_length_L: jax.Array,
+    ) -> jax.Array:
+        """log p(label | input) of each label (B, L) float32, summed over its tokens, `eos_id` included."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +141,7 @@ class T5Student:
 
         hidden = {}
         for w, view in enumerate(views):
-            ids_BT = self._decoder_ids(batch[view])
+            ids_BT = self._decoder_ids(batch[view].target_ids, batch[view].target_length)
             memory = apply(
                 None, encoded_BWSD[:, w], input_length_BW[:, w], ids_BT.shape[1], method=T5.remember
             )
@@ -115,20 +151,26 @@ class T5Student:
     def head(self, params: Params) -> jax.Array:
         return params["shared"].T if self.config.tie_word_embeddings else params["lm_head"]
 
+    def flops(self, inputs: ArrayLike, targets: Sequence[ArrayLike]) -> np.ndarray:
+        c = self.config
+        product = 2 * c.d_model * c.num_heads * c.d_kv  # of one token with q, k, v or o
+        feed_forward = 2 * c.d_model * c.d_ff * (3 if c.feed_forward_proj == "gated-gelu" else 2)
+        pair = 4 * c.num_heads * c.d_kv  # of two tokens: score and weighted value
+        S, total = np.asarray(inputs, float), np.zeros(np.shape(inputs))
+        for target in targets:
+            T = np.asarray(target, float)
+            total += c.num_layers * S * (4 * product + feed_forward + pair * S)
+            total += c.num_decoder_layers * T * (6 * product + feed_forward + pair * (S + T))
+            total += c.num_decoder_layers * S * 2 * product
+            total += T * 2 * c.d_model * c.vocab_size
+        return total
+
     def generate(
         self, params: Params, input_ids_BS: jax.Array, input_length_B: jax.Array, max_new_tokens: int
     ) -> jax.Array:
-        apply = functools.partial(T5(self.config, self.dtype).apply, {"params": params})
-        encoded_BSD = apply(input_ids_BS, input_length_B, method=T5.encode)
-        memory: Any = apply(encoded_BSD, input_length_B, max_new_tokens, method=T5.remember)
-        head_DV = self.head(params).astype(self.dtype)
-
-        def step(id_B, position, cache):
-            hidden_BD, cache = apply(id_B, memory, cache, position, method=T5.decode_step)
-            return jnp.einsum("BD,DV->BV", hidden_BD, head_DV, preferred_element_type=jnp.float32), cache
-
+        memory = self._read(params, input_ids_BS, input_length_B, max_new_tokens)
         return generation.decode(
-            step,
+            self._step(params, memory),
             empty_cache(memory),
             jnp.full(input_length_B.shape, self.config.decoder_start_token_id, jnp.int32),
             generation.greedy,
@@ -137,12 +179,82 @@ class T5Student:
             pad_id=self.pad_id,
         )
 
-    def _decoder_ids(self, view: ViewArrays) -> jax.Array:
-        """The target shifted right behind the start token; its padding reads as `pad_id`."""
-        B, T = view.target_ids.shape
-        real_BT = jnp.arange(T)[None, :] < view.target_length[:, None]
+    def beam_search(
+        self,
+        params: Params,
+        input_ids_BS: jax.Array,
+        input_length_B: jax.Array,
+        max_new_tokens: int,
+        *,
+        beams: int,
+        length_penalty: float = 1.0,
+        early_stopping: bool = False,
+    ) -> tuple[jax.Array, jax.Array]:
+        memory = self._read(params, input_ids_BS, input_length_B, max_new_tokens)
+        return generation.beam_search(
+            self._step(params, memory),
+            empty_cache(memory, rows=beams),
+            jnp.full(input_length_B.shape, self.config.decoder_start_token_id, jnp.int32),
+            beams=beams,
+            max_new_tokens=max_new_tokens,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+            eos_id=self.eos_id,
+            pad_id=self.pad_id,
+        )
+
+    def score(
+        self,
+        params: Params,
+        input_ids_BS: jax.Array,
+        input_length_B: jax.Array,
+        label_ids_LT: jax.Array,
+        label_length_L: jax.Array,
+    ) -> jax.Array:
+        B, T = len(input_ids_BS), label_ids_LT.shape[1]
+        memory = self._read(params, input_ids_BS, input_length_B, T)
+        head_DV = self.head(params).astype(self.dtype)
+
+        def score_one(label: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+            ids_T, decoder_ids_T, length = label
+            decoder_ids_BT = jnp.broadcast_to(decoder_ids_T, (B, T))
+            hidden_BTD = self._apply(params, decoder_ids_BT, memory, method=T5.decode)
+            logits_BTV = jnp.einsum("BTD,DV->BTV", hidden_BTD, head_DV, preferred_element_type=jnp.float32)
+            log_prob_BT = logits_BTV[:, jnp.arange(T), ids_T] - jax.nn.logsumexp(logits_BTV, axis=-1)
+            return jnp.sum(log_prob_BT, axis=1, where=jnp.arange(T)[None, :] < length)
+
+        # One label after the other: the logits of all would not fit where there are many.
+        decoder_ids_LT = self._decoder_ids(label_ids_LT, label_length_L)
+        return jax.lax.map(score_one, (label_ids_LT, decoder_ids_LT, label_length_L)).T
+
+    def _apply(self, params: Params, *args: Any, method: Any) -> Any:
+        """Without dropout, and the loop over layers as a loop."""
+        return T5(self.config, self.dtype).apply({"params": params}, *args, method=method)
+
+    def _read(
+        self, params: Params, input_ids_BS: jax.Array, input_length_B: jax.Array, length: int
+    ) -> Memory:
+        """The input as the decoder needs it to write `length` tokens."""
+        encoded_BSD = self._apply(params, input_ids_BS, input_length_B, method=T5.encode)
+        return self._apply(params, encoded_BSD, input_length_B, length, method=T5.remember)
+
+    def _step(self, params: Params, memory: Memory) -> generation.Step:
+        head_DV = self.head(params).astype(self.dtype)
+
+        def step(id_B, position, cache):
+            hidden_BD, cache = self._apply(params, id_B, memory, cache, position, method=T5.decode_step)
+            return jnp.einsum("BD,DV->BV", hidden_BD, head_DV, preferred_element_type=jnp.float32), cache
+
+        return step
+
+    def _decoder_ids(
+        self, target_ids_BT: np.ndarray | jax.Array, target_length_B: np.ndarray | jax.Array
+    ) -> jax.Array:
+        """The targets shifted right behind the start token; their padding reads as `pad_id`."""
+        B, T = target_ids_BT.shape
+        real_BT = jnp.arange(T)[None, :] < target_length_B[:, None]
         start_B1 = jnp.full((B, 1), self.config.decoder_start_token_id, jnp.int32)
-        return jnp.concatenate([start_B1, jnp.where(real_BT, view.target_ids, self.pad_id)[:, :-1]], axis=1)
+        return jnp.concatenate([start_B1, jnp.where(real_BT, target_ids_BT, self.pad_id)[:, :-1]], axis=1)
 
 
 def from_scratch(

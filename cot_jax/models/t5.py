@@ -24,6 +24,9 @@ from cot_jax.errors import UserError
 # Not -inf: a row in which everything is masked must stay finite.
 _MASKED = float(np.finfo(np.float32).min)
 
+# Attention with more scores than this, for one example and head, is computed by chunks of queries.
+_WHOLE, _QUERIES = 512 * 512, 128
+
 # feed_forward_proj -> (activation, gated)
 _FEED_FORWARD = {"relu": (nn.relu, False), "gated-gelu": (lambda x: nn.gelu(x, approximate=True), True)}
 
@@ -111,6 +114,8 @@ PRESETS = {
 class Memory(NamedTuple):
     """All that the decoder reads and that stays the same while it writes up to T tokens.
 
+    Decoder rows may be a multiple G of B: rows b * G to b * G + G - 1 then read row b, as beams do.
+
     Attributes:
       keys, values: (N, B, S, H, K) of the encoded input for every decoder layer, compute dtype.
       mask: (B, 1, 1, S) bool, true at real input tokens.
@@ -167,15 +172,23 @@ class _Part(nn.Module):
         return nn.RMSNorm(epsilon=self.config.layer_norm_epsilon, dtype=self.dtype)
 
     def dropout(self, x: jax.Array) -> jax.Array:
-        rate = self.config.dropout_rate
-        if rate == 0 or not self.has_rng("dropout"):
-            return x
-        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, x.shape)
-        return jnp.where(keep, x / (1 - rate), 0)
+        return _drop(x, self.config.dropout_rate, self.dropout_key())
+
+    def dropout_key(self) -> jax.Array | None:
+        active = self.config.dropout_rate > 0 and self.has_rng("dropout")
+        return self.make_rng("dropout") if active else None
+
+
+def _drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    return x if key is None else jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
 
 
 class Attention(_Part):
-    """Multi-head attention without the factor K**-0.5, which T5 moves into the initial scale of q."""
+    """Multi-head attention without the factor K**-0.5, which T5 moves into the initial scale of q.
+
+    The scores of long sequences are never all in memory: queries are taken `_QUERIES` at a time and
+    their scores computed again in the backward pass.
+    """
 
     def setup(self):
         D, H, K = self.config.d_model, self.config.num_heads, self.config.d_kv
@@ -190,12 +203,48 @@ class Attention(_Part):
         return k_BSHK, v_BSHK
 
     def __call__(self, x_BTD, k_BSHK, v_BSHK, mask, bias_1HTS=0.0):
+        def attend(q_BTHK, mask, bias_1HTS, key):
+            scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
+            scores_BHTS = jnp.where(mask, scores_BHTS + bias_1HTS, _MASKED)
+            weights_BHTS = _drop(nn.softmax(scores_BHTS).astype(self.dtype), self.config.dropout_rate, key)
+            return jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, v_BSHK)
+
         q_BTHK = jnp.einsum("BTD,DHK->BTHK", x_BTD, self.q_DHK)
-        scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
-        scores_BHTS = jnp.where(mask, scores_BHTS + bias_1HTS, _MASKED)
-        weights_BHTS = self.dropout(nn.softmax(scores_BHTS).astype(self.dtype))
-        y_BTHK = jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, v_BSHK)
+        if q_BTHK.shape[1] * k_BSHK.shape[1] <= _WHOLE:
+            y_BTHK = attend(q_BTHK, mask, bias_1HTS, self.dropout_key())
+        else:
+            y_BTHK = _by_queries(attend, q_BTHK, mask, bias_1HTS, self.dropout_key())
         return jnp.einsum("BTHK,HKD->BTD", y_BTHK, self.o_HKD)
+
+
+def _by_queries(attend, q_BTHK, mask, bias_1HTS, key):
+    """`attend` for `_QUERIES` queries at a time, the last ones filled up."""
+    T = q_BTHK.shape[1]
+    chunks = -(-T // _QUERIES)
+
+    def split(x, axis):
+        x = jnp.pad(x, [(0, chunks * _QUERIES - T) if a == axis else (0, 0) for a in range(x.ndim)])
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], chunks, _QUERIES, *x.shape[axis + 1 :]), axis, 0)
+
+    # What is the same for all queries is not split.
+    split_mask, split_bias = mask.shape[2] == T, jnp.ndim(bias_1HTS) == 4
+
+    @jax.checkpoint
+    def one(i, q_BQHK, m, b):
+        chunk_key = None if key is None else jax.random.fold_in(key, i)
+        return attend(q_BQHK, m if split_mask else mask, b if split_bias else bias_1HTS, chunk_key)
+
+    y_CBQHK = jax.lax.map(
+        lambda xs: one(*xs),
+        (
+            jnp.arange(chunks),
+            split(q_BTHK, 1),
+            split(mask, 2) if split_mask else None,
+            split(bias_1HTS, 2) if split_bias else None,
+        ),
+    )
+    B, _, H, K = q_BTHK.shape
+    return jnp.moveaxis(y_CBQHK, 0, 1).reshape(B, chunks * _QUERIES, H, K)[:, :T]
 
 
 class FeedForward(_Part):
@@ -253,8 +302,11 @@ class DecoderLayer(_Part):
             )
             k_BTHK, v_BTHK = cache.keys[layer], cache.values[layer]
         x_BTD += self.dropout(self.self_attention(h_BTD, k_BTHK, v_BTHK, mask_11TT, bias_1HTT))
-        h_BTD = self.cross_attention_norm(x_BTD)
-        x_BTD += self.dropout(self.cross_attention(h_BTD, memory_k_BSHK, memory_v_BSHK, memory_mask_B11S))
+        # Rows that read the same memory become more queries of it: it has no order of queries to keep,
+        # and G copies of the memory would be the most that a step reads.
+        h_BXD = self.cross_attention_norm(x_BTD).reshape(len(memory_k_BSHK), -1, x_BTD.shape[-1])
+        y_BXD = self.cross_attention(h_BXD, memory_k_BSHK, memory_v_BSHK, memory_mask_B11S)
+        x_BTD += self.dropout(y_BXD.reshape(x_BTD.shape))
         x_BTD += self.dropout(self.mlp(self.mlp_norm(x_BTD)))
         return (x_BTD, cache), None
 
@@ -395,8 +447,8 @@ def _input_mask(length: int, input_length_B: jax.Array) -> jax.Array:
     return (jnp.arange(length)[None, :] < input_length_B[:, None])[:, None, None, :]
 
 
-def empty_cache(memory: Memory) -> Cache:
-    """The cache before the first token, as long as `memory` was made for."""
+def empty_cache(memory: Memory, rows: int = 1) -> Cache:
+    """The cache before the first token, as long as `memory` was made for, `rows` for each row of it."""
     N, B, _, H, K = memory.keys.shape
-    zeros = jnp.zeros((N, B, memory.bias.shape[-1], H, K), memory.keys.dtype)
+    zeros = jnp.zeros((N, B * rows, memory.bias.shape[-1], H, K), memory.keys.dtype)
     return Cache(zeros, zeros)

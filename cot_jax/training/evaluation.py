@@ -1,13 +1,14 @@
-"""Accuracy by batched greedy generation."""
+"""Answers in batches, written or chosen among labels."""
 
-import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from cot_jax.data.batches import Ragged, choose_widths, evaluation_rows, width_for
+from cot_jax.data.batches import Ragged, evaluation_rows
+from cot_jax.data.shapes import Cost, cheapest, choose_shapes
 from cot_jax.data.tokenizer import Tokenizer
 from cot_jax.data.views import View, answer_of
 from cot_jax.models.student import Params, Student
@@ -16,10 +17,39 @@ from cot_jax.training.sharding import by_example, replicated
 Generate = Callable[[Params, np.ndarray, np.ndarray], jax.Array]
 
 
-def make_generate(student: Student, mesh: Mesh, max_new_tokens: int) -> Generate:
-    """Returns the jitted (params, input_ids_BS, input_length_B) -> tokens (B, max_new_tokens)."""
+def make_generate(student: Student, mesh: Mesh, max_new_tokens: int, beams: int) -> Generate:
+    """Returns the jitted (params, input_ids_BS, input_length_B) -> tokens (B, max_new_tokens).
+
+    They are greedy or, with several beams, the best of a beam search.
+    """
+
+    def generate(params, input_ids_BS, input_length_B):
+        if beams == 1:
+            return student.generate(params, input_ids_BS, input_length_B, max_new_tokens)
+        tokens_BKT, _ = student.beam_search(params, input_ids_BS, input_length_B, max_new_tokens, beams=beams)
+        return tokens_BKT[:, 0]
+
+    return _jit(generate, mesh)
+
+
+def make_choose(student: Student, mesh: Mesh, labels: Ragged, pad_id: int) -> Generate:
+    """Returns the jitted (params, input_ids_BS, input_length_B) -> tokens (B, T) of the likeliest label.
+
+    That is the highest probability, not normalised by length: the labels are all there is to say.
+    """
+    rows = labels.take(np.arange(len(labels)), labels.lengths.max(), pad_id)
+    ids_LT, length_L = map(jnp.asarray, rows)
+
+    def choose(params, input_ids_BS, input_length_B):
+        log_prob_BL = student.score(params, input_ids_BS, input_length_B, ids_LT, length_L)
+        return ids_LT[jnp.argmax(log_prob_BL, axis=1)]
+
+    return _jit(choose, mesh)
+
+
+def _jit(generate: Generate, mesh: Mesh) -> Generate:
     return jax.jit(
-        functools.partial(student.generate, max_new_tokens=max_new_tokens),
+        generate,
         in_shardings=(replicated(mesh), by_example(mesh), by_example(mesh)),
         out_shardings=replicated(mesh),
     )
@@ -33,16 +63,18 @@ def answer_questions(
     tokenizer: Tokenizer,
     *,
     batch_size: int,
-    max_buckets: int,
+    max_shapes: int,
+    cost: Cost,
 ) -> list[str]:
     """Returns the student's answers, in the order of `questions`."""
-    widths = choose_widths(questions.lengths, 1, max_buckets)
     batches = list(evaluation_rows(questions.lengths, batch_size))
+    # Longest first: the first row is the widest.
+    longest = questions.lengths[[rows[0] for rows in batches], None]
+    shapes, _ = choose_shapes(longest, cost, max_shapes)
     # Dispatched all at once: the device never waits for the host to decode.
     generated = []
-    for rows in batches:
-        # Longest first: the first row is the widest.
-        width = width_for(widths, questions.lengths[rows[0]])
+    for rows, lengths in zip(batches, longest, strict=True):
+        (width,) = cheapest(shapes, lengths)
         generated.append(generate(params, *questions.take(rows, width, tokenizer.pad_id)))
     answers = [""] * len(questions)
     for rows, tokens_BT in zip(batches, generated, strict=True):

@@ -1,4 +1,4 @@
-"""From a config to what a run needs: examples, tokenizer, student, token ids, widths."""
+"""From a config to what a run needs: examples, tokenizer, student, token ids, batches."""
 
 import dataclasses
 import tempfile
@@ -12,7 +12,7 @@ import numpy as np
 from cot_jax.config import Config, ModelConfig
 from cot_jax.data import tasks, views, word_problems
 from cot_jax.data import tokenizer as tokenizers
-from cot_jax.data.batches import Ragged, TokenizedView, Widths
+from cot_jax.data.batches import Batches, Ragged, TokenizedView
 from cot_jax.data.examples import Example
 from cot_jax.data.tokenizer import Tokenizer
 from cot_jax.data.views import View
@@ -36,8 +36,7 @@ class Experiment:
     pretrained: Params | None  # None: from scratch
     views: tuple[View, ...]
     train_examples: tuple[Example, ...]
-    train: dict[str, TokenizedView]
-    widths: Widths
+    batches: Batches
     report: tuple[str, ...]
 
     @property
@@ -57,7 +56,16 @@ def prepare(config: Config) -> Experiment:
     train_examples, report = _training_examples(config, splits, method)
     student, pretrained = _load_student(config.model, tokenizer)
     train, token_report = tokenize(method, train_examples, tokenizer, config)
-    widths = Widths.choose(train, config.train.batch_size, config.data.max_buckets)
+    batches = Batches(
+        train,
+        batch_size=config.train.batch_size,
+        steps=config.train.steps,
+        seed=config.seed,
+        order=config.data.order,
+        max_shapes=config.data.max_shapes,
+        cost=lambda shapes: student.flops(shapes[..., 0], [shapes[..., 1 + i] for i in range(len(method))]),
+        pad_id=tokenizer.pad_id,
+    )
     return Experiment(
         config=config,
         splits=splits,
@@ -66,8 +74,7 @@ def prepare(config: Config) -> Experiment:
         pretrained=pretrained,
         views=method,
         train_examples=train_examples,
-        train=train,
-        widths=widths,
+        batches=batches,
         report=(*splits.report, *report, *token_report),
     )
 
@@ -134,6 +141,32 @@ def encode_questions(
     ]
     encoded, line = _encode(tokenizer, filled, max_tokens)
     return encoded, line + (f", {bare} without a rationale" if bare else "")
+
+
+def encode_labels(experiment: Experiment) -> tuple[Ragged, str]:
+    """Returns the target of each label as training writes it, and a line that says what was counted.
+
+    Where the task does not define its labels, they are those of the training split.
+
+    Raises:
+      UserError: there is no closed set of labels, or the answer view does not write a label alone.
+    """
+    splits, view, data = experiment.splits, experiment.answer_view, experiment.config.data
+
+    def refuse(why: str) -> UserError:
+        mend = "take --config.evaluation.answers=generate"
+        return UserError(f"config.evaluation.answers=score chooses among labels, but {why}: {mend}")
+
+    if view.term != "label":
+        raise refuse(f"method={experiment.config.objective.method} writes a rationale first")
+    if splits.by_value:
+        raise refuse(f"those of task={data.task} are equations, an open set")
+    labels = splits.label_set or sorted({example.label for example in splits.train})
+    for example in (*splits.valid, *splits.test):
+        if example.label not in labels:
+            raise refuse(f"{example.label!r}, that of {example.id}, is none of the training split's")
+    targets = [view.writes(splits.train[0], label) for label in labels]
+    return _encode(experiment.tokenizer, targets, data.max_target_tokens)
 
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[str | None], max_tokens: int) -> tuple[Ragged, str]:

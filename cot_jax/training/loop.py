@@ -190,13 +190,13 @@ def teacher_accuracy(experiment: Experiment) -> float | None:
 def describe(run: Run) -> list[str]:
     """Returns lines that say what will run: data, method, model, shapes, devices, steps."""
     experiment, config = run.experiment, run.experiment.config
-    widths = experiment.widths
-    shapes = len(widths.inputs) * math.prod(len(w) for w in widths.targets.values())
-    targets = ", ".join(f"{name} {list(w)}" for name, w in widths.targets.items())
+    axes = ", ".join(["inputs", *(f"{view.name} targets" for view in experiment.views)])
+    shapes = ", ".join("x".join(map(str, shape)) for shape in experiment.batches.shapes)
     return [
         f"task {config.data.task}, method {config.objective.method}, seed {config.seed}",
         *experiment.report,
-        f"widths: inputs {list(widths.inputs)}, targets {targets}; at most {shapes} compiled shapes",
+        f"{len(experiment.batches.shapes)} shapes to compile ({axes}): {shapes}; "
+        f"{100 * experiment.batches.efficiency:.0f} % of the arithmetic is for real tokens",
         f"model: {run.parameters:,} parameters, "
         + (config.model.pretrained or f"preset {config.model.preset} from scratch"),
         f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}, "

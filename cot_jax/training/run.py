@@ -5,13 +5,13 @@ import math
 import jax
 
 from cot_jax.batch import Batch
-from cot_jax.data.batches import Ragged, make_batch, training_rows
+from cot_jax.data.batches import Ragged
 from cot_jax.data.examples import Example
 from cot_jax.metrics.accuracy import accuracy
 from cot_jax.models.student import Params
 from cot_jax.training.checkpoints import Checkpoints
-from cot_jax.training.evaluation import answer_questions, make_generate
-from cot_jax.training.experiment import Experiment, build_objective, encode_questions
+from cot_jax.training.evaluation import Generate, answer_questions, make_choose, make_generate
+from cot_jax.training.experiment import Experiment, build_objective, encode_labels, encode_questions
 from cot_jax.training.optimizer import make_optimizer
 from cot_jax.training.report import say
 from cot_jax.training.sharding import BATCH_AXES, by_example, make_mesh, replicated
@@ -48,8 +48,16 @@ class Run:
             out_shardings=(state_sharding, state_sharding),
             donate_argnums=0,
         )
-        self._generate = make_generate(experiment.student, self.mesh, config.evaluation.max_new_tokens)
+        self._generate = self._make_generate()
         self._questions: dict[str, Ragged] = {}
+
+    def _make_generate(self) -> Generate:
+        student, evaluation = self.experiment.student, self.experiment.config.evaluation
+        if evaluation.answers == "generate":
+            return make_generate(student, self.mesh, evaluation.max_new_tokens, evaluation.beams)
+        labels, line = encode_labels(self.experiment)
+        say(f"labels: {line}")
+        return make_choose(student, self.mesh, labels, self.experiment.tokenizer.pad_id)
 
     @property
     def parameters(self) -> int:
@@ -67,10 +75,7 @@ class Run:
 
     def batch(self, step: int) -> Batch:
         """Returns the batch of training step `step` (from 0), on the mesh."""
-        config, train = self.experiment.config, self.experiment.train
-        rows = training_rows(config.seed, len(self.experiment.train_examples), step, config.train.batch_size)
-        batch = make_batch(train, rows, self.experiment.widths, self.experiment.tokenizer.pad_id)
-        return jax.device_put(batch, self._batch_sharding)
+        return jax.device_put(self.experiment.batches(step), self._batch_sharding)
 
     def examples(self, split: str) -> tuple[Example, ...]:
         examples = tuple(getattr(self.experiment.splits, split))
@@ -78,7 +83,7 @@ class Run:
         return examples[:most] if split == "valid" and most else examples
 
     def answer(self, params: Params, split: str) -> list[str]:
-        """Returns the greedy answers of a student with `params` to the split's questions."""
+        """Returns the answers of a student with `params` to the split's questions."""
         experiment, config = self.experiment, self.experiment.config
         if split not in self._questions:
             self._questions[split], line = encode_questions(
@@ -95,7 +100,8 @@ class Run:
             experiment.answer_view,
             experiment.tokenizer,
             batch_size=config.evaluation.batch_size,
-            max_buckets=config.data.max_buckets,
+            max_shapes=config.data.max_shapes,
+            cost=lambda widths: experiment.student.flops(widths[..., 0], [config.evaluation.max_new_tokens]),
         )
 
     def evaluate(self, params: Params, split: str) -> float:

@@ -49,6 +49,13 @@ def untied():
 
 
 @pytest.fixture(scope="session")
+def ending(untied):
+    """`untied`, but the end is likely enough for answers of different lengths."""
+    student, params = untied
+    return student, params | {"lm_head": params["lm_head"] * np.where(np.arange(96) == 1, 2.5, 1).astype("f")}
+
+
+@pytest.fixture(scope="session")
 def torch():
     return pytest.importorskip("torch", reason="parity needs PyTorch")
 

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import re
 
 import jax
@@ -11,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from cot_jax.errors import UserError
 from cot_jax.models import huggingface
 from cot_jax.models.student import from_pretrained, from_scratch
+from cot_jax.models.t5 import T5
 
 
 def tiny(**changes):
@@ -82,6 +84,78 @@ def test_generation_is_the_argmax_of_hidden_states(untied, make_view):
     logits_BTV = jax.jit(student.hidden)(params, {"view": view}, None)["view"] @ student.head(params)
     real_BT = np.arange(9) < length_B[:, None]
     np.testing.assert_array_equal(np.where(real_BT, logits_BTV.argmax(axis=-1), student.pad_id), tokens_BT)
+
+
+def test_what_is_written_scores_what_it_scored(ending, make_view):
+    student, params = ending
+    view = make_view(4, [11, 3, 7, 9], [1] * 4)
+    inputs = (params, view.input_ids, view.input_length)
+    search = functools.partial(student.beam_search, max_new_tokens=9, beams=3, length_penalty=0.6)
+    tokens_BKT, score_BK = jax.jit(search)(*inputs)
+    greedy_BT = jax.jit(functools.partial(student.generate, max_new_tokens=9))(*inputs)
+    tokens_BJT = np.concatenate([tokens_BKT, greedy_BT[:, None]], axis=1)
+    ended_BJT = np.cumsum(tokens_BJT == student.eos_id, axis=2) > 0
+    length_BJ = np.minimum(9, 1 + (~ended_BJT).sum(axis=2)).astype(np.int32)
+    assert len(set(length_BJ.ravel().tolist())) > 2
+    # As if all rows' answers were the labels of every row: each row's own are on the diagonal.
+    log_prob_BL = jax.jit(student.score)(*inputs, tokens_BJT.reshape(-1, 9), length_BJ.ravel())
+    own_BJ = np.diagonal(log_prob_BL.reshape(4, 4, 4)).T
+    np.testing.assert_allclose(own_BJ[:, :3] / length_BJ[:, :3] ** 0.6, score_BK, rtol=1e-5)
+    states = jax.jit(student.hidden)(
+        params, {"v": view._replace(target_ids=tokens_BJT[:, 3], target_length=length_BJ[:, 3])}, None
+    )["v"]
+    best_BT = jax.nn.log_softmax(states @ student.head(params)).max(axis=-1)
+    want_B = np.where(np.arange(9) < length_BJ[:, 3:], best_BT, 0).sum(axis=1)
+    np.testing.assert_allclose(own_BJ[:, 3], want_B, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["v1.0", "v1.1"])
+def test_label_scores_are_those_of_transformers(torch, reference, ours, make_view, torch_inputs, kind):
+    student, params = ours(kind)
+    questions = make_view(8, [17, 3, 9, 1], [1] * 4)
+    labels = make_view(9, [1] * 3, [2, 5, 1])
+    got_BL = jax.jit(student.score)(
+        params, questions.input_ids, questions.input_length, labels.target_ids, labels.target_length
+    )
+    assert (got_BL.shape, got_BL.dtype) == ((4, 3), jnp.float32)
+    for label, n in enumerate(labels.target_length):
+        target = np.tile(labels.target_ids[label, :n], (4, 1))
+        inputs = torch_inputs(questions._replace(target_ids=target, target_length=np.full(4, n)))
+        with torch.no_grad():
+            log_probs = reference(kind)[0](**inputs).logits.log_softmax(dim=-1)
+        want_B = log_probs.gather(2, inputs["labels"][:, :, None]).sum(dim=(1, 2))
+        np.testing.assert_allclose(got_BL[:, label], want_B, rtol=0, atol=1e-4)
+
+
+def test_padding_of_labels_and_questions_changes_no_score(untied, make_view):
+    student, params = untied
+    score = jax.jit(student.score)
+    narrow, wide = (make_view(3, [5, 9], [1, 1], S=S) for S in (9, 12))
+    labels = make_view(4, [1, 1], [3, 2], T=3)
+    want_BL = score(params, narrow.input_ids, narrow.input_length, labels.target_ids, labels.target_length)
+    input_ids = np.full_like(wide.input_ids, 7)
+    input_ids[:, :9] = narrow.input_ids
+    label_ids = np.full((2, 5), 7, np.int32)
+    label_ids[0, :3], label_ids[1, :2] = labels.target_ids[0], labels.target_ids[1, :2]
+    got_BL = score(params, input_ids, narrow.input_length, label_ids, labels.target_length)
+    np.testing.assert_allclose(got_BL, want_BL, rtol=1e-5)
+
+
+def test_each_question_is_read_once(untied, make_view, monkeypatch):
+    student, params = untied
+    view, read = make_view(4, [11, 3], [1, 4]), []
+    for method in ("encode", "remember"):
+        original = getattr(T5, method)
+
+        def spy(module, x, *args, original=original):
+            read.append(x.shape)
+            return original(module, x, *args)
+
+        monkeypatch.setattr(T5, method, spy)
+    inputs = (params, view.input_ids, view.input_length)
+    jax.eval_shape(functools.partial(student.beam_search, max_new_tokens=5, beams=4), *inputs)
+    jax.eval_shape(student.score, *inputs, view.target_ids, view.target_length)
+    assert read == 2 * [(2, 11), (2, 11, 32)]
 
 
 def test_bfloat16_is_for_arithmetic_only(untied, view):

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from cot_jax.batch import ViewArrays
 from cot_jax.errors import UserError
-from cot_jax.models import huggingface
+from cot_jax.models import huggingface, t5
 from cot_jax.models.student import T5Student, from_scratch
 from cot_jax.models.t5 import PRESETS, T5, DecoderLayer, EncoderLayer, T5Config, empty_cache
 from cot_jax.models.t5 import relative_position_bucket as bucket
@@ -170,6 +170,44 @@ def test_padding_changes_nothing(untied, make_view):
     )
     a, b = decoded(student, params, short), decoded(student, params, long)
     assert largest(a - b[:, :6]) < 2e-6 * largest(a)
+
+
+def test_attention_by_chunks_of_queries_is_attention(monkeypatch, untied, view):
+    student, params = untied
+
+    def value_and_gradient():
+        def total(params):
+            return jnp.sum(student.hidden(params, {"x": view}, None)["x"] ** 2)
+
+        return jax.jit(jax.value_and_grad(total))(params)
+
+    whole = value_and_gradient()
+    monkeypatch.setattr(t5, "_WHOLE", 0)
+    monkeypatch.setattr(t5, "_QUERIES", 7)  # which divides neither length
+    assert all(x.shape[1] % 7 for x in (view.input_ids, view.target_ids))
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(value_and_gradient()), strict=True):
+        assert largest(a - b) <= 2e-5 * largest(a)
+
+
+def test_long_sequences_never_hold_all_scores(monkeypatch):
+    config = dataclasses.replace(SMALL, num_layers=1, num_decoder_layers=1, dropout_rate=0.1)
+    student, B, length = T5Student(config), 8, 1024
+    ids, lengths = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((B, length), (B,)))
+    view, key = ViewArrays(ids, lengths, ids, lengths), jax.random.key(0, impl="rbg")
+    params = jax.eval_shape(student.init, key)
+
+    def memory():
+        def total(params, view, key):
+            return jnp.sum(student.hidden(params, {"x": view}, key)["x"])
+
+        return jax.jit(jax.grad(total)).lower(params, view, key).compile().memory_analysis()
+
+    chunked = memory().temp_size_in_bytes
+    monkeypatch.setattr(t5, "_WHOLE", length**2)
+    whole = memory().temp_size_in_bytes
+    # Three attentions, each of which keeps its float32 weights and which of them were dropped.
+    assert whole > 3 * 4 * B * config.num_heads * length**2
+    assert chunked < whole / 2
 
 
 def test_an_empty_input_stays_finite(untied, view):

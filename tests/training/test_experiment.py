@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from cot_jax.config import Config
-from cot_jax.data.batches import make_batch
 from cot_jax.errors import UserError
 from cot_jax.models import huggingface
 from cot_jax.models.t5 import T5, T5Config
@@ -46,15 +45,16 @@ def own_data(tmp_path):
 def test_what_lacks_a_rationale_is_left_out_of_the_rationale_loss_only(own_data, tokenizers_root):
     experiment = prepare(_config(own_data, tokenizers_root / "t5", task="jsonl"))
     assert len(experiment.train_examples) == 3
-    assert (experiment.train["predict"].targets.lengths > 0).tolist() == [True, True, True]
-    assert (experiment.train["explain"].targets.lengths > 0).tolist() == [True, False, True]
-    batch = make_batch(experiment.train, np.arange(3), experiment.widths, 0)
-    assert batch["explain"].target_length[1] == 0
+    batch = experiment.batches(0)
+    has_rationale = {"a": True, "b": False, "c": True}
+    assert (batch["predict"].target_length > 0).all()
+    named = [experiment.train_examples[row].id for row in experiment.batches.rows(0)]
+    assert (batch["explain"].target_length > 0).tolist() == [has_rationale[name] for name in named]
     report = "\n".join(experiment.report)
     assert "view explain: targets 2 texts" in report
     assert "0 cut at 256" in report
     # The brace is none of T5's pieces.
-    assert experiment.train["predict"].inputs.lengths.sum() > 0
+    assert experiment.batches.views["predict"].inputs.lengths.sum() > 0
     unknown = next(line for line in experiment.report if line.startswith("view predict: inputs"))
     assert "0.000 % unknown" not in unknown
 
@@ -109,11 +109,11 @@ def test_a_smaller_share_is_part_of_a_larger_one(own_data, data_root, tokenizers
 def test_svamp_as_published(data_root, tokenizers_root):
     experiment = prepare(_config(data_root, tokenizers_root / "t5", task="svamp", parser="reference"))
     # The released parser's blanks are trained on: an end token and nothing else.
-    assert (experiment.train["explain"].targets.lengths == 1).sum() > 0
-    assert (experiment.train["explain"].targets.lengths == 0).sum() == 0
+    assert (experiment.batches.views["explain"].targets.lengths == 1).sum() > 0
+    assert (experiment.batches.views["explain"].targets.lengths == 0).sum() == 0
     corrected = prepare(_config(data_root, tokenizers_root / "t5", task="svamp"))
-    blanks = (experiment.train["explain"].targets.lengths == 1).sum()
-    assert (corrected.train["explain"].targets.lengths == 0).sum() == blanks
+    blanks = (experiment.batches.views["explain"].targets.lengths == 1).sum()
+    assert (corrected.batches.views["explain"].targets.lengths == 0).sum() == blanks
     assert experiment.answer_view.name == "predict"
 
 

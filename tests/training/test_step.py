@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from cot_jax.config import OptimizerConfig
-from cot_jax.data.batches import Ragged, TokenizedView, Widths, make_batch, training_rows
+from cot_jax.data.batches import Ragged, TokenizedView, make_batch
 from cot_jax.errors import UserError
 from cot_jax.losses.objective import MutualInformation, make_objective
 from cot_jax.models.student import T5Student
@@ -67,10 +67,10 @@ def _start(student, mesh):
 
 def _batch(views, step, extra=0):
     """Returns a batch whose rationales are padded `extra` tokens further than they need."""
-    widths = Widths.choose(views, BATCH, 1)
-    (longest,) = widths.targets["explain"]
-    widths = Widths(widths.inputs, {**widths.targets, "explain": (longest + extra,)})
-    return make_batch(views, training_rows(0, EXAMPLES, step, BATCH), widths, 0)
+    rows = np.arange(step * BATCH, (step + 1) * BATCH) % EXAMPLES
+    longest = [max(view.targets.lengths) for view in views.values()]
+    inputs = max(max(view.inputs.lengths) for view in views.values())
+    return make_batch(views, rows, (inputs, longest[0], longest[1] + extra), 0)
 
 
 def _losses(views, mesh, steps, student):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from cot_jax.batch import Batch, ViewArrays
 from cot_jax.losses.mutual_information import map_mask, mutual_information_loss
-from cot_jax.losses.vocabulary import vocabulary_pass
+from cot_jax.losses.vocabulary import VocabularyMap, vocabulary_pass
 from cot_jax.models.student import Params, Student
 
 Objective = Callable[[Params, Batch, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]
@@ -60,20 +60,13 @@ def make_objective(
         maps: dict[str, Any] = {}
         for view, term in terms.items():
             target = batch[view]
-            mask_BT = reduction = None
+            wanted = {}
             if mi and view in (mi.label_view, mi.rationale_view):
                 mask_BT = map_mask(mi.variant, target.target_length, target.target_ids.shape[1])
-                reduction = mi.reduction
-            passed = vocabulary_pass(
-                hidden[view],
-                head_DV,
-                target.target_ids,
-                mask_BT,
-                reduction=reduction,
-                batch_axes=batch_axes,
-            )
+                wanted["mi"] = VocabularyMap(mi.reduction, mask_BT)
+            passed = vocabulary_pass(hidden[view], head_DV, target.target_ids, wanted, batch_axes=batch_axes)
             values[term] = token_mean(passed.nll_BT, target)
-            maps[view] = passed.map_BV
+            maps[view] = passed.maps.get("mi")
         total = sum(weights[term] * value for term, value in values.items())
         if mi:
             counts_B = (batch[mi.label_view].target_length > 0) & (batch[mi.rationale_view].target_length > 0)

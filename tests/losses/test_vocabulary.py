@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from cot_jax.losses.vocabulary import _Chunks, plain_vocabulary_pass, vocabulary_pass
+from cot_jax.losses.vocabulary import VocabularyMap, _Chunks, plain_vocabulary_pass, vocabulary_pass
 
 B, T, D, V = 4, 11, 6, 17
 # Rows of a chunk: one position; ragged, three positions at a time; everything at once.
@@ -26,11 +26,16 @@ def _inputs(dtype=np.float64, b=B, t=T):
     return hidden_BTD, head_DV, rng.integers(0, V, (b, t)).astype(np.int32)
 
 
-def _weighed(run, cotangent, hidden_BTD, head_DV, target_BT, mask_BT):
-    """The pass and its gradients for given cotangents of nll, entropy and map, where it has them."""
+def _maps(mask_BT, kinds):
+    """The maps of `kinds`, name -> (reduction, temperature), all over the same positions."""
+    return {name: VocabularyMap(reduction, mask_BT, tau) for name, (reduction, tau) in kinds.items()}
+
+
+def _weighed(run, kinds, cotangent, hidden_BTD, head_DV, target_BT, mask_BT):
+    """The pass and its gradients for given cotangents of nll, entropy and maps, where it has them."""
 
     def total(hidden_BTD, head_DV):
-        found = run(hidden_BTD, head_DV, target_BT, mask_BT)
+        found = run(hidden_BTD, head_DV, target_BT, _maps(mask_BT, kinds))
         differentiable = found._replace(correct_BT=None)
         weighed = jax.tree.map(lambda weight, leaf: (weight * leaf).sum(), cotangent, differentiable)
         return sum(jax.tree.leaves(weighed)), found
@@ -52,40 +57,43 @@ def _assert_trees_close(actual, expected, atol):
 
 
 @pytest.mark.parametrize(
-    ("reduction", "temperature", "entropy"),
+    ("kinds", "entropy"),
     [
-        (None, 1.0, False),
-        (None, 1.0, True),
-        ("max", 1.0, False),
-        ("max", 2.5, True),
-        ("mean", 1.0, True),
-        ("mean", 2.5, False),
-        ("sum", 1.0, False),
-        ("sum", 2.5, True),
+        ({}, False),
+        ({}, True),
+        ({"one": ("max", 1.0)}, False),
+        ({"one": ("max", 2.5)}, True),
+        ({"one": ("mean", 1.0)}, True),
+        ({"one": ("mean", 2.5)}, False),
+        ({"one": ("sum", 1.0)}, False),
+        ({"one": ("sum", 2.5)}, True),
+        ({"one": ("max", 1.0), "two": ("sum", 1.0), "three": ("mean", 0.5)}, True),
     ],
 )
-def test_equals_the_definition_in_float64(reduction, temperature, entropy):
+def test_equals_the_definition_in_float64(kinds, entropy):
     with jax.enable_x64(True):
         inputs = _inputs()
-        kinds = {"reduction": reduction, "temperature": temperature, "entropy": entropy}
-        plain = partial(plain_vocabulary_pass, **kinds)
-        cotangent = _random_cotangent(jax.eval_shape(plain, *inputs))
-        definition = jax.jit(partial(_weighed, plain, cotangent))
-        streams = [partial(vocabulary_pass, chunk_rows=rows, **kinds) for rows in CHUNK_ROWS]
-        streams = [jax.jit(partial(_weighed, stream, cotangent)) for stream in streams]
+        plain = partial(plain_vocabulary_pass, entropy=entropy)
+        abstract = jax.eval_shape(lambda *arrays: plain(*arrays, _maps(None, kinds)), *inputs)
+        cotangent = _random_cotangent(abstract)
+        definition = jax.jit(partial(_weighed, plain, kinds, cotangent))
+        streams = [partial(vocabulary_pass, chunk_rows=rows, entropy=entropy) for rows in CHUNK_ROWS]
+        streams = [jax.jit(partial(_weighed, stream, kinds, cotangent)) for stream in streams]
         for mask_BT in (LENGTH_MASK, np.arange(T) % 3 == np.arange(B)[:, None]):
             expected = definition(*inputs, mask_BT)
             for stream in streams:
                 _assert_trees_close(stream(*inputs, mask_BT), expected, atol=1e-12)
-        assert (expected[0].map_BV is None) == (reduction is None)
+        assert expected[0].maps.keys() == kinds.keys()
         assert (expected[0].entropy_BT is None) == (not entropy)
 
 
 def test_without_a_mask_every_position_enters_the_map():
     inputs = _inputs(np.float32)
+    everything = np.ones((B, T), bool)
     for run in (plain_vocabulary_pass, partial(vocabulary_pass, chunk_rows=15)):
-        run = jax.jit(partial(run, reduction="mean"))
-        _assert_trees_close(run(*inputs), run(*inputs, np.ones((B, T), bool)), atol=1e-7)
+        bare = jax.jit(lambda *arrays, run=run: run(*arrays, {"m": VocabularyMap("mean")}))
+        masked = jax.jit(lambda *arrays, run=run: run(*arrays, {"m": VocabularyMap("mean", everything)}))
+        _assert_trees_close(bare(*inputs), masked(*inputs), atol=1e-7)
 
 
 def test_definition_against_formulas():
@@ -101,10 +109,12 @@ def test_definition_against_formulas():
             "sum": np.where(real_BT1, warm_BTV, 0).sum(1),
             "mean": np.where(real_BT1, warm_BTV, 0).sum(1) / counts_B1,
         }
+        kinds = {reduction: (reduction, 3.0) for reduction in expected_maps}
+        found = jax.jit(lambda *a: plain_vocabulary_pass(*a, _maps(LENGTH_MASK, kinds), entropy=True))(
+            hidden_BTD, head_DV, target_BT
+        )
         for reduction, map_BV in expected_maps.items():
-            run = partial(plain_vocabulary_pass, reduction=reduction, temperature=3.0, entropy=True)
-            found = jax.jit(run)(hidden_BTD, head_DV, target_BT, LENGTH_MASK)
-            np.testing.assert_allclose(found.map_BV, map_BV, rtol=1e-13)
+            np.testing.assert_allclose(found.maps[reduction], map_BV, rtol=1e-13)
             np.testing.assert_allclose(found.entropy_BT, -(p_BTV * np.log(p_BTV)).sum(-1), rtol=1e-12)
             picked_BT = np.take_along_axis(p_BTV, target_BT[..., None], -1)[..., 0]
             np.testing.assert_allclose(found.nll_BT, -np.log(picked_BT), rtol=1e-12)
@@ -118,8 +128,8 @@ def test_row_without_positions_has_zero_map_and_gradient(reduction):
     hidden_BTD, head_DV, target_BT = _inputs(np.float32)
 
     def map_of(hidden_BTD):
-        run = partial(vocabulary_pass, reduction=reduction, chunk_rows=15)
-        return run(hidden_BTD, head_DV, target_BT, LENGTH_MASK).map_BV
+        maps = {"m": VocabularyMap(reduction, LENGTH_MASK)}
+        return vocabulary_pass(hidden_BTD, head_DV, target_BT, maps, chunk_rows=15).maps["m"]
 
     map_BV, pull = jax.vjp(map_of, hidden_BTD)
     (dhidden_BTD,) = pull(np.linspace(1, 2, B * V, dtype=np.float32).reshape(B, V))
@@ -138,8 +148,8 @@ def test_first_of_equal_maxima_takes_the_gradient(rows):
     mask_BT = (np.arange(T) >= 2) & np.ones((B, 1), bool)
 
     def total(run, hidden_BTD):
-        found = run(hidden_BTD, head_DV, np.zeros((B, T), np.int32), mask_BT, reduction="max")
-        return (found.map_BV**2).sum()
+        found = run(hidden_BTD, head_DV, np.zeros((B, T), np.int32), {"m": VocabularyMap("max", mask_BT)})
+        return (found.maps["m"] ** 2).sum()
 
     streamed = partial(vocabulary_pass, chunk_rows=rows)
     dhidden_BTD = np.array(jax.jit(jax.grad(partial(total, streamed)))(hidden_BTD))
@@ -175,10 +185,10 @@ def test_gradient_of_mutual_information_equals_torch_with_ties():
         (0.5 * sum(token_means) + 0.1 * functional.cross_entropy(q, p)).backward()
 
         def total(label_BTD, rationale_BTD, head_DV):
-            run = partial(vocabulary_pass, reduction="max", chunk_rows=3 * B)
+            run = partial(vocabulary_pass, maps={"mi": VocabularyMap("max")}, chunk_rows=3 * B)
             label_pass = run(label_BTD, head_DV, label_BT)
             rationale_pass = run(rationale_BTD, head_DV, rationale_BT)
-            mi = _mutual_information(label_pass.map_BV, rationale_pass.map_BV)
+            mi = _mutual_information(label_pass.maps["mi"], rationale_pass.maps["mi"])
             return 0.5 * (label_pass.nll_BT.mean() + rationale_pass.nll_BT.mean()) + 0.1 * mi
 
         grads = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(label_BTD, rationale_BTD, head_DV)
@@ -193,8 +203,8 @@ def test_mutual_information_worked_example(reduction, expected):
     maps = []
     for z_BTV in (z_label_BTV, z_rationale_BTV):  # the identity as head: the hidden states are the logits
         ids_BT = np.zeros(z_BTV.shape[:2], np.int32)
-        run = partial(vocabulary_pass, reduction=reduction, chunk_rows=1)
-        maps.append(run(z_BTV, np.eye(3, dtype=np.float32), ids_BT).map_BV)
+        run = partial(vocabulary_pass, maps={"m": VocabularyMap(reduction)}, chunk_rows=1)
+        maps.append(run(z_BTV, np.eye(3, dtype=np.float32), ids_BT).maps["m"])
     if reduction == "max":
         np.testing.assert_allclose(maps[0], [[0.843795, 0.576117, 0.211942]], atol=1e-6)
         np.testing.assert_allclose(maps[1], [[0.576117, 0.786986, 0.909443]], atol=1e-6)
@@ -208,14 +218,16 @@ def test_low_precision_is_exact_to_rounding(dtype, hidden_eps, head_eps, reducti
     hidden_BTD, head_DV, target_BT = _inputs(np.float32, b=2, t=length)
     hidden_BTD = jnp.asarray(hidden_BTD, dtype)
     mask_BT = np.arange(length) < np.array([[length], [277]])
-    kinds = {"reduction": reduction, "entropy": True}
-    plain, streamed = partial(plain_vocabulary_pass, **kinds), partial(vocabulary_pass, chunk_rows=2, **kinds)
-    cotangent = _random_cotangent(jax.eval_shape(plain, hidden_BTD, head_DV, target_BT))
+    kinds = {} if reduction is None else {"m": (reduction, 1.0)}
+    plain = partial(plain_vocabulary_pass, entropy=True)
+    streamed = partial(vocabulary_pass, chunk_rows=2, entropy=True)
+    abstract = jax.eval_shape(lambda *a: plain(*a, _maps(None, kinds)), hidden_BTD, head_DV, target_BT)
+    cotangent = _random_cotangent(abstract)
     cotangent = jax.tree.map(lambda leaf: np.abs(leaf).astype(np.float32), cotangent)
-    actual = jax.jit(partial(_weighed, streamed))(cotangent, hidden_BTD, head_DV, target_BT, mask_BT)
+    actual = jax.jit(partial(_weighed, streamed, kinds))(cotangent, hidden_BTD, head_DV, target_BT, mask_BT)
     with jax.enable_x64(True):  # the same rounded operands, multiplied and summed exactly
         operands = np.asarray(hidden_BTD, np.float64), np.asarray(jnp.asarray(head_DV, dtype), np.float64)
-        expected = jax.jit(partial(_weighed, plain))(cotangent, *operands, target_BT, mask_BT)
+        expected = jax.jit(partial(_weighed, plain, kinds))(cotangent, *operands, target_BT, mask_BT)
         expected = jax.tree.map(np.asarray, expected)
     found, (dhidden_BTD, dhead_DV) = actual
     assert (dhidden_BTD.dtype, dhead_DV.dtype, found.nll_BT.dtype) == (dtype, jnp.float32, jnp.float32)
@@ -232,8 +244,8 @@ def test_nll_is_finite_for_extreme_logits():
     target_BT = np.zeros((1, 3), np.int32)
 
     def total(hidden_BTD):
-        found = vocabulary_pass(hidden_BTD, head_DV, target_BT, reduction="max", entropy=True)
-        return found.nll_BT.sum() + found.entropy_BT.sum() + found.map_BV.sum()
+        found = vocabulary_pass(hidden_BTD, head_DV, target_BT, {"m": VocabularyMap("max")}, entropy=True)
+        return found.nll_BT.sum() + found.entropy_BT.sum() + found.maps["m"].sum()
 
     value, grad = jax.value_and_grad(total)(hidden_BTD)
     assert np.isfinite(value)
@@ -245,10 +257,9 @@ def test_what_is_detached_costs_nothing_in_the_backward_pass():
 
     def exponentials(detach):
         def total(hidden_BTD, head_DV, target_BT):
-            found = vocabulary_pass(
-                hidden_BTD, head_DV, target_BT, reduction="sum", temperature=2.0, entropy=True
-            )
-            rest = (found.entropy_BT.sum(), (found.map_BV**2).sum())
+            maps = {"m": VocabularyMap("sum", temperature=2.0)}
+            found = vocabulary_pass(hidden_BTD, head_DV, target_BT, maps, entropy=True)
+            rest = (found.entropy_BT.sum(), (found.maps["m"] ** 2).sum())
             return found.nll_BT.sum() + sum(jax.lax.stop_gradient(rest) if detach else rest)
 
         return str(jax.make_jaxpr(jax.grad(total))(*inputs)).count(" exp ")
@@ -259,7 +270,7 @@ def test_what_is_detached_costs_nothing_in_the_backward_pass():
 
 def test_unknown_reduction_raises():
     with pytest.raises(ValueError, match="reduction 'maximum' is none of"):
-        vocabulary_pass(*_inputs(np.float32), reduction="maximum")
+        vocabulary_pass(*_inputs(np.float32), {"m": VocabularyMap("maximum")})
 
 
 def _chunks(b, length, rows):
@@ -306,8 +317,8 @@ def test_eight_devices_equal_one_and_keep_their_rows(name):
     mask_BT = np.arange(t) < rng.integers(1, t + 1, b)[:, None]
 
     def total(run, hidden_BTD, head_DV, target_BT, mask_BT):
-        found = run(hidden_BTD, head_DV, target_BT, mask_BT, reduction="max", entropy=True)
-        return found.nll_BT.mean() + (found.entropy_BT**2).mean() + (found.map_BV**2).sum(-1).mean()
+        found = run(hidden_BTD, head_DV, target_BT, {"m": VocabularyMap("max", mask_BT)}, entropy=True)
+        return found.nll_BT.mean() + (found.entropy_BT**2).mean() + (found.maps["m"] ** 2).sum(-1).mean()
 
     arrays = (hidden_BTD, head_DV, target_BT, mask_BT)
     expected = jax.jit(jax.value_and_grad(partial(total, plain_vocabulary_pass), argnums=(0, 1)))(*arrays)
@@ -342,9 +353,9 @@ def _head_program(run):
     b, d, v = 64, 768, 32_128
 
     def total(label_BTD, rationale_BTD, head_DV, label_BT, rationale_BT):
-        label = run(label_BTD, head_DV, label_BT, reduction="max")
-        rationale = run(rationale_BTD, head_DV, rationale_BT, reduction="max")
-        mi = _mutual_information(label.map_BV, rationale.map_BV)
+        label = run(label_BTD, head_DV, label_BT, {"mi": VocabularyMap("max")})
+        rationale = run(rationale_BTD, head_DV, rationale_BT, {"mi": VocabularyMap("max")})
+        mi = _mutual_information(label.maps["mi"], rationale.maps["mi"])
         return 0.5 * label.nll_BT.mean() + 0.5 * rationale.nll_BT.mean() + 0.1 * mi
 
     shapes = [

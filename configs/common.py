@@ -33,3 +33,9 @@ def demo(method: str):
     config.train.batch_size = 32
     config.evaluation.max_new_tokens = 16
     return config
+
+
+def self_distilled(config, method: str):
+    """`config` with self-distillation from the last mini-batch on every view."""
+    config.self_distillation.method = method
+    return config

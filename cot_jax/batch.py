@@ -23,5 +23,13 @@ class ViewArrays(NamedTuple):
     target_length: np.ndarray
 
 
-# View name ("predict", "explain", ...) -> arrays. All views of a batch have the same B and S.
-Batch = dict[str, ViewArrays]
+class Batch(NamedTuple):
+    """What a training step sees.
+
+    Attributes:
+      views: view name ("predict", "explain", ...) -> arrays, all with the same B and S.
+      example: (B,) int32, the number of each row's example in the training split.
+    """
+
+    views: dict[str, ViewArrays]
+    example: np.ndarray

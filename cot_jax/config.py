@@ -25,6 +25,8 @@ from cot_jax.data.tasks import TASKS
 from cot_jax.data.views import METHODS
 from cot_jax.errors import UserError
 from cot_jax.losses.mutual_information import DETACHABLE, REDUCTIONS, VARIANTS
+from cot_jax.losses.self_distillation import MAP_LOGITS, OUTPUTS
+from cot_jax.losses.self_distillation import METHODS as SELF_DISTILLATION_METHODS
 from cot_jax.models.student import PRESETS
 
 
@@ -105,6 +107,27 @@ class ObjectiveConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SelfDistillationConfig:
+    """Self-distillation from the last mini-batch, on top of any method; batches then overlap by half."""
+
+    method: str = _key(
+        "none",
+        "dlb = fixed weight and temperature; dynsdpb = per example; dynamic = dynsdpb's weights on the "
+        "cross-entropy, nothing distilled (the paper's ablation)",
+        choices=("none", *SELF_DISTILLATION_METHODS),
+    )
+    views: str = _key("all", "views it acts on, by what they learn", choices=("label", "rationale", "all"))
+    weight: float = _key(1.0, "weight of its term beside the view's cross-entropy (papers: alpha)", low=0.0)
+    temperature: float = _key(3.0, "temperature of the distilled distributions (papers: tau)", low=0.01)
+    output: str = _key(
+        "vmm", "what is stored: vocabulary maps, logits of every token, of its top k only", choices=OUTPUTS
+    )
+    map_logits: str = _key("log", "what the softmax over a vocabulary map is of", choices=MAP_LOGITS)
+    top_k: int = _key(64, "logits stored for a token (output=top_k)", low=1)
+    dtype: str = _key("float32", "of stored logits", choices=("float32", "bfloat16"))
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     learning_rate: float = _key(5e-5, "AdamW's peak learning rate; decays linearly to 0", low=0.0)
     warmup_steps: int = _key(0, "steps of linear warm-up", low=0)
@@ -149,6 +172,7 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    self_distillation: SelfDistillationConfig = dataclasses.field(default_factory=SelfDistillationConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)

@@ -24,6 +24,9 @@ def test_every_config_file_is_a_valid_experiment():
         config = _parse(f"--config={file}").config
         if "_" in file.stem and not file.stem.startswith("demo"):
             task, method = file.stem.split("_", 1)
+            distilled = config.self_distillation.method
+            if distilled != "none":
+                method = {distilled: "standard"}.get(method, method.removesuffix(f"_{distilled}"))
             assert (config.data.task, config.objective.method) == (task, method)
             # The published hyperparameters.
             assert (config.optimizer.learning_rate, config.train.steps, config.train.batch_size) == (

@@ -13,7 +13,10 @@ import numpy as np
 from cot_jax.batch import Batch, ViewArrays
 from cot_jax.data.shapes import Cost, Shape, cheapest, choose_shapes
 
-ORDERS = ("random", "grouped")
+ORDERS = ("random", "sequential", "grouped")
+
+# Overlapping batches of a group follow each other so many at a time: fewer overlaps are cut.
+_RUN = 16
 
 # So many steps tell how long a random batch's longest sequences are.
 _MOST_SAMPLED = 2048
@@ -55,8 +58,13 @@ class Batches:
 
     Every group of examples is an endless stream, a fresh permutation for each epoch end to end, so that
     no batch is short and every example is seen once an epoch. `random` has one group, as the published
-    code; `grouped` has a group for each shape, examples of like lengths, and shuffles the groups' turns:
-    far less padding, but batches are no longer uniform samples.
+    code, and `sequential` too, in the data's own order; `grouped` has a group for each shape, examples of
+    like lengths, and shuffles the groups' turns: far less padding, but batches are no longer uniform
+    samples.
+
+    Overlapping batches move along the stream by half a batch: rows 0, 2, ... of each are rows 1, 3, ... of
+    the group's batch before, so that a batch divided among devices keeps an example where it is. Then
+    every example is seen twice an epoch.
 
     Attributes:
       views: all training examples through every view.
@@ -72,6 +80,7 @@ class Batches:
         steps: int,
         seed: int,
         order: str,
+        overlap: bool,
         max_shapes: int,
         cost: Cost,
         pad_id: int,
@@ -83,11 +92,14 @@ class Batches:
           steps: how many batches will be asked for.
           seed: of the order.
           order: one of `ORDERS`.
+          overlap: whether a batch shares half of its examples with the one before; B is even then.
           max_shapes: most shapes.
           cost: arithmetic of one example padded to a shape: (input width, target width of each view).
           pad_id: fills up sequences.
         """
         self.views, self._seed, self._batch_size, self._pad_id = views, seed, batch_size, pad_id
+        self._order, self._overlap = order, overlap
+        self._stride = batch_size // 2 if overlap else batch_size
         inputs = np.max([view.inputs.lengths for view in views.values()], axis=0)
         self._lengths = np.stack([inputs, *(view.targets.lengths for view in views.values())], axis=1)
         if order == "grouped":
@@ -121,42 +133,51 @@ class Batches:
         sizes = np.array([len(group) for group in self._groups])
 
         def batches(epochs):
-            """Whole batches of each group in its first `epochs` epochs."""
-            return epochs * sizes // self._batch_size
+            """Whole batches of each group that begin in its first `epochs` epochs."""
+            return epochs * sizes // self._stride
 
-        # An estimate that is never too high, since batches(e).sum() <= e * sizes.sum() / batch_size.
-        epoch = step * self._batch_size // int(sizes.sum())
+        # An estimate that is never too high, since batches(e).sum() <= e * sizes.sum() / stride.
+        epoch = step * self._stride // int(sizes.sum())
         while batches(epoch + 1).sum() <= step:
             epoch += 1
         before = batches(epoch)
-        turns = _turns(self._seed, epoch, tuple(batches(epoch + 1) - before))
+        turns = _turns(self._seed, epoch, tuple(batches(epoch + 1) - before), _RUN if self._overlap else 1)
         turn = step - int(before.sum())
         group = turns[turn]
         index = int(before[group]) + int((turns[:turn] == group).sum())
-        position = index * self._batch_size + np.arange(self._batch_size)
+        position = index * self._stride + np.arange(self._batch_size)
+        if self._overlap:
+            position = position.reshape(2, -1).T.reshape(-1)
         epochs, position = np.divmod(position, sizes[group])
-        chosen = [
-            _permutation((self._seed, int(e), int(group)), int(sizes[group]))[position[epochs == e]]
-            for e in np.unique(epochs)
-        ]
-        return self._groups[group][np.concatenate(chosen)]
+        if self._order == "sequential":
+            return self._groups[group][position]
+        chosen = np.empty_like(position)
+        for e in np.unique(epochs):
+            permutation = _permutation((self._seed, int(e), int(group)), int(sizes[group]))
+            chosen[epochs == e] = permutation[position[epochs == e]]
+        return self._groups[group][chosen]
 
 
 def make_batch(views: Mapping[str, TokenizedView], rows: np.ndarray, shape: Shape, pad_id: int) -> Batch:
     """Returns the examples `rows`, (B,) int, through every view, padded to `shape`."""
     input_width, *target_widths = shape
-    batch = {}
+    taken = {}
     for (name, view), width in zip(views.items(), target_widths, strict=True):
         inputs = view.inputs.take(rows, input_width, pad_id)
-        batch[name] = ViewArrays(*inputs, *view.targets.take(rows, width, pad_id))
-    return batch
+        taken[name] = ViewArrays(*inputs, *view.targets.take(rows, width, pad_id))
+    return Batch(taken, rows.astype(np.int32))
 
 
 @functools.lru_cache(maxsize=4)
-def _turns(seed: int, epoch: int, counts: tuple[int, ...]) -> np.ndarray:
-    """The order of an epoch's batches: to which group each belongs."""
-    turns = np.repeat(np.arange(len(counts)), counts)
-    return np.random.default_rng([seed, epoch]).permutation(turns)
+def _turns(seed: int, epoch: int, counts: tuple[int, ...], run: int) -> np.ndarray:
+    """The order of an epoch's batches: to which group each belongs, `run` of a group in a row."""
+    runs = [
+        np.full(min(run, count - start), group)
+        for group, count in enumerate(counts)
+        for start in range(0, count, run)
+    ]
+    order = np.random.default_rng([seed, epoch]).permutation(len(runs))
+    return np.concatenate([runs[i] for i in order])
 
 
 @functools.lru_cache(maxsize=64)

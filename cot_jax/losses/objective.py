@@ -2,17 +2,40 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from cot_jax.batch import Batch, ViewArrays
 from cot_jax.losses.mutual_information import map_mask, mutual_information_loss
+from cot_jax.losses.self_distillation import (
+    Distilled,
+    LastBatch,
+    SelfDistillation,
+    left,
+    real_tokens,
+    right,
+)
 from cot_jax.losses.vocabulary import VocabularyMap, vocabulary_pass
 from cot_jax.models.student import Params, Student
 
-Objective = Callable[[Params, Batch, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]
+
+class Found(NamedTuple):
+    """What an objective knows beside its value.
+
+    Attributes:
+      terms: the summands before weighting, float32 scalars.
+      diagnostics: other float32 scalars worth a curve.
+      last_batch: what the next step needs of this one; None where nothing.
+    """
+
+    terms: dict[str, jax.Array]
+    diagnostics: dict[str, jax.Array]
+    last_batch: LastBatch | None
+
+
+Objective = Callable[[Params, Batch, jax.Array | None, LastBatch | None], tuple[jax.Array, Found]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,54 +55,88 @@ def make_objective(
     terms: Mapping[str, str],
     weights: Mapping[str, float],
     mutual_information: MutualInformation | None = None,
+    self_distillation: SelfDistillation | None = None,
     batch_axes: tuple[str, ...] = (),
 ) -> Objective:
     """Builds the loss of a method.
 
     The views' terms are cross-entropies, means over all real target tokens of the batch (Hsieh et
     al. 2023, Eq. 3-4); the total is `sum(weight * term)`, with the mutual-information term beside
-    them where the method has one (Chen et al. 2024, Eq. 10).
+    them where the method has one (Chen et al. 2024, Eq. 10). Self-distillation adds its term to the
+    cross-entropy of each view it acts on, under the same weight.
 
     Args:
       student: the model.
       terms: view name -> name of its cross-entropy.
       weights: name of a cross-entropy -> its weight in the total.
       mutual_information: the MI term, or None.
+      self_distillation: from the last mini-batch, or None.
       batch_axes: axes of the ambient mesh over which batches are divided (see `vocabulary_pass`).
 
     Returns:
-      A pure function (params, batch, dropout key or None) -> (total, {term: value}), all float32
-      scalars. Views with an empty target (length 0) count in no term.
+      A pure function (params, batch, dropout key or None, last batch or None) -> (total, Found).
+      Views with an empty target (length 0) count in no term.
     """
     mi = mutual_information
 
-    def objective(params, batch, dropout_rng):
-        hidden = student.hidden(params, batch, dropout_rng)
+    def objective(params, batch, dropout_rng, last_batch):
+        hidden = student.hidden(params, batch.views, dropout_rng)
         head_DV = student.head(params)
+        linked_h = None if last_batch is None else left(batch.example) == last_batch.example_h
+        total = jnp.float32(0)
         values: dict[str, jax.Array] = {}
-        maps: dict[str, Any] = {}
+        maps: dict[str, jax.Array] = {}
+        distilled: dict[str, Distilled] = {}
         for view, term in terms.items():
-            target = batch[view]
+            target = batch.views[view]
+            sd = self_distillation if self_distillation and view in self_distillation.views else None
             wanted = {}
             if mi and view in (mi.label_view, mi.rationale_view):
                 mask_BT = map_mask(mi.variant, target.target_length, target.target_ids.shape[1])
                 wanted["mi"] = VocabularyMap(mi.reduction, mask_BT)
-            passed = vocabulary_pass(hidden[view], head_DV, target.target_ids, wanted, batch_axes=batch_axes)
-            values[term] = token_mean(passed.nll_BT, target)
-            maps[view] = passed.maps.get("mi")
-        total = sum(weights[term] * value for term, value in values.items())
+            if sd and sd.distills and sd.output == "vmm":
+                wanted["sum"] = VocabularyMap("sum", real_tokens(target))
+            passed = vocabulary_pass(
+                hidden[view],
+                head_DV,
+                target.target_ids,
+                wanted,
+                entropy=sd is not None and sd.dynamic,
+                batch_axes=batch_axes,
+            )
+            nll_BT = passed.nll_BT
+            if "mi" in passed.maps:
+                maps[view] = passed.maps["mi"]
+            if sd:
+                stored = last_batch.outputs[view] if last_batch else None
+                distilled[view] = found = sd(passed, hidden[view], head_DV, target, stored, linked_h)
+                total += weights[term] * found.loss
+                if found.example_weight_B is not None:
+                    nll_BT *= found.example_weight_B[:, None]
+            values[term] = token_mean(nll_BT, target)
+            total += weights[term] * values[term]
         if mi:
-            counts_B = (batch[mi.label_view].target_length > 0) & (batch[mi.rationale_view].target_length > 0)
+            views = batch.views
+            counts_B = (views[mi.label_view].target_length > 0) & (views[mi.rationale_view].target_length > 0)
             values["mi"] = mutual_information_loss(
                 maps[mi.label_view], maps[mi.rationale_view], counts_B, variant=mi.variant, detach=mi.detach
             )
             total += mi.weight * values["mi"]
-        return total, values
+        if last_batch is not None:
+            weighted = [weights[terms[view]] * found.loss for view, found in distilled.items()]
+            values["self_distillation"] = jnp.sum(jnp.stack(weighted))
+            outputs = {view: found.outputs for view, found in distilled.items()}
+            last_batch = LastBatch(right(batch.example), outputs)
+        diagnostics = {}
+        if distilled:  # means over the views
+            per_view = [found.diagnostics for found in distilled.values()]
+            diagnostics = jax.tree.map(lambda *of_views: sum(of_views) / len(of_views), *per_view)
+        return total, Found(values, diagnostics, last_batch)
 
     return objective
 
 
 def token_mean(values_BT: jax.Array, view: ViewArrays) -> jax.Array:
     """Returns the mean of `values_BT` over the real target tokens of the whole batch; 0 if none."""
-    real_BT = jnp.arange(values_BT.shape[1])[None, :] < view.target_length[:, None]
+    real_BT = real_tokens(view)
     return jnp.where(real_BT, values_BT, 0).sum() / jnp.maximum(real_BT.sum(), 1)

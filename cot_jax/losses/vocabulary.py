@@ -126,7 +126,7 @@ def plain_vocabulary_pass(
     entropy: bool = False,
 ) -> VocabularyPass:
     """The definition of `vocabulary_pass`: all logits at once, gradients by automatic differentiation."""
-    z_BTV = _logits(hidden_BTD, head_DV)
+    z_BTV = logits(hidden_BTD, head_DV)
     logp_BTV = jax.nn.log_softmax(z_BTV)
     target_BT1 = target_BT[..., None]
     made = {}
@@ -189,7 +189,7 @@ def _forward_chunk(spec: _Spec, head_DV, carry, xs):
     """Adds one chunk to the maps; here and below T counts the positions of the chunk."""
     maps, first = carry
     position_T, hidden_BTD, target_BT, weights = xs
-    z_BTV = _logits(hidden_BTD, head_DV)
+    z_BTV = logits(hidden_BTD, head_DV)
     top_BT = jnp.max(z_BTV, axis=-1)
     exp_BTV = jnp.exp(z_BTV - top_BT[..., None])
     total_BT = jnp.sum(exp_BTV, axis=-1)
@@ -245,7 +245,7 @@ def _stream_bwd(spec: _Spec, residuals, cotangent: VocabularyPass):
 def _backward_chunk(spec: _Spec, head_DV, first, dmaps, dhead_DV, xs):
     """Adds one chunk to the head's gradient and returns that of its hidden states."""
     position_T, hidden_BTD, target_BT, weights, saved, dnll_BT, dentropy_BT = xs
-    z_BTV = _logits(hidden_BTD, head_DV)
+    z_BTV = logits(hidden_BTD, head_DV)
     p_BTV = jnp.exp(z_BTV - saved.logz_BT[..., None])
     dz_BTV = jnp.zeros_like(z_BTV)
     if dnll_BT is not None:
@@ -318,7 +318,8 @@ def _sum_dtype(array: jax.Array):
     return jnp.promote_types(array.dtype, jnp.float32)
 
 
-def _logits(hidden_BTD: jax.Array, head_DV: jax.Array) -> jax.Array:
+def logits(hidden_BTD: jax.Array, head_DV: jax.Array) -> jax.Array:
+    """hidden @ head with operands in the dtype of `hidden_BTD` and sums in float32 (float64)."""
     head_DV = head_DV.astype(hidden_BTD.dtype)
     return jnp.einsum("BTD,DV->BTV", hidden_BTD, head_DV, preferred_element_type=_sum_dtype(hidden_BTD))
 

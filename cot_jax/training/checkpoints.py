@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
 from cot_jax.models.student import Params
@@ -52,16 +51,15 @@ class Checkpoints:
         if self.best is None or accuracy > self.best[1]:
             self._best.save(step, args=ocp.args.StandardSave(params), metrics={_ACCURACY: accuracy})
 
-    def restore_latest(self, like: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
-        """Returns the newest state; `like` has its shapes, `sharding` says where it goes."""
-        return _restore(self._latest, like, sharding)
+    def restore_latest(self, like: TrainState) -> TrainState:
+        """Returns the newest state; `like` has its shapes and shardings."""
+        return _restore(self._latest, like)
 
-    def restore_best(self, like: Params, sharding: jax.sharding.Sharding) -> Params:
+    def restore_best(self, like: Params) -> Params:
         """Returns the parameters best on validation."""
-        return _restore(self._best, like, sharding)
+        return _restore(self._best, like)
 
 
-def _restore(manager: ocp.CheckpointManager, like: Any, sharding: jax.sharding.Sharding) -> Any:
+def _restore(manager: ocp.CheckpointManager, like: Any) -> Any:
     manager.wait_until_finished()
-    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
-    return manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(placed))
+    return manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(like))

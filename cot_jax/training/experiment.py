@@ -18,6 +18,7 @@ from cot_jax.data.tokenizer import Tokenizer
 from cot_jax.data.views import View
 from cot_jax.errors import UserError
 from cot_jax.losses.objective import MutualInformation, Objective, make_objective
+from cot_jax.losses.self_distillation import SelfDistillation
 from cot_jax.models import student as students
 from cot_jax.models.student import Params, Student
 
@@ -37,6 +38,7 @@ class Experiment:
     views: tuple[View, ...]
     train_examples: tuple[Example, ...]
     batches: Batches
+    self_distillation: SelfDistillation | None
     report: tuple[str, ...]
 
     @property
@@ -52,6 +54,7 @@ def prepare(config: Config) -> Experiment:
       UserError: data, tokenizer or weights that are missing or do not fit.
     """
     method = views.METHODS[config.objective.method]
+    self_distillation = _self_distillation(config, method)
     splits, tokenizer = _load_data(config)
     train_examples, report = _training_examples(config, splits, method)
     student, pretrained = _load_student(config.model, tokenizer)
@@ -62,6 +65,7 @@ def prepare(config: Config) -> Experiment:
         steps=config.train.steps,
         seed=config.seed,
         order=config.data.order,
+        overlap=self_distillation is not None and self_distillation.distills,
         max_shapes=config.data.max_shapes,
         cost=lambda shapes: student.flops(shapes[..., 0], [shapes[..., 1 + i] for i in range(len(method))]),
         pad_id=tokenizer.pad_id,
@@ -75,6 +79,7 @@ def prepare(config: Config) -> Experiment:
         views=method,
         train_examples=train_examples,
         batches=batches,
+        self_distillation=self_distillation,
         report=(*splits.report, *report, *token_report),
     )
 
@@ -98,7 +103,35 @@ def build_objective(experiment: Experiment, batch_axes: tuple[str, ...] = ()) ->
             reduction=config.mi_reduction,
             detach=config.mi_detach,
         )
-    return make_objective(experiment.student, terms, weights, mi, batch_axes)
+    return make_objective(experiment.student, terms, weights, mi, experiment.self_distillation, batch_axes)
+
+
+def _self_distillation(config: Config, method: Sequence[View]) -> SelfDistillation | None:
+    section = config.self_distillation
+    if section.method == "none":
+        return None
+    chosen = tuple(view.name for view in method if section.views in (view.term, "all"))
+    if not chosen:
+        terms = ", ".join(view.term for view in method)
+        raise UserError(
+            f"config.self_distillation.views={section.views}, but method={config.objective.method} learns "
+            f"{terms} only: choose one of these, or all"
+        )
+    if config.train.batch_size % 2:
+        raise UserError(
+            f"config.train.batch_size={config.train.batch_size}: self-distillation needs an even number, "
+            "half of each batch was in the one before"
+        )
+    return SelfDistillation(
+        method=section.method,
+        views=chosen,
+        weight=section.weight,
+        temperature=section.temperature,
+        output=section.output,
+        map_logits=section.map_logits,
+        top_k=section.top_k,
+        dtype=jnp.dtype(section.dtype),
+    )
 
 
 def tokenize(

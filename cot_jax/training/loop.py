@@ -192,7 +192,7 @@ def describe(run: Run) -> list[str]:
     experiment, config = run.experiment, run.experiment.config
     axes = ", ".join(["inputs", *(f"{view.name} targets" for view in experiment.views)])
     shapes = ", ".join("x".join(map(str, shape)) for shape in experiment.batches.shapes)
-    return [
+    lines = [
         f"task {config.data.task}, method {config.objective.method}, seed {config.seed}",
         *experiment.report,
         f"{len(experiment.batches.shapes)} shapes to compile ({axes}): {shapes}; "
@@ -202,8 +202,14 @@ def describe(run: Run) -> list[str]:
         f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}, "
         f"{compute_dtype(config.model)} compute",
         f"{config.train.steps} steps of {config.train.batch_size} examples, "
-        f"{config.train.steps * config.train.batch_size / len(experiment.train_examples):.1f} epochs",
+        f"{config.train.steps * config.train.batch_size / len(experiment.train_examples):.1f} visits of each",
     ]
+    if distillation := experiment.self_distillation:
+        line = f"self-distillation: {distillation.method} on {' and '.join(distillation.views)}"
+        if distillation.distills:
+            line += f", {distillation.output} of half a batch kept: {run.stored_bytes / 2**20:.2f} MiB"
+        lines.append(line)
+    return lines
 
 
 def dry_run(experiment: Experiment) -> list[str]:
@@ -211,7 +217,7 @@ def dry_run(experiment: Experiment) -> list[str]:
     run = Run(experiment)
     lines = describe(run)
     decode = experiment.tokenizer.decode
-    for name, view in run.batch(0).items():
+    for name, view in run.batch(0).views.items():
         read = np.asarray(view.input_ids)[0, : view.input_length[0]].tolist()
         write = np.asarray(view.target_ids)[0, : view.target_length[0]].tolist()
         lines += [f"view {name} reads:  {decode(read)}", f"view {name} writes: {decode(write)}"]

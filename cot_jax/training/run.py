@@ -1,12 +1,15 @@
 """A run: the experiment compiled for the devices at hand, what it trains on and how it answers."""
 
 import math
+from typing import Any
 
 import jax
+import numpy as np
 
 from cot_jax.batch import Batch
 from cot_jax.data.batches import Ragged
 from cot_jax.data.examples import Example
+from cot_jax.losses.self_distillation import LastBatch
 from cot_jax.metrics.accuracy import accuracy
 from cot_jax.models.student import Params
 from cot_jax.training.checkpoints import Checkpoints
@@ -28,24 +31,33 @@ class Run:
     def __init__(self, experiment: Experiment):
         config = experiment.config
         self.experiment = experiment
-        self.mesh = make_mesh(config.train.batch_size)
+        distills = experiment.self_distillation is not None and experiment.self_distillation.distills
+        # Half of a batch was in the one before: each device has as many rows of either half.
+        self.mesh = make_mesh(config.train.batch_size // (2 if distills else 1))
         make_mesh(config.evaluation.batch_size)
         optimizer = make_optimizer(config.optimizer, config.train.steps)
-        state_sharding, self._batch_sharding = replicated(self.mesh), by_example(self.mesh)
+        whole, self._batch_sharding = replicated(self.mesh), by_example(self.mesh)
+        parts: list[Any] = [*4 * [whole], self._batch_sharding]  # the last batch goes with the batch
+        state_sharding = TrainState(*parts)
 
         def create(pretrained):
             # rbg, because threefry's dropout masks cost as much as a tiny student's whole step.
             init_rng, step_rng = jax.random.split(jax.random.key(config.seed, impl="rbg"))
             params = experiment.student.init(init_rng) if pretrained is None else pretrained
-            return init_state(params, optimizer, step_rng)
+            return init_state(params, optimizer, step_rng, self._empty_last_batch())
 
         create = jax.jit(create, out_shardings=state_sharding)
         self._create = lambda: create(experiment.pretrained)
-        self._abstract_state = jax.eval_shape(create, experiment.pretrained)
+        shapes = jax.eval_shape(create, experiment.pretrained)
+        self._abstract_state = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            shapes,
+            jax.tree.broadcast(state_sharding, shapes),
+        )
         self.train_step = jax.jit(
             make_train_step(build_objective(experiment, BATCH_AXES), optimizer),
             in_shardings=(state_sharding, self._batch_sharding),
-            out_shardings=(state_sharding, state_sharding),
+            out_shardings=(state_sharding, whole),
             donate_argnums=0,
         )
         self._generate = self._make_generate()
@@ -64,14 +76,30 @@ class Run:
         """Number of parameters."""
         return sum(math.prod(x.shape) for x in jax.tree.leaves(self._abstract_state.params))
 
+    @property
+    def stored_bytes(self) -> int:
+        """Memory of what self-distillation keeps, over all devices."""
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self._abstract_state.last_batch))
+
+    def _empty_last_batch(self) -> LastBatch | None:
+        experiment, distillation = self.experiment, self.experiment.self_distillation
+        if distillation is None or not distillation.distills:
+            return None
+        _, *widths = np.max(experiment.batches.shapes, axis=0)
+        return distillation.empty(
+            experiment.config.train.batch_size // 2,
+            experiment.student.vocab_size,
+            dict(zip((view.name for view in experiment.views), map(int, widths), strict=True)),
+        )
+
     def initial_state(self) -> TrainState:
         return self._create()
 
     def restore_latest(self, checkpoints: Checkpoints) -> TrainState:
-        return checkpoints.restore_latest(self._abstract_state, replicated(self.mesh))
+        return checkpoints.restore_latest(self._abstract_state)
 
     def restore_best(self, checkpoints: Checkpoints) -> Params:
-        return checkpoints.restore_best(self._abstract_state.params, replicated(self.mesh))
+        return checkpoints.restore_best(self._abstract_state.params)
 
     def batch(self, step: int) -> Batch:
         """Returns the batch of training step `step` (from 0), on the mesh."""

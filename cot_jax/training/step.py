@@ -9,6 +9,7 @@ import optax
 
 from cot_jax.batch import Batch
 from cot_jax.losses.objective import Objective
+from cot_jax.losses.self_distillation import LastBatch
 from cot_jax.models.student import Params
 
 
@@ -20,37 +21,47 @@ class TrainState(NamedTuple):
       params: float32 parameters.
       opt_state: the optimizer's moments.
       rng: key from which the step number derives each step's dropout key.
+      last_batch: what self-distillation keeps of the batch before; None for methods without.
     """
 
     step: jax.Array
     params: Params
     opt_state: Any
     rng: jax.Array
+    last_batch: LastBatch | None
 
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation, rng: jax.Array) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), rng)
+def init_state(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    rng: jax.Array,
+    last_batch: LastBatch | None = None,
+) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), rng, last_batch)
 
 
 def make_train_step(objective: Objective, optimizer: optax.GradientTransformation) -> TrainStep:
     """Returns the pure step (state, batch) -> (state, metrics).
 
     Metrics are float32 scalars of this step's batch, before its update: `loss`, `loss/TERM` for
-    every term of the objective, and `grad_norm` before clipping.
+    every term of the objective, its diagnostics as `self_distillation/NAME`, and `grad_norm` before clipping.
     """
 
     def train_step(state, batch):
         # A function of the step alone, so that a resumed run draws the same masks.
         dropout_rng = jax.random.fold_in(state.rng, state.step)
-        (loss, terms), grads = jax.value_and_grad(objective, has_aux=True)(state.params, batch, dropout_rng)
+        (loss, found), grads = jax.value_and_grad(objective, has_aux=True)(
+            state.params, batch, dropout_rng, state.last_batch
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, **{f"loss/{name}": value for name, value in terms.items()}}
+        metrics = {"loss": loss, **{f"loss/{name}": value for name, value in found.terms.items()}}
+        metrics |= {f"self_distillation/{name}": value for name, value in found.diagnostics.items()}
         metrics["grad_norm"] = optax.tree.norm(grads)
-        return TrainState(state.step + 1, params, opt_state, state.rng), metrics
+        return TrainState(state.step + 1, params, opt_state, state.rng, found.last_batch), metrics
 
     return train_step

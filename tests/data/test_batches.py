@@ -1,5 +1,7 @@
 """Batches: the order is a function of (seed, step), every batch fits a shape, nothing is lost."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -33,13 +35,14 @@ def _views(examples, seed=0):
     }
 
 
-def _batches(views, order="random", batch_size=8, steps=200, seed=0, max_shapes=6):
+def _batches(views, order="random", batch_size=8, steps=200, seed=0, max_shapes=6, overlap=False):
     return Batches(
         views,
         batch_size=batch_size,
         steps=steps,
         seed=seed,
         order=order,
+        overlap=overlap,
         max_shapes=max_shapes,
         cost=lambda shapes: shapes.sum(axis=-1).astype(float),
         pad_id=0,
@@ -62,7 +65,8 @@ def test_order_is_a_function_of_seed_and_step(order):
     again = _batches(views, order)
     for step in (99, 3, 70):
         np.testing.assert_array_equal(again.rows(step), rows[step])
-    assert not np.array_equal(_batches(views, order, seed=1).rows(0), rows[0])
+    if order != "sequential":
+        assert not np.array_equal(_batches(views, order, seed=1).rows(0), rows[0])
 
 
 def test_a_batch_may_be_larger_than_the_data():
@@ -94,13 +98,52 @@ def test_grouped_batches_pad_less():
     np.testing.assert_allclose(random.efficiency, np.sum(real) / np.sum(padded), rtol=1e-12)
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_overlapping_batches_share_half(order):
+    views = _views(500)
+    batches = _batches(views, order, overlap=True)
+    rows = [batches.rows(step) for step in range(260)]
+    linked = [np.array_equal(now[0::2], before[1::2]) for before, now in itertools.pairwise(rows)]
+    if order == "grouped":  # where another group has its turn, the chain breaks
+        assert 0.7 < np.mean(linked) < 1
+    else:
+        assert all(linked)
+    # Two epochs of 500 / 4 batches, in which every example is seen twice.
+    visits = np.bincount(np.concatenate(rows[:250]), minlength=500)
+    assert visits.mean() == 4
+    assert (visits.min(), visits.max()) in {(4, 4), (3, 4), (3, 5), (2, 6), (3, 6), (2, 5)}
+    np.testing.assert_array_equal(_batches(views, order, overlap=True).rows(100), rows[100])
+    # The content of an example is the same in both of its batches.
+    for step in np.flatnonzero(linked)[:20]:
+        before, now = batches(step), batches(step + 1)
+        for name in views:
+            old, new = (
+                [ids[:n].tolist() for ids, n in zip(b.target_ids, b.target_length, strict=True)]
+                for b in (before.views[name], now.views[name])
+            )
+            assert old[1::2] == new[0::2]
+        np.testing.assert_array_equal(before.example[1::2], now.example[0::2])
+
+
+def test_sequential_is_the_order_of_the_data():
+    batches = _batches(_views(10), "sequential", batch_size=4)
+    np.testing.assert_array_equal(
+        [batches.rows(s) for s in range(3)], [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1]]
+    )
+    halves = _batches(_views(10), "sequential", batch_size=4, overlap=True)
+    np.testing.assert_array_equal([halves.rows(s) for s in range(2)], [[0, 2, 1, 3], [2, 4, 3, 5]])
+
+
 def test_every_batch_has_one_of_the_shapes_even_beyond_the_sample(monkeypatch):
     monkeypatch.setattr("cot_jax.data.batches._MOST_SAMPLED", 3)
     views = _views(300)
     batches = _batches(views, steps=100, batch_size=2)
     for step in range(100):
         batch = batches(step)
-        shape = (batch["predict"].input_ids.shape[1], *(v.target_ids.shape[1] for v in batch.values()))
+        shape = (
+            batch.views["predict"].input_ids.shape[1],
+            *(v.target_ids.shape[1] for v in batch.views.values()),
+        )
         assert shape in batches.shapes
 
 
@@ -110,10 +153,10 @@ def test_batch_has_one_input_width_and_targets_at_their_own():
         "explain": TokenizedView(Ragged([[1] * 10, [1] * 4]), Ragged([[3] * 20, []])),
     }
     batch = make_batch(views, np.array([1, 0]), (16, 8, 24), pad_id=0)
-    assert batch["predict"].input_ids.shape == batch["explain"].input_ids.shape == (2, 16)
-    assert batch["predict"].target_ids.shape == (2, 8)
-    assert batch["explain"].target_ids.shape == (2, 24)
-    np.testing.assert_array_equal(batch["explain"].target_length, [0, 20])
+    assert batch.views["predict"].input_ids.shape == batch.views["explain"].input_ids.shape == (2, 16)
+    assert batch.views["predict"].target_ids.shape == (2, 8)
+    assert batch.views["explain"].target_ids.shape == (2, 24)
+    np.testing.assert_array_equal(batch.views["explain"].target_length, [0, 20])
 
 
 @pytest.mark.parametrize("task", ["svamp", "cqa", "anli1"])
@@ -124,7 +167,7 @@ def test_grouped_real_data_is_seven_tenths_real_in_few_shapes(task, data_root, t
     examples = tasks.load(task, data_root, parser="corrected", end_token="</s>", compare="auto").train
     config = freeze(default_config())
     views, _ = tokenize(METHODS["dss"], examples, tokenizer, config)
-    options = {"batch_size": 64, "steps": 1000, "seed": 0, "max_shapes": 16, "pad_id": 0}
+    options = {"batch_size": 64, "steps": 1000, "seed": 0, "max_shapes": 16, "overlap": False, "pad_id": 0}
     batches = Batches(
         views,
         order="grouped",

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cot_jax.batch import ViewArrays
+from cot_jax.batch import Batch, ViewArrays
 from cot_jax.losses.objective import MutualInformation, make_objective
 
 TERMS = {"predict": "label", "explain": "rationale"}
@@ -17,8 +17,8 @@ LENGTHS = {"predict": [2, 1, 4], "explain": [5, 6, 2]}
 class FixedHidden:
     """A student whose parameters are its hidden states: what is tested is the losses alone."""
 
-    def hidden(self, params, batch, dropout_rng):
-        return {name: params[name][:, : view.target_ids.shape[1]] for name, view in batch.items()}
+    def hidden(self, params, views, dropout_rng):
+        return {name: params[name][:, : view.target_ids.shape[1]] for name, view in views.items()}
 
     def head(self, params):
         return params["head"]
@@ -36,14 +36,14 @@ def params():
 
 def _batch(padding, lengths=LENGTHS):
     rng = np.random.default_rng(1)
-    batch = {}
+    views = {}
     for name, rows in lengths.items():
         ids = np.zeros((3, max(rows) + padding), np.int32)
         for i, length in enumerate(rows):
             ids[i, :length] = rng.integers(1, V, size=length)
         inputs = np.ones((3, 2), np.int32), np.full(3, 2, np.int32)
-        batch[name] = ViewArrays(*inputs, ids, np.array(rows, np.int32))
-    return batch
+        views[name] = ViewArrays(*inputs, ids, np.array(rows, np.int32))
+    return Batch(views, np.arange(3, dtype=np.int32))
 
 
 def _mi(variant="reference", weight=0.5):
@@ -55,13 +55,13 @@ def _mi(variant="reference", weight=0.5):
 def test_equals_the_published_lines_in_value_and_gradient(params, padding, weight):
     torch = pytest.importorskip("torch", reason="parity needs PyTorch")
     objective = make_objective(FixedHidden(), TERMS, WEIGHTS, _mi(weight=weight) if weight else None)
-    (total, values), grads = jax.value_and_grad(objective, has_aux=True)(params, _batch(padding), None)
+    (total, found), grads = jax.value_and_grad(objective, has_aux=True)(params, _batch(padding), None, None)
 
     # The published code pads to the longest target of the batch, and no further.
     leaves = {name: torch.tensor(np.asarray(value), requires_grad=True) for name, value in params.items()}
     logits, losses = {}, {}
     for name, rows in LENGTHS.items():
-        labels = torch.tensor(_batch(0)[name].target_ids, dtype=torch.long)
+        labels = torch.tensor(_batch(0).views[name].target_ids, dtype=torch.long)
         for i, length in enumerate(rows):
             labels[i, length:] = -100
         logits[name] = leaves[name][:, : max(rows)] @ leaves["head"]
@@ -72,7 +72,7 @@ def test_equals_the_published_lines_in_value_and_gradient(params, padding, weigh
         q = torch.max(logits["explain"].softmax(dim=-1), dim=-2)[0]
         published = torch.nn.CrossEntropyLoss()(q, p)
         expected = expected + weight * published
-        assert float(values["mi"]) == pytest.approx(published.item(), rel=1e-6)
+        assert float(found.terms["mi"]) == pytest.approx(published.item(), rel=1e-6)
     expected.backward()
     assert float(total) == pytest.approx(expected.item(), rel=1e-6)
     for name in params:
@@ -82,8 +82,8 @@ def test_equals_the_published_lines_in_value_and_gradient(params, padding, weigh
 @pytest.mark.parametrize("variant", ["masked", "normalized", "kl"])
 def test_padding_changes_nothing(params, variant):
     objective = jax.value_and_grad(make_objective(FixedHidden(), TERMS, WEIGHTS, _mi(variant)), has_aux=True)
-    (near, _), near_grads = objective(params, _batch(0), None)
-    (far, _), far_grads = objective(params, _batch(8), None)
+    (near, _), near_grads = objective(params, _batch(0), None, None)
+    (far, _), far_grads = objective(params, _batch(8), None, None)
     np.testing.assert_allclose(near, far, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), near_grads, far_grads)
 
@@ -91,18 +91,18 @@ def test_padding_changes_nothing(params, variant):
 def test_an_empty_target_counts_nowhere(params):
     lengths = {"predict": [2, 1, 4], "explain": [5, 0, 2]}
     objective = make_objective(FixedHidden(), TERMS, WEIGHTS, _mi("masked"))
-    (_, values), grads = jax.value_and_grad(objective, has_aux=True)(params, _batch(1, lengths), None)
+    (_, found), grads = jax.value_and_grad(objective, has_aux=True)(params, _batch(1, lengths), None, None)
     assert not np.any(grads["explain"][1])
     logits = params["explain"] @ params["head"]
-    ids = _batch(1, lengths)["explain"].target_ids
+    ids = _batch(1, lengths).views["explain"].target_ids
     nll = [-jax.nn.log_softmax(logits[i, t])[ids[i, t]] for i in (0, 2) for t in range(lengths["explain"][i])]
-    assert float(values["rationale"]) == pytest.approx(np.mean(nll), rel=1e-6)
+    assert float(found.terms["rationale"]) == pytest.approx(np.mean(nll), rel=1e-6)
 
 
 def test_no_rationale_at_all_is_a_loss_of_zero(params):
     objective = make_objective(FixedHidden(), TERMS, WEIGHTS, _mi())
     batch = _batch(1, {"predict": [2, 1, 4], "explain": [0, 0, 0]})
-    (total, values), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, None)
-    assert float(values["rationale"]) == float(values["mi"]) == 0
-    assert float(total) == pytest.approx(0.3 * float(values["label"]))
+    (total, found), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, None, None)
+    assert float(found.terms["rationale"]) == float(found.terms["mi"]) == 0
+    assert float(total) == pytest.approx(0.3 * float(found.terms["label"]))
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 from cot_jax.training.checkpoints import Checkpoints
 from cot_jax.training.step import init_state
@@ -18,12 +17,14 @@ def _state(step):
     return state._replace(step=jnp.int32(step))
 
 
-@pytest.fixture
-def here():
-    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+def _placed(state):
+    """The shapes of a state on the first device."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.eval_shape(lambda: state)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
 
 
-def test_latest_and_best_survive_the_process(tmp_path, here):
+def test_latest_and_best_survive_the_process(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step is None
         assert checkpoints.best is None
@@ -34,9 +35,9 @@ def test_latest_and_best_survive_the_process(tmp_path, here):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step == 4
         assert checkpoints.best == (2, 0.5)  # the earlier of equals
-        like = jax.eval_shape(lambda: _state(0))
-        state = checkpoints.restore_latest(like, here)
-        best = checkpoints.restore_best(like.params, here)
+        like = _placed(_state(0))
+        state = checkpoints.restore_latest(like)
+        best = checkpoints.restore_best(like.params)
     assert jax.tree.structure(state) == jax.tree.structure(_state(4))
     for found, expected in zip(jax.tree.leaves(state), jax.tree.leaves(_state(4)), strict=True):
         if jnp.issubdtype(found.dtype, jax.dtypes.prng_key):
@@ -46,7 +47,7 @@ def test_latest_and_best_survive_the_process(tmp_path, here):
     assert len(list((tmp_path / "latest").iterdir())) == len(list((tmp_path / "best").iterdir())) == 1
 
 
-def test_a_saved_state_may_be_donated_at_once(tmp_path, here):
+def test_a_saved_state_may_be_donated_at_once(tmp_path):
     """The loop donates the state to the next step while its checkpoint is still being written."""
     advance = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
     params = {"w": jnp.zeros((512, 512))}
@@ -55,5 +56,5 @@ def test_a_saved_state_may_be_donated_at_once(tmp_path, here):
         checkpoints.save(0, state)
         for _ in range(20):
             state = advance(state)
-        saved = checkpoints.restore_latest(jax.eval_shape(lambda: state), here)
+        saved = checkpoints.restore_latest(_placed(state))
     assert not np.any(saved.params["w"])

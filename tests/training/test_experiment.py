@@ -47,9 +47,9 @@ def test_what_lacks_a_rationale_is_left_out_of_the_rationale_loss_only(own_data,
     assert len(experiment.train_examples) == 3
     batch = experiment.batches(0)
     has_rationale = {"a": True, "b": False, "c": True}
-    assert (batch["predict"].target_length > 0).all()
+    assert (batch.views["predict"].target_length > 0).all()
     named = [experiment.train_examples[row].id for row in experiment.batches.rows(0)]
-    assert (batch["explain"].target_length > 0).tolist() == [has_rationale[name] for name in named]
+    assert (batch.views["explain"].target_length > 0).tolist() == [has_rationale[name] for name in named]
     report = "\n".join(experiment.report)
     assert "view explain: targets 2 texts" in report
     assert "0 cut at 256" in report

@@ -49,7 +49,7 @@ def _start(student, mesh):
         {"predict": "label", "explain": "rationale"},
         {"label": 0.5, "rationale": 0.5},
         mi,
-        BATCH_AXES,
+        batch_axes=BATCH_AXES,
     )
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), 100)
     create = jax.jit(

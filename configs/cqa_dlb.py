@@ -1,0 +1,13 @@
+"""Self-distillation from the last mini-batch (DLB; Shen et al. 2022) on CQA, T5-base.
+
+Batches overlap by half, so every example is visited twice an epoch. `cqa_standard.py` makes as many
+visits in as many steps: it is the papers' "double fine-tuning", the fair comparison.
+
+    python -m cot_jax.train --config=configs/cqa_dlb.py --config.data.root=DIR
+"""
+
+from configs import common
+
+
+def get_config():
+    return common.self_distilled(common.published("cqa", "standard"), "dlb")

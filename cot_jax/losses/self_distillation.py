@@ -1,0 +1,267 @@
+"""Self-distillation from the last mini-batch: the student's own outputs of one step ago as soft targets.
+
+DLB is Shen et al., "Self-Distillation from the Last Mini-Batch for Consistency Regularization" (CVPR
+2022); DynSDPB, its per-example weights and temperatures and vocabulary map matching, is Fu et al.,
+"Dynamic Self-Distillation via Previous Mini-batches for Fine-tuning Small Language Models" (2024).
+Batches overlap by half: rows 2i of a batch were rows 2i + 1 of the one before, so that an example's
+stored outputs are on the device that needs them.
+
+With the n rows whose stored outputs are at hand, the term is
+
+    1/n sum_i weight_i temperature_i**2 KL(stored_i at temperature_i || present_i at temperature_i)
+
+and with u_i = mean token entropy / log V, DynSDPB makes weight_i = weight (1 - u_i) and temperature_i =
+temperature clip(CE_i / mean CE, 1/2, 2). Neither carries a gradient. The form of the second and the
+normalisation of u over a sequence are ours, the paper gives none.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from cot_jax.batch import ViewArrays
+from cot_jax.losses.vocabulary import VocabularyPass, logits
+
+METHODS = ("dlb", "dynamic", "dynsdpb")
+OUTPUTS = ("vmm", "full", "top_k")
+MAP_LOGITS = ("log", "minmax")
+
+# Below every probability that matters and far from where its reciprocal, the logarithm's slope, overflows.
+_LEAST = 1e-30
+
+
+class TopK(NamedTuple):
+    """The k largest logits of each position, (h, T, k), and which they are, int32."""
+
+    logits: jax.Array
+    ids: jax.Array
+
+
+class LastBatch(NamedTuple):
+    """Outputs of the right half of a batch, kept for the next step.
+
+    Attributes:
+      example_h: int32, the examples' numbers; -1 for none.
+      outputs: view -> what `SelfDistillation.output` says.
+    """
+
+    example_h: jax.Array
+    outputs: dict[str, Any]
+
+
+class Distilled(NamedTuple):
+    """What self-distillation makes of one view.
+
+    Attributes:
+      loss: the term, () float32.
+      example_weight_B: weights of the examples' cross-entropies; None for 1.
+      outputs: of the right half, as stored; None where nothing is.
+      diagnostics: float32 scalars: means over the rows that have stored outputs (of `dynamic`: a target).
+    """
+
+    loss: jax.Array | float
+    example_weight_B: jax.Array | None
+    outputs: Any
+    diagnostics: dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfDistillation:
+    """What is stored of a view and how it is matched.
+
+    Attributes:
+      method: "dlb", "dynsdpb", or "dynamic": the paper's ablation, in which the dynamic weights, scaled
+        to a mean of 1, weigh the cross-entropy of the examples and nothing is distilled.
+      views: names of the views it acts on.
+      weight: of the term beside the view's cross-entropy (the papers' alpha).
+      temperature: the papers' tau.
+      output: "vmm": vocabulary maps, the sum over real positions of softmax(z), (h, V); "full": logits
+        (h, T, V); "top_k": the logits of the `top_k` most probable tokens of each position, (h, T, k),
+        on which both sides are then renormalised.
+      map_logits: what softmax(. / temperature) is taken of with "vmm": "log" of the map, which for a
+        target of one token is its logits and so DLB exactly, or the map scaled to [0, 1] ("minmax").
+      top_k: k.
+      dtype: of stored logits.
+    """
+
+    method: str
+    views: tuple[str, ...]
+    weight: float
+    temperature: float
+    output: str
+    map_logits: str
+    top_k: int
+    dtype: DTypeLike
+
+    @property
+    def distills(self) -> bool:
+        return self.method != "dynamic"
+
+    @property
+    def dynamic(self) -> bool:
+        return self.method != "dlb"
+
+    def empty(self, rows: int, vocab_size: int, widths: dict[str, int]) -> "LastBatch":
+        """What there is before the first step: outputs of no example.
+
+        Args:
+          rows: h, half a batch.
+          vocab_size: V.
+          widths: view -> most positions a target is padded to.
+        """
+        outputs: dict[str, Any] = {}
+        for view in self.views if self.distills else ():
+            shape_hT = (rows, widths[view])
+            if self.output == "vmm":
+                outputs[view] = jnp.zeros((rows, vocab_size), jnp.float32)
+            elif self.output == "full":
+                outputs[view] = jnp.zeros((*shape_hT, vocab_size), self.dtype)
+            else:
+                k = min(self.top_k, vocab_size)
+                outputs[view] = TopK(
+                    jnp.zeros((*shape_hT, k), self.dtype), jnp.zeros((*shape_hT, k), jnp.int32)
+                )
+        return LastBatch(jnp.full(rows, -1, jnp.int32), outputs)
+
+    def __call__(
+        self,
+        passed: VocabularyPass,
+        hidden_BTD: jax.Array,
+        head_DV: jax.Array,
+        target: ViewArrays,
+        stored: Any,
+        linked_h: jax.Array | None,
+    ) -> Distilled:
+        """The term of one view.
+
+        Args:
+          passed: of the view; with entropy where `dynamic`, with the map "sum" where the output is "vmm".
+          hidden_BTD: the view's hidden states.
+          head_DV: output embedding.
+          target: the view.
+          stored: the view's part of `LastBatch.outputs`.
+          linked_h: bool, the left rows whose outputs are stored.
+        """
+        real_BT, counts_B = real_tokens(target), jnp.asarray(target.target_length) > 0
+        ones_B = jnp.ones(len(counts_B), passed.nll_BT.dtype)
+        weight_B, tau_B, diagnostics = self.weight * ones_B, self.temperature * ones_B, {}
+        if self.dynamic:
+            assert passed.entropy_BT is not None
+            # Rounding may lift the entropy of a flat distribution above log V.
+            uncertainty_B = _token_mean(passed.entropy_BT, real_BT) / jnp.log(head_DV.shape[1])
+            uncertainty_B = jax.lax.stop_gradient(jnp.minimum(uncertainty_B, 1))
+            weight_B *= 1 - uncertainty_B
+            tau_B *= relative_temperature(_token_mean(passed.nll_BT, real_BT), counts_B)
+            diagnostics["uncertainty"] = _mean(uncertainty_B, counts_B)
+            if not self.distills:
+                relative_B = (1 - uncertainty_B) / jnp.maximum(_mean(1 - uncertainty_B, counts_B), _LEAST)
+                return Distilled(0.0, relative_B, None, diagnostics)
+        assert linked_h is not None
+        linked_h &= left(counts_B)
+        weight_h, tau_h = left(weight_B), left(tau_B)
+        match = self._match_maps if self.output == "vmm" else self._match_tokens
+        divergence_h, agree_h, outputs = match(passed, hidden_BTD, head_DV, real_BT, stored, tau_h)
+        outputs = jax.tree.map(lambda new, old: jax.lax.stop_gradient(new.astype(old.dtype)), outputs, stored)
+        diagnostics |= {
+            "weight": _mean(weight_h, linked_h),
+            "temperature": _mean(tau_h, linked_h),
+            "agreement": _mean(agree_h, linked_h),
+            "stored": linked_h.mean(),
+        }
+        loss = _mean(weight_h * divergence_h, linked_h)
+        # At weight 0 the step is that of the method without, to the last bit.
+        loss = loss if self.weight > 0 else jax.lax.stop_gradient(loss)
+        return Distilled(loss, None, outputs, diagnostics)
+
+    def _match_maps(self, passed, hidden_BTD, head_DV, real_BT, stored_hV, tau_h):
+        map_BV = passed.maps["sum"]
+        before_hV, now_hV = (map_logits(m, self.map_logits) for m in (stored_hV, left(map_BV)))
+        agree_h = before_hV.argmax(-1) == now_hV.argmax(-1)
+        return divergence(before_hV, now_hV, tau_h), agree_h, right(map_BV)
+
+    def _match_tokens(self, passed, hidden_BTD, head_DV, real_BT, stored, tau_h):
+        now_hTV, next_hTV = (logits(half(hidden_BTD), head_DV) for half in (left, right))
+        T = now_hTV.shape[1]
+        before = jax.tree.map(lambda x: x[:, :T], stored)
+        best_hT = now_hTV.argmax(-1)
+        kept: Any = next_hTV
+        if self.output == "full":
+            agree_hT = before.argmax(-1) == best_hT
+        else:
+            agree_hT = before.ids[..., 0] == best_hT
+            kept = TopK(*jax.lax.top_k(next_hTV, before.ids.shape[-1]))
+            now_hTV = jnp.take_along_axis(now_hTV, before.ids, axis=-1)
+            before = before.logits
+        divergence_hT = divergence(before.astype(now_hTV.dtype), now_hTV, tau_h[:, None])
+
+        def pad(new, old):
+            return jnp.pad(new, [(0, 0), (0, old.shape[1] - T), (0, 0)])
+
+        real_hT = left(real_BT)
+        return (
+            _token_mean(divergence_hT, real_hT),
+            _token_mean(agree_hT.astype(divergence_hT.dtype), real_hT),
+            jax.tree.map(pad, kept, stored),
+        )
+
+
+def real_tokens(view: ViewArrays) -> jax.Array:
+    """(B, T) bool, the target's tokens that are not padding."""
+    return jnp.arange(view.target_ids.shape[1])[None, :] < view.target_length[:, None]
+
+
+def left(x: jax.Array) -> jax.Array:
+    """The rows that were in the last batch too: (B, ...) -> (h, ...)."""
+    return _halves(x)[:, 0]
+
+
+def right(x: jax.Array) -> jax.Array:
+    """The rows that will be in the next batch too: (B, ...) -> (h, ...)."""
+    return _halves(x)[:, 1]
+
+
+def _halves(x: jax.Array) -> jax.Array:
+    return x.reshape(x.shape[0] // 2, 2, *x.shape[1:])
+
+
+def relative_temperature(nll_B: jax.Array, counts_B: jax.Array) -> jax.Array:
+    """g = clip(CE_i / mean CE, 1/2, 2): a harder example gets a softer target.
+
+    Args:
+      nll_B: mean negative log-likelihood of each example.
+      counts_B: bool, those that have a target.
+    """
+    nll_B = jax.lax.stop_gradient(nll_B)
+    mean = _mean(nll_B, counts_B)
+    return jnp.clip(nll_B / jnp.where(mean > 0, mean, 1), 0.5, 2)
+
+
+def divergence(stored_logits: jax.Array, logits: jax.Array, temperature: jax.Array) -> jax.Array:
+    """temperature**2 KL(softmax(stored / temperature) || softmax(logits / temperature)) over the last axis.
+
+    `temperature` has one axis fewer than the logits; the stored ones carry no gradient.
+    """
+    tau = temperature[..., None]
+    log_p = jax.nn.log_softmax(jax.lax.stop_gradient(stored_logits) / tau)
+    log_q = jax.nn.log_softmax(logits / tau)
+    return temperature**2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def map_logits(map_BV: jax.Array, kind: str) -> jax.Array:
+    """The logits that a vocabulary map stands for; `kind` is one of `MAP_LOGITS`."""
+    if kind == "log":
+        return jnp.log(jnp.maximum(map_BV, _LEAST))
+    low_B1, high_B1 = map_BV.min(-1, keepdims=True), map_BV.max(-1, keepdims=True)
+    return (map_BV - low_B1) / jnp.maximum(high_B1 - low_B1, _LEAST)
+
+
+def _token_mean(values_BT: jax.Array, real_BT: jax.Array) -> jax.Array:
+    return jnp.sum(values_BT, axis=1, where=real_BT) / jnp.maximum(real_BT.sum(axis=1), 1)
+
+
+def _mean(values_B: jax.Array, counts_B: jax.Array) -> jax.Array:
+    """The mean over the rows that count; 0 if none does."""
+    return jnp.sum(values_B, where=counts_B) / jnp.maximum(counts_B.sum(), 1)

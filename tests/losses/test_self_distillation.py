@@ -1,0 +1,247 @@
+"""Self-distillation against formulas in PyTorch, in float64; what links, what breaks, what stays put."""
+
+import dataclasses
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from cot_jax.batch import Batch, ViewArrays
+from cot_jax.losses.objective import MutualInformation, make_objective
+from cot_jax.losses.self_distillation import LastBatch, SelfDistillation
+
+B, T, D, V = 6, 5, 4, 9
+LENGTHS = np.array([3, 5, 1, 2, 0, 4], np.int32)  # the left rows are 0, 2, 4; one is empty
+TERMS, WEIGHTS = {"predict": "label"}, {"label": 0.7}
+
+DLB = SelfDistillation("dlb", ("predict",), 0.8, 3.0, "full", "log", 4, jnp.float64)
+
+
+class FixedHidden:
+    """A student whose parameters are its hidden states."""
+
+    def hidden(self, params, views, dropout_rng):
+        return {name: params[name][:, : view.target_ids.shape[1]] for name, view in views.items()}
+
+    def head(self, params):
+        return params["head"]
+
+
+def _params(seed, rows=B, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    return {
+        "predict": rng.normal(size=(rows, T + 3, D)).astype(dtype),
+        "explain": rng.normal(size=(rows, T + 3, D)).astype(dtype),
+        "head": np.random.default_rng(9).normal(size=(D, V)).astype(dtype),
+    }
+
+
+def _batch(example, lengths=LENGTHS, padding=0):
+    rng = np.random.default_rng(3)
+    ids = rng.integers(1, V, size=(len(lengths), T)).astype(np.int32)
+    ids = np.pad(np.where(np.arange(T) < lengths[:, None], ids, 0), ((0, 0), (0, padding)))
+    view = ViewArrays(np.ones((len(lengths), 2), np.int32), np.full(len(lengths), 2, np.int32), ids, lengths)
+    return Batch({"predict": view, "explain": view}, np.asarray(example, np.int32))
+
+
+def _empty(spec, rows=B // 2, dtype=jnp.float64):
+    last = spec.empty(rows, V, {"predict": T + 3, "explain": T + 3})
+    floats = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
+    return jax.tree.map(floats, last)
+
+
+def _two_steps(spec, padding=0, mi=None, terms=TERMS, weights=WEIGHTS):
+    """Total, what was found and gradients of the second of two steps, whose left half was right before."""
+    objective = make_objective(FixedHidden(), terms, weights, mi, spec)
+    step = jax.jit(jax.value_and_grad(objective, has_aux=True))
+    # Rows 0, 2, 4 of the second batch are rows 1, 3, 5 of the first.
+    lengths = np.zeros(B, np.int32)
+    lengths[1::2], lengths[0::2] = LENGTHS[0::2], [2, 2, 2]
+    (_, first), _ = step(_params(0), _batch([10, 1, 11, 2, 12, 3], lengths), None, _empty(spec))
+    second = _batch([1, 20, 2, 21, 3, 22], padding=padding)
+    return step(_params(1), second, None, first.last_batch), first
+
+
+def _torch_term(spec, torch):
+    """The formulas of the module's docstring, written again: (cross-entropy, term), leaves."""
+    before = torch.tensor(_params(0)["predict"][1::2]) @ torch.tensor(_params(0)["head"])
+    hidden = torch.tensor(_params(1)["predict"], requires_grad=True)
+    head = torch.tensor(_params(1)["head"], requires_grad=True)
+    z = hidden @ head
+    ids = torch.tensor(_batch(np.zeros(B)).views["predict"].target_ids, dtype=torch.long)
+    tokens = [z[i, :n].log_softmax(-1)[range(n), ids[i, :n]].neg() for i, n in enumerate(LENGTHS)]
+    nll = torch.cat(tokens)
+    means = [t.mean().item() for t in tokens if len(t)]
+    term, n_linked = 0.0, 0
+    for h, i in enumerate((0, 2, 4)):
+        n = LENGTHS[i]
+        if n == 0:
+            continue
+        n_linked += 1
+        weight, tau = spec.weight, spec.temperature
+        if spec.method == "dynsdpb":
+            p = z[i, :n].detach().softmax(-1)
+            weight *= 1 - (-(p * p.log()).sum(-1).mean() / math.log(V)).item()
+            tau *= min(max(tokens[i].mean().item() / np.mean(means), 0.5), 2.0)
+        old, new = before[h, :n], z[i, :n]
+        if spec.output == "vmm":
+            old, new = (x.softmax(-1).sum(0, keepdim=True) for x in (old, new))
+            if spec.map_logits == "log":
+                old, new = old.log(), new.log()
+            else:
+                old, new = ((x - x.min()) / (x.max() - x.min()) for x in (old, new))
+        elif spec.output == "top_k":
+            top = old.topk(spec.top_k).indices
+            old, new = old.gather(-1, top), new.gather(-1, top)
+        p, log_q = (old / tau).softmax(-1), (new / tau).log_softmax(-1)
+        term = term + weight * tau**2 * (p * (p.log() - log_q)).sum(-1).mean()
+    return nll.mean(), term / n_linked, (hidden, head)
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize(
+    ("output", "map_logits"), [("full", "log"), ("top_k", "log"), ("vmm", "log"), ("vmm", "minmax")]
+)
+@pytest.mark.parametrize("method", ["dlb", "dynsdpb"])
+def test_equals_the_formulas_in_value_and_gradient(method, output, map_logits, temperature, padding):
+    torch = pytest.importorskip("torch", reason="parity needs PyTorch")
+    spec = dataclasses.replace(
+        DLB, method=method, output=output, map_logits=map_logits, temperature=temperature
+    )
+    with jax.enable_x64(True):
+        ((total, found), grads), first = _two_steps(spec, padding)
+    cross_entropy, term, leaves = _torch_term(spec, torch)
+    (0.7 * (cross_entropy + term)).backward()
+    assert term.item() > 1e-4
+    np.testing.assert_allclose(found.terms["label"], cross_entropy.item(), rtol=1e-10)
+    np.testing.assert_allclose(found.terms["self_distillation"], 0.7 * term.item(), rtol=1e-10)
+    np.testing.assert_allclose(total, 0.7 * (cross_entropy + term).item(), rtol=1e-10)
+    np.testing.assert_allclose(grads["predict"], leaves[0].grad, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(grads["head"], leaves[1].grad, rtol=0, atol=1e-10)
+    assert float(first.terms["self_distillation"]) == 0, "the first step has nothing stored"
+    np.testing.assert_array_equal(found.last_batch.example_h, [20, 21, 22])
+
+
+def test_two_steps_by_hand():
+    """One token, two words: p = (3/4, 1/4) then (1/2, 1/2); DLB with tau 1 and alpha 2."""
+    spec = dataclasses.replace(DLB, temperature=1.0, weight=2.0, dtype=jnp.float32)
+    objective = jax.jit(make_objective(FixedHidden(), TERMS, {"label": 1.0}, None, spec))
+    one = np.ones((2, 1), np.int32)
+    batch = Batch({"predict": ViewArrays(one, one[:, 0], one, one[:, 0])}, np.array([5, 6], np.int32))
+    last = spec.empty(1, 2, {"predict": 1})
+    for logits_21, expected in (([[0.0], [math.log(3)]], 0.0), ([[0.0], [0.0]], 0.261624)):
+        hidden = np.pad(np.array(logits_21, np.float32)[:, None], ((0, 0), (0, 0), (0, 1)))
+        params = {"predict": hidden, "head": np.eye(2, dtype=np.float32)}
+        _, found = objective(params, batch, None, last)
+        # 2 (3/4 log(3/2) + 1/4 log(1/2)) = 0.261624
+        np.testing.assert_allclose(found.terms["self_distillation"], expected, atol=1e-6)
+        last = found.last_batch
+        batch = batch._replace(example=np.array([6, 7], np.int32))
+
+
+def test_a_broken_chain_has_no_term():
+    with jax.enable_x64(True):
+        objective = jax.jit(make_objective(FixedHidden(), TERMS, WEIGHTS, None, DLB))
+        _, first = objective(_params(0), _batch([0, 1, 0, 2, 0, 3]), None, _empty(DLB))
+        linked = objective(_params(1), _batch([1, 0, 2, 0, 3, 0]), None, first.last_batch)[1]
+        broken = objective(_params(1), _batch([1, 0, 7, 0, 3, 0]), None, first.last_batch)[1]
+        other = objective(_params(1), _batch([7, 0, 8, 0, 9, 0]), None, first.last_batch)[1]
+    assert float(other.terms["self_distillation"]) == 0
+    # Row 4 has no target: of rows 0 and 2 one is left, and the mean is over what is left.
+    stored = [float(found.diagnostics["stored"]) for found in (linked, broken, other)]
+    np.testing.assert_allclose(stored, [2 / 3, 1 / 3, 0])
+    assert float(broken.terms["self_distillation"]) != float(linked.terms["self_distillation"]) != 0
+
+
+def test_a_single_token_makes_maps_the_distribution():
+    """For classification, one token a target, vocabulary map matching is DLB."""
+    lengths = np.ones(B, np.int32)
+    found = {}
+    with jax.enable_x64(True):
+        for output in ("full", "vmm"):
+            spec = dataclasses.replace(DLB, output=output)
+            objective = jax.jit(make_objective(FixedHidden(), TERMS, WEIGHTS, None, spec))
+            _, first = objective(_params(0), _batch([0, 1, 0, 2, 0, 3], lengths), None, _empty(spec))
+            _, second = objective(_params(1), _batch([1, 0, 2, 0, 3, 0], lengths), None, first.last_batch)
+            found[output] = float(second.terms["self_distillation"])
+    np.testing.assert_allclose(found["vmm"], found["full"], rtol=1e-12)
+
+
+def test_dynamic_weights_weigh_the_cross_entropy():
+    spec = dataclasses.replace(DLB, method="dynamic")
+    with jax.enable_x64(True):
+        objective = jax.jit(make_objective(FixedHidden(), TERMS, WEIGHTS, None, spec))
+        total, found = objective(_params(1), _batch(np.arange(B)), None, None)
+    z = _params(1)["predict"][:, :T] @ _params(1)["head"]
+    log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    ids = _batch(np.zeros(B)).views["predict"].target_ids
+    counts = LENGTHS > 0
+    sure, nll = np.zeros(B), np.zeros(B)
+    for i, n in enumerate(LENGTHS):
+        sure[i] = 1 + (np.exp(log_p) * log_p).sum(-1)[i, :n].mean() / math.log(V) if n else 0
+        nll[i] = -log_p[i, range(n), ids[i, :n]].sum()
+    relative = sure / sure[counts].mean()
+    np.testing.assert_allclose(found.terms["label"], (relative * nll).sum() / LENGTHS.sum(), rtol=1e-12)
+    np.testing.assert_allclose(total, 0.7 * float(found.terms["label"]), rtol=1e-12)
+    assert found.last_batch is None
+
+
+def test_both_views_and_mutual_information_together():
+    spec = dataclasses.replace(DLB, method="dynsdpb", views=("predict", "explain"), output="vmm")
+    terms, weights = {"predict": "label", "explain": "rationale"}, {"label": 0.3, "rationale": 0.7}
+    mi = MutualInformation("predict", "explain", 0.5, "masked", "max", "label")
+    with jax.enable_x64(True):
+        ((total, found), _), _ = _two_steps(spec, 0, mi, terms, weights)
+    t = {name: float(value) for name, value in found.terms.items()}
+    expected = 0.3 * t["label"] + 0.7 * t["rationale"] + 0.5 * t["mi"] + t["self_distillation"]
+    np.testing.assert_allclose(total, expected, rtol=1e-12)
+    assert float(found.terms["self_distillation"]) > 0
+    assert found.diagnostics.keys() == {"uncertainty", "weight", "temperature", "agreement", "stored"}
+
+
+def test_no_gradient_where_maps_underflow():
+    spec = dataclasses.replace(DLB, output="vmm", dtype=jnp.float32)
+    objective = jax.jit(
+        jax.value_and_grad(make_objective(FixedHidden(), TERMS, WEIGHTS, None, spec), has_aux=True)
+    )
+    params = jax.tree.map(lambda x: 100 * x.astype(np.float32), _params(0))
+    last = LastBatch(jnp.array([0, 2, 4]), {"predict": jnp.full((3, V), 1e-38, jnp.float32)})
+    (total, found), grads = objective(params, _batch(np.arange(B)), None, last)
+    assert found.terms["self_distillation"] > 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((total, grads)))
+
+
+@pytest.mark.parametrize("output", ["vmm", "full"])
+def test_stored_outputs_never_change_device(output):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    rows, whole = (NamedSharding(mesh, PartitionSpec(axes)) for axes in (("data",), ()))
+    spec = dataclasses.replace(DLB, method="dynsdpb", output=output, dtype=jnp.float32)
+    here = make_objective(FixedHidden(), TERMS, WEIGHTS, None, spec)
+    there = make_objective(FixedHidden(), TERMS, WEIGHTS, None, spec, batch_axes=("data",))
+    lengths = np.random.default_rng(0).integers(1, T + 1, size=32).astype(np.int32)
+    batch = _batch(np.arange(32) // 2 * 2, lengths)
+    params = {name: leaf for name, leaf in _params(0, 32, np.float32).items() if name != "explain"}
+    batch = batch._replace(views={"predict": batch.views["predict"]})
+    last = _empty(spec, 16, jnp.float32)._replace(example_h=jnp.arange(0, 32, 2, dtype=jnp.int32))
+    expected = jax.jit(here)(params, batch, None, last)
+    shardings = ({"predict": rows, "head": whole}, rows, None, rows)
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(there, in_shardings=shardings).lower(params, batch, None, last).compile()
+        total, found = compiled(*jax.device_put((params, batch, None, last), shardings))
+    np.testing.assert_allclose(total, expected[0], rtol=1e-6)
+    for leaf in jax.tree.leaves(found.last_batch):
+        assert leaf.sharding.is_equivalent_to(rows, leaf.ndim)
+    # Sums over the batch cross devices, as scalars; nothing else does.
+    crossing = re.findall(r"= (.*) (?:all-[\w-]+|collective-[\w-]+|reduce-scatter)\(", compiled.as_text())
+    sizes = [
+        math.prod(map(int, re.findall(r"\d+", dims) or [1]))
+        for c in crossing
+        for dims in re.findall(r"\[([\d,]*)\]", c)
+    ]
+    assert crossing
+    assert max(sizes) == 1, crossing

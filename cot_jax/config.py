@@ -243,10 +243,11 @@ class CommandLine:
     config: Config
     workdir: Path
     dry_run: bool
+    profile_steps: int
 
 
 def parse_command_line(argv: Sequence[str], summary: str) -> CommandLine:
-    """Reads `--config=FILE --config.x=y ... [--workdir=DIR] [--dry_run]`.
+    """Reads `--config=FILE --config.x=y ... [--workdir=DIR] [--dry_run] [--profile_steps=N]`.
 
     Args:
       argv: the program's name, then its arguments.
@@ -276,13 +277,14 @@ def parse_command_line(argv: Sequence[str], summary: str) -> CommandLine:
     )
     flags.DEFINE_string("workdir", str(Path("runs") / file.stem), "", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "", flag_values=values)
+    flags.DEFINE_integer("profile_steps", 0, "", lower_bound=0, flag_values=values)
     try:
         rest = values(arguments)
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(_one_line(error)) from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: every flag begins with --")
-    return CommandLine(freeze(holder.value), Path(values.workdir), values.dry_run)
+    return CommandLine(freeze(holder.value), Path(values.workdir), values.dry_run, values.profile_steps)
 
 
 def _read_config_file(file: Path) -> ml_collections.ConfigDict:
@@ -318,7 +320,8 @@ def _help(summary: str) -> str:
         f"{summary}\n\n"
         "  --config=FILE      experiment to run, e.g. configs/demo_mi.py\n"
         "  --workdir=DIR      where the run is written and resumed from (default: runs/NAME of the config)\n"
-        "  --dry_run          print what would run, with one decoded example a view, and stop\n\n"
+        "  --dry_run          print what would run, with one decoded example a view, and stop\n"
+        "  --profile_steps=N  write a trace of N steps, after ten others, to DIR/profile\n\n"
         f"Keys (defaults of configs/common.py):\n{keys}"
     )
 

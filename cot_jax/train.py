@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
         if command.dry_run:
             print(*dry_run(experiment), sep="\n")
             return 0
-        result = train(experiment, command.workdir)
+        result = train(experiment, command.workdir, command.profile_steps)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -167,6 +167,7 @@ def _stream(spec: _Spec, hidden_BTD, head_DV, target_BT, weights) -> VocabularyP
     return _forward(spec, hidden_BTD, head_DV, target_BT, weights)[0]
 
 
+@jax.named_scope("head")
 def _forward(spec: _Spec, hidden_BTD, head_DV, target_BT, weights) -> tuple[VocabularyPass, _Saved]:
     chunks = _Chunks.of(hidden_BTD, spec.chunk_rows)
     shape_BV = (hidden_BTD.shape[0], head_DV.shape[1])
@@ -225,6 +226,7 @@ def _stream_fwd(spec: _Spec, *inputs):
     return found, (inputs, saved)
 
 
+@jax.named_scope("head")
 def _stream_bwd(spec: _Spec, residuals, cotangent: VocabularyPass):
     (hidden_BTD, head_DV, target_BT, weights), saved = residuals
     dnll_BT, dentropy_BT = (

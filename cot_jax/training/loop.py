@@ -53,8 +53,30 @@ class _StopSignal:
         self._restore()
 
 
-def train(experiment: Experiment, workdir: Path) -> dict[str, Any]:
+class _Profile:
+    """A trace of some steps, begun when those before have paid for compiling; Perfetto and XProf open it."""
+
+    AFTER = 10
+
+    def __init__(self, directory: Path, first: int, steps: int):
+        self._directory, self._first, self._last = directory, first + self.AFTER, first + self.AFTER + steps
+
+    def after(self, step: int, state: TrainState) -> None:
+        """Begins or ends the trace if it is time to."""
+        if self._first == self._last or step not in (self._first, self._last):
+            return
+        jax.block_until_ready(state)
+        if step == self._first:
+            jax.profiler.start_trace(self._directory, create_perfetto_trace=True)
+        else:
+            jax.profiler.stop_trace()
+            say(f"profile of steps {self._first + 1} to {self._last} written to {self._directory}")
+
+
+def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict[str, Any]:
     """Trains to the last step, going on from `workdir` where it holds a checkpoint.
+
+    `profile_steps` steps are traced to `workdir/profile`.
 
     Returns:
       What `workdir/result.json` says.
@@ -66,6 +88,11 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """
     config = experiment.config
     result_file = workdir / "result.json"
+    if profile_steps and config.train.steps < _Profile.AFTER + profile_steps:
+        raise UserError(
+            f"--profile_steps={profile_steps} comes after {_Profile.AFTER} steps, but config.train.steps="
+            f"{config.train.steps}"
+        )
     run = Run(experiment)
     _claim(workdir, config)
     if result_file.exists():
@@ -83,7 +110,8 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, Any]:
             say(f"going on from step {checkpoints.latest_step} of {workdir}")
         wandb_config = dataclasses.asdict(config) if config.train.wandb else None
         with MetricsWriter(workdir, int(state.step), wandb_config) as writer, _StopSignal() as stop:
-            _steps(run, state, checkpoints, writer, stop, clock)
+            profile = _Profile(workdir / "profile", int(state.step), profile_steps)
+            _steps(run, state, checkpoints, writer, stop, clock, profile)
             result = _conclude(run, checkpoints, workdir, clock)
     _write(result_file, json.dumps(result, indent=2) + "\n")
     return result
@@ -96,6 +124,7 @@ def _steps(
     writer: MetricsWriter,
     stop: _StopSignal,
     clock: Clock,
+    profile: _Profile,
 ) -> None:
     config = run.experiment.config.train
     first = int(state.step)
@@ -128,6 +157,7 @@ def _steps(
         for step in range(first + 1, config.steps + 1):
             with clock:
                 state, metrics = run.train_step(state, run.batch(step - 1))
+                profile.after(step, state)
                 if pending:
                     record(*pending)
                 pending = (step, metrics)

@@ -57,8 +57,9 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
         (loss, found), grads = jax.value_and_grad(objective, has_aux=True)(
             state.params, batch, dropout_rng, state.last_batch
         )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, **{f"loss/{name}": value for name, value in found.terms.items()}}
         metrics |= {f"self_distillation/{name}": value for name, value in found.diagnostics.items()}
         metrics["grad_norm"] = optax.tree.norm(grads)

@@ -145,6 +145,9 @@ class TrainConfig:
     eval_every: int = _key(250, "steps between evaluations on validation", low=1)
     checkpoint_every: int = _key(250, "steps between checkpoints", low=1)
     log_every: int = _key(50, "steps between printed lines", low=1)
+    layer_norms_every: int = _key(
+        0, "steps between rows of every layer's gradient norm, drawn at the end; 0 = never", low=0
+    )
     wandb: bool = _key(False, "also log to Weights & Biases (pip install cot-jax[wandb])")
 
 

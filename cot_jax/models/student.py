@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.typing import DTypeLike
 from numpy.typing import ArrayLike
 
@@ -46,6 +47,9 @@ class Student(Protocol):
 
     def head(self, params: Params) -> jax.Array:
         """(D, V) float32."""
+
+    def layer_norms(self, tree: Params) -> dict[str, jax.Array]:
+        """Per stack of layers the norms (N,) of each layer's part of a tree like the parameters."""
 
     def flops(self, inputs: ArrayLike, targets: Sequence[ArrayLike]) -> np.ndarray:
         """Floating-point operations of the forward pass's matrix products, head included, for one example.
@@ -150,6 +154,10 @@ class T5Student:
 
     def head(self, params: Params) -> jax.Array:
         return params["shared"].T if self.config.tie_word_embeddings else params["lm_head"]
+
+    def layer_norms(self, tree: Params) -> dict[str, jax.Array]:
+        norms = jax.vmap(optax.tree.norm)  # the layers of a stack are a leading axis
+        return {stack: norms(tree[stack]["layers"]) for stack in ("encoder", "decoder")}
 
     def flops(self, inputs: ArrayLike, targets: Sequence[ArrayLike]) -> np.ndarray:
         c = self.config

@@ -13,6 +13,7 @@ import numpy as np
 from cot_jax.config import Config, to_json
 from cot_jax.errors import UserError
 from cot_jax.metrics.accuracy import accuracy
+from cot_jax.metrics.plots import LAYER_NORM, draw_layer_norms, require_matplotlib
 from cot_jax.metrics.writers import MetricsWriter
 from cot_jax.training.checkpoints import Checkpoints
 from cot_jax.training.experiment import Experiment, compute_dtype
@@ -88,6 +89,8 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
     """
     config = experiment.config
     result_file = workdir / "result.json"
+    if config.train.layer_norms_every:
+        require_matplotlib()
     if profile_steps and config.train.steps < _Profile.AFTER + profile_steps:
         raise UserError(
             f"--profile_steps={profile_steps} comes after {_Profile.AFTER} steps, but config.train.steps="
@@ -114,6 +117,8 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
             _steps(run, state, checkpoints, writer, stop, clock, profile)
             result = _conclude(run, checkpoints, workdir, clock)
     _write(result_file, json.dumps(result, indent=2) + "\n")
+    if config.train.layer_norms_every:
+        draw_layer_norms(workdir / "metrics.jsonl", workdir / "layer_norms.png")
     return result
 
 
@@ -134,7 +139,8 @@ def _steps(
         return step > 0 and (step % config.eval_every == 0 or step == config.steps)
 
     def record(step, metrics):
-        row = {name: float(value) for name, value in metrics.items()}
+        by_layer = config.layer_norms_every and step % config.layer_norms_every == 0
+        row = {n: float(value) for n, value in metrics.items() if by_layer or not n.startswith(LAYER_NORM)}
         if broken := [name for name, value in row.items() if not math.isfinite(value)]:
             raise Diverged(
                 f"step {step}: {', '.join(broken)} not finite; try a lower config.optimizer.learning_rate "

@@ -55,7 +55,11 @@ class Run:
             jax.tree.broadcast(state_sharding, shapes),
         )
         self.train_step = jax.jit(
-            make_train_step(build_objective(experiment, BATCH_AXES), optimizer),
+            make_train_step(
+                build_objective(experiment, BATCH_AXES),
+                optimizer,
+                experiment.student.layer_norms if config.train.layer_norms_every else None,
+            ),
             in_shardings=(state_sharding, self._batch_sharding),
             out_shardings=(state_sharding, whole),
             donate_argnums=0,

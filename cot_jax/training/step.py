@@ -10,6 +10,7 @@ import optax
 from cot_jax.batch import Batch
 from cot_jax.losses.objective import Objective
 from cot_jax.losses.self_distillation import LastBatch
+from cot_jax.metrics.plots import LAYER_NORM
 from cot_jax.models.student import Params
 
 
@@ -44,11 +45,16 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), rng, last_batch)
 
 
-def make_train_step(objective: Objective, optimizer: optax.GradientTransformation) -> TrainStep:
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    layer_norms: Callable[[Params], dict[str, jax.Array]] | None = None,
+) -> TrainStep:
     """Returns the pure step (state, batch) -> (state, metrics).
 
     Metrics are float32 scalars of this step's batch, before its update: `loss`, `loss/TERM` for
-    every term of the objective, its diagnostics as `self_distillation/NAME`, and `grad_norm` before clipping.
+    every term of the objective, its diagnostics as `self_distillation/NAME`, and `grad_norm` before
+    clipping; with `layer_norms` (see `Student`) also `grad_norm/STACK/LAYER` of every layer.
     """
 
     def train_step(state, batch):
@@ -63,6 +69,8 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
         metrics = {"loss": loss, **{f"loss/{name}": value for name, value in found.terms.items()}}
         metrics |= {f"self_distillation/{name}": value for name, value in found.diagnostics.items()}
         metrics["grad_norm"] = optax.tree.norm(grads)
+        for stack, norm_N in (layer_norms(grads) if layer_norms else {}).items():
+            metrics |= {f"{LAYER_NORM}{stack}/{n}": norm for n, norm in enumerate(norm_N)}
         return TrainState(state.step + 1, params, opt_state, state.rng, found.last_batch), metrics
 
     return train_step

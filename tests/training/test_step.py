@@ -1,5 +1,7 @@
 """The step: one compile per shape, donation, device-count invariance, randomness from the step alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +45,12 @@ def _mesh(devices):
 
 def _start(student, mesh):
     """Returns (initial state, jitted step) of the MI method on a mesh, as the loop makes them."""
+    create, step = _compiled(student, mesh)
+    return create(), step
+
+
+@functools.cache
+def _compiled(student, mesh):
     mi = MutualInformation("predict", "explain", 0.1, "reference", "max", "label")
     objective = make_objective(
         student,
@@ -62,7 +70,7 @@ def _start(student, mesh):
         out_shardings=replicated(mesh),
         donate_argnums=0,
     )
-    return create(), step
+    return create, step
 
 
 def _batch(views, step, extra=0):
@@ -131,6 +139,15 @@ def test_dropout_is_a_function_of_the_step(views):
 def test_a_batch_must_divide_among_the_devices():
     with pytest.raises(UserError, match="batch size 12 is not divisible by the 8 devices"):
         make_mesh(12)
+
+
+def test_layer_norms_add_up_to_the_norm_of_the_gradient():
+    student = _student()
+    tree = jax.tree.map(jnp.ones_like, jax.jit(student.init)(jax.random.key(0)))
+    norms = student.layer_norms(tree)
+    assert {stack: norm_N.shape for stack, norm_N in norms.items()} == {"encoder": (1,), "decoder": (1,)}
+    expected = sum(leaf.size for leaf in jax.tree.leaves(tree["decoder"]["layers"])) ** 0.5
+    assert float(norms["decoder"][0]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_schedule():

@@ -1,0 +1,100 @@
+"""The vocabulary pass with its gradient: streamed, by several chunk sizes, against all logits at once.
+
+python -m benchmarks.head --batch=8 --targets 16 48
+python -m benchmarks.head --batch=64 --targets 128 256 --memory_only
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import measure
+from cot_jax.losses.mutual_information import mutual_information_loss
+from cot_jax.losses.vocabulary import VocabularyMap, VocabularyPass, plain_vocabulary_pass, vocabulary_pass
+
+
+def main() -> None:
+    options = _options()
+    report = measure.Report(options)
+    dtype = measure.compute_dtype(options.dtype)
+    B, D, V, lengths = options.batch, options.width, options.vocabulary, options.targets
+    rng = np.random.default_rng(0)
+    hidden = [jnp.asarray(rng.standard_normal((B, T, D), np.float32), dtype) for T in lengths]
+    head_DV = jnp.asarray(rng.standard_normal((D, V), np.float32) / np.float32(D) ** 0.5)
+    targets = [jnp.asarray(rng.integers(V, size=(B, T))) for T in lengths]
+    report.note(f"B {B}, T {lengths}, D {D}, V {V}, {dtype.name}; loss and its gradient, {options.loss}")
+
+    passes: dict[str, Callable[..., VocabularyPass]] = {"plain": plain_vocabulary_pass}
+    for rows in options.chunk_rows:
+        passes[f"chunk_rows {rows}"] = lambda *args, rows=rows, **kw: vocabulary_pass(
+            *args, chunk_rows=rows, **kw
+        )
+    passes["chunk_rows chosen"] = vocabulary_pass
+    programs = {
+        name: jax.jit(jax.value_and_grad(_loss(one, options.loss), argnums=(0, 1)))
+        .lower(hidden, head_DV, targets)
+        .compile()
+        for name, one in passes.items()
+    }
+    temporary = {name: measure.temporary_bytes(p) for name, p in programs.items()}
+    if options.memory_only:
+        report.rows += [{"": name, "temporary memory": measure.in_bytes(n)} for name, n in temporary.items()]
+    else:
+        _agree({name: program(hidden, head_DV, targets) for name, program in programs.items()}, dtype)
+        sides = {name: lambda _, p=p: p(hidden, head_DV, targets) for name, p in programs.items()}
+        seconds = measure.in_turn(sides, options.repeats)
+        flops = 3 * 2 * B * sum(lengths) * D * V  # what is formed twice is not counted
+        for name, time in seconds.items():
+            columns = {"TFLOP/s": f"{flops / time.median / 1e12:.3g}"}
+            report.row(name, time, **columns, **{"temporary memory": measure.in_bytes(temporary[name])})
+        ours, plain = seconds["chunk_rows chosen"], seconds["plain"]
+        report.ratio("times as fast as plain", ours, plain)
+    report.number("memory of plain", temporary["chunk_rows chosen"] / temporary["plain"])
+    report.close()
+
+
+def _loss(one_pass: Callable[..., VocabularyPass], loss: str) -> Callable[..., jax.Array]:
+    """Cross-entropy of every target, with "mi" also the published term between the first and the last."""
+
+    def total(hidden, head_DV, targets):
+        maps = {"mi": VocabularyMap("max")} if loss == "mi" else {}
+        found: Any = [one_pass(h, head_DV, t, maps) for h, t in zip(hidden, targets, strict=True)]
+        value = sum((each.nll_BT.mean() for each in found), jnp.zeros(()))
+        if loss == "mi":
+            counts_B = jnp.ones(len(hidden[0]), bool)
+            label_BV, rationale_BV = found[0].maps["mi"], found[-1].maps["mi"]
+            value += 0.1 * mutual_information_loss(
+                label_BV, rationale_BV, counts_B, variant="reference", detach="label"
+            )
+        return value
+
+    return total
+
+
+def _agree(results: dict[str, Any], dtype: np.dtype) -> None:
+    tolerance = 1e-4 if dtype == np.float32 else 2e-2
+    plain, *others = (np.array([r[0], jnp.linalg.norm(r[1][1])], float) for r in results.values())
+    for name, other in zip(list(results)[1:], others, strict=True):
+        if not (np.abs(other / plain - 1) <= tolerance).all():
+            raise ValueError(f"{name}: (loss, norm of the head's gradient) {other}, plain {plain}")
+
+
+def _options() -> argparse.Namespace:
+    parser = measure.parser(__doc__)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--targets", type=int, nargs="+", default=[16, 48], help="T of each view")
+    parser.add_argument("--width", type=int, default=512, help="D")
+    parser.add_argument("--vocabulary", type=int, default=32128, help="V")
+    parser.add_argument("--chunk_rows", type=int, nargs="+", default=[128, 512, 4096])
+    parser.add_argument("--loss", default="mi", choices=["cross-entropy", "mi"])
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
+    parser.add_argument("--memory_only", action="store_true", help="compile but do not run")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

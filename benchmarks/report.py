@@ -1,0 +1,182 @@
+"""The benchmarks' JSON files as a page: docs/performance.md (between two marks) and docs/performance.png.
+
+    python -m benchmarks.report DIR [DIR or FILE ...]
+
+Everything between the marks is replaced, the rest of the page is kept.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.measure import in_words, markdown
+
+BEGIN, END = "<!-- measured: begin, made by benchmarks.report -->", "<!-- measured: end -->"
+
+_COMPARED = """
+Both sides run in one process, in turn, with the same weights and the same dropout rate on the same examples;
+before timing, losses and gradient norms are compared and the run stops where they differ. "Published" is the
+step of the released PyTorch code: float32, eager attention, one forward a view, AdamW, padded to the batch's
+longest. "Tuned" has sdpa, fused AdamW and, on a GPU, bfloat16 autocast and torch.compile. Times are medians
+[least, quartiles]; a ratio's spread are the quartiles over neighbouring samples. FLOPs are those of the
+matrix products at the padded shapes, the same formula for both sides; MFU is their share of the rate of one
+large matrix product, measured in the same run.
+"""
+
+
+class Target(NamedTuple):
+    """What the project asks of a comparison; `row` and `name` say where it is measured."""
+
+    text: str
+    row: str
+    name: str
+    must: float
+    aim: float
+
+
+_PUBLISHED, _TUNED = "times as fast as torch published", "times as fast as torch tuned"
+_BASE, _SMALL = "H100, T5-base, batch 64", "H100, T5-small, batch 64"
+TARGETS = (
+    Target(f"{_BASE}: against float32 eager", "gpu-base-published", _PUBLISHED, 5, 7.5),
+    Target(f"{_BASE}: against bf16 + compile", "gpu-base-tuned", _TUNED, 1.2, 1.5),
+    Target(
+        f"{_BASE}: the same, batching free",
+        "gpu-base-free",
+        "times the examples/s of torch tuned, random batches",
+        1.5,
+        2,
+    ),
+    Target(f"{_SMALL}: against float32 eager", "gpu-small-published", _PUBLISHED, 4, 5.3),
+    Target(f"{_SMALL}: against bf16 + compile", "gpu-small-tuned", _TUNED, 1.1, 1.4),
+    Target("H100, T5-base, 1024/128/256: against bf16 + compile", "gpu-base-1024", _TUNED, 1.3, 1.8),
+    Target("H100, TFLOP/s, small", "gpu-models", "TFLOP/s, small", 200, 260),
+    Target("H100, TFLOP/s, base", "gpu-models", "TFLOP/s, base", 300, 360),
+    Target("H100, TFLOP/s, large", "gpu-models", "TFLOP/s, large", 340, 400),
+    Target("H100, step time of MI over DSS (at most)", "gpu-method", "step time against dss, mi", 1.05, 1.02),
+    Target(
+        "H100, step time of DynSDPB (vmm) over DSS (at most)",
+        "gpu-method",
+        "step time against dss, dynsdpb",
+        1.08,
+        1.03,
+    ),
+    Target(
+        f"{_BASE}: peak memory over bf16 + compile's (at most)",
+        "gpu-base-tuned",
+        "memory of torch tuned",
+        0.7,
+        0.4,
+    ),
+    Target("H100, generation", "gpu-generate", "times as fast, batch 64", 3, 8),
+    Target("CPU, T5-small, same shapes: against float32 eager", "cpu-small-same", _PUBLISHED, 1.1, 1.2),
+    Target(
+        "CPU, T5-small, batching free: against padding to the longest",
+        "cpu-small-free",
+        "times the examples/s of torch published, random batches",
+        1.3,
+        1.5,
+    ),
+    Target("CPU, generation", "cpu-generate", "times as fast, batch 8", 1.5, 2.5),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("measured", type=Path, nargs="+", help="JSON files, or directories of them")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where the page is")
+    options = parser.parse_args()
+    files = [
+        f for path in options.measured for f in (sorted(path.glob("*.json")) if path.is_dir() else [path])
+    ]
+    results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    options.docs.mkdir(exist_ok=True)
+    page = options.docs / "performance.md"
+    old = page.read_text(encoding="utf-8") if page.exists() else f"# Performance\n\n{BEGIN}\n{END}\n"
+    page.write_text(insert(old, text(results)), encoding="utf-8")
+    draw(results, options.docs / "performance.png")
+
+
+def insert(page: str, measured: str) -> str:
+    """Puts `measured` between the page's marks; the rest of the page stays.
+
+    Raises:
+      ValueError: the page has not each mark once, in order.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in after:
+        raise ValueError(f"the page must have the lines {BEGIN} and {END} once, in this order")
+    return f"{before}{BEGIN}\n{measured}\n{END}{after}"
+
+
+def text(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The measured part of the page."""
+    parts = [_COMPARED.strip()]
+    if rows := target_rows(results):
+        parts.append("\n".join(markdown(rows)))
+    parts.append("![Ratios](performance.png)")
+    for name, result in results.items():
+        hardware, versions = result["hardware"], result["versions"]
+        parts += [
+            f"### {name}",
+            f"`{result['command']}`",
+            f"{result['date']}; {hardware['device_kind']}, {hardware['processor']}, "
+            f"{hardware['cores_used']} cores; "
+            + ", ".join(f"{package} {version}" for package, version in versions.items()),
+            "\n".join(f"- {note}" for note in result["notes"]),
+            "\n".join(markdown(result["rows"])),
+            "\n".join(f"- {c['name']}: {in_words(c)}" for c in result["comparisons"]),
+        ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def target_rows(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The targets; measured ones with their figure, the others say so."""
+    rows = []
+    for target in TARGETS:
+        found = [c for c in results.get(target.row, {}).get("comparisons", ()) if c["name"] == target.name]
+        rows.append(
+            {
+                "comparison": target.text,
+                "must": f"{target.must:g}",
+                "aim": f"{target.aim:g}",
+                "measured": in_words(found[0]) if found else "not measured",
+                "row": target.row,
+            }
+        )
+    return rows
+
+
+def draw(results: Mapping[str, Mapping[str, Any]], file: Path) -> None:
+    """Bars of every ratio of speeds, with quartiles."""
+    from matplotlib.figure import Figure
+
+    bars = [
+        (f"{row}: {c['name']}", c)
+        for row, result in results.items()
+        for c in result["comparisons"]
+        if c["name"].startswith("times ")
+    ]
+    labels = [label for label, _ in bars]
+    values = [c["value"] for _, c in bars]
+    # The median of all may lie outside the quartiles of neighbours where there are few samples.
+    spread = [
+        [max(c["value"] - c["low"], 0) for _, c in bars],
+        [max(c["high"] - c["value"], 0) for _, c in bars],
+    ]
+    figure = Figure(figsize=(9, 1 + 0.35 * len(bars)), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.barh(labels, values, xerr=spread, color="tab:blue", ecolor="0.3", capsize=3)
+    axes.bar_label(drawn, fmt=" %.2f", padding=4)
+    axes.axvline(1, color="0.3", linewidth=1)
+    axes.margins(x=0.12)
+    axes.invert_yaxis()
+    axes.set_xlabel("more than 1: cot_jax is faster")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

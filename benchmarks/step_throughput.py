@@ -1,0 +1,252 @@
+"""One training step, ours against PyTorch with transformers' T5 running the published step.
+
+    python -m benchmarks.step_throughput --model=small --lengths=svamp --batch=8
+    python -m benchmarks.step_throughput --model=base --lengths=cqa --against=both --compile
+    python -m benchmarks.step_throughput --model=small --lengths=cqa --batch=8 --batching=free
+
+Same weights, same batch, same dropout rate, same loss: before anything is timed, losses and gradient norms
+of both sides are compared, without dropout. Then the sides take turns.
+
+`--batching=free` times a sample of the batches of an epoch instead, as many for each side: ours grouped
+by length, PyTorch's padded to the longest of a random batch, and, beside it, of a batch of the sorted
+data set.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import measure
+from benchmarks.published import TorchStep, peak_bytes
+from benchmarks.workload import (
+    DROPOUT,
+    LENGTHS,
+    OurStep,
+    Views,
+    longest,
+    model_config,
+    padded_batch,
+    random_params,
+    real_views,
+    shape,
+    step_flops,
+    synthetic_views,
+    typical_rows,
+)
+from cot_jax.batch import Batch
+from cot_jax.config import DataConfig
+from cot_jax.data.batches import Batches
+from cot_jax.models import huggingface
+from cot_jax.models.student import T5Student
+from cot_jax.models.t5 import PRESETS, T5Config
+
+OURS = "cot_jax"
+
+
+def main() -> None:
+    options = _options()
+    report = measure.Report(options)
+    config = model_config(options.model)
+    dtype = measure.compute_dtype(options.dtype)
+    params = random_params(config)
+    ours = OurStep(config, params, options.method, dtype, options.batch)
+    kinds = ("published", "tuned") if options.against == "both" else (options.against,)
+    compile_as = (options.batching == "free") if options.compile else None
+    with tempfile.TemporaryDirectory() as directory:
+        huggingface.save(Path(directory), config, params)
+        theirs = {
+            f"torch {kind}": TorchStep(
+                Path(directory),
+                options.method,
+                tuned=kind == "tuned",
+                compile_as=compile_as if kind == "tuned" else None,
+            )
+            for kind in kinds
+        }
+    del params
+    if options.root:
+        views = real_views(options.lengths, options.method, options.root, options.tokenizer)
+    else:
+        views = synthetic_views(options.lengths, options.method, config.vocab_size)
+    rows = typical_rows(views, options.batch, config)
+    batch = padded_batch(views, rows, options.pad_to)
+    report.note(
+        f"{options.model}, {options.method}, {options.lengths} lengths "
+        f"({'data' if options.root else 'drawn'}), batch {options.batch}, dropout {DROPOUT} on both sides"
+    )
+    for name, step in theirs.items():
+        tolerance = 1e-3 if dtype.name == step.dtype == "float32" else 2e-2
+        line = check_agreement(ours.loss_and_norm(batch), step.loss_and_norm(step.tensors(batch)), tolerance)
+        report.note(f"{OURS} ({dtype.name}) and {name} ({step.describe}): {line}")
+    if options.batching == "free":
+        _time_epoch(report, options, config, ours, theirs, views)
+    else:
+        # The released code pads to the longest and no further.
+        multiples = {name: 1 if name == "torch published" else options.pad_to for name in theirs}
+        batches = {OURS: batch} | {n: padded_batch(views, rows, m) for n, m in multiples.items()}
+        _time_batch(report, options, config, dtype, ours, theirs, batches)
+    report.close()
+
+
+def check_agreement(ours: tuple[float, float], theirs: tuple[float, float], tolerance: float) -> str:
+    """Compares (loss, norm of its gradient); returns a line that says by how much they differ.
+
+    The norm is there because the reference form of MI has nearly the same value whatever the model does.
+
+    Raises:
+      ValueError: they differ by more than `tolerance`, the norms by more than five times that.
+    """
+    loss, norm = (abs(a / b - 1) for a, b in zip(ours, theirs, strict=True))
+    line = f"loss {ours[0]:.6g} and {theirs[0]:.6g}, relative difference {loss:.1e}, gradient norm {norm:.1e}"
+    # Written so that NaN fails too.
+    if not (loss <= tolerance and norm <= 5 * tolerance):
+        raise ValueError(f"the two sides do not compute the same: {line}, allowed {tolerance:g}")
+    return line
+
+
+def _time_batch(
+    report: measure.Report,
+    options: argparse.Namespace,
+    config: T5Config,
+    dtype: np.dtype,
+    ours: OurStep,
+    theirs: Mapping[str, TorchStep],
+    batches: Mapping[str, Batch],
+) -> None:
+    """Every side repeats one batch."""
+    dtypes = {OURS: dtype.name} | {name: step.dtype for name, step in theirs.items()}
+    rates = {name: measure.matmul_rate(np.dtype(name)) for name in sorted(set(dtypes.values()))}
+    for name, rate in rates.items():
+        report.note(f"a large matrix product on this device, {name}: {rate / 1e12:.3g} TFLOP/s")
+    sides = {OURS: _following(ours, [batches[OURS]])}
+    for name, step in theirs.items():
+        sides[name] = _following(step, [step.tensors(batches[name])])
+    seconds = measure.in_turn(sides, options.repeats, options.calls)
+    peaks: dict[str, int | None] = {
+        OURS: measure.device_peak() or measure.program_bytes(ours.compiled(batches[OURS]))
+    }
+    if len(theirs) == 1:  # of two models the peaks would be one number
+        peaks |= dict.fromkeys(theirs, peak_bytes())
+    for name, time in seconds.items():
+        speed = step_flops(config, batches[name]) / time.median
+        report.row(
+            name,
+            time,
+            **{
+                "B x S / T": shape(batches[name]),
+                "dtype": dtypes[name],
+                "examples/s": f"{options.batch / time.median:.4g}",
+                "TFLOP/s": f"{speed / 1e12:.3g}",
+                "MFU": f"{100 * speed / rates[dtypes[name]]:.0f} %",
+                "peak memory": measure.in_bytes(peaks.get(name)),
+            },
+        )
+        if name != OURS:
+            report.ratio(f"times as fast as {name}", seconds[OURS], time)
+            if (our_peak := peaks[OURS]) and (their_peak := peaks.get(name)):
+                report.number(f"memory of {name}", our_peak / their_peak)
+        else:
+            report.number("TFLOP/s", speed / 1e12)
+
+
+def _time_epoch(
+    report: measure.Report,
+    options: argparse.Namespace,
+    config: T5Config,
+    ours: OurStep,
+    theirs: Mapping[str, TorchStep],
+    views: Views,
+) -> None:
+    """Every side makes its own batches of one epoch; some of them are timed."""
+    examples = len(next(iter(views.values())).inputs)
+    steps = examples // options.batch
+    student = T5Student(config)
+
+    def cost(shapes):
+        return student.flops(shapes[..., 0], list(np.moveaxis(shapes[..., 1:], -1, 0)))
+
+    grouped = Batches(
+        views,
+        batch_size=options.batch,
+        steps=steps,
+        seed=0,
+        order="grouped",
+        overlap=False,
+        max_shapes=options.max_shapes,
+        cost=cost,
+        pad_id=0,
+    )
+    report.note(
+        f"{OURS}: {len(grouped.shapes)} shapes, {100 * grouped.efficiency:.0f} % of the arithmetic real"
+    )
+    lengths = np.array([longest(views, np.array([row]), 1) for row in range(examples)])
+    orders = {"random": np.random.default_rng(0).permutation(examples), "sorted": np.argsort(cost(lengths))}
+
+    def sample(batches: list[Batch]) -> list[Batch]:
+        """As many as will be timed, evenly spaced in the order of their cost."""
+        batches.sort(key=lambda batch: step_flops(config, batch))
+        timed = options.repeats * options.calls
+        return [batches[int((i + 0.5) / timed * len(batches))] for i in range(timed)]
+
+    chosen = {OURS: sample([grouped(step) for step in range(steps)])}
+    ours.compile(chosen[OURS])
+    sides = {OURS: _following(ours, chosen[OURS])}
+    for name, step in theirs.items():
+        multiple = 1 if name == "torch published" else options.pad_to
+        for order, rows in orders.items():
+            side = f"{name}, {order} batches"
+            chosen[side] = sample(
+                [padded_batch(views, b, multiple) for b in rows[: steps * options.batch].reshape(steps, -1)]
+            )
+            tensors = [step.tensors(batch) for batch in chosen[side]]
+            for batch in tensors if options.compile else ():
+                measure.finish(step(batch))
+            sides[side] = _following(step, tensors)
+    seconds = measure.in_turn(sides, options.repeats, options.calls)
+    for side, time in seconds.items():
+        gflops = np.mean([step_flops(config, batch) for batch in chosen[side]]) / options.batch / 1e9
+        report.row(
+            side,
+            time,
+            **{
+                "GFLOP/example": f"{gflops:.4g}",
+                "seconds an epoch": f"{time.mean * steps:.4g}",
+                "examples/s": f"{options.batch / time.mean:.4g}",
+            },
+        )
+        if side != OURS:
+            # Of different batches the mean is what an epoch takes.
+            report.ratio(f"times the examples/s of {side}", seconds[OURS], time, np.mean)
+
+
+def _following(step: Callable[[Any], Any], batches: Sequence[Any]) -> Callable[[int], Any]:
+    """Takes one batch after the other, over and over."""
+    return lambda i: step(batches[i % len(batches)])
+
+
+def _options() -> argparse.Namespace:
+    parser = measure.parser(__doc__)
+    parser.add_argument("--model", default="small", choices=PRESETS)
+    parser.add_argument("--lengths", default="cqa", choices=LENGTHS)
+    parser.add_argument(
+        "--root", type=Path, help="data sets in the published layout, instead of drawn lengths"
+    )
+    parser.add_argument("--tokenizer", type=Path, help="with --root: directory of T5's tokenizer")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--method", default="dss", choices=["standard", "dss", "mi"])
+    parser.add_argument("--against", default="published", choices=["published", "tuned", "both"])
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="ours")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the tuned step")
+    parser.add_argument("--batching", default="same", choices=["same", "free"])
+    parser.add_argument("--max_shapes", type=int, default=DataConfig.max_shapes, help="--batching=free, ours")
+    parser.add_argument("--pad_to", type=int, default=8, help="widths are multiples of this; see the file")
+    parser.add_argument("--calls", type=int, default=1, help="steps in a timed sample, dispatched together")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The benchmarks count the right FLOPs, refuse sides that differ, and make their page."""
+
+import dataclasses
+import importlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import measure, report, workload
+from benchmarks.all import ROWS
+from cot_jax.losses.vocabulary import plain_vocabulary_pass
+from cot_jax.models import huggingface
+from cot_jax.models.student import T5Student
+from cot_jax.models.t5 import T5Config
+
+TINY = T5Config(
+    vocab_size=96,
+    d_model=32,
+    d_kv=8,
+    d_ff=64,
+    num_layers=2,
+    num_decoder_layers=2,
+    num_heads=4,
+    dropout_rate=0.1,
+)
+
+
+@pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])
+def test_flops_are_those_of_the_compiler(feed_forward):
+    config = dataclasses.replace(
+        TINY,
+        vocab_size=2048,
+        d_model=256,
+        d_kv=64,
+        d_ff=512,
+        feed_forward_proj=feed_forward,
+        dropout_rate=0.0,
+    )
+    student = T5Student(config)
+    views = workload.synthetic_views("cqa", "dss", config.vocab_size)
+    batch = workload.padded_batch(views, np.arange(4), 16)
+
+    def loss(params):
+        # Not the streamed pass: of a loop the compiler counts one turn.
+        hidden = student.hidden(params, batch.views, None)
+        return sum(
+            plain_vocabulary_pass(
+                hidden[view], student.head(params), batch.views[view].target_ids
+            ).nll_BT.sum()
+            for view in batch.views
+        )
+
+    params = jax.eval_shape(student.init, jax.random.key(0))
+    counted = jax.jit(jax.value_and_grad(loss)).lower(params).cost_analysis()["flops"]
+    # What is left is element by element.
+    assert workload.step_flops(config, batch) == pytest.approx(counted, rel=0.05)
+    assert workload.step_flops(config, batch) < counted
+
+
+@pytest.mark.parametrize("method", ["dss", "mi"])
+def test_both_sides_compute_the_same_or_it_is_said(method, tmp_path):
+    pytest.importorskip("torch", reason="parity needs PyTorch")
+    from benchmarks.published import TorchStep
+    from benchmarks.step_throughput import check_agreement
+
+    views, rows = workload.synthetic_views("cqa", method, TINY.vocab_size), np.arange(4)
+    params = workload.random_params(TINY)
+    # Ours is padded further.
+    ours = workload.OurStep(TINY, params, method, jnp.float32, 4).loss_and_norm(
+        workload.padded_batch(views, rows, 32)
+    )
+
+    def theirs(params):
+        huggingface.save(tmp_path, TINY, params)
+        step = TorchStep(tmp_path, method, tuned=method == "mi")
+        return step.loss_and_norm(step.tensors(workload.padded_batch(views, rows, 1)))
+
+    check_agreement(ours, theirs(params), 1e-4)
+    params["encoder"]["layers"]["mlp"]["wo"] *= 1.5
+    with pytest.raises(ValueError, match="do not compute the same"):
+        check_agreement(ours, theirs(params), 1e-3)
+    with pytest.raises(ValueError, match="nan"):
+        check_agreement((float("nan"), ours[1]), ours, 1e-3)
+
+
+def test_drawn_lengths_are_like_the_data():
+    inputs, labels, rationales = workload.LENGTHS["svamp"].draw(20_000, np.random.default_rng(0))
+    assert (inputs.min(), inputs.max()) == (19, 73)
+    assert np.median(inputs) == 41
+    assert labels.mean() == pytest.approx(11.3, abs=0.3)  # 11.33 in the data
+    assert rationales.mean() == pytest.approx(39.0, abs=1.0)  # 39.01
+    assert np.corrcoef(inputs, rationales)[0, 1] == pytest.approx(0.32, abs=0.05)
+
+
+def test_sides_take_turns():
+    calls = []
+    sides = {name: lambda i, name=name: calls.append((name, i)) for name in "ab"}
+    seconds = measure.in_turn(sides, repeats=2, calls=2)
+    warm_up, timed = calls[:2], calls[2:]
+    assert warm_up == [("a", 0), ("b", 0)]
+    assert timed == [(side, i) for first in (0, 2) for side in "ab" for i in (first, first + 1)]
+    assert len(seconds["a"].samples) == 2
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["benchmarks/step_throughput.py", "--batch=8"])
+    result = measure.Report(measure.parser("").parse_args([f"--out={tmp_path / 'cpu-small-same.json'}"]))
+    ours, theirs = measure.Seconds((1.0, 2.0, 3.0)), measure.Seconds((3.0, 4.0, 9.0))
+    result.note("a note")
+    result.row("cot_jax", ours, speed="4")
+    result.ratio("times as fast as torch published", ours, theirs)
+    result.close()
+    return tmp_path / "cpu-small-same.json"
+
+
+def test_the_page_says_what_was_measured(measured, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="the plot needs Matplotlib")
+    monkeypatch.setattr("sys.argv", ["report", str(measured), f"--docs={tmp_path}"])
+    page = tmp_path / "performance.md"
+    page.write_text(f"# How to profile\n\n{report.BEGIN}\nold\n{report.END}\n\nThe end.\n")
+    report.main()
+    text = page.read_text()
+    assert text.startswith("# How to profile\n")
+    assert text.endswith("\nThe end.\n")
+    assert "old" not in text
+    assert "| cot_jax | 2 s [1, 1.5-2.5]" in text
+    assert "`python -m benchmarks.step_throughput --batch=8`" in text
+    assert json.loads(measured.read_text())["versions"]["jax"] in text
+    assert "times as fast as torch published: 2 (2.5-3)" in text
+    target, *others = [line for line in text.splitlines() if "| cpu-small-same" in line]
+    assert not others
+    assert "| 2 (2.5-3) " in target
+    assert text.count("not measured") == len(report.TARGETS) - 1
+    assert (tmp_path / "performance.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("row", [*ROWS["gpu"].values(), *ROWS["cpu"].values()])
+def test_rows_are_commands(row, monkeypatch):
+    pytest.importorskip("torch", reason="the other side needs PyTorch")
+    name, *arguments = row.split()
+    monkeypatch.setattr("sys.argv", [name, *arguments])
+    importlib.import_module(f"benchmarks.{name}")._options()
+
+
+def test_every_target_has_a_row_that_is_run():
+    assert {target.row for target in report.TARGETS} <= ROWS["gpu"].keys() | ROWS["cpu"].keys()
+
+
+def test_a_page_without_marks_is_left_alone():
+    with pytest.raises(ValueError, match="once, in this order"):
+        report.insert("# Performance\n", "measured")

@@ -17,7 +17,7 @@ from cot_jax.losses.self_distillation import (
     real_tokens,
     right,
 )
-from cot_jax.losses.vocabulary import VocabularyMap, vocabulary_pass
+from cot_jax.losses.vocabulary import VocabularyMap, cross_entropy_pass, vocabulary_pass
 from cot_jax.models.student import Params, Student
 
 
@@ -48,6 +48,11 @@ class MutualInformation:
     variant: str
     reduction: str
     detach: str
+
+    def differentiates(self, view: str) -> bool:
+        """Whether the term has a gradient in the view's map."""
+        sides = {self.label_view: "label", self.rationale_view: "rationale"}
+        return view in sides and sides[view] != self.detach
 
 
 def make_objective(
@@ -96,24 +101,27 @@ def make_objective(
                 wanted["mi"] = VocabularyMap(mi.reduction, mask_BT)
             if sd and sd.distills and sd.output == "vmm":
                 wanted["sum"] = VocabularyMap("sum", real_tokens(target))
-            passed = vocabulary_pass(
-                hidden[view],
-                head_DV,
-                target.target_ids,
-                wanted,
-                entropy=sd is not None and sd.dynamic,
-                batch_axes=batch_axes,
-            )
-            nll_BT = passed.nll_BT
+            entropy = sd is not None and sd.dynamic
+            inputs = (hidden[view], head_DV, target.target_ids)
+            if (mi and mi.differentiates(view)) or (sd and sd.differentiates_outputs):
+                passed = vocabulary_pass(*inputs, wanted, entropy=entropy, batch_axes=batch_axes)
+                nll = None
+            else:
+                nll, passed = cross_entropy_pass(
+                    *inputs, token_weight(target), wanted, entropy=entropy, batch_axes=batch_axes
+                )
             if "mi" in passed.maps:
                 maps[view] = passed.maps["mi"]
             if sd:
                 stored = last_batch.outputs[view] if last_batch else None
                 distilled[view] = found = sd(passed, hidden[view], head_DV, target, stored, linked_h)
                 total += weights[term] * found.loss
-                if found.example_weight_B is not None:
-                    nll_BT *= found.example_weight_B[:, None]
-            values[term] = token_mean(nll_BT, target)
+            if nll is None:
+                weight_BT = token_weight(target)
+                if view in distilled and (example_weight_B := distilled[view].example_weight_B) is not None:
+                    weight_BT *= example_weight_B[:, None]
+                nll = jnp.sum(weight_BT * passed.nll_BT)
+            values[term] = nll
             total += weights[term] * values[term]
         if mi:
             views = batch.views
@@ -136,7 +144,7 @@ def make_objective(
     return objective
 
 
-def token_mean(values_BT: jax.Array, view: ViewArrays) -> jax.Array:
-    """Returns the mean of `values_BT` over the real target tokens of the whole batch; 0 if none."""
+def token_weight(view: ViewArrays) -> jax.Array:
+    """(B, T) of the mean over the real target tokens of the whole batch; all 0 if there is none."""
     real_BT = real_tokens(view)
-    return jnp.where(real_BT, values_BT, 0).sum() / jnp.maximum(real_BT.sum(), 1)
+    return real_BT / jnp.maximum(real_BT.sum(), 1)

@@ -104,6 +104,11 @@ class SelfDistillation:
     def dynamic(self) -> bool:
         return self.method != "dlb"
 
+    @property
+    def differentiates_outputs(self) -> bool:
+        """Whether more than the cross-entropy of known weights goes back through the vocabulary pass."""
+        return (self.output == "vmm" and self.weight > 0) or not self.distills
+
     def empty(self, rows: int, vocab_size: int, widths: dict[str, int]) -> "LastBatch":
         """What there is before the first step: outputs of no example.
 

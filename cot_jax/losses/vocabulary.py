@@ -15,7 +15,8 @@ q = softmax(z / temperature) and the entropy H of p, the logits of a position re
 where g_v is a map's cotangent times the weight of the position in the sum or mean; for the maximum
 it is zero but at v's first maximiser, as in PyTorch. The backward pass forms z again, chunk by chunk,
 and turns dz at once into the gradients of hidden and head: four matrix products instead of three are
-the price of the memory.
+the price of the memory. Where the cross-entropy alone is differentiated, `cross_entropy_pass` does not
+pay it: dz is known as soon as the logits are.
 
 Chunks divide positions and not examples, because examples may be divided over devices: a slice of T
 leaves every row where it is.
@@ -100,21 +101,41 @@ def vocabulary_pass(
     Raises:
       ValueError: the reduction of a map is none of `REDUCTIONS`.
     """
-    if chunk_rows is None:
-        chunk_rows = _CPU_ROWS if jax.default_backend() == "cpu" else _ACCELERATOR_ROWS
     kinds = tuple((name, kind.reduction, kind.temperature) for name, kind in maps.items())
-    stream = partial(_stream, _Spec(kinds, entropy, chunk_rows))
-    if batch_axes:
-        rows = PartitionSpec(batch_axes)
-        stream = jax.shard_map(
-            stream,
-            in_specs=(rows, PartitionSpec(), rows, rows),
-            out_specs=rows,
-            axis_names=set(batch_axes),
-            check_vma=False,
-        )
+    stream = _by_rows(partial(_stream, _Spec(kinds, entropy, chunk_rows or _default_rows())), batch_axes)
     weights = {name: _map_weight(hidden_BTD, kind) for name, kind in maps.items()}
-    return stream(hidden_BTD, head_DV, target_BT, weights)
+    return stream(hidden_BTD, head_DV, (target_BT, weights))
+
+
+def cross_entropy_pass(
+    hidden_BTD: jax.Array,
+    head_DV: jax.Array,
+    target_BT: jax.Array,
+    nll_weight_BT: jax.Array,
+    maps: Mapping[str, VocabularyMap] = MappingProxyType({}),
+    *,
+    entropy: bool = False,
+    chunk_rows: int | None = None,
+    batch_axes: tuple[str, ...] = (),
+) -> tuple[jax.Array, VocabularyPass]:
+    """`vocabulary_pass` where only sum(nll_weight * nll) is to be differentiated: cheaper by one product.
+
+    With the weights known beforehand, the gradients of hidden and head are formed in the forward pass,
+    while a chunk's logits are at hand, and the backward pass only scales them.
+
+    Args:
+      nll_weight_BT: weight of each position's negative log-likelihood; carries no gradient.
+      Others: as in `vocabulary_pass`.
+
+    Returns:
+      sum(nll_weight * nll), () float32 or float64, and what `vocabulary_pass` returns, without gradients.
+    """
+    kinds = tuple((name, kind.reduction, kind.temperature) for name, kind in maps.items())
+    stream = _by_rows(partial(_sum, _Spec(kinds, entropy, chunk_rows or _default_rows())), batch_axes)
+    weights = {name: _map_weight(hidden_BTD, kind) for name, kind in maps.items()}
+    nll_weight_BT = nll_weight_BT.astype(_sum_dtype(hidden_BTD))
+    sums, found = stream(hidden_BTD, head_DV, (target_BT, weights, nll_weight_BT))
+    return jnp.sum(sums), jax.lax.stop_gradient(found)
 
 
 def plain_vocabulary_pass(
@@ -162,14 +183,42 @@ class _Saved(NamedTuple):
     first: dict[str, jax.Array]  # (B, V) position of the first maximiser, for the maps that are maxima
 
 
+def _default_rows() -> int:
+    return _CPU_ROWS if jax.default_backend() == "cpu" else _ACCELERATOR_ROWS
+
+
+def _by_rows(stream, batch_axes: tuple[str, ...]):
+    """`stream` on every device's own rows; the head is an argument of its own because it is whole there."""
+    if not batch_axes:
+        return stream
+    rows = PartitionSpec(batch_axes)
+    return jax.shard_map(
+        stream,
+        in_specs=(rows, PartitionSpec(), rows),
+        out_specs=rows,
+        axis_names=set(batch_axes),
+        check_vma=False,
+    )
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _stream(spec: _Spec, hidden_BTD, head_DV, target_BT, weights) -> VocabularyPass:
-    return _forward(spec, hidden_BTD, head_DV, target_BT, weights)[0]
+def _stream(spec: _Spec, hidden_BTD, head_DV, rows) -> VocabularyPass:
+    return _forward(spec, hidden_BTD, head_DV, rows)[0]
 
 
 @jax.named_scope("head")
-def _forward(spec: _Spec, hidden_BTD, head_DV, target_BT, weights) -> tuple[VocabularyPass, _Saved]:
+def _forward(spec: _Spec, hidden_BTD, head_DV, rows) -> tuple[VocabularyPass, _Saved]:
     chunks = _Chunks.of(hidden_BTD, spec.chunk_rows)
+    (maps, first), stacked = lax.scan(
+        partial(_forward_chunk, spec, head_DV.astype(hidden_BTD.dtype)),
+        _empty_maps(spec, chunks, hidden_BTD, head_DV),
+        (chunks.positions, *chunks.split((hidden_BTD, *rows))),
+    )
+    found, saved = chunks.join(stacked)
+    return found._replace(maps=maps), saved._replace(first=first)
+
+
+def _empty_maps(spec: _Spec, chunks: "_Chunks", hidden_BTD, head_DV):
     shape_BV = (hidden_BTD.shape[0], head_DV.shape[1])
     maps = {name: jnp.zeros(shape_BV, _sum_dtype(hidden_BTD)) for name, _, _ in spec.maps}
     first = {
@@ -177,24 +226,23 @@ def _forward(spec: _Spec, hidden_BTD, head_DV, target_BT, weights) -> tuple[Voca
         for name, reduction, _ in spec.maps
         if reduction == "max"
     }
-    (maps, first), stacked = lax.scan(
-        partial(_forward_chunk, spec, head_DV.astype(hidden_BTD.dtype)),
-        (maps, first),
-        (chunks.positions, *chunks.split((hidden_BTD, target_BT, weights))),
-    )
-    found, saved = chunks.join(stacked)
-    return found._replace(maps=maps), saved._replace(first=first)
+    return maps, first
 
 
 def _forward_chunk(spec: _Spec, head_DV, carry, xs):
-    """Adds one chunk to the maps; here and below T counts the positions of the chunk."""
-    maps, first = carry
     position_T, hidden_BTD, target_BT, weights = xs
-    z_BTV = logits(hidden_BTD, head_DV)
+    carry, stacked, _ = _read(spec, logits(hidden_BTD, head_DV), carry, position_T, target_BT, weights)
+    return carry, stacked
+
+
+def _read(spec: _Spec, z_BTV, carry, position_T, target_BT, weights):
+    """Adds one chunk to the maps; returns also softmax(z). Here and below T counts the chunk's positions."""
+    maps, first = carry
     top_BT = jnp.max(z_BTV, axis=-1)
     exp_BTV = jnp.exp(z_BTV - top_BT[..., None])
     total_BT = jnp.sum(exp_BTV, axis=-1)
     logz_BT = top_BT + jnp.log(total_BT)
+    p_BTV = exp_BTV / total_BT[..., None]
     target_z_BT = jnp.take_along_axis(z_BTV, target_BT[..., None], axis=-1)[..., 0]
     entropy_BT = None
     if spec.entropy:
@@ -202,12 +250,11 @@ def _forward_chunk(spec: _Spec, head_DV, carry, xs):
         entropy_BT = jnp.log(total_BT) - mean_BT
     maps, first, map_logz = dict(maps), dict(first), {}
     for name, reduction, temperature in spec.maps:
-        if temperature == 1:
-            q_BTV = exp_BTV / total_BT[..., None]
-        else:
+        q_BTV = p_BTV
+        if temperature != 1:
             map_logz[name] = jax.nn.logsumexp(z_BTV / temperature, axis=-1)
             q_BTV = jnp.exp(z_BTV / temperature - map_logz[name][..., None])
-        q_BTV *= weights[name][..., None]
+        q_BTV = q_BTV * weights[name][..., None]
         if reduction == "max":
             max_BV = jnp.max(q_BTV, axis=1)
             position_BV = position_T[0] + jnp.argmax(q_BTV, axis=1).astype(position_T.dtype)
@@ -217,7 +264,7 @@ def _forward_chunk(spec: _Spec, head_DV, carry, xs):
         else:
             maps[name] += jnp.sum(q_BTV, axis=1)
     found = VocabularyPass(logz_BT - target_z_BT, entropy_BT, target_z_BT >= top_BT, {})
-    return (maps, first), (found, _Saved(logz_BT, entropy_BT, map_logz, {}))
+    return (maps, first), (found, _Saved(logz_BT, entropy_BT, map_logz, {})), p_BTV
 
 
 def _stream_fwd(spec: _Spec, *inputs):
@@ -228,7 +275,7 @@ def _stream_fwd(spec: _Spec, *inputs):
 
 @jax.named_scope("head")
 def _stream_bwd(spec: _Spec, residuals, cotangent: VocabularyPass):
-    (hidden_BTD, head_DV, target_BT, weights), saved = residuals
+    (hidden_BTD, head_DV, rows), saved = residuals
     dnll_BT, dentropy_BT = (
         None if d is None or isinstance(d, SymbolicZero) else d
         for d in (cotangent.nll_BT, cotangent.entropy_BT)
@@ -239,9 +286,9 @@ def _stream_bwd(spec: _Spec, residuals, cotangent: VocabularyPass):
     dhead_DV, dhidden = lax.scan(
         partial(_backward_chunk, spec, head_DV.astype(hidden_BTD.dtype), saved.first, dmaps),
         jnp.zeros(head_DV.shape, _sum_dtype(hidden_BTD)),
-        (chunks.positions, *chunks.split((hidden_BTD, target_BT, weights, *per_position))),
+        (chunks.positions, *chunks.split((hidden_BTD, *rows, *per_position))),
     )
-    return chunks.join(dhidden), dhead_DV.astype(head_DV.dtype), None, None
+    return chunks.join(dhidden), dhead_DV.astype(head_DV.dtype), None
 
 
 def _backward_chunk(spec: _Spec, head_DV, first, dmaps, dhead_DV, xs):
@@ -267,14 +314,65 @@ def _backward_chunk(spec: _Spec, head_DV, first, dmaps, dhead_DV, xs):
             g_BTV = jnp.where(first[name][:, None] == position_T[None, :, None], g_BTV, 0)
         mean_BT = jnp.sum(q_BTV * g_BTV, axis=-1)
         dz_BTV += q_BTV * (g_BTV - mean_BT[..., None]) / temperature
-    dz_BTV = dz_BTV.astype(hidden_BTD.dtype)
-    sum_dtype = dhead_DV.dtype
+    return _through_product(dz_BTV, hidden_BTD, head_DV, dhead_DV)
+
+
+_stream.defvjp(_stream_fwd, _stream_bwd, symbolic_zeros=True)
+
+
+def _through_product(dz_BTV, hidden_BTD, head_DV, dhead_DV):
+    """Adds the head's gradient of z = hidden @ head and returns that of the hidden states."""
+    dz_BTV, sum_dtype = dz_BTV.astype(hidden_BTD.dtype), dhead_DV.dtype
     dhidden_BTD = jnp.einsum("BTV,DV->BTD", dz_BTV, head_DV, preferred_element_type=sum_dtype)
     dhead_DV += jnp.einsum("BTD,BTV->DV", hidden_BTD, dz_BTV, preferred_element_type=sum_dtype)
     return dhead_DV, dhidden_BTD.astype(hidden_BTD.dtype)
 
 
-_stream.defvjp(_stream_fwd, _stream_bwd, symbolic_zeros=True)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sum(spec: _Spec, hidden_BTD, head_DV, rows) -> tuple[jax.Array, VocabularyPass]:
+    *rows, nll_weight_BT = rows
+    found, _ = _forward(spec, hidden_BTD, head_DV, rows)
+    return _one_sum(nll_weight_BT, found), found
+
+
+def _one_sum(nll_weight_BT, found: VocabularyPass) -> jax.Array:
+    # (1,), so that devices have one each: a sum over devices would be differentiated as one more sum.
+    return jnp.sum(nll_weight_BT * found.nll_BT, keepdims=True)[0]
+
+
+@jax.named_scope("head")
+def _sum_fwd(spec: _Spec, hidden_BTD, head_DV, rows):
+    chunks = _Chunks.of(hidden_BTD, spec.chunk_rows)
+    dhead_DV = jnp.zeros(head_DV.shape, _sum_dtype(hidden_BTD))
+    (((maps, _), dhead_DV), (found, dhidden)) = lax.scan(
+        partial(_sum_chunk, spec, head_DV.astype(hidden_BTD.dtype)),
+        (_empty_maps(spec, chunks, hidden_BTD, head_DV), dhead_DV),
+        (chunks.positions, *chunks.split((hidden_BTD, *rows))),
+    )
+    found, dhidden_BTD = chunks.join((found, dhidden))
+    found = found._replace(maps=maps)
+    empty = jnp.zeros(0, head_DV.dtype)  # says which dtype the head's gradient is to have
+    return (_one_sum(rows[-1], found), found), (dhidden_BTD, dhead_DV, empty)
+
+
+def _sum_chunk(spec: _Spec, head_DV, carry, xs):
+    carry, dhead_DV = carry
+    position_T, hidden_BTD, target_BT, weights, nll_weight_BT = xs
+    z_BTV = logits(hidden_BTD, head_DV)
+    carry, (found, _), p_BTV = _read(spec, z_BTV, carry, position_T, target_BT, weights)
+    onehot_BTV = jax.nn.one_hot(target_BT, z_BTV.shape[-1], dtype=z_BTV.dtype)
+    dz_BTV = nll_weight_BT[..., None] * (p_BTV - onehot_BTV)
+    dhead_DV, dhidden_BTD = _through_product(dz_BTV, hidden_BTD, head_DV, dhead_DV)
+    return (carry, dhead_DV), (found, dhidden_BTD)
+
+
+def _sum_bwd(spec: _Spec, residuals, cotangent):
+    (dhidden_BTD, dhead_DV, empty), (scale_1, _) = residuals, cotangent
+    scale = scale_1[0]
+    return (dhidden_BTD * scale).astype(dhidden_BTD.dtype), (dhead_DV * scale).astype(empty.dtype), None
+
+
+_sum.defvjp(_sum_fwd, _sum_bwd)
 
 
 class _Chunks(NamedTuple):

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from cot_jax.losses.vocabulary import VocabularyMap, _Chunks, plain_vocabulary_pass, vocabulary_pass
+from cot_jax.losses.vocabulary import (
+    VocabularyMap,
+    _Chunks,
+    cross_entropy_pass,
+    plain_vocabulary_pass,
+    vocabulary_pass,
+)
 
 B, T, D, V = 4, 11, 6, 17
 # Rows of a chunk: one position; ragged, three positions at a time; everything at once.
@@ -85,6 +91,62 @@ def test_equals_the_definition_in_float64(kinds, entropy):
                 _assert_trees_close(stream(*inputs, mask_BT), expected, atol=1e-12)
         assert expected[0].maps.keys() == kinds.keys()
         assert (expected[0].entropy_BT is None) == (not entropy)
+
+
+@pytest.mark.parametrize("rows", CHUNK_ROWS)
+def test_cross_entropy_pass_equals_the_definition(rows):
+    with jax.enable_x64(True):
+        hidden_BTD, head_DV, target_BT = _inputs()
+        weight_BT = np.random.default_rng(2).normal(size=(B, T)) * LENGTH_MASK
+        maps = {"m": VocabularyMap("max", LENGTH_MASK)}
+
+        def definition(hidden_BTD, head_DV):
+            found = plain_vocabulary_pass(hidden_BTD, head_DV, target_BT, maps, entropy=True)
+            # What carries no gradient may be used all the same.
+            rest = jax.lax.stop_gradient(found.entropy_BT.sum() + (found.maps["m"] ** 2).sum())
+            return 3 * jnp.sum(weight_BT * found.nll_BT) + rest, found
+
+        def streamed(hidden_BTD, head_DV):
+            total, found = cross_entropy_pass(
+                hidden_BTD, head_DV, target_BT, weight_BT, maps, entropy=True, chunk_rows=rows
+            )
+            return 3 * total + found.entropy_BT.sum() + (found.maps["m"] ** 2).sum(), found
+
+        results = []
+        for run in (definition, streamed):
+            run = jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))
+            results.append(run(hidden_BTD, head_DV))
+        _assert_trees_close(results[1], results[0], atol=1e-12)
+        undifferentiated = jax.jit(streamed)(hidden_BTD, head_DV)
+        _assert_trees_close(undifferentiated, results[0][0], atol=1e-12)
+
+
+def test_products_with_the_head_are_few():
+    hidden_BTD, head_DV, target_BT = _inputs(np.float32)
+    weight_BT = np.ones((B, T), np.float32)
+
+    def summed(hidden_BTD, head_DV):
+        return cross_entropy_pass(hidden_BTD, head_DV, target_BT, weight_BT)[0]
+
+    def general(hidden_BTD, head_DV):
+        return vocabulary_pass(hidden_BTD, head_DV, target_BT).nll_BT.sum()
+
+    def products(run):
+        return str(jax.make_jaxpr(jax.grad(run, argnums=(0, 1)))(hidden_BTD, head_DV)).count("dot_general")
+
+    assert (products(summed), products(general)) == (3, 4)
+
+
+def test_cross_entropy_pass_keeps_the_dtypes():
+    hidden_BTD, head_DV, target_BT = _inputs(np.float32)
+    hidden_BTD = jnp.asarray(hidden_BTD, jnp.bfloat16)
+    weight_BT = np.full((B, T), 0.1, np.float32)
+
+    def total(hidden_BTD, head_DV):
+        return cross_entropy_pass(hidden_BTD, head_DV, target_BT, weight_BT)[0]
+
+    value, (dhidden_BTD, dhead_DV) = jax.value_and_grad(total, argnums=(0, 1))(hidden_BTD, head_DV)
+    assert (value.dtype, dhidden_BTD.dtype, dhead_DV.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
 
 
 def test_without_a_mask_every_position_enters_the_map():
@@ -305,8 +367,16 @@ SHARDINGS = {
 }
 
 
+def _weighted_nll(run, hidden_BTD, head_DV, target_BT, mask_BT):
+    weight_BT = mask_BT / mask_BT.sum()
+    if run is plain_vocabulary_pass:
+        return jnp.sum(weight_BT * run(hidden_BTD, head_DV, target_BT).nll_BT)
+    return run(hidden_BTD, head_DV, target_BT, weight_BT)[0]
+
+
+@pytest.mark.parametrize("summed", [False, True], ids=["general", "sum"])
 @pytest.mark.parametrize("name", SHARDINGS)
-def test_eight_devices_equal_one_and_keep_their_rows(name):
+def test_eight_devices_equal_one_and_keep_their_rows(name, summed):
     sizes, axes, head_spec = SHARDINGS[name]
     batch_axes = tuple(axis for axis in axes if axis != "model")
     rng = np.random.default_rng(0)
@@ -317,6 +387,8 @@ def test_eight_devices_equal_one_and_keep_their_rows(name):
     mask_BT = np.arange(t) < rng.integers(1, t + 1, b)[:, None]
 
     def total(run, hidden_BTD, head_DV, target_BT, mask_BT):
+        if summed:
+            return _weighted_nll(run, hidden_BTD, head_DV, target_BT, mask_BT)
         found = run(hidden_BTD, head_DV, target_BT, {"m": VocabularyMap("max", mask_BT)}, entropy=True)
         return found.nll_BT.mean() + (found.entropy_BT**2).mean() + (found.maps["m"] ** 2).sum(-1).mean()
 
@@ -324,7 +396,8 @@ def test_eight_devices_equal_one_and_keep_their_rows(name):
     expected = jax.jit(jax.value_and_grad(partial(total, plain_vocabulary_pass), argnums=(0, 1)))(*arrays)
     mesh = jax.make_mesh(sizes, axes, axis_types=(AxisType.Auto,) * len(axes))
     rows, head = (NamedSharding(mesh, spec) for spec in (PartitionSpec(batch_axes), head_spec))
-    run = partial(vocabulary_pass, chunk_rows=16, batch_axes=batch_axes)
+    streamed = cross_entropy_pass if summed else vocabulary_pass
+    run = partial(streamed, chunk_rows=16, batch_axes=batch_axes)
     with jax.set_mesh(mesh):
         step = jax.jit(
             jax.value_and_grad(partial(total, run), argnums=(0, 1)),

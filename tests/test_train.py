@@ -9,9 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from cot_jax.train import main
+from cot_jax.training.saved import load
 
 ROOT = Path(__file__).parents[1]
 DEMO = f"--config={ROOT / 'configs' / 'demo_mi.py'}"
@@ -93,6 +95,8 @@ def test_what_a_run_prints_and_writes(uninterrupted):
     assert [row["step"] for row in rows if "valid/accuracy" in row] == [6, 12]
     result = json.loads((workdir / "result.json").read_text())
     assert result["best_step"] in (6, 12)
+    trained = load(workdir)  # what predict and export begin with
+    assert sum(leaf.size for leaf in jax.tree.leaves(trained.params)) == result["parameters"]
     assert result["example_visits"] == 96
     assert result["versions"]["jax"]
     assert (workdir / "tokenizer" / "tokenizer.json").is_file()

@@ -1,7 +1,8 @@
 """What the rest of the house knows of a model."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -33,6 +34,12 @@ class Student(Protocol):
     def pad_id(self) -> int: ...
     @property
     def eos_id(self) -> int: ...
+
+    def architecture(self) -> dict[str, Any]:
+        """What `from_architecture` makes this model of again, as JSON has it: Hugging Face's config.json."""
+
+    def save(self, directory: Path, params: Params) -> None:
+        """Writes weights and config.json that Transformers loads."""
 
     def init(self, rng: jax.Array) -> Params:
         """Fresh float32 parameters."""
@@ -116,6 +123,12 @@ class T5Student:
     @property
     def eos_id(self) -> int:
         return self.config.eos_token_id
+
+    def architecture(self) -> dict[str, Any]:
+        return self.config.to_json()
+
+    def save(self, directory: Path, params: Params) -> None:
+        huggingface.save(directory, self.config, params)
 
     def init(self, rng: jax.Array) -> Params:
         return T5(self.config, self.dtype).init_params(rng)
@@ -287,6 +300,11 @@ def from_scratch(
         eos_token_id=eos_id,
     )
     return T5Student(config, dtype)
+
+
+def from_architecture(json: Mapping[str, Any], *, dtype: DTypeLike) -> Student:
+    """The student of `Student.architecture`, for parameters that are at hand."""
+    return T5Student(T5Config.from_json(json), dtype)
 
 
 def from_pretrained(path_or_id: str, *, dropout_rate: float, dtype: DTypeLike) -> tuple[Student, Params]:

@@ -1,6 +1,6 @@
 """Answers in batches, written or chosen among labels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cot_jax.data.batches import Ragged, evaluation_rows
-from cot_jax.data.shapes import Cost, cheapest, choose_shapes
+from cot_jax.data.shapes import Cost, Shape, cheapest, choose_shapes
 from cot_jax.data.tokenizer import Tokenizer
 from cot_jax.data.views import View, answer_of
 from cot_jax.models.student import Params, Student
@@ -55,6 +55,12 @@ def _jit(generate: Generate, mesh: Mesh) -> Generate:
     )
 
 
+def question_shapes(questions: Ragged, batch_size: int, max_shapes: int, cost: Cost) -> list[Shape]:
+    """Returns the input widths, (S,) each, that the batches of `questions` are best padded to."""
+    longest = [questions.lengths[rows[:1]] for rows in evaluation_rows(questions.lengths, batch_size)]
+    return choose_shapes(np.array(longest), cost, max_shapes)[0]
+
+
 def answer_questions(
     generate: Generate,
     params: Params,
@@ -63,18 +69,15 @@ def answer_questions(
     tokenizer: Tokenizer,
     *,
     batch_size: int,
-    max_shapes: int,
-    cost: Cost,
+    shapes: Sequence[Shape],
 ) -> list[str]:
-    """Returns the student's answers, in the order of `questions`."""
+    """Returns the student's answers, in the order of `questions`; `shapes` are input widths, (S,) each."""
     batches = list(evaluation_rows(questions.lengths, batch_size))
-    # Longest first: the first row is the widest.
-    longest = questions.lengths[[rows[0] for rows in batches], None]
-    shapes, _ = choose_shapes(longest, cost, max_shapes)
     # Dispatched all at once: the device never waits for the host to decode.
     generated = []
-    for rows, lengths in zip(batches, longest, strict=True):
-        (width,) = cheapest(shapes, lengths)
+    for rows in batches:
+        # Longest first: the first row is the widest.
+        (width,) = cheapest(shapes, questions.lengths[rows[:1]])
         generated.append(generate(params, *questions.take(rows, width, tokenizer.pad_id)))
     answers = [""] * len(questions)
     for rows, tokens_BT in zip(batches, generated, strict=True):

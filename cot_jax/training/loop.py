@@ -19,6 +19,7 @@ from cot_jax.training.checkpoints import Checkpoints
 from cot_jax.training.experiment import Experiment, compute_dtype
 from cot_jax.training.report import Clock, Progress, hardware, say
 from cot_jax.training.run import Run
+from cot_jax.training.saved import STUDENT_FILE
 from cot_jax.training.step import TrainState
 
 PREEMPTED = 75  # exit status: saved, start me again (EX_TEMPFAIL)
@@ -102,6 +103,7 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
         say(f"{workdir} is complete; delete it or choose another --workdir to train again")
         return json.loads(result_file.read_text(encoding="utf-8"))
     experiment.tokenizer.save(workdir / "tokenizer")
+    _write(workdir / STUDENT_FILE, json.dumps(experiment.student.architecture(), indent=2) + "\n")
     for line in describe(run):
         say(line)
     clock = Clock()

@@ -13,7 +13,13 @@ from cot_jax.losses.self_distillation import LastBatch
 from cot_jax.metrics.accuracy import accuracy
 from cot_jax.models.student import Params
 from cot_jax.training.checkpoints import Checkpoints
-from cot_jax.training.evaluation import Generate, answer_questions, make_choose, make_generate
+from cot_jax.training.evaluation import (
+    Generate,
+    answer_questions,
+    make_choose,
+    make_generate,
+    question_shapes,
+)
 from cot_jax.training.experiment import Experiment, build_objective, encode_labels, encode_questions
 from cot_jax.training.optimizer import make_optimizer
 from cot_jax.training.report import say
@@ -125,15 +131,22 @@ class Run:
                 config.data.max_input_tokens,
             )
             say(f"{split} questions: {line}")
+        questions, batch_size = self._questions[split], config.evaluation.batch_size
+        new_tokens = config.evaluation.max_new_tokens
+        shapes = question_shapes(
+            questions,
+            batch_size,
+            config.data.max_shapes,
+            lambda widths: experiment.student.flops(widths[..., 0], [new_tokens]),
+        )
         return answer_questions(
             self._generate,
             params,
-            self._questions[split],
+            questions,
             experiment.answer_view,
             experiment.tokenizer,
-            batch_size=config.evaluation.batch_size,
-            max_shapes=config.data.max_shapes,
-            cost=lambda widths: experiment.student.flops(widths[..., 0], [config.evaluation.max_new_tokens]),
+            batch_size=batch_size,
+            shapes=shapes,
         )
 
     def evaluate(self, params: Params, split: str) -> float:

@@ -1,0 +1,112 @@
+"""Answer questions: python -m cot_jax.predict --model=RUN_OR_EXPORT --input=FILE_OR_- [--explain]
+
+Reads JSON lines {"input": ..., "id"?: ..., "rationale"?: ...}, writes {"id", "input", "label", "rationale"?}
+in the same order, a batch as soon as it is there.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from cot_jax.data.examples import Example
+from cot_jax.errors import UserError
+from cot_jax.training.saved import Answerer, Saved, load
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status: 0, or 2 for a mistake in its arguments or files."""
+    options = _options(argv)
+    try:
+        with contextlib.ExitStack() as files:
+            source, sink = sys.stdin, sys.stdout
+            if options.input != "-":
+                try:
+                    source = files.enter_context(open(options.input, encoding="utf-8"))
+                except OSError as error:
+                    raise UserError(f"{options.input}: {error.strerror}") from None
+            if options.output != "-":
+                sink = files.enter_context(open(options.output, "w", encoding="utf-8"))
+            _predict(load(options.model), source, sink, options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _predict(saved: Saved, source: TextIO, sink: TextIO, options: argparse.Namespace) -> None:
+    views = {"label": saved.views[0]}
+    if options.explain:
+        explaining = [view for view in saved.views if view.term == "rationale"]
+        if not explaining:
+            method = saved.config.objective.method
+            raise UserError(f"--explain: method={method} was taught no rationale of its own")
+        views["rationale"] = explaining[0]
+    new_tokens = {
+        "label": options.max_new_tokens or saved.config.evaluation.max_new_tokens,
+        "rationale": options.max_new_tokens or saved.config.data.max_target_tokens,
+    }
+    answerers = {
+        key: Answerer(
+            saved, view, batch_size=options.batch_size, max_new_tokens=new_tokens[key], beams=options.beams
+        )
+        for key, view in views.items()
+    }
+    rows = _read(source, options.input)
+    while batch := list(itertools.islice(rows, options.batch_size)):
+        questions = [
+            Example(id=str(row["id"]), input=row["input"], label="", rationale=row.get("rationale"))
+            for row in batch
+        ]
+        written = {}
+        for key, answerer in answerers.items():
+            written[key], counted = answerer(questions)
+        print(counted, file=sys.stderr)
+        for n, row in enumerate(batch):
+            answer = {"id": row["id"], "input": row["input"]} | {
+                key: texts[n] for key, texts in written.items()
+            }
+            sink.write(json.dumps(answer, ensure_ascii=False) + "\n")
+        sink.flush()
+
+
+def _read(source: TextIO, name: str) -> Iterator[dict[str, Any]]:
+    """Yields the rows; those without an id get the number of their line."""
+    for number, line in enumerate(source, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{name}, line {number}: not JSON ({error})") from None
+        if not isinstance(row, dict) or not isinstance(row.get("input"), str):
+            raise UserError(f'{name}, line {number}: a row is an object with a text "input"')
+        yield {"id": str(number)} | row
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m cot_jax.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", type=Path, required=True, help="work directory or exported directory")
+    parser.add_argument("--input", default="-", help="JSON lines; - is standard input")
+    parser.add_argument("--output", default="-", help="JSON lines; - is standard output")
+    parser.add_argument("--explain", action="store_true", help="also write the rationale")
+    parser.add_argument("--beams", type=int, default=1, help="of the search; 1 is greedy")
+    parser.add_argument("--batch_size", type=int, default=64, help="questions at once")
+    parser.add_argument("--max_new_tokens", type=int, default=0, help="longest answer; 0 = as in training")
+    options = parser.parse_args(argv)
+    if min(options.beams, options.batch_size) < 1 or options.max_new_tokens < 0:
+        parser.error("--beams and --batch_size are at least 1, --max_new_tokens is not negative")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

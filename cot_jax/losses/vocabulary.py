@@ -38,7 +38,7 @@ REDUCTIONS = ("max", "mean", "sum")
 
 # Rows (B x positions) of a chunk. Each chunk reads and writes the head's whole gradient, which is small
 # beside its matrix products only if it has this many rows.
-_CPU_ROWS, _ACCELERATOR_ROWS = 512, 4096
+_CPU_ROWS, _ACCELERATOR_ROWS = 512, 2048
 
 
 class VocabularyMap(NamedTuple):

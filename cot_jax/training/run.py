@@ -39,7 +39,7 @@ class Run:
         self.experiment = experiment
         distills = experiment.self_distillation is not None and experiment.self_distillation.distills
         # Half of a batch was in the one before: each device has as many rows of either half.
-        self.mesh = make_mesh(config.train.batch_size // (2 if distills else 1))
+        self.mesh = make_mesh(config.train.batch_size, parts=2 if distills else 1)
         make_mesh(config.evaluation.batch_size)
         optimizer = make_optimizer(config.optimizer, config.train.steps)
         whole, self._batch_sharding = replicated(self.mesh), by_example(self.mesh)

@@ -9,16 +9,18 @@ from cot_jax.errors import UserError
 BATCH_AXES = ("data",)
 
 
-def make_mesh(batch_size: int) -> Mesh:
+def make_mesh(batch_size: int, parts: int = 1) -> Mesh:
     """Returns a mesh of all devices along `data`.
 
     Raises:
-      UserError: the batch does not divide among the devices.
+      UserError: the batch, or each of its `parts` of equal size, does not divide among the devices.
     """
     devices = jax.device_count()
-    if batch_size % devices:
+    if batch_size % (devices * parts):
         raise UserError(
-            f"batch size {batch_size} is not divisible by the {devices} devices: use a multiple of {devices}"
+            f"batch size {batch_size} is not divisible by the {devices} devices"
+            + (f" in {parts} equal parts" if parts > 1 else "")
+            + f": use a multiple of {devices * parts}"
         )
     # Linen and optax know nothing of explicit axis types, jax.make_mesh's default.
     return jax.make_mesh((devices,), BATCH_AXES, axis_types=(AxisType.Auto,))

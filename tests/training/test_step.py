@@ -139,6 +139,10 @@ def test_dropout_is_a_function_of_the_step(views):
 def test_a_batch_must_divide_among_the_devices():
     with pytest.raises(UserError, match="batch size 12 is not divisible by the 8 devices"):
         make_mesh(12)
+    with pytest.raises(
+        UserError, match=r"24 is not divisible by the 8 devices in 2 equal parts: .* multiple of 16"
+    ):
+        make_mesh(24, parts=2)
 
 
 def test_layer_norms_add_up_to_the_norm_of_the_gradient():

@@ -196,7 +196,16 @@ class OurStep:
         elif method == "dynsdpb":
             c = SelfDistillationConfig()
             distillation = SelfDistillation(
-                method, tuple(terms), c.weight, c.temperature, "vmm", c.map_logits, c.top_k, dtype
+                method=method,
+                views=tuple(terms),
+                weight=c.weight,
+                temperature=c.temperature,
+                output="vmm",
+                map_logits=c.map_logits,
+                difficulty=c.difficulty,
+                uncertainty=c.uncertainty,
+                top_k=c.top_k,
+                dtype=dtype,
             )
             last_batch = distillation.empty(batch_size // 2, config.vocab_size, dict.fromkeys(terms, 1))
         # A loop over layers for what is only compared: it compiles in half the time.

@@ -25,7 +25,12 @@ from cot_jax.data.tasks import TASKS
 from cot_jax.data.views import METHODS
 from cot_jax.errors import UserError
 from cot_jax.losses.mutual_information import DETACHABLE, REDUCTIONS, VARIANTS
-from cot_jax.losses.self_distillation import MAP_LOGITS, OUTPUTS
+from cot_jax.losses.self_distillation import (
+    DIFFICULTIES,
+    MAP_LOGITS,
+    OUTPUTS,
+    UNCERTAINTIES,
+)
 from cot_jax.losses.self_distillation import METHODS as SELF_DISTILLATION_METHODS
 from cot_jax.models.student import PRESETS
 
@@ -123,6 +128,12 @@ class SelfDistillationConfig:
         "vmm", "what is stored: vocabulary maps, logits of every token, of its top k only", choices=OUTPUTS
     )
     map_logits: str = _key("log", "what the softmax over a vocabulary map is of", choices=MAP_LOGITS)
+    difficulty: str = _key(
+        "clip", "how dynsdpb's temperature grows with an example's loss", choices=DIFFICULTIES
+    )
+    uncertainty: str = _key(
+        "log_vocabulary", "what an example's entropy is measured against", choices=UNCERTAINTIES
+    )
     top_k: int = _key(64, "logits stored for a token (output=top_k)", low=1)
     dtype: str = _key("float32", "of stored logits", choices=("float32", "bfloat16"))
 

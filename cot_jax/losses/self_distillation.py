@@ -12,7 +12,7 @@ With the n rows whose stored outputs are at hand, the term is
 
 and with u_i = mean token entropy / log V, DynSDPB makes weight_i = weight (1 - u_i) and temperature_i =
 temperature clip(CE_i / mean CE, 1/2, 2). Neither carries a gradient. The form of the second and the
-normalisation of u over a sequence are ours, the paper gives none.
+normalisation of u over a sequence are ours, the paper gives none; others can be chosen.
 """
 
 import dataclasses
@@ -28,6 +28,8 @@ from cot_jax.losses.vocabulary import VocabularyPass, logits
 METHODS = ("dlb", "dynamic", "dynsdpb")
 OUTPUTS = ("vmm", "full", "top_k")
 MAP_LOGITS = ("log", "minmax")
+DIFFICULTIES = ("clip", "sqrt", "none")
+UNCERTAINTIES = ("log_vocabulary", "batch_maximum")
 
 # Below every probability that matters and far from where its reciprocal, the logarithm's slope, overflows.
 _LEAST = 1e-30
@@ -83,6 +85,10 @@ class SelfDistillation:
         on which both sides are then renormalised.
       map_logits: what softmax(. / temperature) is taken of with "vmm": "log" of the map, which for a
         target of one token is its logits and so DLB exactly, or the map scaled to [0, 1] ("minmax").
+      difficulty: how the temperature grows with r = CE_i / mean CE: by r itself ("clip") or its square root
+        ("sqrt"), within [1/2, 2], or not at all ("none"). r, because twice the loss then is twice as soft.
+      uncertainty: what an entropy is measured against: its largest possible value, so that 0 and 1 mean the
+        same at every step ("log_vocabulary"), or the batch's largest mean ("batch_maximum").
       top_k: k.
       dtype: of stored logits.
     """
@@ -93,6 +99,8 @@ class SelfDistillation:
     temperature: float
     output: str
     map_logits: str
+    difficulty: str
+    uncertainty: str
     top_k: int
     dtype: DTypeLike
 
@@ -155,11 +163,15 @@ class SelfDistillation:
         weight_B, tau_B, diagnostics = self.weight * ones_B, self.temperature * ones_B, {}
         if self.dynamic:
             assert passed.entropy_BT is not None
+            entropy_B = jax.lax.stop_gradient(_token_mean(passed.entropy_BT, real_BT))
+            if self.uncertainty == "log_vocabulary":
+                most = jnp.log(head_DV.shape[1])
+            else:
+                most = jnp.maximum(jnp.max(entropy_B, where=counts_B, initial=0), _LEAST)
             # Rounding may lift the entropy of a flat distribution above log V.
-            uncertainty_B = _token_mean(passed.entropy_BT, real_BT) / jnp.log(head_DV.shape[1])
-            uncertainty_B = jax.lax.stop_gradient(jnp.minimum(uncertainty_B, 1))
+            uncertainty_B = jnp.minimum(entropy_B / most, 1)
             weight_B *= 1 - uncertainty_B
-            tau_B *= relative_temperature(_token_mean(passed.nll_BT, real_BT), counts_B)
+            tau_B *= relative_temperature(_token_mean(passed.nll_BT, real_BT), counts_B, self.difficulty)
             diagnostics["uncertainty"] = _mean(uncertainty_B, counts_B)
             if not self.distills:
                 relative_B = (1 - uncertainty_B) / jnp.maximum(_mean(1 - uncertainty_B, counts_B), _LEAST)
@@ -232,16 +244,19 @@ def _halves(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0] // 2, 2, *x.shape[1:])
 
 
-def relative_temperature(nll_B: jax.Array, counts_B: jax.Array) -> jax.Array:
-    """g = clip(CE_i / mean CE, 1/2, 2): a harder example gets a softer target.
+def relative_temperature(nll_B: jax.Array, counts_B: jax.Array, form: str) -> jax.Array:
+    """g of each example: a harder one gets a softer target.
 
     Args:
       nll_B: mean negative log-likelihood of each example.
       counts_B: bool, those that have a target.
+      form: one of `DIFFICULTIES`.
     """
     nll_B = jax.lax.stop_gradient(nll_B)
     mean = _mean(nll_B, counts_B)
-    return jnp.clip(nll_B / jnp.where(mean > 0, mean, 1), 0.5, 2)
+    relative_B = nll_B / jnp.where(mean > 0, mean, 1)
+    forms = {"clip": relative_B, "sqrt": jnp.sqrt(relative_B), "none": jnp.ones_like(relative_B)}
+    return jnp.clip(forms[form], 0.5, 2)
 
 
 def divergence(stored_logits: jax.Array, logits: jax.Array, temperature: jax.Array) -> jax.Array:

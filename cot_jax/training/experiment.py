@@ -129,6 +129,8 @@ def _self_distillation(config: Config, method: Sequence[View]) -> SelfDistillati
         temperature=section.temperature,
         output=section.output,
         map_logits=section.map_logits,
+        difficulty=section.difficulty,
+        uncertainty=section.uncertainty,
         top_k=section.top_k,
         dtype=jnp.dtype(section.dtype),
     )

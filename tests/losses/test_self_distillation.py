@@ -18,7 +18,7 @@ B, T, D, V = 6, 5, 4, 9
 LENGTHS = np.array([3, 5, 1, 2, 0, 4], np.int32)  # the left rows are 0, 2, 4; one is empty
 TERMS, WEIGHTS = {"predict": "label"}, {"label": 0.7}
 
-DLB = SelfDistillation("dlb", ("predict",), 0.8, 3.0, "full", "log", 4, jnp.float64)
+DLB = SelfDistillation("dlb", ("predict",), 0.8, 3.0, "full", "log", "clip", "log_vocabulary", 4, jnp.float64)
 
 
 class FixedHidden:
@@ -77,6 +77,7 @@ def _torch_term(spec, torch):
     nll = torch.cat(tokens)
     means = [t.mean().item() for t in tokens if len(t)]
     term, n_linked = 0.0, 0
+    rows = [(j, m) for j, m in enumerate(LENGTHS) if m]
     for h, i in enumerate((0, 2, 4)):
         n = LENGTHS[i]
         if n == 0:
@@ -85,8 +86,12 @@ def _torch_term(spec, torch):
         weight, tau = spec.weight, spec.temperature
         if spec.method == "dynsdpb":
             p = z[i, :n].detach().softmax(-1)
-            weight *= 1 - (-(p * p.log()).sum(-1).mean() / math.log(V)).item()
-            tau *= min(max(tokens[i].mean().item() / np.mean(means), 0.5), 2.0)
+            entropy = [-(q * q.log()).sum(-1).mean().item() for q in (z[j, :m].softmax(-1) for j, m in rows)]
+            most = math.log(V) if spec.uncertainty == "log_vocabulary" else max(entropy)
+            weight *= 1 + (p * p.log()).sum(-1).mean().item() / most
+            relative = tokens[i].mean().item() / np.mean(means)
+            relative = {"clip": relative, "sqrt": relative**0.5, "none": 1.0}[spec.difficulty]
+            tau *= min(max(relative, 0.5), 2.0)
         old, new = before[h, :n], z[i, :n]
         if spec.output == "vmm":
             old, new = (x.softmax(-1).sum(0, keepdim=True) for x in (old, new))
@@ -125,6 +130,21 @@ def test_equals_the_formulas_in_value_and_gradient(method, output, map_logits, t
     np.testing.assert_allclose(grads["head"], leaves[1].grad, rtol=0, atol=1e-10)
     assert float(first.terms["self_distillation"]) == 0, "the first step has nothing stored"
     np.testing.assert_array_equal(found.last_batch.example_h, [20, 21, 22])
+
+
+@pytest.mark.parametrize(
+    ("difficulty", "uncertainty"),
+    [("sqrt", "log_vocabulary"), ("none", "log_vocabulary"), ("clip", "batch_maximum")],
+)
+def test_other_forms_of_the_dynamics(difficulty, uncertainty):
+    torch = pytest.importorskip("torch", reason="parity needs PyTorch")
+    spec = dataclasses.replace(DLB, method="dynsdpb", difficulty=difficulty, uncertainty=uncertainty)
+    with jax.enable_x64(True):
+        ((_, found), _), _ = _two_steps(spec)
+        ((_, default), _), _ = _two_steps(dataclasses.replace(DLB, method="dynsdpb"))
+    _, term, _ = _torch_term(spec, torch)
+    np.testing.assert_allclose(found.terms["self_distillation"], 0.7 * term.item(), rtol=1e-10)
+    assert abs(float(found.terms["self_distillation"]) / float(default.terms["self_distillation"]) - 1) > 1e-3
 
 
 def test_two_steps_by_hand():

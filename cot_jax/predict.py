@@ -29,9 +29,13 @@ def main(argv: Sequence[str]) -> int:
                     source = files.enter_context(open(options.input, encoding="utf-8"))
                 except OSError as error:
                     raise UserError(f"{options.input}: {error.strerror}") from None
+            saved = load(options.model)
             if options.output != "-":
-                sink = files.enter_context(open(options.output, "w", encoding="utf-8"))
-            _predict(load(options.model), source, sink, options)
+                try:
+                    sink = files.enter_context(open(options.output, "w", encoding="utf-8"))
+                except OSError as error:
+                    raise UserError(f"{options.output} cannot be written: {error.strerror}") from None
+            _predict(saved, source, sink, options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -85,6 +89,8 @@ def _read(source: TextIO, name: str) -> Iterator[dict[str, Any]]:
             raise UserError(f"{name}, line {number}: not JSON ({error})") from None
         if not isinstance(row, dict) or not isinstance(row.get("input"), str):
             raise UserError(f'{name}, line {number}: a row is an object with a text "input"')
+        if not isinstance(row.get("rationale"), str | None):
+            raise UserError(f'{name}, line {number}: "rationale" is not text; leave it out or write text')
         yield {"id": str(number)} | row
 
 

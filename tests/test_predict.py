@@ -99,6 +99,7 @@ def test_load_gives_back_what_was_saved(run, exported):
         ("{", "-, line 2: not JSON"),
         ("[]", '-, line 2: a row is an object with a text "input"'),
         ('{"input": 3}', '-, line 2: a row is an object with a text "input"'),
+        ('{"input": "a", "rationale": 3}', '-, line 2: "rationale" is not text'),
     ],
 )
 def test_a_bad_row_is_named(run, text, message, capsys, monkeypatch):
@@ -112,6 +113,11 @@ def test_mistakes_are_one_line(run, exported, tmp_path, capsys):
     assert "is neither a run" in capsys.readouterr().err
     assert predict.main([f"--model={run}", f"--input={tmp_path / 'none.jsonl'}"]) == 2
     assert "none.jsonl: No such file" in capsys.readouterr().err
+    assert predict.main([f"--model={run}", f"--output={tmp_path / 'no' / 'where'}"]) == 2
+    assert "where cannot be written: No such file" in capsys.readouterr().err
+    (tmp_path / "cot_jax.json").write_text('{"seed": ')
+    assert predict.main([f"--model={tmp_path}"]) == 2
+    assert "cot_jax.json: not JSON" in capsys.readouterr().err
     assert export.main([f"--workdir={run}", f"--output={exported}"]) == 2
     assert "is not empty" in capsys.readouterr().err
 

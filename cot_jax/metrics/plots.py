@@ -1,5 +1,6 @@
 """Pictures of a run."""
 
+import importlib.util
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -11,10 +12,8 @@ LAYER_NORM = "grad_norm/"
 
 def require_matplotlib() -> None:
     """Raises UserError where there is nothing to draw with."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UserError("plots need Matplotlib: pip install 'cot-jax[plots]'") from None
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("plots need Matplotlib: pip install 'cot-jax[plots]'")
 
 
 def draw_layer_norms(metrics_file: Path, picture: Path) -> None:

@@ -92,11 +92,11 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
     result_file = workdir / "result.json"
     if config.train.layer_norms_every:
         require_matplotlib()
-    if profile_steps and config.train.steps < _Profile.AFTER + profile_steps:
-        raise UserError(
-            f"--profile_steps={profile_steps} comes after {_Profile.AFTER} steps, but config.train.steps="
-            f"{config.train.steps}"
-        )
+        if config.train.layer_norms_every > config.train.steps:
+            raise UserError(
+                f"config.train.layer_norms_every={config.train.layer_norms_every} never comes in "
+                f"config.train.steps={config.train.steps}: choose a smaller one, or 0 for none"
+            )
     run = Run(experiment)
     _claim(workdir, config)
     if result_file.exists():
@@ -115,6 +115,12 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
             say(f"going on from step {checkpoints.latest_step} of {workdir}")
         wandb_config = dataclasses.asdict(config) if config.train.wandb else None
         with MetricsWriter(workdir, int(state.step), wandb_config) as writer, _StopSignal() as stop:
+            left = config.train.steps - int(state.step)
+            if profile_steps and left < _Profile.AFTER + profile_steps:
+                raise UserError(
+                    f"--profile_steps={profile_steps} come after {_Profile.AFTER} others, but only {left} of "
+                    f"config.train.steps={config.train.steps} are left: ask for fewer"
+                )
             profile = _Profile(workdir / "profile", int(state.step), profile_steps)
             _steps(run, state, checkpoints, writer, stop, clock, profile)
             result = _conclude(run, checkpoints, workdir, clock)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -55,7 +56,7 @@ def load(path: Path) -> Saved:
     """
     for file in (path / CONFIG_FILE, path / "config.json"):
         if file.is_file() and (file.name == CONFIG_FILE or (path / STUDENT_FILE).is_file()):
-            config = freeze(json.loads(file.read_text(encoding="utf-8")))
+            config = freeze(_read_json(file))
             break
     else:
         raise UserError(
@@ -65,7 +66,7 @@ def load(path: Path) -> Saved:
     if file.name == CONFIG_FILE:
         student, params = students.from_pretrained(str(path), dropout_rate=0.0, dtype=dtype)
         return Saved(config, student, params, tokenizers.load(path))
-    architecture = json.loads((path / STUDENT_FILE).read_text(encoding="utf-8"))
+    architecture = _read_json(path / STUDENT_FILE)
     student = students.from_architecture(architecture, dtype=dtype)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.eval_shape(student.init, jax.random.key(0))
@@ -75,6 +76,16 @@ def load(path: Path) -> Saved:
             raise UserError(f"{path} has no best parameters yet: train until its first evaluation")
         params = checkpoints.restore_best(like)
     return Saved(config, student, params, tokenizers.load(path / "tokenizer"))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error}); write it again or take another copy") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: expected an object, found {type(values).__name__}; take another copy")
+    return values
 
 
 class Answerer:

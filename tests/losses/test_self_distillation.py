@@ -50,8 +50,7 @@ def _batch(example, lengths=LENGTHS, padding=0):
 
 def _empty(spec, rows=B // 2, dtype=jnp.float64):
     last = spec.empty(rows, V, {"predict": T + 3, "explain": T + 3})
-    floats = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
-    return jax.tree.map(floats, last)
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, last)
 
 
 def _two_steps(spec, padding=0, mi=None, terms=TERMS, weights=WEIGHTS):

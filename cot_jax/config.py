@@ -287,7 +287,7 @@ def parse_command_line(argv: Sequence[str], summary: str) -> CommandLine:
     file = Path(files[0])
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_dict(
-        "config", _read_config_file(file), flag_values=values, sys_argv=arguments
+        "config", load_config_module(file, "get_config"), flag_values=values, sys_argv=arguments
     )
     flags.DEFINE_string("workdir", str(Path("runs") / file.stem), "", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "", flag_values=values)
@@ -301,27 +301,58 @@ def parse_command_line(argv: Sequence[str], summary: str) -> CommandLine:
     return CommandLine(freeze(holder.value), Path(values.workdir), values.dry_run, values.profile_steps)
 
 
-def _read_config_file(file: Path) -> ml_collections.ConfigDict:
-    """Returns what `get_config()` of a config file returns."""
+def load_config_module(file: Path, function: str) -> Any:
+    """Returns what `function`, e.g. "get_config", of a config file returns.
+
+    Raises:
+      UserError: there is no such file, or it fails.
+    """
     if not file.is_file():
         close = difflib.get_close_matches(file.name, [f.name for f in file.parent.glob("*.py")], n=1)
         hint = f"; did you mean {file.parent / close[0]}?" if close else ""
         raise UserError(f"{file}: no such config file{hint}")
     spec = importlib.util.spec_from_file_location("config_file", file)
     if spec is None or spec.loader is None:
-        raise UserError(f"{file}: a config file ends in .py and defines get_config()")
+        raise UserError(f"{file}: a config file ends in .py and defines {function}()")
     module = importlib.util.module_from_spec(spec)
     # It starts from its neighbour common.py, from whichever directory we are run.
-    sys.path.insert(0, str(file.resolve().parent.parent))
+    package = next((folder for folder in file.resolve().parents if folder.name == "configs"), None)
+    sys.path.insert(0, str(package.parent if package else file.resolve().parent.parent))
     try:
         spec.loader.exec_module(module)
-        return module.get_config()
+        return getattr(module, function)()
     except UserError:
         raise
     except Exception as error:  # a config file is a program: anything can be wrong with it
         raise UserError(f"{file}: {type(error).__name__}: {_one_line(error)}") from None
     finally:
         sys.path.pop(0)
+
+
+def refuse_other_config(workdir: Path, config: Config) -> bool:
+    """Returns whether `workdir` holds a run of `config` already; False where it holds none.
+
+    Raises:
+      UserError: it holds a run of another config.
+    """
+    file = workdir / "config.json"
+    if not file.exists():
+        return False
+    found = json.loads(file.read_text(encoding="utf-8"))
+    for key, value, other in _differences(json.loads(to_json(config)), found):
+        raise UserError(
+            f"{workdir} holds a run with config.{key}={other!r}, not {value!r}: "
+            "choose another directory, or delete it"
+        )
+    return True
+
+
+def _differences(wanted: Any, found: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        for key in wanted.keys() | found.keys():
+            yield from _differences(wanted.get(key), found.get(key), f"{path}.{key}" if path else key)
+    elif wanted != found:
+        yield path, wanted, found
 
 
 def _one_line(error: Exception) -> str:

@@ -1,11 +1,17 @@
-"""Pictures of a run."""
+"""Pictures of runs."""
 
+import dataclasses
 import importlib.util
 import json
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from cot_jax.errors import UserError
+from cot_jax.metrics.calibration import Bin
 
 LAYER_NORM = "grad_norm/"
 
@@ -45,3 +51,143 @@ def draw_layer_norms(metrics_file: Path, picture: Path) -> None:
     panels[0].set_ylabel("norm of the gradient")
     panels[-1].legend(frameon=False, fontsize="small", ncols=2 if len(layers) > 6 else 1)
     figure.savefig(picture, dpi=120)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A metric over the steps, (N,) each: its mean over seeds and the band they lie in."""
+
+    steps: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def draw_curves(panels: Mapping[str, Mapping[str, Curve]], picture: Path) -> None:
+    """Draws a panel for each metric, with a line and a band (least to largest) for each method.
+
+    Args:
+      panels: metric -> method -> curve.
+      picture: PNG to write.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    methods = list(dict.fromkeys(method for curves in panels.values() for method in curves))
+    colors = _colors(methods)
+    across = min(len(panels), 3)
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(4.2 * across + 1.8, 3.2 * down), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    for panel, (metric, curves) in zip(axes, panels.items(), strict=False):
+        for method, curve in curves.items():
+            panel.plot(curve.steps, curve.mean, color=colors[method], linewidth=1.5)
+            panel.fill_between(curve.steps, curve.low, curve.high, color=colors[method], alpha=0.15, lw=0)
+        panel.set_title(metric)
+        panel.set_xlabel("step")
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in axes[len(panels) :]:
+        panel.set_axis_off()
+    handles = [Line2D([], [], color=colors[method], label=method) for method in methods]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    figure.savefig(picture, dpi=120)
+
+
+def draw_data_size(methods: Mapping[str, Sequence[tuple[int, Sequence[float]]]], picture: Path) -> None:
+    """Draws accuracy against the number of training examples, with the standard deviation over seeds.
+
+    Args:
+      methods: method -> (examples, accuracy in % of each seed).
+      picture: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    colors = _colors(list(methods))
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    panel = figure.subplots()
+    for method, points in methods.items():
+        examples, accuracies = zip(*sorted(points), strict=True)
+        panel.errorbar(
+            examples,
+            [np.mean(values) for values in accuracies],
+            [np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in accuracies],
+            color=colors[method],
+            marker="o",
+            markersize=4,
+            capsize=3,
+            label=method,
+        )
+    panel.set_xscale("log", base=2)
+    sizes = sorted({examples for points in methods.values() for examples, _ in points})
+    panel.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    panel.minorticks_off()
+    panel.set_xlabel("training examples")
+    panel.set_ylabel("test accuracy, %")
+    panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False)
+    figure.savefig(picture, dpi=120)
+
+
+def draw_reliability(before: Sequence[Bin], after: Sequence[Bin] | None, title: str, picture: Path) -> None:
+    """Draws accuracy against confidence, and below how many answers have it.
+
+    Args:
+      before: the bins as the student is.
+      after: the bins after temperature scaling, or None.
+      picture: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6, 5.2), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    top.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="perfect")
+    for bins, color, label in ((before, "C0", "as trained"), (after, "C1", "temperature scaled")):
+        if not bins:
+            continue
+        confidences, accuracies, counts = zip(
+            *((b.confidence, b.accuracy, b.count) for b in bins), strict=True
+        )
+        top.plot(confidences, accuracies, color=color, marker="o", markersize=4, label=label)
+        bottom.bar(confidences, counts, width=0.03, color=color, alpha=0.7)
+    top.set_ylabel("accuracy")
+    top.set_title(title)
+    top.set_xlim(0, 1)
+    top.set_ylim(0, 1)
+    top.legend(frameon=False, loc="upper left")
+    bottom.set_xlabel("confidence")
+    bottom.set_ylabel("answers")
+    for panel in (top, bottom):
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(picture, dpi=120)
+
+
+def draw_confusion(labels: Sequence[str], counts: np.ndarray, picture: Path) -> None:
+    """Draws how often each gold label was answered with each label.
+
+    Args:
+      labels: names of the columns; those of the rows are the first of them.
+      counts: (gold, answered).
+      picture: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    rows, columns = counts.shape
+    figure = Figure(figsize=(2.2 + 0.9 * columns, 1.6 + 0.7 * rows), layout="constrained")
+    panel = figure.subplots()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    panel.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row, column in np.ndindex(rows, columns):
+        color = "white" if shares[row, column] > 0.6 else "black"
+        panel.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=color)
+    panel.set_xticks(range(columns), labels)
+    panel.set_yticks(range(rows), labels[:rows])
+    panel.set_xlabel("answered")
+    panel.set_ylabel("gold")
+    figure.savefig(picture, dpi=120)
+
+
+def _colors(names: Sequence[str]) -> dict[str, Any]:
+    from matplotlib import colormaps
+
+    palette = colormaps["tab10" if len(names) <= 10 else "tab20"]
+    return {name: palette(n % palette.N) for n, name in enumerate(names)}

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cot_jax.config import Config, to_json
+from cot_jax.config import Config, refuse_other_config, to_json
 from cot_jax.errors import UserError
 from cot_jax.metrics.accuracy import accuracy
 from cot_jax.metrics.plots import LAYER_NORM, draw_layer_norms, require_matplotlib
@@ -270,29 +270,13 @@ def dry_run(experiment: Experiment) -> list[str]:
 
 def _claim(workdir: Path, config: Config) -> None:
     """Makes the work directory this config's, or refuses."""
-    file = workdir / "config.json"
-    wanted = to_json(config)
-    if file.exists():
-        found = json.loads(file.read_text(encoding="utf-8"))
-        for key, value, other in _differences(json.loads(wanted), found):
-            raise UserError(
-                f"{workdir} holds a run with config.{key}={other!r}, not {value!r}: "
-                "choose another --workdir, or delete it"
-            )
+    if refuse_other_config(workdir, config):
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        _write(file, wanted)
+        _write(workdir / "config.json", to_json(config))
     except OSError as error:
         raise UserError(f"{workdir} cannot be written: {error.strerror}; choose another --workdir") from None
-
-
-def _differences(wanted: Any, found: Any, path: str = ""):
-    if isinstance(wanted, dict) and isinstance(found, dict):
-        for key in wanted.keys() | found.keys():
-            yield from _differences(wanted.get(key), found.get(key), f"{path}.{key}" if path else key)
-    elif wanted != found:
-        yield path, wanted, found
 
 
 def _write(file: Path, text: str) -> None:

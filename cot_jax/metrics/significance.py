@@ -1,0 +1,32 @@
+"""How far to trust an accuracy, and a difference of two."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+_RESAMPLES = 10_000
+
+
+def bootstrap_interval(correct: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """Returns the percentile bootstrap interval of the mean of `correct`, (N,) of 0 and 1.
+
+    10,000 resamples of the N answers, drawn with a fixed seed. (Efron & Tibshirani 1993, section 13.3.)
+    """
+    correct = np.asarray(correct, float)
+    # Answers are right or wrong: how many right ones a resample has is binomial.
+    right = np.random.default_rng(0).binomial(len(correct), correct.mean(), _RESAMPLES)
+    low, high = np.quantile(right / len(correct), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def paired_p_value(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Returns the two-sided p-value of the paired t-test that `a` and `b`, run by run, have equal means.
+
+    None where there are fewer than two pairs, or all differences are equal.
+    """
+    differences = np.subtract(a, b)
+    if len(differences) < 2 or np.ptp(differences) == 0:
+        return None
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)

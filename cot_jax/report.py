@@ -1,0 +1,257 @@
+"""Make the table and the plots of a sweep: python -m cot_jax.report DIR
+
+Writes report.md, report.csv (a row a run), differences.csv (every pair of methods) and, where Matplotlib is
+installed, pictures into DIR; prints the table.
+"""
+
+import argparse
+import csv
+import dataclasses
+import importlib.util
+import itertools
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cot_jax import table as tables
+from cot_jax.errors import UserError
+from cot_jax.metrics.plots import Curve, draw_curves, draw_data_size
+from cot_jax.metrics.significance import paired_p_value
+from cot_jax.table import Cell, Table
+
+_ACCURACY = "test/accuracy"
+_FRACTION = "data.train_fraction"
+# Training rows are averaged over so many steps before they are drawn.
+_WINDOW = 25
+
+
+@dataclasses.dataclass(frozen=True)
+class _Runs:
+    """The finished runs of a cell, by seed."""
+
+    cell: Cell
+    results: Mapping[int, dict[str, Any]]
+    directory: Path
+
+    def values(self, name: str = _ACCURACY) -> list[float]:
+        return [result[name] for result in self.results.values()]
+
+    def metrics(self, name: str) -> list[list[tuple[int, float]]]:
+        """Returns the (step, value) of a metric, a list a seed."""
+        curves = []
+        for seed in self.results:
+            lines = (self.directory / f"seed{seed}" / "metrics.jsonl").read_text(encoding="utf-8")
+            rows = map(json.loads, lines.splitlines())
+            curves.append([(row["step"], row[name]) for row in rows if name in row])
+        return curves
+
+    def names(self) -> list[str]:
+        """Returns the names of all metrics, in the order of their first row."""
+        file = self.directory / f"seed{next(iter(self.results))}" / "metrics.jsonl"
+        rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+        return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status: 0, or 2 where there is nothing to report."""
+    parser = argparse.ArgumentParser(
+        "python -m cot_jax.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("directory", type=Path, help="--output of a sweep")
+    directory = parser.parse_args(argv).directory
+    try:
+        table = tables.from_directory(directory)
+        found = {(cell.row, cell.column): _read(cell, directory / cell.path) for cell in table.cells}
+        if not any(runs.results for runs in found.values()):
+            raise UserError(f"{directory}: no run is finished yet")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    _write_csv(directory / "report.csv", _csv_rows(found.values()))
+    _write_csv(directory / "differences.csv", _differences(table, found))
+    pictures = []
+    if importlib.util.find_spec("matplotlib"):
+        pictures = _draw(table, found, directory)
+    else:
+        print("no pictures: pip install 'cot-jax[plots]'", file=sys.stderr)
+    text = _markdown(table, found)
+    (directory / "report.md").write_text(
+        text + "".join(f"\n![]({picture})\n" for picture in pictures), encoding="utf-8"
+    )
+    print(text, end="")
+    print("written to " + ", ".join(map(str, [directory / "report.md", *(directory / p for p in pictures)])))
+    return 0
+
+
+def _read(cell: Cell, directory: Path) -> _Runs:
+    results = {}
+    for file in directory.glob("seed*/result.json"):
+        results[int(file.parent.name.removeprefix("seed"))] = json.loads(file.read_text(encoding="utf-8"))
+    return _Runs(cell, dict(sorted(results.items())), directory)
+
+
+def _markdown(table: Table, found: Mapping[tuple[str, str], _Runs]) -> str:
+    theirs = any(runs.cell.published is not None for runs in found.values())
+    lines = [f"# {table.title}", "", "Test accuracy in %, mean ± standard deviation over seeds (seeds).", ""]
+    header = ["method"]
+    for column in table.columns:
+        header += [column, f"{column}, published"] if theirs else [column]
+    body = []
+    for row in table.rows:
+        cells = [row]
+        for column in table.columns:
+            runs = found.get((row, column))
+            cells.append(_summary(runs.values()) if runs else "")
+            if theirs:
+                published = runs.cell.published if runs else None
+                cells.append("" if published is None else f"*{published:.2f}*")
+        body.append(cells)
+    lines += _rows(header, body)
+    if theirs:
+        lines += ["", f"*Published* figures are the authors' and were not reproduced here: {table.source}."]
+    for column in table.columns:
+        differences = [r for r in _differences(table, found) if r["column"] == column and r["seeds"] > 1]
+        first = [r for r in differences if r["b"] == table.rows[0]]
+        if first:
+            lines += ["", f"Against {table.rows[0]}, {column}, seed by seed (paired t-test, two-sided):", ""]
+            lines += _rows(
+                ["method", "difference", "p", "seeds"],
+                [[r["a"], f"{r['difference']:+.2f}", _p_value(r["p_value"]), str(r["seeds"])] for r in first],
+            )
+    lines += ["", "What each run had:", ""]
+    costs = [
+        [row, column, f"{visits:,}", f"{runs.results[seed]['examples']:,}", f"{seconds:.0f}"]
+        for (row, column), runs in found.items()
+        if runs.results
+        for seed in [next(iter(runs.results))]
+        for visits in [runs.results[seed]["example_visits"]]
+        for seconds in [np.mean(runs.values("train_seconds"))]
+    ]
+    lines += _rows(["method", "column", "example visits", "training examples", "training seconds"], costs)
+    devices = {
+        f"{r['hardware']['devices']} x {r['hardware']['device_kind']}, jax {r['versions']['jax']}"
+        for runs in found.values()
+        for r in runs.results.values()
+    }
+    lines += ["", "Hardware: " + "; ".join(sorted(devices)) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(header: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *body)]
+
+
+def _summary(values: Sequence[float]) -> str:
+    if not values:
+        return "not run"
+    percent = 100 * np.array(values)
+    spread = f" ± {percent.std(ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{percent.mean():.2f}{spread} ({len(values)})"
+
+
+def _p_value(p: float | None) -> str:
+    return "" if p is None else f"{p:.3f}"
+
+
+def _csv_rows(found: Iterable[_Runs]) -> list[dict[str, Any]]:
+    return [
+        {
+            "row": runs.cell.row,
+            "column": runs.cell.column,
+            "seed": seed,
+            "test_accuracy": result[_ACCURACY],
+            "valid_accuracy": result["valid/accuracy"],
+            "best_step": result["best_step"],
+            "example_visits": result["example_visits"],
+            "train_seconds": result["train_seconds"],
+            "published": runs.cell.published,
+        }
+        for runs in found
+        for seed, result in runs.results.items()
+    ]
+
+
+def _differences(table: Table, found: Mapping[tuple[str, str], _Runs]) -> list[dict[str, Any]]:
+    """Returns mean differences a - b in points, over the seeds that both have."""
+    rows = []
+    for column in table.columns:
+        for b, a in itertools.combinations(table.rows, 2):
+            if (a, column) not in found or (b, column) not in found:
+                continue
+            of_a, of_b = found[a, column].results, found[b, column].results
+            seeds = [seed for seed in of_a if seed in of_b]
+            if not seeds:
+                continue
+            accuracy_a = [100 * of_a[seed][_ACCURACY] for seed in seeds]
+            accuracy_b = [100 * of_b[seed][_ACCURACY] for seed in seeds]
+            rows.append(
+                {
+                    "column": column,
+                    "a": a,
+                    "b": b,
+                    "difference": float(np.mean(np.subtract(accuracy_a, accuracy_b))),
+                    "p_value": paired_p_value(accuracy_a, accuracy_b),
+                    "seeds": len(seeds),
+                }
+            )
+    return rows
+
+
+def _write_csv(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with file.open("w", encoding="utf-8", newline="") as out:
+        writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _draw(table: Table, found: Mapping[tuple[str, str], _Runs], directory: Path) -> list[str]:
+    """Returns the names of the pictures drawn: curves of a column, and accuracy against data."""
+    pictures = []
+    for column in table.columns:
+        curves: dict[str, dict[str, Curve]] = defaultdict(dict)
+        for row in table.rows:
+            runs = found.get((row, column))
+            if not runs or not runs.results:
+                continue
+            for name in runs.names():
+                if name.startswith(("valid/", "loss")):
+                    window = 1 if name.startswith("valid/") else _WINDOW
+                    curves[name][row] = _curve(runs.metrics(name), window)
+        suffix = "" if len(table.columns) == 1 else "_" + Cell("", column, "", {}).path.name
+        for kind in ("valid/", "loss"):
+            panels = {name: lines for name, lines in sorted(curves.items()) if name.startswith(kind)}
+            if panels:
+                picture = {"valid/": "learning_curves", "loss": "losses"}[kind] + suffix + ".png"
+                draw_curves(panels, directory / picture)
+                pictures.append(picture)
+    sizes: dict[str, list[tuple[int, list[float]]]] = defaultdict(list)
+    for (row, _), runs in found.items():
+        if runs.results and _FRACTION in runs.cell.overrides:
+            examples = next(iter(runs.results.values()))["examples"]
+            sizes[row].append((examples, [100 * value for value in runs.values()]))
+    if any(len(points) > 1 for points in sizes.values()):
+        draw_data_size(sizes, directory / "data_size.png")
+        pictures.append("data_size.png")
+    return pictures
+
+
+def _curve(seeds: Sequence[Sequence[tuple[int, float]]], window: int) -> Curve:
+    """Returns mean, least and largest over the seeds of a metric averaged over `window` rows."""
+    rows = min(map(len, seeds)) // window * window
+    window = window if rows else 1
+    points = np.array([seed[: rows or min(map(len, seeds))] for seed in seeds])  # (seeds, rows, 2)
+    averaged = points.reshape(len(seeds), -1, window, 2).mean(axis=2)
+    values = averaged[..., 1]
+    return Curve(averaged[0, :, 0], values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

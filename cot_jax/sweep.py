@@ -1,0 +1,189 @@
+"""Run an experiment over seeds, methods and shares of the data, or a whole published table.
+
+python -m cot_jax.sweep --config=configs/demo_mi.py --seeds=0..3 --methods=standard,dss,mi --output=DIR
+python -m cot_jax.sweep --table=configs/tables/mi_base.py --seeds=0..3 --output=DIR --config.data.root=DATA
+
+Every run is a process of its own in DIR/ROW/COLUMN/seedN; the same command goes on where it stopped and
+skips what is done. `python -m cot_jax.report DIR` makes the table. Keys as --config.KEY=VALUE hold for all.
+"""
+
+import argparse
+import dataclasses
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from cot_jax import table as tables
+from cot_jax.config import parse_command_line, refuse_other_config
+from cot_jax.errors import UserError
+from cot_jax.table import Table
+from cot_jax.training.report import say
+
+STOPPED = 75  # exit status, as of `cot_jax.train`: start me again
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    name: str
+    workdir: Path
+    flags: list[str]
+
+    @property
+    def done(self) -> bool:
+        return (self.workdir / "result.json").is_file()
+
+
+class _Jobs:
+    """Runs jobs, some at a time; a signal stops those that run after they have saved."""
+
+    def __init__(self, jobs: Sequence[_Job]):
+        self._jobs, self._lock = jobs, threading.Lock()
+        self._children: list[subprocess.Popen] = []
+        self.stopped = False
+
+    def stop(self, *_) -> None:
+        self.stopped = True
+        for child in self._children:
+            child.terminate()
+
+    def run(self, parallel: int) -> list[_Job]:
+        """Returns those that failed."""
+        previous = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            with ThreadPoolExecutor(parallel) as pool:
+                succeeded = list(pool.map(self._run, range(len(self._jobs))))
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return [job for job, good in zip(self._jobs, succeeded, strict=True) if not good]
+
+    def _run(self, n: int) -> bool:
+        job, began = self._jobs[n], time.monotonic()
+        place = f"[{n + 1}/{len(self._jobs)}] {job.name}"
+        job.workdir.mkdir(parents=True, exist_ok=True)
+        with (job.workdir / "train.log").open("a", encoding="utf-8") as log:
+            with self._lock:
+                if self.stopped:
+                    return False
+                # A session of its own, so that Ctrl-C reaches it once, from here.
+                child = subprocess.Popen(
+                    [sys.executable, "-m", "cot_jax.train", *job.flags, f"--workdir={job.workdir}"],
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+                self._children.append(child)
+            status = child.wait()
+        if status == 0:
+            result = json.loads((job.workdir / "result.json").read_text(encoding="utf-8"))
+            accuracy = 100 * result["test/accuracy"]
+            say(f"{place}: test accuracy {accuracy:.2f} %, {time.monotonic() - began:.0f} s")
+        elif not self.stopped:
+            said = (job.workdir / "train.log").read_text(encoding="utf-8").splitlines()
+            say(f"{place}: failed with status {status}: {said[-1] if said else 'it said nothing'}")
+        return status == 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status: 0, 1 some runs failed, 2 usage, 75 stopped."""
+    try:
+        table, options = _options(argv)
+        table = tables.merged(table, options.output)
+        jobs = _plan(table, options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    left = [job for job in jobs if not job.done]
+    say(f"{len(jobs)} runs, {len(jobs) - len(left)} of them done")
+    if options.dry_run:
+        for job in left:
+            print("python -m cot_jax.train", *job.flags, f"--workdir={job.workdir}")
+        return 0
+    table.save(options.output)
+    runner = _Jobs(left)
+    failed = runner.run(options.jobs)
+    if runner.stopped:
+        say(f"stopped; {len(failed)} runs are left, the same command goes on")
+        return STOPPED
+    if failed:
+        say(f"{len(failed)} runs failed; each has a train.log: " + ", ".join(job.name for job in failed))
+        return 1
+    say(f"done: python -m cot_jax.report {options.output}")
+    return 0
+
+
+def _plan(table: Table, options: argparse.Namespace) -> list[_Job]:
+    """Returns all runs, the first seed of every cell first, so that what is there can be compared early."""
+    jobs = []
+    asked = {(cell.row, cell.column) for cell in options.cells}
+    for seed in options.seeds:
+        for cell in table.cells:
+            if (cell.row, cell.column) not in asked:
+                continue
+            workdir = options.output / cell.path / f"seed{seed}"
+            flags = cell.flags(seed)
+            # Every run is checked before the first one starts.
+            refuse_other_config(workdir, parse_command_line(["sweep", *flags], "").config)
+            jobs.append(_Job(f"{cell.row}, {cell.column}, seed {seed}", workdir, flags))
+    return jobs
+
+
+def _options(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
+    parser = argparse.ArgumentParser(
+        "python -m cot_jax.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--table", type=Path, help="file with get_table(), e.g. configs/tables/mi_base.py")
+    what.add_argument("--config", help="config file that all runs start from")
+    parser.add_argument("--methods", help="e.g. standard,dss,mi:masked,standard+dlb,mi+dynsdpb")
+    parser.add_argument("--fractions", help="shares of the training data, e.g. 0.25,1.0")
+    parser.add_argument("--seeds", type=_seeds, required=True, help="e.g. 0..3 or 0,7")
+    parser.add_argument("--output", type=Path, required=True, help="directory of the runs and the table")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--dry_run", action="store_true", help="print what would run and stop")
+    options, rest = parser.parse_known_args(argv)
+    overrides = {}
+    for argument in rest:
+        match = re.fullmatch(r"--config\.([^=]+)=(.*)", argument)
+        if not match:
+            parser.error(f"unexpected argument {argument!r}; keys are given as --config.KEY=VALUE")
+        overrides[match[1]] = match[2]
+    if options.jobs < 1:
+        parser.error("--jobs is at least 1")
+    if options.table:
+        if options.methods or options.fractions:
+            parser.error("--table names its methods itself: leave --methods and --fractions out")
+        table = tables.from_file(options.table)
+    else:
+        if not options.methods:
+            parser.error("--config needs --methods")
+        try:
+            fractions = [float(text) for text in (options.fractions or "1.0").split(",")]
+        except ValueError:
+            parser.error(f"--fractions={options.fractions}: numbers between 0 and 1, joined by commas")
+        table = tables.grid(options.config, options.methods.split(","), fractions)
+    cells = tuple(
+        dataclasses.replace(cell, overrides={**cell.overrides, **overrides}) for cell in table.cells
+    )
+    options.cells = cells
+    return dataclasses.replace(table, cells=cells), options
+
+
+def _seeds(text: str) -> list[int]:
+    if match := re.fullmatch(r"(\d+)\.\.(\d+)", text):
+        return list(range(int(match[1]), int(match[2]) + 1))
+    return [int(seed) for seed in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,146 @@
+"""A table of experiments: rows are methods, columns data sets or shares of one, cells are runs over seeds."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cot_jax.config import load_config_module
+from cot_jax.data.views import METHODS
+from cot_jax.errors import UserError
+from cot_jax.losses.mutual_information import VARIANTS
+from cot_jax.losses.self_distillation import METHODS as SELF_DISTILLATION_METHODS
+
+_FILE = "table.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One experiment, run with several seeds.
+
+    Attributes:
+      config: config file.
+      overrides: config keys that differ from the file, without `config.`, e.g. {"objective.method": "mi"}.
+      published: accuracy in %, the authors' and not ours; None where there is none.
+    """
+
+    row: str
+    column: str
+    config: str
+    overrides: Mapping[str, Any]
+    published: float | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where its runs lie, one directory a seed."""
+        return Path(*(re.sub(r"[^\w.+-]+", "_", name) for name in (self.row, self.column)))
+
+    def flags(self, seed: int) -> list[str]:
+        """Returns the arguments of `cot_jax.train` for one seed."""
+        overrides = [f"--config.{key}={value}" for key, value in self.overrides.items()]
+        return [f"--config={self.config}", *overrides, f"--config.seed={seed}"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Cells, row by row; `source` says where the published figures stand."""
+
+    title: str
+    cells: tuple[Cell, ...]
+    source: str = ""
+
+    @property
+    def rows(self) -> list[str]:
+        return list(dict.fromkeys(cell.row for cell in self.cells))
+
+    @property
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(cell.column for cell in self.cells))
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        (directory / _FILE).write_text(text, encoding="utf-8")
+
+
+def grid(config: str, methods: Sequence[str], fractions: Sequence[float]) -> Table:
+    """Returns methods x shares of the training data, all from one config file.
+
+    Raises:
+      UserError: a method that `overrides_of` does not know.
+    """
+    cells = [
+        Cell(
+            method,
+            f"{100 * fraction:g} % of train",
+            config,
+            {**overrides_of(method), "data.train_fraction": fraction},
+        )
+        for method in methods
+        for fraction in fractions
+    ]
+    return Table(Path(config).stem, tuple(cells))
+
+
+def overrides_of(method: str) -> dict[str, str]:
+    """Returns the config keys of METHOD[:MI_VARIANT][+SELF_DISTILLATION], e.g. `mi:masked+dynsdpb`.
+
+    Raises:
+      UserError: no such method.
+    """
+    match = re.fullmatch(r"(\w+)(?::(\w+))?(?:\+(\w+))?", method)
+    name, variant, distillation = match.groups() if match else (None, None, None)
+    if (
+        name not in METHODS
+        or variant not in (None, *VARIANTS)
+        or (variant and name != "mi")
+        or distillation not in (None, *SELF_DISTILLATION_METHODS)
+    ):
+        raise UserError(
+            f"--methods: no {method!r}; METHOD[:MI_VARIANT][+SELF_DISTILLATION] with METHOD one of "
+            f"{', '.join(METHODS)}; of mi a variant {', '.join(VARIANTS)}; "
+            f"SELF_DISTILLATION {', '.join(SELF_DISTILLATION_METHODS)}"
+        )
+    overrides = {"objective.method": name, "self_distillation.method": distillation or "none"}
+    return overrides | ({"objective.mi_variant": variant} if variant else {})
+
+
+def from_file(file: Path) -> Table:
+    """Returns what `get_table()` of a file such as those in configs/tables returns."""
+    table = load_config_module(file, "get_table")
+    if not isinstance(table, Table):
+        raise UserError(f"{file}: get_table() returned a {type(table).__name__}, not a cot_jax.table.Table")
+    return table
+
+
+def from_directory(directory: Path) -> Table:
+    """Reads the table that a sweep wrote.
+
+    Raises:
+      UserError: there is none.
+    """
+    file = directory / _FILE
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; python -m cot_jax.sweep writes it")
+    values = json.loads(file.read_text(encoding="utf-8"))
+    return Table(values["title"], tuple(Cell(**cell) for cell in values["cells"]), values["source"])
+
+
+def merged(table: Table, directory: Path) -> Table:
+    """Returns `table` with the cells that `directory` already has before its own.
+
+    Raises:
+      UserError: a cell of the same row and column is another experiment there.
+    """
+    if not (directory / _FILE).is_file():
+        return table
+    cells = {(cell.row, cell.column): cell for cell in from_directory(directory).cells}
+    for cell in table.cells:
+        if cells.setdefault((cell.row, cell.column), cell) != cell:
+            raise UserError(
+                f"{directory} holds another experiment as {cell.row}, {cell.column}: "
+                "choose another --output, or the flags of that sweep"
+            )
+    return dataclasses.replace(table, cells=tuple(cells.values()))

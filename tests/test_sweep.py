@@ -1,0 +1,187 @@
+"""sweep and report: what runs, what is skipped, what is refused, and what the table says."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+
+from cot_jax import report, sweep
+from cot_jax.config import parse_command_line
+from cot_jax.metrics.significance import bootstrap_interval, paired_p_value
+from cot_jax.table import Cell, Table, from_directory, from_file, overrides_of
+
+TINY = [
+    "--config=configs/demo_mi.py",
+    "--config.data.word_problems.train=16",
+    "--config.data.word_problems.valid=4",
+    "--config.data.word_problems.test=4",
+    "--config.train.steps=2",
+    "--config.train.batch_size=8",
+    "--config.evaluation.batch_size=8",
+    "--config.evaluation.max_new_tokens=3",
+    "--config.data.max_shapes=1",
+]
+
+
+def _config(method):
+    flags = [f"--config.{key}={value}" for key, value in overrides_of(method).items()]
+    return parse_command_line(["train", "--config=configs/demo_mi.py", *flags], "").config
+
+
+def test_methods_are_written_as_parts():
+    config = _config("mi:normalized+dynsdpb")
+    assert (config.objective.method, config.objective.mi_variant) == ("mi", "normalized")
+    assert config.self_distillation.method == "dynsdpb"
+    assert _config("standard").self_distillation.method == "none"
+
+
+@pytest.mark.parametrize("method", ["", "nonesuch", "dss:masked", "mi:nonesuch", "dss+none", "dss+"])
+def test_a_method_that_is_none_is_refused(method, capsys, tmp_path):
+    status = sweep.main([*TINY, f"--methods={method or ','}", "--seeds=0", f"--output={tmp_path}"])
+    assert status == 2
+    assert capsys.readouterr().err.startswith("error: --methods: no ")
+
+
+def test_every_published_table_is_of_valid_configs(request, tmp_path, capsys):
+    files = sorted((request.config.rootpath / "configs" / "tables").glob("*.py"))
+    files = [file for file in files if file.name != "common.py"]
+    assert len(files) == 7
+    for file in files:
+        table = from_file(file)
+        assert len({(cell.row, cell.column) for cell in table.cells}) == len(table.cells)
+        assert len({cell.path for cell in table.cells}) == len(table.cells)
+        status = sweep.main([f"--table={file}", "--seeds=0..1", f"--output={tmp_path}", "--dry_run"])
+        assert status == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == f"{2 * len(table.cells)} runs, 0 of them done"
+        assert len(lines) == 1 + 2 * len(table.cells)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_runs_skips_what_is_done_and_reports(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    command = [*TINY, "--methods=standard", "--seeds=3", f"--output={tmp_path}"]
+    assert sweep.main(command) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("1 runs, 0 of them done\n")
+    assert re.search(r"\[1/1\] standard, 100 % of train, seed 3: test accuracy \d+\.00 %, \d+ s", said)
+    result = tmp_path / "standard" / "100_of_train" / "seed3" / "result.json"
+    written = result.stat().st_mtime_ns
+
+    assert sweep.main(command) == 0
+    assert capsys.readouterr().out.startswith("1 runs, 1 of them done\n")
+    assert result.stat().st_mtime_ns == written
+
+    assert sweep.main([*command, "--config.train.steps=3"]) == 2
+    assert "holds another experiment as standard" in capsys.readouterr().err
+
+    assert report.main([str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    accuracy = 100 * json.loads(result.read_text())["test/accuracy"]
+    assert f"| standard | {accuracy:.2f} (1) |" in said
+    for picture in ("learning_curves.png", "losses.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_failed_run_is_named_and_the_others_go_on(tmp_path, capsys, monkeypatch):
+    ran = []
+
+    def popen(command, **options):
+        workdir = command[-1].removeprefix("--workdir=")
+        ran.append(workdir)
+        if "standard" in workdir:
+            code = "import sys; print('error: the reason'); sys.exit(2)"
+        else:
+            code = f"open({workdir + '/result.json'!r}, 'w').write('{{\"test/accuracy\": 0.5}}')"
+        return real([command[0], "-c", code], **options)
+
+    real = sweep.subprocess.Popen
+    monkeypatch.setattr(sweep.subprocess, "Popen", popen)
+    command = [*TINY, "--seeds=0", f"--output={tmp_path}"]
+    assert sweep.main([*command, "--methods=standard,dss", "--jobs=2"]) == 1
+    said = capsys.readouterr().out
+    assert len(ran) == 2
+    assert "standard, 100 % of train, seed 0: failed with status 2: error: the reason" in said
+    assert "dss, 100 % of train, seed 0: test accuracy 50.00 %" in said
+    # What is not asked for the second time stays in the table and is not run.
+    assert sweep.main([*command, "--methods=mi"]) == 0
+    assert len(ran) == 3
+    assert from_directory(tmp_path).rows == ["standard", "dss", "mi"]
+
+
+def _read_csv(file):
+    with file.open() as rows:
+        return list(csv.DictReader(rows))
+
+
+def _finished(directory, cell, seed, accuracy):
+    workdir = directory / cell.path / f"seed{seed}"
+    workdir.mkdir(parents=True)
+    result = {
+        "test/accuracy": accuracy,
+        "valid/accuracy": 0.5,
+        "best_step": 2,
+        "examples": 100 * cell.overrides["data.train_fraction"],
+        "example_visits": 64,
+        "train_seconds": 1.5,
+        "hardware": {"devices": 1, "device_kind": "cpu"},
+        "versions": {"jax": "0.10.2"},
+    }
+    (workdir / "result.json").write_text(json.dumps(result))
+    rows = [{"step": step, "loss": 1 / step + seed} for step in range(1, 51)]
+    rows.append({"step": 50, "valid/accuracy": 0.5})
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_report_says_mean_deviation_and_significance(tmp_path, capsys):
+    cells = [
+        Cell(row, f"{fraction}", "c.py", {"data.train_fraction": fraction}, published)
+        for row, published in (("standard", 41.25), ("dss", None))
+        for fraction in (0.5, 1.0)
+    ]
+    Table("A title", tuple(cells), "A paper").save(tmp_path)
+    accuracies = {"standard": [0.25, 0.5, 0.25], "dss": [0.5, 0.625, 0.75]}
+    for cell in cells[1:]:
+        for seed, accuracy in enumerate(accuracies[cell.row]):
+            _finished(tmp_path, cell, seed, accuracy)
+    assert report.main([str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert (
+        said == (tmp_path / "report.md").read_text().partition("\n![]")[0] + said[said.index("written to") :]
+    )
+    assert "| standard | not run | *41.25* | 33.33 ± 14.43 (3) | *41.25* |" in said
+    assert "| dss | 62.50 ± 12.50 (3) |  | 62.50 ± 12.50 (3) |  |" in said
+    assert "*Published* figures are the authors' and were not reproduced here: A paper." in said
+    # Differences 25, 12.5 and 50: t = 29.1667 / (19.0940 / sqrt 3) = 2.6458 with 2 degrees of freedom.
+    assert "| dss | +29.17 | 0.118 | 3 |" in said
+    rows = _read_csv(tmp_path / "differences.csv")
+    assert [(row["column"], row["seeds"]) for row in rows] == [("1.0", "3")]
+    assert len(_read_csv(tmp_path / "report.csv")) == 9
+    for picture in ("data_size.png", "learning_curves_1.0.png", "losses_0.5.png"):
+        assert f"![]({picture})" in (tmp_path / "report.md").read_text()
+        assert (tmp_path / picture).stat().st_size > 5000
+
+
+def test_a_directory_without_runs_has_no_report(tmp_path, capsys):
+    assert report.main([str(tmp_path)]) == 2
+    assert "no such file; python -m cot_jax.sweep writes it" in capsys.readouterr().err
+    Table("A title", ()).save(tmp_path)
+    assert report.main([str(tmp_path)]) == 2
+    assert "no run is finished yet" in capsys.readouterr().err
+
+
+def test_the_bootstrap_interval_is_that_of_resampled_answers():
+    correct = np.repeat([1, 0], [30, 70])
+    rng = np.random.default_rng(1)
+    means = correct[rng.integers(100, size=(20_000, 100))].mean(axis=1)
+    np.testing.assert_allclose(bootstrap_interval(correct), np.quantile(means, [0.025, 0.975]), atol=0.011)
+    assert bootstrap_interval([1, 1]) == (1.0, 1.0)
+
+
+def test_the_paired_p_value_needs_pairs_that_differ():
+    assert paired_p_value([1.0], [2.0]) is None
+    assert paired_p_value([1.0, 2.0], [2.0, 3.0]) is None
+    # t = 2 with 3 degrees of freedom.
+    assert paired_p_value([1.0, 2.0, 3.0, 2.0], [0.0] * 4) == pytest.approx(0.0163, abs=2e-4)

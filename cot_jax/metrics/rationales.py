@@ -1,0 +1,152 @@
+"""How good a rationale is: like a teacher's, at one with the label, correlated with correctness."""
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cot_jax.errors import UserError
+from cot_jax.metrics.arithmetic import evaluate
+
+# What follows the last "=" is what a worked solution arrives at; a rationale without "=" arrives at its last
+# number ("57 + 26 + 27 is 100.") or sum ("So they planted 10 * 45 seeds.").
+_NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)"
+_SUM = rf"[-+(]{{0,9}}{_NUMBER}(?:[)\s]*[-+*/][-+(\s]*{_NUMBER})*\)*"
+_LAST_RESULT, _LAST_SUM = re.compile(rf"=\s*({_SUM})"), re.compile(rf"(?<![\w.])({_SUM})")
+_CHOICE = re.compile(r"^\([a-z]\) (.+)$", re.MULTILINE)
+
+
+class Likeness(NamedTuple):
+    """Of rationales to their references, by measure; all in percent but `rouge_l`, which is from 0 to 1."""
+
+    corpus: dict[str, float]
+    each: dict[str, list[float]]
+
+
+def require_quality() -> None:
+    """Raises UserError where there is nothing to measure with."""
+    if not all(map(importlib.util.find_spec, ("sacrebleu", "rouge_score"))):
+        raise UserError("rationale quality needs sacreBLEU and rouge-score: pip install 'cot-jax[quality]'")
+
+
+def likeness(rationales: Sequence[str], references: Sequence[str]) -> Likeness:
+    """Compares each rationale with its one reference.
+
+    `bleu` and `chrf` are sacreBLEU's with its defaults (Post 2018; 13a tokens, exponential smoothing, BLEU of
+    one rationale by the effective order). `rouge_l` is rouge-score's F1 without stemming (Lin 2004), its mean
+    for the corpus; its tokens are words and numbers, no signs.
+
+    Raises:
+      UserError: the libraries are not installed.
+      ValueError: no rationales, or not as many references.
+    """
+    require_quality()
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import BLEU, CHRF
+
+    if not rationales:
+        raise ValueError("likeness of no rationales")
+    pairs = list(zip(rationales, references, strict=True))
+    bleu, chrf = BLEU(effective_order=True), CHRF()
+    rouge = RougeScorer(["rougeL"], use_stemmer=False)
+    each = {
+        "bleu": [bleu.sentence_score(said, [meant]).score for said, meant in pairs],
+        "chrf": [chrf.sentence_score(said, [meant]).score for said, meant in pairs],
+        "rouge_l": [float(rouge.score(meant, said)["rougeL"].fmeasure) for said, meant in pairs],
+    }
+    corpus = {
+        "bleu": BLEU().corpus_score(rationales, [references]).score,
+        "chrf": chrf.corpus_score(rationales, [references]).score,
+        "rouge_l": float(np.mean(each["rouge_l"])),
+    }
+    return Likeness(corpus, each)
+
+
+def similarity(rationales: Sequence[str], references: Sequence[str], encoder: str) -> list[float]:
+    """Returns the cosine of each rationale and its reference, as a sentence encoder sees them.
+
+    Args:
+      encoder: Hugging Face repository id or directory; a text is the mean of its last hidden states over its
+        tokens, special ones included, as Sentence Transformers pools by default (Reimers & Gurevych 2019).
+
+    Raises:
+      UserError: PyTorch is not installed (Transformers has encoders for nothing else), or `encoder` has no
+        tokenizer, no safetensors, or no architecture that Transformers knows.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise UserError("a sentence encoder runs in PyTorch: pip install torch, or leave --encoder out")
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(encoder)
+        model = AutoModel.from_pretrained(encoder, use_safetensors=True).eval()
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{encoder}: not a sentence encoder that Transformers loads: {reason}") from None
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+
+    def encode(texts: Sequence[str]) -> Any:
+        tokens = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        hidden_BSD = model(**tokens).last_hidden_state
+        mask_BS1 = tokens["attention_mask"][:, :, None]
+        return (hidden_BSD * mask_BS1).sum(1) / mask_BS1.sum(1)
+
+    cosines: list[float] = []
+    with torch.inference_mode():
+        for start in range(0, len(rationales), 32):
+            said, meant = (encode(texts[start : start + 32]) for texts in (rationales, references))
+            cosines += torch.cosine_similarity(said, meant).tolist()
+    return cosines
+
+
+def choices(question: str) -> tuple[str, ...]:
+    """Returns the answers to choose from that a question lists, `(a) ..` on a line of its own each."""
+    return tuple(_CHOICE.findall(question))
+
+
+def final_answer(rationale: str, by_value: bool, candidates: Sequence[str] = ()) -> str | None:
+    """Returns the answer that a rationale arrives at by itself, or None where none can be read. [ours]
+
+    Args:
+      by_value: answers are equations; the answer is what the last `=` gives or, where there is none, the last
+        number or sum. It is text that `arithmetic.evaluate` has a value for.
+      candidates: else, the answers there can be; the answer is the one mentioned last, upper case or lower,
+        as a whole word or its plural ("only hotels have .."); of two that begin at one place, the longer.
+    """
+    if by_value:
+        text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", rationale).replace("$", "")
+        for found in (_LAST_RESULT.findall(text), _LAST_SUM.findall(text)):
+            for sum_ in reversed(found):
+                # A bracket may belong to the sentence: "(12 + 4 = 16)".
+                for answer in (sum_, sum_.strip("() ")):
+                    if evaluate(answer) is not None:
+                        return answer
+        return None
+    if not candidates:
+        return None
+    known = {candidate.casefold(): candidate for candidate in sorted(candidates, key=len, reverse=True)}
+    mention = rf"(?<!\w)({'|'.join(map(re.escape, known))})(?:e?s)?(?!\w)"
+    mentioned = re.findall(mention, rationale.casefold())
+    return known[mentioned[-1]] if mentioned else None
+
+
+def correlations(quality: Sequence[float], correct: Sequence[bool]) -> dict[str, Any]:
+    """Returns {"n", "pearson", "spearman"} of quality with correctness; each {"r", "p"} with a two-sided p.
+
+    The coefficients are None where they are not defined or say nothing: either side is constant (but for
+    rounding), or there are fewer than three examples.
+    """
+    from scipy import stats
+
+    x, y = np.asarray(quality, np.float64), np.asarray(correct, np.float64)
+    found: dict[str, Any] = {"n": len(x), "pearson": None, "spearman": None}
+    if len(x) < 3 or any(np.ptp(values) <= 1e-9 * np.abs(values).max() for values in (x, y)):
+        return found
+    for name, correlate in (("pearson", stats.pearsonr), ("spearman", stats.spearmanr)):
+        r, p = correlate(x, y)
+        found[name] = {"r": float(r), "p": float(p)}
+    return found

@@ -1,0 +1,382 @@
+"""How good a student's rationales are: python -m cot_jax.rationales --predictions=RUN/evaluation/TASK_SPLIT
+
+Reads predictions.jsonl and evaluation.json, as `python -m cot_jax.evaluate` writes them, and writes beside
+them rationales.json (all measures), rationales.jsonl (those of each example), with --judge
+judge_cache.jsonl (what it was asked and said), and with --against case_studies.md (two runs on the same
+examples, side by side).
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cot_jax.data.examples import Row, read_json_lines
+from cot_jax.endpoint import Endpoint, chat
+from cot_jax.errors import UserError
+from cot_jax.metrics import rationales as metrics
+from cot_jax.metrics.accuracy import is_correct
+
+# The scale is that of Chen et al. 2024; the words around it are ours.
+JUDGE_PROMPT = """\
+Somebody answered a question and gave a reason. Grade the reason, not the answer: does it help a reader to \
+understand why one would answer so?
+
+Question:
+{question}
+
+Answer: {label}
+
+Reason: {rationale}
+
+Grades:
+1 - completely incoherent and irrelevant
+2 - somewhat incoherent and irrelevant
+3 - coherent and relevant, but not helpful
+4 - somewhat helpful
+5 - helpful, explains the answer well
+
+Reply with the grade, one digit from 1 to 5, and nothing else."""
+
+# What correctness is correlated with, a column of rationales.jsonl each.
+QUALITIES = ("bleu", "chrf", "rouge_l", "similarity", "agrees_with_prediction", "grade")
+
+OUTCOMES = {
+    (True, True): "both right",
+    (True, False): "only A right",
+    (False, True): "only B right",
+    (False, False): "both wrong",
+}
+
+Measures = dict[str, Any]  # of one example or of all; None where there is nothing to measure
+
+
+class Prediction(NamedTuple):
+    """A row of predictions.jsonl."""
+
+    id: str
+    input: str
+    gold: str
+    label: str
+    correct: bool
+    rationale: str | None
+    teacher_rationale: str | None
+
+
+class Evaluation(NamedTuple):
+    """A run's answers to the examples of one split."""
+
+    where: Path
+    by_value: bool
+    labels: tuple[str, ...]  # empty where they are no closed set
+    predictions: list[Prediction]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status: 0, or 2 for a mistake in its arguments or files."""
+    options = _options(argv)
+    try:
+        evaluation = _read(options.predictions)
+        if all(prediction.rationale is None for prediction in evaluation.predictions):
+            raise UserError(f"{options.predictions}: this student wrote no rationale that could be measured")
+        if options.against:
+            studies = _case_studies(evaluation, _read(options.against), options.examples)
+            _write(evaluation.where / "case_studies.md", studies)
+        measures, rows = _measure(evaluation, options)
+        _write(evaluation.where / "rationales.json", json.dumps(measures, indent=2) + "\n")
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        _write(evaluation.where / "rationales.jsonl", "".join(lines))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(_summary(measures)))
+    print(f"written to {evaluation.where}: {', '.join(_written(options))}")
+    return 0
+
+
+def _read(where: Path) -> Evaluation:
+    """Raises UserError where the files are not those that evaluate writes."""
+    path = where / "evaluation.json"
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        by_value, labels = bool(said["by_value"]), tuple(said["labels"] or ())
+    except OSError as error:
+        mend = "it is written by python -m cot_jax.evaluate"
+        raise UserError(f"{path}: {error.strerror}; {mend}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f'{path}: must be an object with "by_value" and "labels": evaluate again') from None
+    predictions = [_prediction(row) for row in read_json_lines(where / "predictions.jsonl")]
+    return Evaluation(where, by_value, labels, predictions)
+
+
+def _prediction(row: Row) -> Prediction:
+    if not isinstance(correct := row.values.get("correct"), bool):
+        raise row.error(f"'correct' must be true or false; found {correct!r}")
+    # A blank rationale is a rationale, and a bad one.
+    rationale = None if row.values.get("rationale") is None else row.text("rationale")
+    return Prediction(
+        id=row.id(),
+        input=row.text("input"),
+        gold=row.text("gold"),
+        label=row.text("label"),
+        correct=correct,
+        rationale=rationale,
+        teacher_rationale=row.optional_text("teacher_rationale"),
+    )
+
+
+def _measure(evaluation: Evaluation, options: argparse.Namespace) -> tuple[Measures, list[Measures]]:
+    """Returns the measures of all examples together, and of each one that has a rationale."""
+    explained = [prediction for prediction in evaluation.predictions if prediction.rationale is not None]
+    rows: list[Measures] = [{"id": prediction.id, "correct": prediction.correct} for prediction in explained]
+    measures: Measures = {
+        "predictions": len(evaluation.predictions),
+        "rationales": len(explained),
+        "against_teacher": _against_teacher(explained, rows, options.encoder),
+        "consistency": _consistency(evaluation, explained, rows),
+        "judge": _judge(evaluation.where, explained, rows, options) if options.judge else None,
+        "correlation_with_correctness": {},
+    }
+    for name in QUALITIES:
+        known = [(row[name], row["correct"]) for row in rows if row.get(name) is not None]
+        if known:
+            found = metrics.correlations(*zip(*known, strict=True))
+            measures["correlation_with_correctness"][name] = found
+    return measures, rows
+
+
+def _against_teacher(
+    explained: Sequence[Prediction], rows: Sequence[Measures], encoder: str | None
+) -> Measures | None:
+    """Compares with the teacher's rationale where there is one; adds each example's measures to `rows`."""
+    compared = [(p, row) for p, row in zip(explained, rows, strict=True) if p.teacher_rationale]
+    if not compared:
+        return None
+    said = [prediction.rationale or "" for prediction, _ in compared]
+    meant = [prediction.teacher_rationale or "" for prediction, _ in compared]
+    corpus, each = metrics.likeness(said, meant)
+    if encoder:
+        each["similarity"] = metrics.similarity(said, meant, encoder)
+        corpus["similarity"] = statistics.fmean(each["similarity"])
+    for index, (_, row) in enumerate(compared):
+        row.update({name: values[index] for name, values in each.items()})
+    return {"examples": len(compared)} | corpus
+
+
+def _consistency(
+    evaluation: Evaluation, explained: Sequence[Prediction], rows: Sequence[Measures]
+) -> Measures:
+    """Counts whose rationale arrives at the predicted and at the gold label; adds them to `rows`."""
+    for prediction, row in zip(explained, rows, strict=True):
+        candidates = evaluation.labels or metrics.choices(prediction.input)
+        answer = metrics.final_answer(prediction.rationale or "", evaluation.by_value, candidates)
+        row["answer"] = answer
+        for name, label in (
+            ("agrees_with_prediction", prediction.label),
+            ("agrees_with_gold", prediction.gold),
+        ):
+            row[name] = None if answer is None else is_correct(answer, label, evaluation.by_value)
+    counts = {
+        name: sum(bool(row[name]) for row in rows) for name in ("agrees_with_prediction", "agrees_with_gold")
+    } | {"no_readable_answer": sum(row["answer"] is None for row in rows)}
+    return {name: {"count": count, "share": count / len(rows)} for name, count in counts.items()}
+
+
+def _judge(
+    where: Path, explained: Sequence[Prediction], rows: Sequence[Measures], options: argparse.Namespace
+) -> Measures:
+    """Has a language model grade some of the rationales; adds the grades to `rows`.
+
+    Each is graded `samples` times, by the seeds from `seed` on. A reply that is not one digit from 1 to 5 is
+    no grade; such are counted. Standard deviations are those of a sample (n - 1).
+    """
+    drawn = np.random.default_rng(options.seed).permutation(len(explained))[: options.examples].tolist()
+    requests = []
+    for index in drawn:
+        one = explained[index]
+        prompt = JUDGE_PROMPT.format(question=one.input, label=one.label, rationale=one.rationale)
+        message = {"role": "user", "content": prompt}
+        requests += [
+            chat(
+                options.judge_model,
+                [message],
+                temperature=options.temperature,
+                seed=options.seed + sample,
+                max_tokens=options.max_tokens,
+            )
+            for sample in range(options.samples)
+        ]
+    with Endpoint(options.judge, where / "judge_cache.jsonl", concurrency=options.concurrency) as endpoint:
+        replies = list(endpoint.ask(requests))
+        sent = endpoint.sent
+    for number, index in enumerate(drawn):
+        said = replies[number * options.samples :][: options.samples]
+        grades = [int(reply.text) for reply in said if re.fullmatch(r"\s*[1-5]\s*", reply.text, re.ASCII)]
+        rows[index].update(
+            grades=grades, grade=statistics.fmean(grades) if grades else None, grade_std=_std(grades)
+        )
+    graded = [rows[index] for index in drawn if rows[index]["grades"]]
+    means, stds = ([row[key] for row in graded if row[key] is not None] for key in ("grade", "grade_std"))
+    return {
+        "model": options.judge_model,
+        "temperature": options.temperature,
+        "seed": options.seed,
+        "examples": len(drawn),
+        "samples": options.samples,
+        "unparsable": len(replies) - sum(len(row["grades"]) for row in graded),
+        "without_grade": len(drawn) - len(graded),
+        "mean": statistics.fmean(means) if means else None,
+        "std_over_examples": _std(means),
+        "mean_std_over_samples": statistics.fmean(stds) if stds else None,
+        "requests_sent": sent,
+        "prompt_tokens": sum(reply.prompt_tokens for reply in replies),
+        "completion_tokens": sum(reply.completion_tokens for reply in replies),
+    }
+
+
+def _std(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _case_studies(a: Evaluation, b: Evaluation, most: int) -> str:
+    """Returns Markdown of both runs' answers; first where one is right and one wrong, then other differences.
+
+    Raises:
+      UserError: the runs have no example in common, or an example differs between them.
+    """
+    answers = {prediction.id: prediction for prediction in b.predictions}
+    pairs = [(ours, answers[ours.id]) for ours in a.predictions if ours.id in answers]
+    if not pairs:
+        raise UserError(f"{a.where} and {b.where} have no example in common: evaluate both on the same data")
+    for ours, theirs in pairs:
+        if (ours.input, ours.gold) != (theirs.input, theirs.gold):
+            raise UserError(f"the example {ours.id!r} of {a.where} is another one in {b.where}")
+
+    def agreement(pair: tuple[Prediction, Prediction]) -> int:
+        ours, theirs = pair
+        if ours.correct != theirs.correct:
+            return 0
+        same = ours.label == theirs.label or is_correct(ours.label, theirs.label, a.by_value)
+        return 2 if same else 1
+
+    counts = [sum((x.correct, y.correct) == right for x, y in pairs) for right in OUTCOMES]
+    parts = [
+        "# Case studies",
+        f"A: {_escape(str(a.where))}  \nB: {_escape(str(b.where))}",
+        f"{len(pairs):,} examples in common: "
+        + ", ".join(f"{name} {count:,}" for name, count in zip(OUTCOMES.values(), counts, strict=True))
+        + ". Those on which A and B disagree come first.",
+    ]
+    for number, (ours, theirs) in enumerate(sorted(pairs, key=agreement)[:most], start=1):
+        outcome = OUTCOMES[ours.correct, theirs.correct]
+        parts += [
+            f"## {number}. {_escape(ours.id)}: {outcome}",
+            f"> {_escape(ours.input)}",
+            f"Gold: **{_escape(ours.gold)}**",
+            "| | A | B |\n|---|---|---|\n"
+            + _table_row(
+                "label", *(f"{'✓' if p.correct else '✗'} {_escape(p.label)}" for p in (ours, theirs))
+            )
+            + _table_row("rationale", *(_escape(p.rationale or "") for p in (ours, theirs))).rstrip("\n"),
+        ]
+        if ours.teacher_rationale:
+            parts.append(f"Teacher: {_escape(ours.teacher_rationale)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _table_row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _escape(text: str) -> str:
+    """Returns Markdown that shows `text` as it is, on one line of source."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", text.strip()).replace("\n", "<br>")
+
+
+def _summary(measures: Measures) -> list[str]:
+    def shown(value: float | None, digits: int = 2) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    lines = [f"{measures['rationales']:,} rationales of {measures['predictions']:,} predictions"]
+    if teacher := measures["against_teacher"]:
+        names = {"bleu": "BLEU", "chrf": "chrF", "rouge_l": "ROUGE-L", "similarity": "similarity"}
+        likeness = ", ".join(
+            f"{title} {shown(teacher[name])}" for name, title in names.items() if name in teacher
+        )
+        lines.append(f"like the teacher's ({teacher['examples']:,}): {likeness}")
+    for name, found in measures["consistency"].items():
+        lines.append(f"{name.replace('_', ' ')}: {found['count']:,} ({100 * found['share']:.1f} %)")
+    if judge := measures["judge"]:
+        lines.append(
+            f"judge {judge['model']}: {shown(judge['mean'])}, standard deviation over {judge['examples']:,} "
+            f"examples {shown(judge['std_over_examples'])}, over {judge['samples']:,} samples "
+            f"{shown(judge['mean_std_over_samples'])}; {judge['unparsable']:,} replies were no grade"
+        )
+        lines.append(
+            f"{judge['requests_sent']:,} requests sent; {judge['prompt_tokens']:,} + "
+            f"{judge['completion_tokens']:,} tokens in all answers"
+        )
+    for name, found in measures["correlation_with_correctness"].items():
+        pearson, spearman = found["pearson"], found["spearman"]
+        if pearson:
+            lines.append(
+                f"{name.replace('_', ' ')} and correctness ({found['n']:,}): Pearson {shown(pearson['r'])} "
+                f"(p {pearson['p']:.2g}), Spearman {shown(spearman['r'])} (p {spearman['p']:.2g})"
+            )
+    return lines
+
+
+def _written(options: argparse.Namespace) -> list[str]:
+    return [
+        "rationales.json",
+        "rationales.jsonl",
+        *(["judge_cache.jsonl"] if options.judge else []),
+        *(["case_studies.md"] if options.against else []),
+    ]
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m cot_jax.rationales",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--predictions", type=Path, required=True, help="RUN/evaluation/TASK_SPLIT")
+    parser.add_argument("--against", type=Path, help="the same of another run: writes case studies")
+    parser.add_argument("--encoder", help="sentence encoder, Hugging Face id or directory: adds similarity")
+    parser.add_argument("--judge", help="OpenAI-compatible endpoint, http://HOST:PORT/v1: adds grades")
+    parser.add_argument("--judge_model", help="model to ask there")
+    parser.add_argument("--examples", type=int, default=50, help="examples to judge, and case studies")
+    parser.add_argument("--samples", type=int, default=4, help="grades of each example")
+    parser.add_argument("--temperature", type=float, default=0.7, help="of the judge")
+    parser.add_argument(
+        "--max_tokens", type=int, default=16, help="of a grade; 0, for judges that reason, is any"
+    )
+    parser.add_argument("--concurrency", type=int, default=8, help="requests under way at once")
+    parser.add_argument("--seed", type=int, default=0, help="of the examples drawn and of the judge")
+    options = parser.parse_args(argv)
+    if bool(options.judge) != bool(options.judge_model):
+        parser.error("--judge and --judge_model belong together")
+    if min(options.examples, options.samples, options.concurrency) < 1:
+        parser.error("--examples, --samples and --concurrency are at least 1")
+    if min(options.temperature, options.max_tokens, options.seed) < 0:
+        parser.error("--temperature, --max_tokens and --seed are not negative")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,285 @@
+"""A server that refuses, stalls and tears: no request is lost, none that was answered is sent again."""
+
+import collections
+import email.utils
+import http.server
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from cot_jax.endpoint import Endpoint, chat
+from cot_jax.errors import UserError
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Echoes the prompt and seed. `faults` are taken one a request, by turns; `seen` counts the bodies.
+
+    A fault is a function of the handler that answers in its way.
+    """
+
+    daemon_threads = True
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        server: "Server"
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            with self.server.lock:
+                self.server.seen[body] += 1
+                self.server.heads.append((self.path, dict(self.headers)))
+                fault = self.server.faults.pop(0) if self.server.faults else None
+                self.server.busy += 1
+                self.server.busiest = max(self.server.busiest, self.server.busy)
+            if self.server.delay:
+                time.sleep(self.server.delay)
+            try:
+                if fault is None:
+                    self.say(200, completion(json.loads(body)))
+                else:
+                    fault(self)
+            finally:
+                with self.server.lock:
+                    self.server.busy -= 1
+
+        def say(self, status, values, headers=(), length=None):
+            content = values if isinstance(values, bytes) else json.dumps(values).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(length or len(content)))
+            for name, value in headers:
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), self.Handler)
+        self.lock, self.seen, self.heads = threading.Lock(), collections.Counter(), []
+        self.faults, self.delay, self.busy, self.busiest = [], 0.0, 0, 0
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+def completion(request):
+    text = f"{request['messages'][-1]['content']} by {request['seed']}"
+    return {
+        "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+    }
+
+
+def refuses(status, values=None, **headers):
+    named = [(name.replace("_", "-"), value) for name, value in headers.items()]
+    return lambda handler: handler.say(status, values or {"error": {"message": "not\nnow"}}, named)
+
+
+def torn(handler):
+    """Half of a completion, and then the connection is gone."""
+    handler.say(200, b'{"choices": [{"message"', length=500)
+    handler.close_connection = True
+
+
+def cut(handler):
+    """Half of a completion that says it is whole."""
+    handler.say(200, b'{"choices": [{"message"')
+
+
+def stalls(handler):
+    time.sleep(1.5)
+    handler.close_connection = True
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    server = Server()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def asks(count):
+    return [chat("m", [{"role": "user", "content": f"q{n}"}], temperature=0.7, seed=n) for n in range(count)]
+
+
+def ask(server, cache, requests, **options):
+    with Endpoint(server.url, cache, **{"timeout": 20.0, "pause": 0.02} | options) as endpoint:
+        return list(endpoint.ask(requests)), endpoint.sent
+
+
+def test_every_fault_is_survived_and_every_request_answered_once_and_in_order(server, tmp_path):
+    server.faults = [
+        refuses(429), torn, refuses(503), None, cut, stalls, refuses(500, b"<html>"), refuses(529),
+        lambda handler: handler.say(200, {"error": {"message": "overloaded"}}), torn, None, refuses(408),
+    ]  # fmt: skip
+    replies, sent = ask(server, tmp_path / "cache.jsonl", asks(40), timeout=1.0)
+    assert [reply.text for reply in replies] == [f"q{n} by {n}" for n in range(40)]
+    assert {(r.finish_reason, r.prompt_tokens, r.completion_tokens) for r in replies} == {("stop", 3, 2)}
+    assert len(server.seen) == 40
+    assert sent == server.seen.total() == 50  # ten faults
+
+
+def test_requests_are_under_way_together_but_no_more_than_asked_for(server, tmp_path):
+    server.delay = 0.05
+    ask(server, tmp_path / "cache.jsonl", asks(12), concurrency=3)
+    assert server.busiest == 3
+
+
+def test_retry_after_is_waited_for(server, tmp_path):
+    server.faults = [refuses(429, Retry_After="1")]
+    began = time.monotonic()
+    ask(server, tmp_path / "a.jsonl", asks(1))
+    assert time.monotonic() - began >= 1
+    date = email.utils.formatdate(time.time() + 2.5, usegmt=True)  # whole seconds: 1.5 to 2.5 away
+    server.faults = [refuses(503, Retry_After=date)]
+    began = time.monotonic()
+    ask(server, tmp_path / "b.jsonl", asks(1))
+    assert time.monotonic() - began >= 1.2
+
+
+def test_a_pause_beyond_reason_is_an_error(server, tmp_path):
+    server.faults = [refuses(429, Retry_After="86400")]
+    with pytest.raises(UserError, match=r"429: not now; the server asks for 86,400 s; run again later"):
+        ask(server, tmp_path / "cache.jsonl", asks(1))
+
+
+def test_a_run_that_was_killed_repeats_nothing(server, tmp_path):
+    cache = tmp_path / "cache.jsonl"
+    first, _ = ask(server, cache, asks(10))
+    content = cache.read_bytes()
+    cache.write_bytes(content[:-20])  # killed while it wrote the tenth line
+    lost = json.loads(content.splitlines()[-1])["request"]
+    server.seen.clear()
+    again, sent = ask(server, cache, asks(12))
+    assert again[:10] == first
+    assert sent == 3
+    assert [json.loads(body) for body in server.seen].count(lost) == 1
+    server.seen.clear()
+    assert ask(server, cache, asks(12)) == (again, 0)
+    assert not server.seen
+    assert len(cache.read_bytes().splitlines()) == 12
+
+
+def test_a_run_killed_for_good_sends_only_what_was_not_kept(server, tmp_path):
+    server.delay = 0.05
+    cache, requests = tmp_path / "cache.jsonl", asks(40)
+    program = f"""
+import json, pathlib, sys
+from cot_jax.endpoint import Endpoint
+with Endpoint({server.url!r}, pathlib.Path({str(cache)!r}), concurrency=3) as endpoint:
+    list(endpoint.ask(json.load(sys.stdin)))
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, text=True) as run:
+        print(json.dumps(requests), file=run.stdin, flush=True)
+        run.stdin.close()
+        while server.seen.total() < 12:
+            time.sleep(0.01)
+            assert run.poll() is None
+        run.kill()
+    kept = cache.read_bytes().count(b"\n")
+    replies, sent = ask(server, cache, requests)
+    assert [reply.text for reply in replies] == [f"q{n} by {n}" for n in range(40)]
+    assert 0 < kept < 40
+    assert sent == 40 - kept
+    assert sum(count - 1 for count in server.seen.values()) <= 3  # those under way when it was killed
+
+
+def test_an_interrupted_run_keeps_what_it_has_been_answered(server, tmp_path):
+    server.delay = 0.01
+    with Endpoint(server.url, tmp_path / "cache.jsonl", concurrency=2) as endpoint:
+        replies = endpoint.ask(asks(100))
+        assert next(replies).text == "q0 by 0"
+        replies.close()  # as an exception in the loop around it does
+    answered = server.seen.total()
+    assert answered < 100
+    _, sent = ask(server, tmp_path / "cache.jsonl", asks(100))
+    assert sent == 100 - answered
+
+
+def test_whatever_differs_is_asked_anew_and_the_same_is_asked_once(server, tmp_path):
+    message = [{"role": "user", "content": "q"}]
+    one = chat("m", message, temperature=0.7, seed=0)
+    others = [
+        chat("m2", message, temperature=0.7, seed=0),
+        chat("m", message, temperature=0.8, seed=0),
+        chat("m", message, temperature=0.7, seed=1),
+        chat("m", message, temperature=0.7, seed=0, stop=["\n\n"]),
+        chat("m", message, temperature=0.7, seed=0, max_tokens=5),
+        chat("m", [{"role": "system", "content": "s"}, *message], temperature=0.7, seed=0),
+    ]
+    replies, sent = ask(server, tmp_path / "cache.jsonl", [one, one, *others, one])
+    assert sent == 7
+    assert replies[0] == replies[1] == replies[-1]
+    assert json.loads(next(iter(server.seen))).keys() == {"model", "messages", "temperature", "seed"}
+
+
+def test_the_key_comes_from_the_environment_and_goes_nowhere_else(server, tmp_path, monkeypatch):
+    ask(server, tmp_path / "a.jsonl", asks(1))
+    monkeypatch.setenv("OPENAI_API_KEY", " secret-key\n")
+    ask(server, tmp_path / "b.jsonl", asks(1))
+    (path, without), (_, with_key) = server.heads
+    assert path == "/v1/chat/completions"
+    assert "Authorization" not in without
+    assert with_key["Authorization"] == "Bearer secret-key"
+    assert "secret" not in (tmp_path / "b.jsonl").read_text()
+    monkeypatch.setenv("OPENAI_API_KEY", "“secret”")
+    with pytest.raises(UserError, match="OPENAI_API_KEY holds signs") as raised:
+        Endpoint(server.url, tmp_path / "c.jsonl")
+    assert "secret" not in str(raised.value)
+
+
+def test_a_refusal_of_the_model_is_an_empty_text(server, tmp_path):
+    server.faults = [lambda handler: handler.say(200, {"choices": [{"message": {"content": None}}]})]
+    replies, sent = ask(server, tmp_path / "cache.jsonl", asks(1))
+    assert (replies, sent) == ([("", None, 0, 0)], 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "values", "message"),
+    [
+        (400, {"error": {"message": "temperature\nis too high"}}, r"400: temperature is too high$"),
+        (401, {"error": {"message": "no"}}, r"401: no; is OPENAI_API_KEY right\?"),
+        (404, {"detail": "Not Found"}, r'404: {"detail": "Not Found"}; the URL ends as in http'),
+        (422, {"error": "no such model"}, r"422: no such model"),
+        (403, b"<html>\nnot here", r"403: <html> not here"),
+    ],
+)
+def test_what_the_server_will_never_answer_is_one_line(server, tmp_path, status, values, message):
+    server.faults = [refuses(status, values)]
+    with pytest.raises(UserError, match=message) as raised:
+        ask(server, tmp_path / "cache.jsonl", asks(1))
+    assert "\n" not in str(raised.value)
+    assert server.seen.total() == 1
+
+
+def test_a_server_that_never_answers_is_given_up_and_the_rest_is_kept(server, tmp_path):
+    server.faults = [None, *[refuses(500)] * 3]
+    with pytest.raises(UserError, match=r"no answer after 3 attempts, the last: 500: not now; run again"):
+        ask(server, tmp_path / "cache.jsonl", asks(2), attempts=3, concurrency=1)
+    assert len((tmp_path / "cache.jsonl").read_bytes().splitlines()) == 1
+
+
+def test_no_server_no_url_no_cache(server, tmp_path):
+    cache = tmp_path / "cache.jsonl"
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:1/v1: no server there"), \
+            Endpoint("http://127.0.0.1:1/v1", cache) as endpoint:  # fmt: skip
+        list(endpoint.ask(asks(2)))
+    with pytest.raises(UserError, match="'localhost:8000/v1' is not a URL"):
+        Endpoint("localhost:8000/v1", cache)
+    with pytest.raises(UserError, match="http://:x"), Endpoint("http://:x", cache) as endpoint:
+        list(endpoint.ask(asks(1)))
+    with pytest.raises(UserError, match="cannot be written: No such file or directory"):
+        Endpoint(server.url, tmp_path / "none" / "cache.jsonl")
+    cache.write_text('{"key": 1}\nnot JSON\n')
+    with pytest.raises(UserError, match=r"cache\.jsonl:1: not an answer that was kept"):
+        Endpoint(server.url, cache)

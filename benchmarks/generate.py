@@ -52,7 +52,7 @@ def main() -> None:
                 )
 
         def our_side(_, ids_BS=ids_BS, length_B=length_B):
-            return ours(params, ids_BS, length_B)
+            return ours(params, ids_BS, length_B)[0]
 
         tokens = check_equal(np.asarray(our_side(0)), theirs(0)[:, 1:].cpu().numpy())
         names = (f"cot_jax, batch {batch_size}", f"torch, batch {batch_size}")

@@ -153,6 +153,11 @@ class OptimizerConfig:
 class TrainConfig:
     steps: int = _key(10_000, "optimizer steps", low=1)
     batch_size: int = _key(64, "examples a step, over all devices", low=1)
+    micro_batches: int = _key(
+        1,
+        "parts in which a batch goes through the student: less memory, same gradient, a third slower",
+        low=1,
+    )
     eval_every: int = _key(250, "steps between evaluations on validation", low=1)
     checkpoint_every: int = _key(250, "steps between checkpoints", low=1)
     log_every: int = _key(50, "steps between printed lines", low=1)
@@ -173,6 +178,9 @@ class EvaluationConfig:
     )
     beams: int = _key(1, "beams of the search (answers=generate); 1 = greedy", low=1)
     max_examples: int = _key(0, "validation examples used during training; 0 = all", low=0)
+    mutual_information: bool = _key(
+        False, "also estimate what label and rationale side know of each other (InfoNCE, on validation)"
+    )
     reference_protocol: bool = _key(
         False, "evaluate on test every eval_every steps too and report last and best, as published"
     )
@@ -231,6 +239,23 @@ def freeze(values: Any, cls: type = Config, path: str = "config") -> Any:
     return cls(**frozen)
 
 
+def with_defaults(
+    values: dict[str, Any], cls: type = Config, path: str = ""
+) -> tuple[dict[str, Any], list[str]]:
+    """Returns the JSON of a saved config with every key, and those it lacked: they are newer than it."""
+    hints, complete, added = typing.get_type_hints(cls), dict(values), []
+    for field in dataclasses.fields(cls):
+        name = f"{path}{field.name}"
+        if dataclasses.is_dataclass(hints[field.name]):
+            section = values.get(field.name, {})
+            complete[field.name], inside = with_defaults(section, hints[field.name], f"{name}.")
+            added += inside
+        elif field.name not in values:
+            complete[field.name] = field.default
+            added.append(name)
+    return complete, added
+
+
 def _check(value: Any, kind: type, limits: Any, path: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
@@ -258,10 +283,20 @@ class CommandLine:
     workdir: Path
     dry_run: bool
     profile_steps: int
+    processes: "Processes | None"
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """How the processes of a run find each other; all None: as Slurm, Kubernetes or Cloud TPU tell them."""
+
+    coordinator: str | None
+    count: int | None
+    index: int | None
 
 
 def parse_command_line(argv: Sequence[str], summary: str) -> CommandLine:
-    """Reads `--config=FILE --config.x=y ... [--workdir=DIR] [--dry_run] [--profile_steps=N]`.
+    """Reads `--config=FILE --config.x=y ...` and the other flags of `cot_jax.train`.
 
     Args:
       argv: the program's name, then its arguments.
@@ -292,13 +327,30 @@ def parse_command_line(argv: Sequence[str], summary: str) -> CommandLine:
     flags.DEFINE_string("workdir", str(Path("runs") / file.stem), "", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "", flag_values=values)
     flags.DEFINE_integer("profile_steps", 0, "", lower_bound=0, flag_values=values)
+    flags.DEFINE_bool("distributed", False, "", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "", flag_values=values)
+    flags.DEFINE_integer("processes", None, "", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("process", None, "", lower_bound=0, flag_values=values)
     try:
         rest = values(arguments)
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(_one_line(error)) from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: every flag begins with --")
-    return CommandLine(freeze(holder.value), Path(values.workdir), values.dry_run, values.profile_steps)
+    return CommandLine(
+        freeze(holder.value), Path(values.workdir), values.dry_run, values.profile_steps, _processes(values)
+    )
+
+
+def _processes(values: flags.FlagValues) -> Processes | None:
+    explicit = (values.coordinator, values.processes, values.process)
+    if explicit == (None, None, None):
+        return Processes(None, None, None) if values.distributed else None
+    if None in explicit:
+        raise UserError("--coordinator=HOST:PORT, --processes=N and --process=I go together")
+    if values.process >= values.processes:
+        raise UserError(f"--process={values.process}: must be below --processes={values.processes}")
+    return Processes(*explicit)
 
 
 def load_config_module(file: Path, function: str) -> Any:
@@ -338,7 +390,7 @@ def refuse_other_config(workdir: Path, config: Config) -> bool:
     file = workdir / "config.json"
     if not file.exists():
         return False
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found, _ = with_defaults(json.loads(file.read_text(encoding="utf-8")))
     for key, value, other in _differences(json.loads(to_json(config)), found):
         raise UserError(
             f"{workdir} holds a run with config.{key}={other!r}, not {value!r}: "
@@ -366,7 +418,10 @@ def _help(summary: str) -> str:
         "  --config=FILE      experiment to run, e.g. configs/demo_mi.py\n"
         "  --workdir=DIR      where the run is written and resumed from (default: runs/NAME of the config)\n"
         "  --dry_run          print what would run, with one decoded example a view, and stop\n"
-        "  --profile_steps=N  write a trace of N steps, after ten others, to DIR/profile\n\n"
+        "  --profile_steps=N  write a trace of N steps, after ten others, to DIR/profile\n"
+        "  --distributed      join the other processes of this Slurm, Kubernetes or Cloud TPU job\n"
+        "  --coordinator=HOST:PORT --processes=N --process=I\n"
+        "                     join N processes, of which this one is I, elsewhere\n\n"
         f"Keys (defaults of configs/common.py):\n{keys}"
     )
 

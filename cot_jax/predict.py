@@ -1,7 +1,8 @@
 """Answer questions: python -m cot_jax.predict --model=RUN_OR_EXPORT --input=FILE_OR_- [--explain]
 
 Reads JSON lines {"input": ..., "id"?: ..., "rationale"?: ...}, writes {"id", "input", "label", "rationale"?}
-in the same order, a batch as soon as it is there.
+in the same order, a batch as soon as it is there. With --samples=K the label is the one that most of K
+drawn answers agree on; "votes" is their share and "samples" lists all, [{"label", "log_prob"}, ...].
 """
 
 import argparse
@@ -15,7 +16,10 @@ from typing import Any, TextIO
 
 from cot_jax.data.examples import Example
 from cot_jax.errors import UserError
-from cot_jax.training.saved import Answerer, Saved, load
+from cot_jax.metrics.voting import vote
+from cot_jax.models.generation import Sampling
+from cot_jax.training.evaluation import Answers
+from cot_jax.training.saved import Answerer, Saved, load, not_recorded
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,13 +54,22 @@ def _predict(saved: Saved, source: TextIO, sink: TextIO, options: argparse.Names
             method = saved.config.objective.method
             raise UserError(f"--explain: method={method} was taught no rationale of its own")
         views["rationale"] = explaining[0]
+    if options.samples and saved.by_value is None:
+        raise not_recorded("how the answers of this student compare")
+    by_value = bool(saved.by_value)
     new_tokens = {
         "label": options.max_new_tokens or saved.config.evaluation.max_new_tokens,
         "rationale": options.max_new_tokens or saved.config.data.max_target_tokens,
     }
+    draws = {"samples": options.samples, "sampling": options.sampling, "seed": options.seed}
     answerers = {
         key: Answerer(
-            saved, view, batch_size=options.batch_size, max_new_tokens=new_tokens[key], beams=options.beams
+            saved,
+            view,
+            batch_size=options.batch_size,
+            max_new_tokens=new_tokens[key],
+            beams=options.beams,
+            **(draws if key == "label" else {}),
         )
         for key, view in views.items()
     }
@@ -71,11 +84,24 @@ def _predict(saved: Saved, source: TextIO, sink: TextIO, options: argparse.Names
             written[key], counted = answerer(questions)
         print(counted, file=sys.stderr)
         for n, row in enumerate(batch):
-            answer = {"id": row["id"], "input": row["input"]} | {
-                key: texts[n] for key, texts in written.items()
-            }
+            answer = {"id": row["id"], "input": row["input"]}
+            if options.samples:
+                answer |= _elect(written["label"], n, options.samples, by_value)
+            else:
+                answer["label"] = written["label"].texts[n]
+            if options.explain:
+                answer["rationale"] = written["rationale"].texts[n]
             sink.write(json.dumps(answer, ensure_ascii=False) + "\n")
         sink.flush()
+
+
+def _elect(drawn: Answers, n: int, samples: int, by_value: bool) -> dict[str, Any]:
+    """What row `n` says of the answers drawn for it."""
+    its = slice(n * samples, (n + 1) * samples)
+    texts, log_probs = drawn.texts[its], drawn.log_probs[its].tolist()
+    label, share = vote(texts, log_probs, by_value)
+    every = [{"label": text, "log_prob": value} for text, value in zip(texts, log_probs, strict=True)]
+    return {"label": label, "votes": share, "samples": every}
 
 
 def _read(source: TextIO, name: str) -> Iterator[dict[str, Any]]:
@@ -105,12 +131,30 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--input", default="-", help="JSON lines; - is standard input")
     parser.add_argument("--output", default="-", help="JSON lines; - is standard output")
     parser.add_argument("--explain", action="store_true", help="also write the rationale")
-    parser.add_argument("--beams", type=int, default=1, help="of the search; 1 is greedy")
+    parser.add_argument(
+        "--beams", type=int, default=0, help="of the search; 1 = greedy, 0 = answers as in training"
+    )
+    parser.add_argument("--samples", type=int, default=0, help="answers drawn to vote on; 0 = none are drawn")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the draws; above 0")
+    parser.add_argument("--top_k", type=int, default=0, help="draw from so many likeliest tokens; 0 = all")
+    parser.add_argument(
+        "--top_p", type=float, default=1.0, help="draw from the fewest tokens that are so likely; 1 = all"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--batch_size", type=int, default=64, help="questions at once")
     parser.add_argument("--max_new_tokens", type=int, default=0, help="longest answer; 0 = as in training")
     options = parser.parse_args(argv)
-    if min(options.beams, options.batch_size) < 1 or options.max_new_tokens < 0:
-        parser.error("--beams and --batch_size are at least 1, --max_new_tokens is not negative")
+    numbers = (options.beams, options.samples, options.top_k, options.seed, options.max_new_tokens)
+    if options.batch_size < 1 or min(numbers) < 0:
+        parser.error("--batch_size is at least 1, and no number is negative")
+    # Written so that NaN fails too.
+    if not (options.temperature > 0 and 0 < options.top_p <= 1):
+        parser.error("--temperature is above 0, --top_p above 0 and at most 1")
+    options.sampling = Sampling(options.temperature, options.top_k, options.top_p)
+    if options.samples and options.beams:
+        parser.error("--samples draws answers, --beams searches for one: take either")
+    if options.sampling != Sampling() and not options.samples:
+        parser.error("--temperature, --top_k and --top_p are for draws: say how many with --samples")
     return options
 
 

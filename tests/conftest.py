@@ -1,15 +1,27 @@
 """Strict JAX for every test: eight CPU devices, float32 by default, no silent rank promotion."""
 
+import json
 import os
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+
+from cot_jax.config import Config, to_json
+from cot_jax.data import tokenizer as tokenizers
+from cot_jax.models.student import T5Student
+from cot_jax.models.t5 import T5Config
+from cot_jax.training.checkpoints import Checkpoints
+from cot_jax.training.saved import ANSWERS_FILE, STUDENT_FILE, answers_json
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Three quarters of the suite's time would be LLVM making tiny programs fast.
 jax.config.update("jax_disable_most_optimizations", True)
+# Nor is a program compiled twice, by another worker or a run before.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def _folder(variable: str) -> Path:
@@ -29,3 +41,26 @@ def data_root() -> Path:
 def tokenizers_root() -> Path:
     """Folder with the T5, BERT and Llama vocabularies (environment variable COT_JAX_TOKENIZERS)."""
     return _folder("COT_JAX_TOKENIZERS")
+
+
+def save_random_run(workdir: Path, config: Config, texts: list[str], pieces: int) -> Path:
+    """Writes what a run of `config` that was evaluated once leaves behind, with random parameters."""
+    tokenizer = tokenizers.train(texts, pieces, str(workdir / "scratch"))
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
+    student = T5Student(T5Config(vocab_size=tokenizer.size, pad_token_id=tokenizer.pad_id, **sizes))
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(student.init, jax.random.key(0))
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
+    (workdir / "config.json").write_text(to_json(config))
+    (workdir / STUDENT_FILE).write_text(json.dumps(student.architecture()))
+    (workdir / ANSWERS_FILE).write_text(answers_json(True, None))
+    tokenizer.save(workdir / "tokenizer")
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        checkpoints.save_if_best(1, jax.device_put(params), 0.5)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def random_run():
+    """`save_random_run`, for the commands that read a run."""
+    return save_random_run

@@ -9,36 +9,20 @@ import numpy as np
 import pytest
 
 from cot_jax import export, predict
-from cot_jax.config import Config, to_json
-from cot_jax.data import tokenizer as tokenizers
-from cot_jax.models.student import T5Student
-from cot_jax.models.t5 import T5Config
-from cot_jax.training.checkpoints import Checkpoints
-from cot_jax.training.saved import STUDENT_FILE, load
+from cot_jax.config import Config
+from cot_jax.metrics.voting import vote
+from cot_jax.training.saved import ANSWERS_FILE, answers_json, load
 
 QUESTIONS = ["Tom has 3 pens .", "Ann buys 12 apples and 3 pens .", "How many pens has Tom ?"]
-SIZES = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The work directory of a run that has been evaluated once, of random parameters."""
-    workdir = tmp_path_factory.mktemp("run")
-    tokenizer = tokenizers.train([*QUESTIONS, "predict: explain:"], 64, str(workdir / "scratch"))
-    student = T5Student(T5Config(vocab_size=tokenizer.size, pad_token_id=tokenizer.pad_id, **SIZES))
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(student.init, jax.random.key(0))
-    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
+def run(random_run, tmp_path_factory):
     config = Config()
     config = dataclasses.replace(
         config, evaluation=dataclasses.replace(config.evaluation, max_new_tokens=6, batch_size=2)
     )
-    (workdir / "config.json").write_text(to_json(config))
-    (workdir / STUDENT_FILE).write_text(json.dumps(student.architecture()))
-    tokenizer.save(workdir / "tokenizer")
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        checkpoints.save_if_best(1, jax.device_put(params), 0.5)
-    return workdir
+    return random_run(tmp_path_factory.mktemp("run"), config, [*QUESTIONS, "predict: explain:"], 64)
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +70,45 @@ def test_a_run_and_its_export_agree_whatever_the_batch(run, exported, capsys, mo
     assert [row["id"] for row in beams] == ["q0", "q1", "q2"]
 
 
+def test_the_label_is_the_vote_over_samples_whatever_the_batch(run, exported, capsys, monkeypatch):
+    rows = [{"id": n, "input": question} for n, question in enumerate(QUESTIONS)]
+    draw = ("--samples=6", "--temperature=0.8", "--top_k=20", "--top_p=0.9", "--seed=3")
+    status, answers, said = _predict(run, capsys, monkeypatch, *draw, "--explain", rows=rows)
+    assert status == 0, said
+    for row in answers:
+        assert list(row) == ["id", "input", "label", "votes", "samples", "rationale"]
+        labels = [sample["label"] for sample in row["samples"]]
+        log_probs = [sample["log_prob"] for sample in row["samples"]]
+        assert len(labels) == 6
+        assert max(log_probs) < 0
+        assert (row["label"], row["votes"]) == vote(labels, log_probs, by_value=True)
+    assert any(len({sample["label"] for sample in row["samples"]}) > 1 for row in answers)
+    # The same from an export, in another order, one by one, with others in between.
+    mixed = [rows[2], {"id": 3, "input": "Ann has 12 apples ."}, rows[0], rows[1]]
+    _, again, _ = _predict(exported, capsys, monkeypatch, *draw, "--batch_size=1", rows=mixed)
+    again = {row["id"]: row for row in again}
+    for row in answers:
+        assert [x["label"] for x in row["samples"]] == [x["label"] for x in again[row["id"]]["samples"]]
+        assert row["votes"] == again[row["id"]]["votes"]
+
+
+def test_a_student_that_chose_among_labels_still_does(exported, tmp_path, capsys, monkeypatch):
+    config = json.loads((exported / "cot_jax.json").read_text())
+    config["evaluation"]["answers"] = "score"
+    _copy(exported, tmp_path, config)
+    assert predict.main([f"--model={tmp_path}"]) == 2
+    assert "what labels this student chooses among is not recorded: answers.json" in capsys.readouterr().err
+    labels = ("3 apples", "12 pens", "Tom")
+    (tmp_path / ANSWERS_FILE).write_text(answers_json(False, labels))
+    _, answers, _ = _predict(tmp_path, capsys, monkeypatch)
+    assert {row["label"] for row in answers} <= set(labels)
+    _, written, _ = _predict(tmp_path, capsys, monkeypatch, "--beams=1")
+    assert not {row["label"] for row in written} & set(labels)
+
+
 def test_load_gives_back_what_was_saved(run, exported):
     a, b = load(run), load(exported)
-    assert a.config == b.config
+    assert (a.config, a.by_value, a.labels) == (b.config, b.by_value, b.labels)
     for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
         np.testing.assert_array_equal(x, y)
 
@@ -125,8 +145,43 @@ def test_mistakes_are_one_line(run, exported, tmp_path, capsys):
 def test_a_method_without_rationales_cannot_explain(exported, tmp_path, capsys):
     config = json.loads((exported / "cot_jax.json").read_text())
     config["objective"]["method"] = "standard"
-    for file in exported.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "cot_jax.json").write_text(json.dumps(config))
+    _copy(exported, tmp_path, config)
     assert predict.main([f"--model={tmp_path}", "--explain"]) == 2
     assert "method=standard was taught no rationale" in capsys.readouterr().err
+
+
+def _copy(exported, directory, config):
+    """An export of another config that was made before `ANSWERS_FILE` was."""
+    for file in exported.iterdir():
+        (directory / file.name).write_bytes(file.read_bytes())
+    (directory / "cot_jax.json").write_text(json.dumps(config))
+    (directory / ANSWERS_FILE).unlink()
+
+
+def test_votes_need_to_know_what_is_equal(exported, tmp_path, capsys):
+    _copy(exported, tmp_path, json.loads((exported / "cot_jax.json").read_text()))
+    assert predict.main([f"--model={tmp_path}", "--samples=2"]) == 2
+    assert "how the answers of this student compare is not recorded" in capsys.readouterr().err
+    (tmp_path / ANSWERS_FILE).write_text('{"by_value": "yes", "labels": null}')
+    assert predict.main([f"--model={tmp_path}"]) == 2
+    assert 'answers.json: expected "by_value"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch_size=0"], "--batch_size is at least 1"),
+        (["--samples=-1"], "no number is negative"),
+        (["--samples=2", "--seed=-1"], "no number is negative"),
+        (["--samples=2", "--temperature=0"], "--temperature is above 0"),
+        (["--samples=2", "--temperature=nan"], "--temperature is above 0"),
+        (["--samples=2", "--top_p=1.5"], "--top_p above 0 and at most 1"),
+        (["--samples=2", "--beams=2"], "take either"),
+        (["--top_p=0.9"], "say how many with --samples"),
+    ],
+)
+def test_flags_that_do_not_go_together(flags, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        predict.main(["--model=anything", *flags])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err

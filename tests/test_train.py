@@ -96,6 +96,7 @@ def test_what_a_run_prints_and_writes(uninterrupted):
     result = json.loads((workdir / "result.json").read_text())
     assert result["best_step"] in (6, 12)
     trained = load(workdir)  # what predict and export begin with
+    assert (trained.by_value, trained.labels) == (True, None)
     assert sum(leaf.size for leaf in jax.tree.leaves(trained.params)) == result["parameters"]
     assert result["example_visits"] == 96
     assert result["versions"]["jax"]

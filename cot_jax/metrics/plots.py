@@ -147,7 +147,7 @@ def draw_reliability(before: Sequence[Bin], after: Sequence[Bin] | None, title: 
         confidences, accuracies, counts = zip(
             *((b.confidence, b.accuracy, b.count) for b in bins), strict=True
         )
-        top.plot(confidences, accuracies, color=color, marker="o", markersize=4, label=label)
+        top.plot(confidences, accuracies, color=color, marker="o", markersize=4, label=label, clip_on=False)
         bottom.bar(confidences, counts, width=0.03, color=color, alpha=0.7)
     top.set_ylabel("accuracy")
     top.set_title(title)

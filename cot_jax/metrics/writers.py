@@ -17,14 +17,27 @@ class MetricsWriter:
       resumed_step: rows after this step are removed from `metrics.jsonl`: a run that was killed wrote
         them after its last checkpoint and is about to write them again.
       wandb_config: the run's config to log to Weights & Biases, or None for no such logging.
+      writes: False in all but one of the processes of a run: these only read what is there.
 
     Attributes:
       evaluated: the last step with an evaluation row; 0 before the first.
     """
 
-    def __init__(self, directory: Path, resumed_step: int, wandb_config: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        directory: Path,
+        resumed_step: int,
+        wandb_config: dict[str, Any] | None = None,
+        writes: bool = True,
+    ):
         path = directory / "metrics.jsonl"
-        self.evaluated = _truncate(path, resumed_step)
+        kept, self.evaluated = _rows_until(path, resumed_step)
+        self._writes = writes
+        if not writes:
+            return
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(path)
         self._rows = path.open("a", encoding="utf-8")
         self._events = SummaryWriter(
             str(directory / "tensorboard"), purge_step=resumed_step + 1 if resumed_step else None
@@ -35,6 +48,8 @@ class MetricsWriter:
         return self
 
     def __exit__(self, *_) -> None:
+        if not self._writes:
+            return
         self._rows.close()
         self._events.close()
         if self._wandb:
@@ -42,6 +57,8 @@ class MetricsWriter:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes the row {"step": step, **values}."""
+        if not self._writes:
+            return
         self._rows.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
@@ -49,12 +66,13 @@ class MetricsWriter:
             self._wandb.log(values, step=step)
 
     def flush(self) -> None:
-        self._rows.flush()
-        self._events.flush()
+        if self._writes:
+            self._rows.flush()
+            self._events.flush()
 
 
-def _truncate(path: Path, step: int) -> int:
-    """Removes the rows after `step`; returns the last step that has an evaluation row."""
+def _rows_until(path: Path, step: int) -> tuple[list[str], int]:
+    """Returns the rows up to a step, and the last step that has an evaluation row."""
     kept, evaluated = [], 0
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
         # A kill can tear the last line; it is beyond the last checkpoint then.
@@ -63,10 +81,7 @@ def _truncate(path: Path, step: int) -> int:
         kept.append(line)
         if "valid/accuracy" in row:
             evaluated = row["step"]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(path)
-    return evaluated
+    return kept, evaluated
 
 
 def _start_wandb(directory: Path, config: dict[str, Any]):

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from cot_jax.batch import ViewArrays
 from cot_jax.errors import UserError
 from cot_jax.models import generation, huggingface
+from cot_jax.models.generation import Sampling
 from cot_jax.models.t5 import PRESETS, T5, Memory, T5Config, empty_cache
 
 Params = dict[str, Any]
@@ -68,8 +69,28 @@ class Student(Protocol):
 
     def generate(
         self, params: Params, input_ids_BS: jax.Array, input_length_B: jax.Array, max_new_tokens: int
-    ) -> jax.Array:
-        """Greedy continuations (B, max_new_tokens) int32, `eos_id` included, then `pad_id`."""
+    ) -> tuple[jax.Array, jax.Array]:
+        """Greedy continuations (B, max_new_tokens) int32, `eos_id` included, then `pad_id`.
+
+        With them the sums (B,) float32 of their log-probabilities: what `score` gives of the same tokens.
+        """
+
+    def sample(
+        self,
+        params: Params,
+        input_ids_BS: jax.Array,
+        input_length_B: jax.Array,
+        max_new_tokens: int,
+        key_B: jax.Array,
+        *,
+        samples: int,
+        sampling: Sampling,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Drawn continuations (B, samples, max_new_tokens) int32 and their log-probabilities (B, samples).
+
+        These are under the model's own distribution, as those of `generate`. A row's draws depend on
+        nothing but the row and its key; the first of many are those of fewer.
+        """
 
     def beam_search(
         self,
@@ -188,17 +209,27 @@ class T5Student:
 
     def generate(
         self, params: Params, input_ids_BS: jax.Array, input_length_B: jax.Array, max_new_tokens: int
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, jax.Array]:
         memory = self._read(params, input_ids_BS, input_length_B, max_new_tokens)
-        return generation.decode(
-            self._step(params, memory),
-            empty_cache(memory),
-            jnp.full(input_length_B.shape, self.config.decoder_start_token_id, jnp.int32),
-            generation.greedy,
-            max_new_tokens=max_new_tokens,
-            eos_id=self.eos_id,
-            pad_id=self.pad_id,
-        )
+        return self._decode(params, memory, max_new_tokens, generation.greedy)
+
+    def sample(
+        self,
+        params: Params,
+        input_ids_BS: jax.Array,
+        input_length_B: jax.Array,
+        max_new_tokens: int,
+        key_B: jax.Array,
+        *,
+        samples: int,
+        sampling: Sampling,
+    ) -> tuple[jax.Array, jax.Array]:
+        memory = self._read(params, input_ids_BS, input_length_B, max_new_tokens)
+        split = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+        key_BK = split(key_B, jnp.arange(samples))
+        choose = generation.sampler(key_BK.reshape(-1), sampling)
+        tokens_XT, log_prob_X = self._decode(params, memory, max_new_tokens, choose, rows=samples)
+        return tokens_XT.reshape(*key_BK.shape, max_new_tokens), log_prob_X.reshape(key_BK.shape)
 
     def beam_search(
         self,
@@ -241,7 +272,7 @@ class T5Student:
             decoder_ids_BT = jnp.broadcast_to(decoder_ids_T, (B, T))
             hidden_BTD = self._apply(params, decoder_ids_BT, memory, method=T5.decode)
             logits_BTV = jnp.einsum("BTD,DV->BTV", hidden_BTD, head_DV, preferred_element_type=jnp.float32)
-            log_prob_BT = logits_BTV[:, jnp.arange(T), ids_T] - jax.nn.logsumexp(logits_BTV, axis=-1)
+            log_prob_BT = generation.log_prob(logits_BTV, jnp.broadcast_to(ids_T, (B, T)))
             return jnp.sum(log_prob_BT, axis=1, where=jnp.arange(T)[None, :] < length)
 
         # One label after the other: the logits of all would not fit where there are many.
@@ -258,6 +289,20 @@ class T5Student:
         """The input as the decoder needs it to write `length` tokens."""
         encoded_BSD = self._apply(params, input_ids_BS, input_length_B, method=T5.encode)
         return self._apply(params, encoded_BSD, input_length_B, length, method=T5.remember)
+
+    def _decode(
+        self, params: Params, memory: Memory, max_new_tokens: int, choose: generation.Choose, rows: int = 1
+    ) -> tuple[jax.Array, jax.Array]:
+        """`generation.decode`, `rows` of it for each row of the memory."""
+        return generation.decode(
+            self._step(params, memory),
+            empty_cache(memory, rows),
+            jnp.full(len(memory.mask) * rows, self.config.decoder_start_token_id, jnp.int32),
+            choose,
+            max_new_tokens=max_new_tokens,
+            eos_id=self.eos_id,
+            pad_id=self.pad_id,
+        )
 
     def _step(self, params: Params, memory: Memory) -> generation.Step:
         head_DV = self.head(params).astype(self.dtype)

@@ -1,6 +1,8 @@
 """Answers in batches, written or chosen among labels."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +13,37 @@ from cot_jax.data.batches import Ragged, evaluation_rows
 from cot_jax.data.shapes import Cost, Shape, cheapest, choose_shapes
 from cot_jax.data.tokenizer import Tokenizer
 from cot_jax.data.views import View, answer_of
+from cot_jax.models.generation import Sampling, written_length
 from cot_jax.models.student import Params, Student
-from cot_jax.training.sharding import by_example, replicated
+from cot_jax.training.sharding import by_example, replicated, spread
 
-Generate = Callable[[Params, np.ndarray, np.ndarray], jax.Array]
+# (params, input_ids_BS, input_length_B) -> arrays (B, ...)
+Ask = Callable[[Params, np.ndarray, np.ndarray], Any]
+# -> tokens (B, ..., T) and their log-probabilities (B, ...)
+Generate = Callable[[Params, np.ndarray, np.ndarray], tuple[jax.Array, jax.Array]]
+
+# 2**32 divided by the golden ratio, an odd number: its powers are as good as drawn.
+_GOLDEN = np.uint32(0x9E3779B1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What a student wrote, in the order of the questions; where it drew several, they are next to another.
+
+    Attributes:
+      texts: N answers.
+      log_probs: (N,) float32, of all that was written, the end included, under the student's distribution.
+        A view that writes a rationale before the answer has that in it, too.
+      lengths: (N,), how many tokens that is.
+    """
+
+    texts: list[str]
+    log_probs: np.ndarray
+    lengths: np.ndarray
 
 
 def make_generate(student: Student, mesh: Mesh, max_new_tokens: int, beams: int) -> Generate:
-    """Returns the jitted (params, input_ids_BS, input_length_B) -> tokens (B, max_new_tokens).
+    """Returns the jitted (params, input_ids_BS, input_length_B) -> (tokens (B, max_new_tokens), log_prob_B).
 
     They are greedy or, with several beams, the best of a beam search.
     """
@@ -26,39 +51,109 @@ def make_generate(student: Student, mesh: Mesh, max_new_tokens: int, beams: int)
     def generate(params, input_ids_BS, input_length_B):
         if beams == 1:
             return student.generate(params, input_ids_BS, input_length_B, max_new_tokens)
-        tokens_BKT, _ = student.beam_search(params, input_ids_BS, input_length_B, max_new_tokens, beams=beams)
-        return tokens_BKT[:, 0]
+        found = student.beam_search(params, input_ids_BS, input_length_B, max_new_tokens, beams=beams)
+        tokens_BT, score_B = (best[:, 0] for best in found)
+        # A score is the mean over the tokens: the length penalty is 1.
+        return tokens_BT, score_B * written_length(tokens_BT, student.eos_id)
 
     return _jit(generate, mesh)
 
 
-def make_choose(student: Student, mesh: Mesh, labels: Ragged, pad_id: int) -> Generate:
-    """Returns the jitted (params, input_ids_BS, input_length_B) -> tokens (B, T) of the likeliest label.
+def make_sample(
+    student: Student, mesh: Mesh, max_new_tokens: int, samples: int, sampling: Sampling, seed: int
+) -> Generate:
+    """Returns the jitted (params, input_ids_BS, input_length_B) -> (tokens_BKT, log_prob_BK) of K samples.
 
-    That is the highest probability, not normalised by length: the labels are all there is to say.
+    They are a function of question and seed, whatever else is asked and in whatever order.
     """
-    rows = labels.take(np.arange(len(labels)), labels.lengths.max(), pad_id)
-    ids_LT, length_L = map(jnp.asarray, rows)
+
+    def sample(params, input_ids_BS, input_length_B):
+        hash_B = _hash(input_ids_BS, input_length_B)
+        key_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), hash_B)
+        inputs = (params, input_ids_BS, input_length_B, max_new_tokens, key_B)
+        return student.sample(*inputs, samples=samples, sampling=sampling)
+
+    return _jit(sample, mesh)
+
+
+def _hash(ids_BS: jax.Array, length_B: jax.Array) -> jax.Array:
+    """(B,) uint32, the same whatever the padding."""
+    S = ids_BS.shape[1]
+    powers_S = np.cumprod(np.full(S, _GOLDEN), dtype=np.uint32)
+    terms_BS = (ids_BS.astype(jnp.uint32) + 1) * powers_S[None, :]
+    return jnp.sum(terms_BS, axis=1, where=jnp.arange(S)[None, :] < length_B[:, None], dtype=jnp.uint32)
+
+
+def make_score(student: Student, mesh: Mesh, labels: Ragged, pad_id: int) -> Ask:
+    """Returns the jitted (params, input_ids_BS, input_length_B) -> log_prob_BL of every label."""
+    ids_LT, length_L = _padded(labels, pad_id)
+
+    def score(params, input_ids_BS, input_length_B):
+        return student.score(params, input_ids_BS, input_length_B, ids_LT, length_L)
+
+    return _jit(score, mesh)
+
+
+def make_choose(student: Student, mesh: Mesh, labels: Ragged, pad_id: int) -> Generate:
+    """Returns the jitted (params, input_ids_BS, input_length_B) -> (tokens_BT, log_prob_B) of a label each.
+
+    It is the likeliest, not normalised by length: the labels are all there is to say.
+    """
+    ids_LT, length_L = _padded(labels, pad_id)
 
     def choose(params, input_ids_BS, input_length_B):
         log_prob_BL = student.score(params, input_ids_BS, input_length_B, ids_LT, length_L)
-        return ids_LT[jnp.argmax(log_prob_BL, axis=1)]
+        return ids_LT[jnp.argmax(log_prob_BL, axis=1)], jnp.max(log_prob_BL, axis=1)
 
     return _jit(choose, mesh)
 
 
-def _jit(generate: Generate, mesh: Mesh) -> Generate:
-    return jax.jit(
-        generate,
-        in_shardings=(replicated(mesh), by_example(mesh), by_example(mesh)),
-        out_shardings=replicated(mesh),
-    )
+def _padded(labels: Ragged, pad_id: int) -> tuple[jax.Array, jax.Array]:
+    ids_LT, length_L = labels.take(np.arange(len(labels)), labels.lengths.max(), pad_id)
+    return jnp.asarray(ids_LT), jnp.asarray(length_L)
+
+
+def _jit(ask: Ask, mesh: Mesh) -> Ask:
+    """Returns `ask` jitted, each row where its example is, and what it gives on every device."""
+    rows, whole = by_example(mesh), replicated(mesh)
+    jitted = jax.jit(ask, in_shardings=(whole, rows, rows), out_shardings=whole)
+
+    def spread_and_ask(params, input_ids_BS, input_length_B):
+        return jitted(params, *spread((input_ids_BS, input_length_B), rows))
+
+    return spread_and_ask
 
 
 def question_shapes(questions: Ragged, batch_size: int, max_shapes: int, cost: Cost) -> list[Shape]:
     """Returns the input widths, (S,) each, that the batches of `questions` are best padded to."""
     longest = [questions.lengths[rows[:1]] for rows in evaluation_rows(questions.lengths, batch_size)]
     return choose_shapes(np.array(longest), cost, max_shapes)[0]
+
+
+def ask_all(
+    ask: Ask,
+    params: Params,
+    questions: Ragged,
+    *,
+    batch_size: int,
+    shapes: Sequence[Shape],
+    pad_id: int,
+) -> Any:
+    """Returns what `ask` gives, NumPy arrays (N, ...) in the order of `questions`.
+
+    Args:
+      shapes: input widths, (S,) each.
+    """
+    batches = list(evaluation_rows(questions.lengths, batch_size))
+    # Dispatched all at once: the device never waits for the host.
+    given = []
+    for rows in batches:
+        # Longest first: the first row is the widest.
+        (width,) = cheapest(shapes, questions.lengths[rows[:1]])
+        given.append(ask(params, *questions.take(rows, width, pad_id)))
+    order = np.concatenate(batches)
+    place = np.argsort(order)[np.sum(order < 0) :]
+    return jax.tree.map(lambda *parts: np.concatenate([np.asarray(part) for part in parts])[place], *given)
 
 
 def answer_questions(
@@ -70,18 +165,11 @@ def answer_questions(
     *,
     batch_size: int,
     shapes: Sequence[Shape],
-) -> list[str]:
-    """Returns the student's answers, in the order of `questions`; `shapes` are input widths, (S,) each."""
-    batches = list(evaluation_rows(questions.lengths, batch_size))
-    # Dispatched all at once: the device never waits for the host to decode.
-    generated = []
-    for rows in batches:
-        # Longest first: the first row is the widest.
-        (width,) = cheapest(shapes, questions.lengths[rows[:1]])
-        generated.append(generate(params, *questions.take(rows, width, tokenizer.pad_id)))
-    answers = [""] * len(questions)
-    for rows, tokens_BT in zip(batches, generated, strict=True):
-        for row, tokens in zip(rows, np.asarray(tokens_BT), strict=True):
-            if row >= 0:
-                answers[row] = answer_of(view, tokenizer.decode(tokens.tolist()))
-    return answers
+) -> Answers:
+    """Returns the student's answers to `questions`; `shapes` as in `ask_all`."""
+    tokens, log_prob = ask_all(
+        generate, params, questions, batch_size=batch_size, shapes=shapes, pad_id=tokenizer.pad_id
+    )
+    tokens_NT = tokens.reshape(-1, tokens.shape[-1])
+    texts = [answer_of(view, tokenizer.decode(tokens_T)) for tokens_T in tokens_NT.tolist()]
+    return Answers(texts, log_prob.ravel(), written_length(tokens_NT, tokenizer.eos_id))

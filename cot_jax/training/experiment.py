@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cot_jax.config import Config, ModelConfig
+from cot_jax.config import Config, DataConfig, ModelConfig
 from cot_jax.data import tasks, views, word_problems
 from cot_jax.data import tokenizer as tokenizers
 from cot_jax.data.batches import Batches, Ragged, TokenizedView
@@ -103,7 +103,15 @@ def build_objective(experiment: Experiment, batch_axes: tuple[str, ...] = ()) ->
             reduction=config.mi_reduction,
             detach=config.mi_detach,
         )
-    return make_objective(experiment.student, terms, weights, mi, experiment.self_distillation, batch_axes)
+    return make_objective(
+        experiment.student,
+        terms,
+        weights,
+        mi,
+        experiment.self_distillation,
+        batch_axes,
+        experiment.config.train.micro_batches,
+    )
 
 
 def _self_distillation(config: Config, method: Sequence[View]) -> SelfDistillation | None:
@@ -150,8 +158,10 @@ def tokenize(
             (source, target) if source is not None and target is not None else (None, None)
             for source, target in zip(sources, targets, strict=True)
         ]
-        inputs, input_line = _encode(tokenizer, [source for source, _ in pairs], data.max_input_tokens)
-        outputs, target_line = _encode(tokenizer, [target for _, target in pairs], data.max_target_tokens)
+        inputs, input_line = encode_texts([source for source, _ in pairs], tokenizer, data.max_input_tokens)
+        outputs, target_line = encode_texts(
+            [target for _, target in pairs], tokenizer, data.max_target_tokens
+        )
         tokenized[view.name] = TokenizedView(inputs, outputs)
         report += [f"view {view.name}: inputs {input_line}", f"view {view.name}: targets {target_line}"]
     return tokenized, report
@@ -174,37 +184,39 @@ def encode_questions(
         view.prefix + example.input if source is None else source
         for source, example in zip(sources, examples, strict=True)
     ]
-    encoded, line = _encode(tokenizer, filled, max_tokens)
+    encoded, line = encode_texts(filled, tokenizer, max_tokens)
     return encoded, line + (f", {bare} without a rationale" if bare else "")
 
 
-def encode_labels(experiment: Experiment) -> tuple[Ragged, str]:
-    """Returns the target of each label as training writes it, and a line that says what was counted.
+def answer_labels(experiment: Experiment) -> tuple[str, ...] | None:
+    """Returns the labels that answers are chosen among; None where they are written.
 
     Where the task does not define its labels, they are those of the training split.
 
     Raises:
       UserError: there is no closed set of labels, or the answer view does not write a label alone.
     """
-    splits, view, data = experiment.splits, experiment.answer_view, experiment.config.data
+    splits, view, config = experiment.splits, experiment.answer_view, experiment.config
+    if config.evaluation.answers == "generate":
+        return None
 
     def refuse(why: str) -> UserError:
         mend = "take --config.evaluation.answers=generate"
         return UserError(f"config.evaluation.answers=score chooses among labels, but {why}: {mend}")
 
     if view.term != "label":
-        raise refuse(f"method={experiment.config.objective.method} writes a rationale first")
+        raise refuse(f"method={config.objective.method} writes a rationale first")
     if splits.by_value:
-        raise refuse(f"those of task={data.task} are equations, an open set")
-    labels = splits.label_set or sorted({example.label for example in splits.train})
+        raise refuse(f"those of task={config.data.task} are equations, an open set")
+    labels = splits.label_set or tuple(sorted({example.label for example in splits.train}))
     for example in (*splits.valid, *splits.test):
         if example.label not in labels:
             raise refuse(f"{example.label!r}, that of {example.id}, is none of the training split's")
-    targets = [view.writes(splits.train[0], label) for label in labels]
-    return _encode(experiment.tokenizer, targets, data.max_target_tokens)
+    return labels
 
 
-def _encode(tokenizer: Tokenizer, texts: Sequence[str | None], max_tokens: int) -> tuple[Ragged, str]:
+def encode_texts(texts: Sequence[str | None], tokenizer: Tokenizer, max_tokens: int) -> tuple[Ragged, str]:
+    """Returns the token ids of the texts, none for None, and a line that says what was counted."""
     present = [text for text in texts if text is not None]
     ids, truncated = tokenizer.encode(present, max_tokens)
     following = iter(ids)
@@ -220,24 +232,34 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str | None], max_tokens: int) 
 
 def _load_data(config: Config) -> tuple[tasks.Splits, Tokenizer]:
     data, source = config.data, config.model.tokenizer or config.model.pretrained
-    if data.task == "word_problems":
-        problems = word_problems.splits(seed=config.seed, **dataclasses.asdict(data.word_problems))
-        splits = tasks.as_splits(data.task, problems, None, by_value=True)
-        return splits, tokenizers.load(source) if source else _train_tokenizer(splits)
-    if not data.root:
-        raise UserError(
-            f"config.data.task={data.task} reads files: give their folder with --config.data.root=DIR"
-        )
-    if not source:
+    if source:
+        tokenizer = tokenizers.load(source)
+        return load_splits(data, config.seed, tokenizer.eos_token), tokenizer
+    if data.task != "word_problems":
         raise UserError(
             "a student from scratch needs a tokenizer: give a directory or repository id with "
             "--config.model.tokenizer=DIR, e.g. t5-base"
         )
-    tokenizer = tokenizers.load(source)
-    splits = tasks.load(
-        data.task, Path(data.root), parser=data.parser, end_token=tokenizer.eos_token, compare=data.compare
+    splits = load_splits(data, config.seed)
+    return splits, _train_tokenizer(splits)
+
+
+def load_splits(data: DataConfig, seed: int, end_token: str = tasks.END_TOKEN) -> tasks.Splits:
+    """Returns the data set that `data` names; `end_token` joins the parts of some tasks' inputs.
+
+    Raises:
+      UserError: files that are missing or do not fit.
+    """
+    if data.task == "word_problems":
+        problems = word_problems.splits(seed=seed, **dataclasses.asdict(data.word_problems))
+        return tasks.as_splits(data.task, problems, None, by_value=True)
+    if not data.root:
+        raise UserError(
+            f"config.data.task={data.task} reads files: give their folder with --config.data.root=DIR"
+        )
+    return tasks.load(
+        data.task, Path(data.root), parser=data.parser, end_token=end_token, compare=data.compare
     )
-    return splits, tokenizer
 
 
 def _train_tokenizer(splits: tasks.Splits) -> Tokenizer:

@@ -9,21 +9,31 @@ import numpy as np
 from cot_jax.batch import Batch
 from cot_jax.data.batches import Ragged
 from cot_jax.data.examples import Example
+from cot_jax.errors import UserError
 from cot_jax.losses.self_distillation import LastBatch
 from cot_jax.metrics.accuracy import accuracy
 from cot_jax.models.student import Params
 from cot_jax.training.checkpoints import Checkpoints
 from cot_jax.training.evaluation import (
+    Answers,
     Generate,
     answer_questions,
     make_choose,
     make_generate,
     question_shapes,
 )
-from cot_jax.training.experiment import Experiment, build_objective, encode_labels, encode_questions
+from cot_jax.training.experiment import (
+    Experiment,
+    answer_labels,
+    build_objective,
+    encode_questions,
+    encode_texts,
+    tokenize,
+)
+from cot_jax.training.information import InformationEstimate
 from cot_jax.training.optimizer import make_optimizer
 from cot_jax.training.report import say
-from cot_jax.training.sharding import BATCH_AXES, by_example, make_mesh, replicated
+from cot_jax.training.sharding import BATCH_AXES, by_example, make_mesh, replicated, spread
 from cot_jax.training.step import TrainState, init_state, make_train_step
 
 
@@ -39,12 +49,13 @@ class Run:
         self.experiment = experiment
         distills = experiment.self_distillation is not None and experiment.self_distillation.distills
         # Half of a batch was in the one before: each device has as many rows of either half.
-        self.mesh = make_mesh(config.train.batch_size, parts=2 if distills else 1)
+        parts = (2 if distills else 1) * config.train.micro_batches
+        self.mesh = make_mesh(config.train.batch_size, parts)
         make_mesh(config.evaluation.batch_size)
         optimizer = make_optimizer(config.optimizer, config.train.steps)
         whole, self._batch_sharding = replicated(self.mesh), by_example(self.mesh)
-        parts: list[Any] = [*4 * [whole], self._batch_sharding]  # the last batch goes with the batch
-        state_sharding = TrainState(*parts)
+        leaves: list[Any] = [*4 * [whole], self._batch_sharding]  # the last batch goes with the batch
+        state_sharding = TrainState(*leaves)
 
         def create(pretrained):
             # rbg, because threefry's dropout masks cost as much as a tiny student's whole step.
@@ -71,15 +82,37 @@ class Run:
             donate_argnums=0,
         )
         self._generate = self._make_generate()
+        self._information = self._make_information() if config.evaluation.mutual_information else None
         self._questions: dict[str, Ragged] = {}
 
     def _make_generate(self) -> Generate:
         student, evaluation = self.experiment.student, self.experiment.config.evaluation
-        if evaluation.answers == "generate":
+        if (labels := answer_labels(self.experiment)) is None:
             return make_generate(student, self.mesh, evaluation.max_new_tokens, evaluation.beams)
-        labels, line = encode_labels(self.experiment)
+        tokenizer, most = self.experiment.tokenizer, self.experiment.config.data.max_target_tokens
+        encoded, line = encode_texts(labels, tokenizer, most)
         say(f"labels: {line}")
-        return make_choose(student, self.mesh, labels, self.experiment.tokenizer.pad_id)
+        return make_choose(student, self.mesh, encoded, tokenizer.pad_id)
+
+    def _make_information(self) -> InformationEstimate:
+        experiment, config = self.experiment, self.experiment.config
+        views = {view.name: view for view in experiment.views if view.term in ("label", "rationale")}
+        if len(views) != 2:
+            raise UserError(
+                "config.evaluation.mutual_information=True compares a label view with a rationale view; "
+                f"method={config.objective.method} has not both"
+            )
+        held_out, _ = tokenize(list(views.values()), self.examples("valid"), experiment.tokenizer, config)
+        train = {name: experiment.batches.views[name] for name in views}
+        estimate = InformationEstimate(
+            experiment.student, self.mesh, train, held_out, batch_size=config.evaluation.batch_size
+        )
+        trained_on, judged_on = estimate.counts
+        say(
+            f"mutual information: a critic of {trained_on} training examples, judged on {judged_on} others, "
+            f"can show {estimate.most:.2f} nats at most"
+        )
+        return estimate
 
     @property
     def parameters(self) -> int:
@@ -113,14 +146,14 @@ class Run:
 
     def batch(self, step: int) -> Batch:
         """Returns the batch of training step `step` (from 0), on the mesh."""
-        return jax.device_put(self.experiment.batches(step), self._batch_sharding)
+        return spread(self.experiment.batches(step), self._batch_sharding)
 
     def examples(self, split: str) -> tuple[Example, ...]:
         examples = tuple(getattr(self.experiment.splits, split))
         most = self.experiment.config.evaluation.max_examples
         return examples[:most] if split == "valid" and most else examples
 
-    def answer(self, params: Params, split: str) -> list[str]:
+    def answer(self, params: Params, split: str) -> Answers:
         """Returns the answers of a student with `params` to the split's questions."""
         experiment, config = self.experiment, self.experiment.config
         if split not in self._questions:
@@ -149,7 +182,15 @@ class Run:
             shapes=shapes,
         )
 
-    def evaluate(self, params: Params, split: str) -> float:
-        """Returns the accuracy of a student with `params` on a split."""
+    def evaluate(self, params: Params, split: str) -> dict[str, float]:
+        """Returns figures of a student with `params` on a split, by name.
+
+        `SPLIT/accuracy`; on validation, where the config asks for it, `valid/mutual_information` in nats
+        (`InformationEstimate`).
+        """
         labels = [example.label for example in self.examples(split)]
-        return accuracy(self.answer(params, split), labels, self.experiment.splits.by_value)
+        right = accuracy(self.answer(params, split).texts, labels, self.experiment.splits.by_value)
+        row = {f"{split}/accuracy": right}
+        if self._information and split == "valid":
+            row["valid/mutual_information"] = self._information(params)
+        return row

@@ -2,37 +2,56 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from cot_jax.config import Config, freeze
+from cot_jax.config import Config, freeze, to_json, with_defaults
 from cot_jax.data import tokenizer as tokenizers
+from cot_jax.data.batches import Ragged
 from cot_jax.data.examples import Example
 from cot_jax.data.tokenizer import Tokenizer
 from cot_jax.data.views import METHODS, View
 from cot_jax.errors import UserError
 from cot_jax.models import student as students
+from cot_jax.models.generation import Sampling
 from cot_jax.models.student import Params, Student
 from cot_jax.training.checkpoints import Checkpoints
-from cot_jax.training.evaluation import answer_questions, make_generate
-from cot_jax.training.experiment import compute_dtype, encode_questions
+from cot_jax.training.evaluation import (
+    Answers,
+    answer_questions,
+    ask_all,
+    make_choose,
+    make_generate,
+    make_sample,
+    make_score,
+)
+from cot_jax.training.experiment import compute_dtype, encode_questions, encode_texts
 from cot_jax.training.sharding import make_mesh, replicated
 
-# Of a run: the student's architecture. Of an export: the run's config.
-STUDENT_FILE, CONFIG_FILE = "student.json", "cot_jax.json"
+# Of a run: the student's architecture. Of an export: the run's config. Of both: what its data say of answers.
+STUDENT_FILE, CONFIG_FILE, ANSWERS_FILE = "student.json", "cot_jax.json", "answers.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A student ready to answer, and how it was taught."""
+    """A student ready to answer, and how it was taught.
+
+    Attributes:
+      by_value: how its answers compare (`data.tasks.Splits`); None: trained before that was recorded.
+      labels: those it chooses among; None where it writes (config.evaluation.answers).
+    """
 
     config: Config
     student: Student
     params: Params
     tokenizer: Tokenizer
+    by_value: bool | None
+    labels: tuple[str, ...] | None
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -43,9 +62,14 @@ class Saved:
         """Writes weights, config.json and tokenizer for Transformers, and what `load` needs beside them."""
         directory.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(directory)
-        config = json.dumps(dataclasses.asdict(self.config), indent=2) + "\n"
-        (directory / CONFIG_FILE).write_text(config, encoding="utf-8")
+        (directory / CONFIG_FILE).write_text(to_json(self.config), encoding="utf-8")
+        (directory / ANSWERS_FILE).write_text(answers_json(self.by_value, self.labels), encoding="utf-8")
         self.student.save(directory, self.params)
+
+
+def answers_json(by_value: bool | None, labels: Sequence[str] | None) -> str:
+    """What `ANSWERS_FILE` says: of these only a run's data know."""
+    return json.dumps({"by_value": by_value, "labels": labels}, indent=2, ensure_ascii=False) + "\n"
 
 
 def load(path: Path) -> Saved:
@@ -56,16 +80,20 @@ def load(path: Path) -> Saved:
     """
     for file in (path / CONFIG_FILE, path / "config.json"):
         if file.is_file() and (file.name == CONFIG_FILE or (path / STUDENT_FILE).is_file()):
-            config = freeze(_read_json(file))
+            values, added = with_defaults(_read_json(file))
+            if added:
+                print(f"{file} is older than {', '.join(added)}: default values", file=sys.stderr)
+            config = freeze(values)
             break
     else:
         raise UserError(
             f"{path} is neither a run ({STUDENT_FILE}, config.json) nor an exported student ({CONFIG_FILE})"
         )
+    answers = _read_answers(path / ANSWERS_FILE)
     dtype = compute_dtype(config.model)
     if file.name == CONFIG_FILE:
         student, params = students.from_pretrained(str(path), dropout_rate=0.0, dtype=dtype)
-        return Saved(config, student, params, tokenizers.load(path))
+        return Saved(config, student, params, tokenizers.load(path), *answers)
     architecture = _read_json(path / STUDENT_FILE)
     student = students.from_architecture(architecture, dtype=dtype)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -75,7 +103,24 @@ def load(path: Path) -> Saved:
         if checkpoints.best is None:
             raise UserError(f"{path} has no best parameters yet: train until its first evaluation")
         params = checkpoints.restore_best(like)
-    return Saved(config, student, params, tokenizers.load(path / "tokenizer"))
+    return Saved(config, student, params, tokenizers.load(path / "tokenizer"), *answers)
+
+
+def _read_answers(file: Path) -> tuple[bool | None, tuple[str, ...] | None]:
+    if not file.is_file():
+        return None, None
+    match _read_json(file):
+        case {"by_value": bool() | None as by_value, "labels": None}:
+            return by_value, None
+        case {"by_value": bool() | None as by_value, "labels": [*labels]} if labels:
+            return by_value, tuple(map(str, labels))
+    raise UserError(f'{file}: expected "by_value", true or false, and "labels", a list or null')
+
+
+def not_recorded(what: str) -> UserError:
+    return UserError(
+        f"{what} is not recorded: {ANSWERS_FILE} is missing; run the training command again, it writes it"
+    )
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -88,39 +133,104 @@ def _read_json(file: Path) -> dict[str, Any]:
     return values
 
 
-class Answerer:
-    """Answers questions through one view of a saved student; compiles once for each width."""
+class _Asker:
+    """Asks questions through one view of a saved student; compiles once for each width."""
 
-    def __init__(self, saved: Saved, view: View, *, batch_size: int, max_new_tokens: int, beams: int):
-        """
-        Args:
-          batch_size: questions at once; rounded up to a multiple of the devices.
-          max_new_tokens: longest answer.
-          beams: of the search; 1 is greedy.
-        """
+    def __init__(self, saved: Saved, view: View, batch_size: int):
         self._saved, self._view = saved, view
         self._batch_size = -(-batch_size // jax.device_count()) * jax.device_count()
         self._mesh = make_mesh(self._batch_size)
         self._params = jax.device_put(saved.params, replicated(self._mesh))
-        self._generate = make_generate(saved.student, self._mesh, max_new_tokens, beams)
         most = saved.config.data.max_input_tokens
         # Questions come as they come: few widths, and any length fits one.
-        self._shapes = [(width,) for width in (32, 64, 128, 256, 512) if width < most] + [(most,)]
+        self._shapes = [*((width,) for width in (32, 64, 128, 256, 512) if width < most), (most,)]
 
-    def __call__(self, questions: Sequence[Example]) -> tuple[list[str], str]:
-        """Returns what the student writes for each, in their order, and a line that says what was counted."""
+    def _encode(self, questions: Sequence[Example]) -> tuple[Ragged, str]:
         saved = self._saved
-        encoded, line = encode_questions(
-            self._view, questions, saved.tokenizer, saved.config.data.max_input_tokens
-        )
+        return encode_questions(self._view, questions, saved.tokenizer, saved.config.data.max_input_tokens)
+
+    def _encode_labels(self, labels: Sequence[str]) -> Ragged:
+        saved = self._saved
+        return encode_texts(labels, saved.tokenizer, saved.config.data.max_target_tokens)[0]
+
+
+class Answerer(_Asker):
+    """Lets a saved student answer, by default as it did when it was evaluated."""
+
+    def __init__(
+        self,
+        saved: Saved,
+        view: View,
+        *,
+        batch_size: int,
+        max_new_tokens: int,
+        beams: int = 0,
+        samples: int = 0,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+    ):
+        """
+        Args:
+          batch_size: questions at once; rounded up to a multiple of the devices.
+          max_new_tokens: longest answer.
+          beams: of the search; 1 is greedy, 0 is as in training, where it may have chosen among labels.
+          samples: so many answers are drawn instead, for each question; 0 is none.
+          sampling: what they are drawn from; None is the student's distribution.
+          seed: of the draws.
+
+        Raises:
+          UserError: it chose among labels, but which is not recorded.
+        """
+        super().__init__(saved, view, batch_size)
+        where, evaluation = (saved.student, self._mesh), saved.config.evaluation
+        if samples:
+            self._generate = make_sample(*where, max_new_tokens, samples, sampling or Sampling(), seed)
+        elif beams or evaluation.answers == "generate" or view != saved.views[0]:
+            self._generate = make_generate(*where, max_new_tokens, beams or evaluation.beams)
+        elif saved.labels is None:
+            raise not_recorded("what labels this student chooses among")
+        else:
+            labels = self._encode_labels(saved.labels)
+            self._generate = make_choose(*where, labels, saved.tokenizer.pad_id)
+
+    def __call__(self, questions: Sequence[Example]) -> tuple[Answers, str]:
+        """Returns what the student writes for each, in their order, and a line that says what was counted."""
+        encoded, line = self._encode(questions)
         with jax.set_mesh(self._mesh):
             answers = answer_questions(
                 self._generate,
                 self._params,
                 encoded,
                 self._view,
-                saved.tokenizer,
+                self._saved.tokenizer,
                 batch_size=self._batch_size,
                 shapes=self._shapes,
             )
         return answers, line
+
+
+class LabelScorer(_Asker):
+    """The log-probability of every label as the answer to a question."""
+
+    def __init__(self, saved: Saved, view: View, labels: Sequence[str], *, batch_size: int):
+        """
+        Args:
+          view: one that writes the label alone.
+          labels: L texts.
+          batch_size: questions at once; rounded up to a multiple of the devices.
+        """
+        super().__init__(saved, view, batch_size)
+        encoded = self._encode_labels(labels)
+        self._score = make_score(saved.student, self._mesh, encoded, saved.tokenizer.pad_id)
+
+    def __call__(self, questions: Sequence[Example]) -> np.ndarray:
+        """Returns the log-probabilities (N, L) float32 of the labels, each summed over its tokens."""
+        with jax.set_mesh(self._mesh):
+            return ask_all(
+                self._score,
+                self._params,
+                self._encode(questions)[0],
+                batch_size=self._batch_size,
+                shapes=self._shapes,
+                pad_id=self._saved.tokenizer.pad_id,
+            )

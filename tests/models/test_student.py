@@ -75,9 +75,8 @@ def test_dropout_follows_the_key_and_the_rate(untied, make_view):
 def test_generation_is_the_argmax_of_hidden_states(untied, make_view):
     student, params = untied
     prompt = make_view(4, [11, 3, 7, 9], [1] * 4)
-    tokens_BT = np.asarray(
-        jax.jit(student.generate, static_argnums=3)(params, prompt.input_ids, prompt.input_length, 9)
-    )
+    generate = jax.jit(student.generate, static_argnums=3)
+    tokens_BT = np.asarray(generate(params, prompt.input_ids, prompt.input_length, 9)[0])
     ended_BT = np.cumsum(tokens_BT == student.eos_id, axis=1) > 0
     length_B = np.minimum(9, 1 + (~ended_BT).sum(axis=1)).astype(np.int32)
     view = prompt._replace(target_ids=tokens_BT, target_length=length_B)
@@ -92,7 +91,7 @@ def test_what_is_written_scores_what_it_scored(ending, make_view):
     inputs = (params, view.input_ids, view.input_length)
     search = functools.partial(student.beam_search, max_new_tokens=9, beams=3, length_penalty=0.6)
     tokens_BKT, score_BK = jax.jit(search)(*inputs)
-    greedy_BT = jax.jit(functools.partial(student.generate, max_new_tokens=9))(*inputs)
+    greedy_BT, greedy_B = jax.jit(functools.partial(student.generate, max_new_tokens=9))(*inputs)
     tokens_BJT = np.concatenate([tokens_BKT, greedy_BT[:, None]], axis=1)
     ended_BJT = np.cumsum(tokens_BJT == student.eos_id, axis=2) > 0
     length_BJ = np.minimum(9, 1 + (~ended_BJT).sum(axis=2)).astype(np.int32)
@@ -101,6 +100,7 @@ def test_what_is_written_scores_what_it_scored(ending, make_view):
     log_prob_BL = jax.jit(student.score)(*inputs, tokens_BJT.reshape(-1, 9), length_BJ.ravel())
     own_BJ = np.diagonal(log_prob_BL.reshape(4, 4, 4)).T
     np.testing.assert_allclose(own_BJ[:, :3] / length_BJ[:, :3] ** 0.6, score_BK, rtol=1e-5)
+    np.testing.assert_allclose(own_BJ[:, 3], greedy_B, rtol=1e-5)
     states = jax.jit(student.hidden)(
         params, {"v": view._replace(target_ids=tokens_BJT[:, 3], target_length=length_BJ[:, 3])}, None
     )["v"]
@@ -165,8 +165,10 @@ def test_bfloat16_is_for_arithmetic_only(untied, view):
     assert student.head(params).dtype == np.float32
     shapes = jax.eval_shape(student.init, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}
-    tokens_BT = jax.eval_shape(lambda p: student.generate(p, view.input_ids, view.input_length, 5), params)
+    generate = functools.partial(student.generate, max_new_tokens=5)
+    tokens_BT, log_prob_B = jax.eval_shape(generate, params, view.input_ids, view.input_length)
     assert (tokens_BT.shape, tokens_BT.dtype) == ((4, 5), jnp.int32)
+    assert (log_prob_B.shape, log_prob_B.dtype) == ((4,), jnp.float32)
 
 
 @pytest.mark.parametrize(("ids", "rows"), [(32_100, 32_128), (300, 384), (384, 384)])

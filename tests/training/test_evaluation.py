@@ -1,9 +1,11 @@
 """Answers that are chosen among labels, or come from a beam search."""
 
 import dataclasses
+import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,12 +13,14 @@ from cot_jax.config import Config
 from cot_jax.data import tokenizer as tokenizers
 from cot_jax.data.batches import Ragged
 from cot_jax.errors import UserError
+from cot_jax.models.generation import Sampling, written_length
 from cot_jax.models.student import T5Student
 from cot_jax.models.t5 import T5Config
-from cot_jax.training import run
-from cot_jax.training.evaluation import make_choose, make_generate
-from cot_jax.training.experiment import encode_labels, prepare
+from cot_jax.training import evaluation, run
+from cot_jax.training.evaluation import make_choose, make_generate, make_sample, make_score
+from cot_jax.training.experiment import answer_labels, encode_texts, prepare
 from cot_jax.training.run import Run
+from cot_jax.training.saved import Answerer, Saved
 from cot_jax.training.sharding import make_mesh
 
 LABELS = ["maybe", "no", "yes, of course"]
@@ -50,7 +54,8 @@ def _config(root, tokenizer, *, method="dss", answers="score", beams=1, **data):
 
 def test_labels_are_the_targets_of_training(own_data, tokenizers_root):
     experiment = prepare(_config(own_data, tokenizers_root / "t5"))
-    labels, line = encode_labels(experiment)
+    assert answer_labels(experiment) == tuple(LABELS)
+    labels, line = encode_texts(answer_labels(experiment), experiment.tokenizer, 256)
     assert line.startswith("3 texts")
     ids_LT, length_L = labels.take(np.arange(3), 12, 0)
     targets = experiment.batches.views["predict"].targets
@@ -64,10 +69,7 @@ def test_labels_are_the_targets_of_training(own_data, tokenizers_root):
 
 def test_a_task_that_defines_its_labels_has_them_all(data_root, tokenizers_root):
     experiment = prepare(_config(data_root, tokenizers_root / "t5", task="anli1", max_train_examples=8))
-    labels, _ = encode_labels(experiment)
-    ids_LT, _ = labels.take(np.arange(3), 12, 0)
-    decoded = [experiment.tokenizer.decode(row.tolist()) for row in ids_LT]
-    assert decoded == ["entailment", "neutral", "contradiction"]
+    assert answer_labels(experiment) == ("entailment", "neutral", "contradiction")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def test_scores_need_a_closed_set_of_labels(own_data, tokenizers_root, data_root
     root = data_root if data else own_data
     experiment = prepare(_config(root, tokenizers_root / "t5", method=method, max_train_examples=8, **data))
     with pytest.raises(UserError, match=f"^config.evaluation.answers=score .*{why}.*answers=generate$"):
-        encode_labels(experiment)
+        answer_labels(experiment)
 
 
 @pytest.fixture(scope="module")
@@ -99,35 +101,82 @@ def _questions(rng, B=8, S=7):
 
 def test_the_likeliest_label_is_chosen(student):
     student, params = student
-    labels = Ragged([[5, 1], [9, 1], [7, 1], [8, 6, 1]])
+    labels = Ragged([[5, 1], [9, 1], [7, 1], [8, 6, 1], [6, 1], [4, 4, 4, 4, 1], [2, 1], [3, 1]])
     input_ids_BS, input_length_B = _questions(np.random.default_rng(0))
-    tokens_BT = make_choose(student, make_mesh(8), labels, 0)(params, input_ids_BS, input_length_B)
-    ids_LT, length_L = labels.take(np.arange(4), 3, 0)
-    log_prob_BL = student.score(params, input_ids_BS, input_length_B, ids_LT, length_L)
+    choose, score = (make(student, make_mesh(8), labels, 0) for make in (make_choose, make_score))
+    tokens_BT, log_prob_B = choose(params, input_ids_BS, input_length_B)
+    log_prob_BL = score(params, input_ids_BS, input_length_B)
+    ids_LT, length_L = labels.take(np.arange(8), 5, 0)
+    want_BL = jax.jit(student.score)(params, input_ids_BS, input_length_B, ids_LT, length_L)
+    np.testing.assert_allclose(log_prob_BL, want_BL, rtol=1e-5)
     best_B = np.argmax(log_prob_BL, axis=1)
     assert len(set(best_B.tolist())) > 1
     np.testing.assert_array_equal(tokens_BT, ids_LT[best_B])
+    np.testing.assert_allclose(log_prob_B, log_prob_BL[np.arange(8), best_B], rtol=1e-5)
 
 
 def test_several_beams_answer_with_the_best(student):
     student, params = student
     questions = _questions(np.random.default_rng(1))
     found = {
-        beams: np.asarray(make_generate(student, make_mesh(8), 5, beams)(params, *questions))
+        beams: [np.asarray(x) for x in make_generate(student, make_mesh(8), 5, beams)(params, *questions)]
         for beams in (1, 3)
     }
-    np.testing.assert_array_equal(found[1], student.generate(params, *questions, 5))
-    np.testing.assert_array_equal(found[3], student.beam_search(params, *questions, 5, beams=3)[0][:, 0])
-    assert (found[1] != found[3]).any()
+    greedy = jax.jit(functools.partial(student.generate, max_new_tokens=5))
+    search = jax.jit(functools.partial(student.beam_search, max_new_tokens=5, beams=3))
+    np.testing.assert_array_equal(found[1][0], greedy(params, *questions)[0])
+    np.testing.assert_array_equal(found[3][0], search(params, *questions)[0][:, 0])
+    assert (found[1][0] != found[3][0]).any()
+    for tokens_BT, log_prob_B in found.values():
+        length_B = written_length(tokens_BT, 1).astype(np.int32)
+        scored_BL = jax.jit(student.score)(params, *questions, tokens_BT, length_B)
+        np.testing.assert_allclose(log_prob_B, np.diagonal(scored_BL), rtol=1e-5, atol=2e-6)
 
 
-def test_a_run_answers_as_the_config_says(own_data, tmp_path, monkeypatch):
+def test_samples_are_a_function_of_question_and_seed(student):
+    student, params = student
+    ids_BS, length_B = _questions(np.random.default_rng(2))
+    sample = make_sample(student, make_mesh(8), 5, 3, Sampling(temperature=4.0), 0)
+    tokens_BKT, log_prob_BK = sample(params, ids_BS, length_B)
+    assert (tokens_BKT.shape, log_prob_BK.shape) == ((8, 3, 5), (8, 3))
+    assert len({tuple(row) for row in np.asarray(tokens_BKT).reshape(24, 5).tolist()}) > 12
+    order = np.array([5, 5, 1, 0, 7, 6, 2, 3])
+    again_BKT, _ = sample(params, ids_BS[order], length_B[order])
+    np.testing.assert_array_equal(again_BKT, tokens_BKT[order])
+    sample = make_sample(student, make_mesh(8), 5, 3, Sampling(temperature=4.0), 1)
+    assert (sample(params, ids_BS, length_B)[0] != tokens_BKT).mean() > 0.5
+
+
+def test_questions_are_told_apart_by_what_they_say():
+    rng = np.random.default_rng(3)
+    ids_BS, length_B = _questions(rng, B=4096)
+    real_BS = np.arange(7) < length_B[:, None]
+    wider_BS = np.pad(np.where(real_BS, ids_BS, 0), ((0, 0), (0, 5)))
+    hash_B = evaluation._hash(jnp.asarray(ids_BS), length_B)
+    np.testing.assert_array_equal(evaluation._hash(jnp.asarray(wider_BS), length_B), hash_B)
+    different = {tuple(row[:length]) for row, length in zip(ids_BS.tolist(), length_B, strict=True)}
+    assert len(set(hash_B.tolist())) == len(different)
+
+
+def test_a_run_answers_as_the_config_says_and_so_does_what_it_saved(own_data, tmp_path, monkeypatch):
     texts = [f"predict: explain: because question {i}?" for i in range(9)]
     tokenizers.train([*texts, *LABELS], 96, tmp_path / "tokenizer")
     experiment = prepare(_config(own_data, tmp_path / "tokenizer"))
     assert experiment.student.vocab_size == 128
     scoring = Run(experiment)
-    assert set(scoring.answer(scoring.initial_state().params, "test")) <= set(LABELS)
+    params = scoring.initial_state().params
+    answers = scoring.answer(params, "test")
+    assert set(answers.texts) <= set(LABELS)
+    tokenized, _ = experiment.tokenizer.encode(answers.texts, 99)
+    assert answers.lengths.tolist() == [len(ids) for ids in tokenized]
+    assert answers.log_probs.shape == (9,)
+    assert (answers.log_probs < 0).all()
+    saved = Saved(experiment.config, experiment.student, params, experiment.tokenizer, False, tuple(LABELS))
+    answerer = Answerer(saved, saved.views[0], batch_size=8, max_new_tokens=4)
+    again, _ = answerer(experiment.splits.test)
+    assert again.texts == answers.texts
+    np.testing.assert_allclose(again.log_probs, answers.log_probs, rtol=1e-5)
+    np.testing.assert_array_equal(again.lengths, answers.lengths)
     seen = []
     monkeypatch.setattr(run, "make_generate", lambda student, mesh, *options: seen.append(options))
     searching = _config(own_data, tmp_path / "tokenizer", answers="generate", beams=3)

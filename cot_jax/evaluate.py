@@ -1,0 +1,321 @@
+"""Evaluate a student: python -m cot_jax.evaluate --workdir=RUN [--split=test] [--task=T --root=DIR]
+
+Accuracy with its bootstrap interval, a table per class, calibration, every prediction. Writes
+evaluation.json, predictions.jsonl and pictures to RUN/evaluation/TASK_SPLIT. `--task` asks the questions of
+another data set, e.g. those of ANLI to a student of e-SNLI.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from scipy import special
+
+from cot_jax.data.examples import Example
+from cot_jax.data.tasks import TASKS, Splits
+from cot_jax.data.views import View
+from cot_jax.errors import UserError
+from cot_jax.metrics import calibration
+from cot_jax.metrics.accuracy import is_correct
+from cot_jax.metrics.classification import confusion_matrix, per_class
+from cot_jax.metrics.plots import draw_confusion, draw_reliability
+from cot_jax.metrics.significance import bootstrap_interval
+from cot_jax.training.compiled import keep_compiled
+from cot_jax.training.evaluation import Answers
+from cot_jax.training.experiment import load_splits, tokenize
+from cot_jax.training.information import InformationEstimate
+from cot_jax.training.saved import Answerer, LabelScorer, Saved, load
+from cot_jax.training.sharding import make_mesh
+
+# A task with more distinct labels than this is not a classification.
+_MOST_LABELS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class _Confidence:
+    """What a student says of its own answers: (N,) each, and (N, L) where it chose among labels."""
+
+    confidence: np.ndarray
+    correct: np.ndarray
+    log_probs: np.ndarray | None = None
+    gold: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answered:
+    """A split, its answers, and every kind of confidence in them."""
+
+    examples: Sequence[Example]
+    answers: Answers
+    correct: np.ndarray
+    confidences: dict[str, _Confidence]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status: 0, or 2 for a mistake in its arguments or files."""
+    options = _options(argv)
+    keep_compiled()
+    try:
+        saved = load(options.workdir)
+        splits = _splits(saved, options)
+        directory = options.output or options.workdir / "evaluation" / f"{splits.task}_{options.split}"
+        _evaluate(saved, splits, options, directory)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _splits(saved: Saved, options: argparse.Namespace) -> Splits:
+    data = saved.config.data
+    if options.task:
+        data = dataclasses.replace(data, task=options.task, compare="auto")
+    if options.root:
+        data = dataclasses.replace(data, root=str(options.root))
+    return load_splits(data, saved.config.seed, saved.tokenizer.eos_token)
+
+
+def _evaluate(saved: Saved, splits: Splits, options: argparse.Namespace, directory: Path) -> None:
+    labels = _closed_labels(splits)
+    asked = _ask(saved, splits, options.split, labels)
+    # Temperatures are fitted where the student was chosen, never where it is judged.
+    fitted_on = _ask(saved, splits, "valid", labels) if options.split == "test" else None
+    low, high = bootstrap_interval(asked.correct)
+    evaluation: dict[str, Any] = {
+        "task": splits.task,
+        "split": options.split,
+        "trained_on": saved.config.data.task,
+        "method": saved.config.objective.method,
+        "examples": len(asked.examples),
+        "by_value": splits.by_value,
+        "labels": labels,
+        "accuracy": float(asked.correct.mean()),
+        "accuracy_interval_95": [low, high],
+        "calibration": {
+            name: _calibration(found, fitted_on.confidences[name] if fitted_on else None)
+            for name, found in asked.confidences.items()
+        },
+    }
+    if labels:
+        counts = confusion_matrix([e.label for e in asked.examples], asked.answers.texts, labels)
+        evaluation["per_class"] = per_class(counts, labels)
+        evaluation["confusion"] = {"columns": [*labels, "other"], "counts": counts.tolist()}
+    if options.mutual_information:
+        evaluation["mutual_information"] = _information(saved, splits, asked.examples)
+    rationales = None
+    if explaining := [v for v in saved.views if v.term == "rationale"] if options.rationales else []:
+        rationales = _answer(saved, explaining[0], asked.examples, saved.config.data.max_target_tokens).texts
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n", encoding="utf-8")
+    _write_predictions(directory / "predictions.jsonl", asked, rationales)
+    for line in _summary(evaluation):
+        print(line)
+    written = ["evaluation.json", "predictions.jsonl"]
+    if importlib.util.find_spec("matplotlib"):
+        written += _draw(evaluation, asked, fitted_on, directory)
+    else:
+        print("no pictures: pip install 'cot-jax[plots]'", file=sys.stderr)
+    print(f"written to {directory}: {', '.join(written)}")
+
+
+def _closed_labels(splits: Splits) -> list[str] | None:
+    """The labels of a classification; None where answers are open."""
+    if splits.label_set:
+        return list(splits.label_set)
+    labels = {example.label.strip() for example in (*splits.train, *splits.valid, *splits.test)}
+    return None if splits.by_value or len(labels) > _MOST_LABELS else sorted(labels)
+
+
+def _ask(saved: Saved, splits: Splits, split: str, labels: Sequence[str] | None) -> _Answered:
+    examples = getattr(splits, split)
+    view, evaluation = saved.views[0], saved.config.evaluation
+    answers = _answer(saved, view, examples, evaluation.max_new_tokens)
+    golds = [example.label for example in examples]
+    correct = _correct(answers.texts, golds, splits.by_value)
+    confidences = {
+        "sequence": _Confidence(np.exp(answers.log_probs), correct),
+        "per_token": _Confidence(np.exp(answers.log_probs / answers.lengths), correct),
+    }
+    if labels and view.term == "label":
+        scorer = LabelScorer(saved, view, labels, batch_size=evaluation.batch_size)
+        log_prob_NL = np.asarray(scorer(examples), float)
+        chosen = [labels[n] for n in log_prob_NL.argmax(axis=1)]
+        confidences["label_set"] = _Confidence(
+            special.softmax(log_prob_NL, axis=1).max(axis=1),
+            _correct(chosen, golds, by_value=False),
+            log_prob_NL,
+            np.array([labels.index(gold.strip()) for gold in golds]),
+        )
+    return _Answered(examples, answers, correct, confidences)
+
+
+def _answer(saved: Saved, view: View, examples: Sequence[Example], max_new_tokens: int) -> Answers:
+    evaluation = saved.config.evaluation
+    answerer = Answerer(
+        saved,
+        view,
+        batch_size=evaluation.batch_size,
+        max_new_tokens=max_new_tokens,
+        beams=evaluation.beams,
+    )
+    answers, line = answerer(examples)
+    print(f"{view.name}: {line}", file=sys.stderr)
+    return answers
+
+
+def _correct(answers: Sequence[str], golds: Sequence[str], by_value: bool) -> np.ndarray:
+    return np.array([is_correct(*pair, by_value) for pair in zip(answers, golds, strict=True)], float)
+
+
+def _information(saved: Saved, splits: Splits, examples: Sequence[Example]) -> dict[str, float]:
+    """The InfoNCE bound between label side and rationale side, and what it was measured with."""
+    views = [view for view in saved.views if view.term in ("label", "rationale")]
+    if len(views) != 2:
+        raise UserError(
+            "--mutual_information compares a label view with a rationale view; "
+            f"method={saved.config.objective.method} has not both"
+        )
+    batch_size = -(-saved.config.evaluation.batch_size // jax.device_count()) * jax.device_count()
+    train, held_out = (
+        tokenize(views, some, saved.tokenizer, saved.config)[0] for some in (splits.train, examples)
+    )
+    estimate = InformationEstimate(
+        saved.student, make_mesh(batch_size), train, held_out, batch_size=batch_size
+    )
+    trained_on, judged_on = estimate.counts
+    return {
+        "nats": estimate(saved.params),
+        "most_nats": estimate.most,
+        "training_pairs": trained_on,
+        "held_out_pairs": judged_on,
+    }
+
+
+def _calibration(asked: _Confidence, fitted_on: _Confidence | None) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "accuracy": float(asked.correct.mean()),
+        "as_trained": calibration.summary(asked.confidence, asked.correct),
+    }
+    if fitted_on:
+        temperature = _temperature(fitted_on)
+        found["temperature"] = temperature
+        found["scaled"] = calibration.summary(_scaled(asked, temperature), asked.correct)
+    return found
+
+
+def _temperature(fitted_on: _Confidence) -> float:
+    if fitted_on.log_probs is not None and fitted_on.gold is not None:
+        return calibration.fit_temperature(fitted_on.log_probs, fitted_on.gold)
+    return calibration.fit_binary_temperature(fitted_on.confidence, fitted_on.correct)
+
+
+def _scaled(asked: _Confidence, temperature: float) -> np.ndarray:
+    if asked.log_probs is not None:
+        return special.softmax(asked.log_probs / temperature, axis=1).max(axis=1)
+    return calibration.scale_confidence(asked.confidence, temperature)
+
+
+def _write_predictions(file: Path, asked: _Answered, rationales: Sequence[str] | None) -> None:
+    with file.open("w", encoding="utf-8") as out:
+        for n, example in enumerate(asked.examples):
+            row = {
+                "id": example.id,
+                "input": example.input,
+                "gold": example.label,
+                "label": asked.answers.texts[n],
+                "correct": bool(asked.correct[n]),
+                "confidence": float(asked.confidences["sequence"].confidence[n]),
+                "confidence_per_token": float(asked.confidences["per_token"].confidence[n]),
+            }
+            if rationales:
+                row["rationale"] = rationales[n]
+            row["teacher_rationale"] = example.rationale
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _summary(evaluation: dict[str, Any]) -> list[str]:
+    low, high = evaluation["accuracy_interval_95"]
+    lines = [
+        f"{evaluation['task']} {evaluation['split']}, {evaluation['examples']} questions: accuracy "
+        f"{100 * evaluation['accuracy']:.2f} % (95 % bootstrap interval {100 * low:.2f} to {100 * high:.2f})"
+    ]
+    for row in evaluation.get("per_class", ()):
+        lines.append(
+            f"  {row['label']}: precision {row['precision']:.3f}, recall {row['recall']:.3f}, "
+            f"F1 {row['f1']:.3f}, {row['questions']} questions"
+        )
+    for name, found in evaluation["calibration"].items():
+        trained = found["as_trained"]
+        line = (
+            f"confidence by {name}: mean {trained['mean_confidence']:.3f} at accuracy "
+            f"{found['accuracy']:.3f}, expected calibration error {trained['expected_calibration_error']:.3f}"
+        )
+        if "scaled" in found:
+            line += (
+                f", {found['scaled']['expected_calibration_error']:.3f} at temperature "
+                f"{found['temperature']:.2f} fitted on validation"
+            )
+        lines.append(line)
+    if found := evaluation.get("mutual_information"):
+        lines.append(
+            f"mutual information of label and rationale side: at least {found['nats']:.2f} nats (InfoNCE, "
+            f"which can show {found['most_nats']:.2f}; {found['held_out_pairs']} pairs)"
+        )
+    return lines
+
+
+def _draw(
+    evaluation: dict[str, Any], asked: _Answered, fitted_on: _Answered | None, directory: Path
+) -> list[str]:
+    pictures = []
+    for name, found in asked.confidences.items():
+        after = None
+        if fitted_on:
+            scaled = _scaled(found, evaluation["calibration"][name]["temperature"])
+            after = calibration.equal_width_bins(scaled, found.correct)
+        before = calibration.equal_width_bins(found.confidence, found.correct)
+        pictures.append(f"reliability_{name}.png")
+        title = f"{evaluation['task']} {evaluation['split']}, confidence by {name}"
+        draw_reliability(before, after, title, directory / pictures[-1])
+    if "confusion" in evaluation:
+        confusion = evaluation["confusion"]
+        pictures.append("confusion.png")
+        draw_confusion(confusion["columns"], np.array(confusion["counts"]), directory / pictures[-1])
+    return pictures
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m cot_jax.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="work directory or exported directory")
+    parser.add_argument("--split", choices=("valid", "test"), default="test")
+    parser.add_argument("--task", choices=sorted([*TASKS, "word_problems"]), help="another data set")
+    parser.add_argument("--root", type=Path, help="folder with the data sets, if not the run's")
+    parser.add_argument("--output", type=Path, help="directory to write, if not RUN/evaluation/TASK_SPLIT")
+    parser.add_argument(
+        "--rationales",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also let the student write its rationales, where it was taught any",
+    )
+    parser.add_argument(
+        "--mutual_information",
+        action="store_true",
+        help="also estimate what label and rationale side know of each other (InfoNCE)",
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,48 @@
+"""One answer out of many: self-consistency.
+
+Wang et al. 2023, "Self-Consistency Improves Chain of Thought Reasoning in Language Models", section 2: the
+answer that most of the sampled reasonings arrive at.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cot_jax.metrics.accuracy import is_correct
+from cot_jax.metrics.arithmetic import evaluate
+
+
+class Vote(NamedTuple):
+    """An answer and its share of all votes, those of no answer among them."""
+
+    answer: str
+    share: float
+
+
+def vote(answers: Sequence[str], log_probs: Sequence[float], by_value: bool) -> Vote:
+    """Returns the answer given most often, in its most probable form.
+
+    Of equally frequent answers it is the one whose log-probabilities have the highest sum, then the first.
+    Blank text, and by value what has no value, is no answer: it wins where there is nothing else.
+
+    Args:
+      answers: as written, at least one.
+      log_probs: theirs.
+      by_value: `( 2 + 3 )` and `5` are one answer; otherwise equal texts are (`accuracy.is_correct`).
+    """
+    said = [n for n, text in enumerate(answers) if _says_something(text, by_value)]
+    if not said:
+        said, by_value = list(range(len(answers))), False
+    alike: list[list[int]] = []
+    for n in said:
+        for group in alike:
+            if is_correct(answers[n], answers[group[0]], by_value):
+                group.append(n)
+                break
+        else:
+            alike.append([n])
+    most = max(alike, key=lambda group: (len(group), sum(log_probs[n] for n in group)))
+    return Vote(answers[max(most, key=lambda n: log_probs[n])], len(most) / len(answers))
+
+
+def _says_something(text: str, by_value: bool) -> bool:
+    return evaluate(text) is not None if by_value else bool(text.strip())

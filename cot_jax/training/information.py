@@ -1,0 +1,93 @@
+"""What label side and rationale side of a student know of each other, estimated on held-out examples."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from cot_jax.data.batches import TokenizedView, make_batch
+from cot_jax.metrics.info_nce import info_nce, most_nats
+from cot_jax.models.student import Params, Student
+from cot_jax.training.sharding import by_example, replicated, spread
+
+# So that an estimate costs about what an evaluation does.
+_MOST_PAIRS = 2048
+
+
+class InformationEstimate:
+    """The InfoNCE bound between the pooled decoder states of two views (`metrics.info_nce`).
+
+    A view's state of an example is the mean of its decoder's last states over the target, teacher forced,
+    without dropout. The critic is trained on the training split; the student is only read.
+
+    Attributes:
+      counts: how many training and held-out pairs there are.
+      most: what the bound can say at most, in nats.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        mesh: Mesh,
+        train: Mapping[str, TokenizedView],
+        held_out: Mapping[str, TokenizedView],
+        *,
+        batch_size: int,
+    ):
+        """
+        Args:
+          train: two views; at most 2,048 examples of theirs are used.
+          held_out: the same views of other examples. Those that lack a target in a view are left out.
+          batch_size: examples at once, a multiple of the devices.
+        """
+        self._pad_id, self._batch_size, self._mesh = student.pad_id, batch_size, mesh
+        self._parts = [(views, _complete(views)) for views in (train, held_out)]
+        self.counts = tuple(len(rows) for _, rows in self._parts)
+        self.most = most_nats(self.counts[1])
+        every = [views[name] for views, _ in self._parts for name in views]
+        lengths = [np.array([v.inputs.lengths.max() for v in every]).max()]
+        lengths += [max(views[name].targets.lengths.max() for views, _ in self._parts) for name in train]
+        self._shape = tuple(map(int, lengths))
+
+        def states(params, views):
+            hidden = student.hidden(params, views, None)
+            return {name: _pool(hidden[name], views[name].target_length) for name in views}
+
+        whole, rows = replicated(mesh), by_example(mesh)
+        self._states = jax.jit(states, in_shardings=(whole, rows), out_shardings=whole)
+
+    def __call__(self, params: Params) -> float:
+        """Returns the bound in nats."""
+        (x, y), (held_out_x, held_out_y) = (
+            self._collect(params, views, rows).values() for views, rows in self._parts
+        )
+        return info_nce(x, y, held_out_x, held_out_y)
+
+    def _collect(
+        self, params: Params, views: Mapping[str, TokenizedView], rows: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        found = []
+        padded = np.pad(rows, (0, -len(rows) % self._batch_size), constant_values=-1)
+        with jax.set_mesh(self._mesh):
+            for some in padded.reshape(-1, self._batch_size):
+                batch = make_batch(views, some, self._shape, self._pad_id)
+                found.append(self._states(params, spread(batch.views, by_example(self._mesh))))
+        return {
+            name: np.concatenate([np.asarray(states[name]) for states in found])[: len(rows)]
+            for name in views
+        }
+
+
+def _complete(views: Mapping[str, TokenizedView]) -> np.ndarray:
+    """The examples that have every view's target, at most so many, drawn with a fixed seed."""
+    has_all = np.all([view.targets.lengths > 0 for view in views.values()], axis=0)
+    rows = np.flatnonzero(has_all)
+    return np.sort(np.random.default_rng(0).permutation(rows)[:_MOST_PAIRS])
+
+
+def _pool(hidden_BTD: jax.Array, length_B: jax.Array) -> jax.Array:
+    real_BT1 = (jnp.arange(hidden_BTD.shape[1])[None, :] < length_B[:, None])[..., None]
+    total_BD = jnp.sum(hidden_BTD.astype(jnp.float32), axis=1, where=real_BT1)
+    return total_BD / jnp.maximum(length_B, 1)[:, None]

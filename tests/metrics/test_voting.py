@@ -1,0 +1,31 @@
+import pytest
+
+from cot_jax.metrics.voting import vote
+
+
+def test_the_most_frequent_answer_wins_whatever_its_probability():
+    assert vote(["no", "yes", "yes "], [-0.1, -5.0, -4.0], by_value=False) == ("yes ", pytest.approx(2 / 3))
+
+
+def test_by_value_forms_of_one_answer_vote_together_and_the_likeliest_speaks():
+    answers = ["7", "( 2 + 3 )", "5", "7", "( 10.0 / 2 )"]
+    log_probs = [-0.1, -3.0, -2.0, -0.1, -2.5]
+    assert vote(answers, log_probs, by_value=True) == ("5", 0.6)
+    assert vote(answers, log_probs, by_value=False) == ("7", 0.4)
+
+
+def test_a_tie_goes_to_the_higher_sum_then_to_the_first():
+    # "a" has the likeliest member, "b" the higher sum.
+    assert vote(["a", "b", "b", "a"], [-0.5, -1.0, -1.2, -2.0], by_value=False) == ("b", 0.5)
+    assert vote(["b", "a"], [-1.0, -1.0], by_value=False) == ("b", 0.5)
+    assert vote([" a", "a"], [-1.0, -1.0], by_value=False) == (" a", 1.0)
+
+
+def test_what_is_no_answer_wins_only_where_there_is_no_other():
+    assert vote(["", " ", "yes"], [-0.1, -0.1, -9.0], by_value=False) == ("yes", pytest.approx(1 / 3))
+    assert vote(["5 pens", "5 pens", "1 / 0", "6"], [-0.1] * 4, by_value=True) == ("6", 0.25)
+    assert vote(["five", "5 pens", "five"], [-3.0, -0.1, -2.0], by_value=True) == (
+        "five",
+        pytest.approx(2 / 3),
+    )
+    assert vote(["", ""], [-1.0, -1.0], by_value=False) == ("", 1.0)

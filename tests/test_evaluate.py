@@ -1,0 +1,128 @@
+"""evaluate: its figures are those of the student and the data, written a second time."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from cot_jax import evaluate
+from cot_jax.config import Config
+from cot_jax.data.examples import Example
+from cot_jax.training import saved
+from cot_jax.training.experiment import load_splits
+from cot_jax.training.saved import LabelScorer
+
+LABELS = ["no", "perhaps not", "yes"]
+
+
+@pytest.fixture(scope="module")
+def run(random_run, tmp_path_factory):
+    config = Config()
+    data = dataclasses.replace(
+        config.data,
+        word_problems=dataclasses.replace(config.data.word_problems, train=8, valid=8, test=16),
+        max_target_tokens=6,
+        max_input_tokens=64,
+    )
+    evaluation = dataclasses.replace(config.evaluation, max_new_tokens=6, batch_size=8)
+    config = dataclasses.replace(config, data=data, evaluation=evaluation)
+    texts = [text for e in load_splits(config.data, 0).train for text in (e.input, e.label, e.rationale)]
+    directory = tmp_path_factory.mktemp("run")
+    return random_run(directory, config, [*texts, *LABELS, "predict: explain:"], 128)
+
+
+@pytest.fixture(scope="module")
+def classification(tmp_path_factory):
+    """A data set of three labels."""
+    root = tmp_path_factory.mktemp("jsonl")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 9), ("valid", 8), ("test", 16)):
+        rows = [
+            {"id": f"{split}{n}", "input": f"How many pens has {name} ?", "label": str(rng.choice(LABELS))}
+            for n, name in enumerate(rng.choice(["Tom", "Ann", "Zoe"], size=count))
+        ]
+        (root / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def _read(directory):
+    evaluation = json.loads((directory / "evaluation.json").read_text())
+    return evaluation, [
+        json.loads(line) for line in (directory / "predictions.jsonl").read_text().splitlines()
+    ]
+
+
+def test_open_answers(run, capsys):
+    assert evaluate.main([f"--workdir={run}"]) == 0
+    said = capsys.readouterr().out
+    directory = run / "evaluation" / "word_problems_test"
+    evaluation, rows = _read(directory)
+    assert said.startswith("word_problems test, 16 questions: accuracy ")
+    assert [row["gold"] for row in rows] == [
+        e.label for e in load_splits(saved.load(run).config.data, 0).test
+    ]
+    assert evaluation["accuracy"] == np.mean([row["correct"] for row in rows])
+    assert evaluation["labels"] is None
+    assert "per_class" not in evaluation
+    assert set(evaluation["calibration"]) == {"sequence", "per_token"}
+    assert all(isinstance(row["rationale"], str) and row["teacher_rationale"] for row in rows)
+    # p ** (1 / length) of a probability: at least it, and both are the student's own.
+    for row in rows:
+        assert 0 < row["confidence"] <= row["confidence_per_token"] <= 1
+    for name in evaluation["calibration"]:
+        assert (directory / f"reliability_{name}.png").stat().st_size > 5000
+
+
+def test_closed_labels_on_another_data_set(run, classification, tmp_path, capsys):
+    output = tmp_path / "out"
+    command = [f"--workdir={run}", "--task=jsonl", f"--root={classification}", f"--output={output}"]
+    assert evaluate.main([*command, "--no-rationales"]) == 0
+    said = capsys.readouterr().out
+    evaluation, rows = _read(output)
+    assert (evaluation["task"], evaluation["trained_on"]) == ("jsonl", "word_problems")
+    assert evaluation["labels"] == LABELS
+    assert "rationale" not in rows[0]
+    counts = np.array(evaluation["confusion"]["counts"])
+    assert counts.shape == (3, 4)
+    assert counts.sum() == 16
+    for label, row in zip(LABELS, evaluation["per_class"], strict=True):
+        assert row["questions"] == sum(r["gold"] == label for r in rows)
+        assert f"  {label}: precision " in said
+    assert (output / "confusion.png").stat().st_size > 5000
+    assert {"temperature", "scaled", "as_trained", "accuracy"} == set(evaluation["calibration"]["label_set"])
+    # The accuracy of the likeliest labels, of scores that are those of the labels one by one.
+    student = saved.load(run)
+    examples = load_splits(
+        dataclasses.replace(student.config.data, task="jsonl", root=str(classification)), 0
+    ).test
+    scorer = LabelScorer(student, student.views[0], LABELS, batch_size=8)
+    log_prob_NL = scorer(examples)
+    chosen = np.array(LABELS)[log_prob_NL.argmax(axis=1)]
+    found = evaluation["calibration"]["label_set"]["accuracy"]
+    assert found == np.mean(chosen == [e.label for e in examples])
+    # In the order of the questions, whatever else is asked: nine do not fill two batches.
+    questions = [Example(str(n), f"{'Tom has ' * n} 3 pens ?", "") for n in range(1, 10)]
+    np.testing.assert_allclose(scorer(questions)[::-1], scorer(questions[::-1]), rtol=1e-5)
+    assert len({tuple(row) for row in log_prob_NL.round(3)}) == 3
+
+
+def test_validation_is_judged_without_a_temperature(run, tmp_path):
+    assert (
+        evaluate.main([f"--workdir={run}", "--split=valid", f"--output={tmp_path}", "--no-rationales"]) == 0
+    )
+    evaluation, rows = _read(tmp_path)
+    assert len(rows) == 8
+    assert set(evaluation["calibration"]["sequence"]) == {"accuracy", "as_trained"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task=svamp"], "config.data.task=svamp reads files: give their folder"),
+        (["--workdir=nonesuch"], "nonesuch is neither a run"),
+    ],
+)
+def test_mistakes_are_named(run, arguments, message, capsys):
+    assert evaluate.main([f"--workdir={run}", *arguments]) == 2
+    assert message in capsys.readouterr().err

@@ -5,15 +5,20 @@ from collections.abc import Sequence
 
 from cot_jax.config import parse_command_line
 from cot_jax.errors import UserError
+from cot_jax.training.compiled import keep_compiled
 from cot_jax.training.experiment import prepare
 from cot_jax.training.loop import PREEMPTED, Diverged, Preempted, dry_run, train
 from cot_jax.training.report import say
+from cot_jax.training.sharding import join
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, 1 diverged, 2 usage, 75 stopped and saved."""
     try:
         command = parse_command_line(argv, __doc__)
+        if command.processes:
+            join(command.processes)
+        keep_compiled()
         experiment = prepare(command.config)
         if command.dry_run:
             print(*dry_run(experiment), sep="\n")

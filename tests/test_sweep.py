@@ -4,6 +4,7 @@ import csv
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -62,6 +63,7 @@ def test_every_published_table_is_of_valid_configs(request, tmp_path, capsys):
 
 def test_a_sweep_runs_skips_what_is_done_and_reports(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
     command = [*TINY, "--methods=standard", "--seeds=3", f"--output={tmp_path}"]
     assert sweep.main(command) == 0
     said = capsys.readouterr().out

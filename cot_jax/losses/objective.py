@@ -62,6 +62,7 @@ def make_objective(
     mutual_information: MutualInformation | None = None,
     self_distillation: SelfDistillation | None = None,
     batch_axes: tuple[str, ...] = (),
+    micro_batches: int = 1,
 ) -> Objective:
     """Builds the loss of a method.
 
@@ -77,6 +78,7 @@ def make_objective(
       mutual_information: the MI term, or None.
       self_distillation: from the last mini-batch, or None.
       batch_axes: axes of the ambient mesh over which batches are divided (see `vocabulary_pass`).
+      micro_batches: parts in which the batch goes through the student (`hidden_in_parts`).
 
     Returns:
       A pure function (params, batch, dropout key or None, last batch or None) -> (total, Found).
@@ -85,7 +87,7 @@ def make_objective(
     mi = mutual_information
 
     def objective(params, batch, dropout_rng, last_batch):
-        hidden = student.hidden(params, batch.views, dropout_rng)
+        hidden = hidden_in_parts(student, params, batch.views, dropout_rng, micro_batches)
         head_DV = student.head(params)
         linked_h = None if last_batch is None else left(batch.example) == last_batch.example_h
         total = jnp.float32(0)
@@ -142,6 +144,45 @@ def make_objective(
         return total, Found(values, diagnostics, last_batch)
 
     return objective
+
+
+def hidden_in_parts(
+    student: Student,
+    params: Params,
+    views: dict[str, ViewArrays],
+    dropout_rng: jax.Array | None,
+    parts: int,
+) -> dict[str, jax.Array]:
+    """`student.hidden` of a batch, computed one part of it after the other.
+
+    Only one part's activations are in memory at a time, in the backward pass too, for which each part is
+    computed again. What the losses see is the whole batch: gradients are those of one large batch whatever
+    the method, which accumulating the gradients of small ones does not give where a loss couples examples.
+    Each part draws its own dropout masks.
+
+    Raises:
+      ValueError: the batch does not divide.
+    """
+    if parts == 1:
+        return student.hidden(params, views, dropout_rng)
+    B = jax.tree.leaves(views)[0].shape[0]
+    if B % parts:
+        raise ValueError(f"a batch of {B} does not divide in {parts} parts")
+
+    # Part p has the rows p, p + parts, ...: some of each device, and none moves to another.
+    def split(x):
+        return x.reshape(B // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def join(x):
+        return x.swapaxes(0, 1).reshape(B, *x.shape[2:])
+
+    @jax.checkpoint
+    def one(of_part):
+        part, views = of_part
+        key = None if dropout_rng is None else jax.random.fold_in(dropout_rng, part)
+        return student.hidden(params, views, key)
+
+    return jax.tree.map(join, jax.lax.map(one, (jnp.arange(parts), jax.tree.map(split, views))))
 
 
 def token_weight(view: ViewArrays) -> jax.Array:

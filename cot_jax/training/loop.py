@@ -9,17 +9,19 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
-from cot_jax.config import Config, refuse_other_config, to_json
+from cot_jax.config import refuse_other_config, to_json
 from cot_jax.errors import UserError
 from cot_jax.metrics.accuracy import accuracy
 from cot_jax.metrics.plots import LAYER_NORM, draw_layer_norms, require_matplotlib
 from cot_jax.metrics.writers import MetricsWriter
 from cot_jax.training.checkpoints import Checkpoints
-from cot_jax.training.experiment import Experiment, compute_dtype
+from cot_jax.training.experiment import Experiment, answer_labels, compute_dtype
 from cot_jax.training.report import Clock, Progress, hardware, say
 from cot_jax.training.run import Run
-from cot_jax.training.saved import STUDENT_FILE
+from cot_jax.training.saved import ANSWERS_FILE, STUDENT_FILE, answers_json
+from cot_jax.training.sharding import leads
 from cot_jax.training.step import TrainState
 
 PREEMPTED = 75  # exit status: saved, start me again (EX_TEMPFAIL)
@@ -34,21 +36,32 @@ class Diverged(Exception):
 
 
 class _StopSignal:
-    """Notes SIGTERM and SIGINT while active; a second one acts as usual."""
+    """Notes SIGTERM and SIGINT while active; a second one acts as usual.
+
+    Of several processes, one that is told to stop by SIGTERM stops all of them, at the same step: JAX's
+    coordination service listens for it, once they are joined.
+    """
 
     _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __enter__(self) -> "_StopSignal":
-        self.received = False
-        self._previous = [signal.signal(number, self._note) for number in self._SIGNALS]
+        self._received = False
+        signals = () if jax.distributed.is_initialized() else self._SIGNALS
+        self._previous = [(number, signal.signal(number, self._note)) for number in signals]
         return self
 
+    def reached(self, step: int) -> bool:
+        """Whether to stop after this step; asked once a step, in every process."""
+        if jax.distributed.is_initialized():
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._received
+
     def _note(self, *_) -> None:
-        self.received = True
+        self._received = True
         self._restore()
 
     def _restore(self) -> None:
-        for number, handler in zip(self._SIGNALS, self._previous, strict=True):
+        for number, handler in self._previous:
             signal.signal(number, handler)
 
     def __exit__(self, *_) -> None:
@@ -65,7 +78,7 @@ class _Profile:
 
     def after(self, step: int, state: TrainState) -> None:
         """Begins or ends the trace if it is time to."""
-        if self._first == self._last or step not in (self._first, self._last):
+        if self._first == self._last or step not in (self._first, self._last) or not leads():
             return
         jax.block_until_ready(state)
         if step == self._first:
@@ -98,12 +111,10 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
                 f"config.train.steps={config.train.steps}: choose a smaller one, or 0 for none"
             )
     run = Run(experiment)
-    _claim(workdir, config)
+    _claim(workdir, experiment)
     if result_file.exists():
         say(f"{workdir} is complete; delete it or choose another --workdir to train again")
         return json.loads(result_file.read_text(encoding="utf-8"))
-    experiment.tokenizer.save(workdir / "tokenizer")
-    _write(workdir / STUDENT_FILE, json.dumps(experiment.student.architecture(), indent=2) + "\n")
     for line in describe(run):
         say(line)
     clock = Clock()
@@ -114,7 +125,7 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
             state = run.restore_latest(checkpoints)
             say(f"going on from step {checkpoints.latest_step} of {workdir}")
         wandb_config = dataclasses.asdict(config) if config.train.wandb else None
-        with MetricsWriter(workdir, int(state.step), wandb_config) as writer, _StopSignal() as stop:
+        with MetricsWriter(workdir, int(state.step), wandb_config, leads()) as writer, _StopSignal() as stop:
             left = config.train.steps - int(state.step)
             if profile_steps and left < _Profile.AFTER + profile_steps:
                 raise UserError(
@@ -124,6 +135,8 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
             profile = _Profile(workdir / "profile", int(state.step), profile_steps)
             _steps(run, state, checkpoints, writer, stop, clock, profile)
             result = _conclude(run, checkpoints, workdir, clock)
+    if not leads():
+        return result
     _write(result_file, json.dumps(result, indent=2) + "\n")
     if config.train.layer_norms_every:
         draw_layer_norms(workdir / "metrics.jsonl", workdir / "layer_norms.png")
@@ -158,7 +171,7 @@ def _steps(
         progress.update(step, row)
 
     def evaluate(step):
-        row = {f"{split}/accuracy": run.evaluate(state.params, split) for split in splits}
+        row = {name: value for split in splits for name, value in run.evaluate(state.params, split).items()}
         writer.write(step, row)
         writer.flush()
         say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in row.items()))
@@ -175,15 +188,16 @@ def _steps(
                 if pending:
                     record(*pending)
                 pending = (step, metrics)
-                if not (due(step) or step % config.checkpoint_every == 0 or stop.received):
+                stopping = stop.reached(step)
+                if not (due(step) or step % config.checkpoint_every == 0 or stopping):
                     continue
                 record(*pending)
                 pending = None
             writer.flush()
             checkpoints.save(step, state)
-            if due(step) and not stop.received:
+            if due(step) and not stopping:
                 evaluate(step)
-            if stop.received:
+            if stopping:
                 raise Preempted(f"stopped at step {step} and saved; the same command goes on from there")
 
 
@@ -193,11 +207,11 @@ def _conclude(run: Run, checkpoints: Checkpoints, workdir: Path, clock: Clock) -
     assert checkpoints.best  # the last step is always evaluated
     step, valid_accuracy = checkpoints.best
     params = run.restore_best(checkpoints)
-    test_accuracy = run.evaluate(params, "test")
+    tested = run.evaluate(params, "test")
     result = {
         "best_step": step,
         "valid/accuracy": valid_accuracy,
-        "test/accuracy": test_accuracy,
+        **tested,
         "test/teacher_accuracy": teacher_accuracy(experiment),
         "steps": config.train.steps,
         "examples": len(experiment.train_examples),
@@ -268,15 +282,24 @@ def dry_run(experiment: Experiment) -> list[str]:
     return lines
 
 
-def _claim(workdir: Path, config: Config) -> None:
-    """Makes the work directory this config's, or refuses."""
-    if refuse_other_config(workdir, config):
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        _write(workdir / "config.json", to_json(config))
-    except OSError as error:
-        raise UserError(f"{workdir} cannot be written: {error.strerror}; choose another --workdir") from None
+def _claim(workdir: Path, experiment: Experiment) -> None:
+    """Makes the work directory this config's, or refuses; writes what `saved.load` needs there."""
+    taken = refuse_other_config(workdir, experiment.config)
+    if leads():
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            if not taken:
+                _write(workdir / "config.json", to_json(experiment.config))
+            labels = answer_labels(experiment)
+            _write(workdir / ANSWERS_FILE, answers_json(experiment.splits.by_value, labels))
+            _write(workdir / STUDENT_FILE, json.dumps(experiment.student.architecture(), indent=2) + "\n")
+            experiment.tokenizer.save(workdir / "tokenizer")
+        except OSError as error:
+            raise UserError(
+                f"{workdir} cannot be written: {error.strerror}; choose another --workdir"
+            ) from None
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("claimed")
 
 
 def _write(file: Path, text: str) -> None:

@@ -11,12 +11,14 @@ import jax
 from tqdm import tqdm
 
 from cot_jax import __version__
+from cot_jax.training.sharding import leads
 
 
 def say(line: str) -> None:
-    """Prints a line at once, above a progress bar where there is one."""
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
+    """Prints a line at once, above a progress bar if there is one; of several processes, one does."""
+    if leads():
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
 
 
 class Clock:
@@ -42,7 +44,11 @@ class Progress:
 
     def __init__(self, first: int, steps: int, batch_size: int, every: int):
         self._bar = tqdm(
-            initial=first, total=steps, unit="step", disable=not sys.stdout.isatty(), leave=False
+            initial=first,
+            total=steps,
+            unit="step",
+            disable=not sys.stdout.isatty() or not leads(),
+            leave=False,
         )
         self._every, self._batch_size = every, batch_size
         self._seen = (first, time.monotonic())
@@ -72,6 +78,7 @@ def hardware() -> dict[str, Any]:
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
     return {
         "hardware": {
+            "processes": jax.process_count(),
             "devices": jax.device_count(),
             "device_kind": jax.devices()[0].device_kind,
             "machine": platform.machine(),

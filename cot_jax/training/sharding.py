@@ -1,9 +1,13 @@
-"""Where arrays live: the device mesh and the shardings of state and batch."""
+"""Where arrays live: the device mesh, the shardings of state and batch, and the processes that share them."""
+
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from cot_jax.config import Processes
 from cot_jax.errors import UserError
 
 BATCH_AXES = ("data",)
@@ -34,3 +38,34 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def by_example(mesh: Mesh) -> NamedSharding:
     """Sharding of a batch: rows split among the devices."""
     return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def join(processes: Processes) -> None:
+    """Joins the processes of a run, which then see each other's devices.
+
+    Raises:
+      UserError: they did not find each other.
+    """
+    try:
+        jax.distributed.initialize(processes.coordinator, processes.count, processes.index)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the processes of this run did not find each other ({' '.join(str(error).split())}): give "
+            "--coordinator=HOST:PORT --processes=N --process=I"
+        ) from None
+
+
+def spread(tree: Any, sharding: NamedSharding) -> Any:
+    """Puts NumPy arrays, whole in every process, on the mesh; each process copies its own part only."""
+
+    def put(x):
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, tree)
+
+
+def leads() -> bool:
+    """Whether this process is the one that prints and writes."""
+    # Asked for its index, a process alone would take hold of its devices.
+    return not jax.distributed.is_initialized() or jax.process_index() == 0

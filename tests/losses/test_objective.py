@@ -4,9 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from cot_jax.batch import Batch, ViewArrays
 from cot_jax.losses.objective import MutualInformation, make_objective
+from cot_jax.losses.self_distillation import LastBatch, SelfDistillation
+from cot_jax.models.student import T5Student
+from cot_jax.models.t5 import T5Config
 
 TERMS = {"predict": "label", "explain": "rationale"}
 WEIGHTS = {"label": 0.3, "rationale": 0.7}
@@ -106,3 +111,68 @@ def test_no_rationale_at_all_is_a_loss_of_zero(params):
     assert float(found.terms["rationale"]) == float(found.terms["mi"]) == 0
     assert float(total) == pytest.approx(0.3 * float(found.terms["label"]))
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+@pytest.fixture(scope="module")
+def small_student():
+    config = T5Config(
+        vocab_size=64, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=4
+    )
+    student = T5Student(config)
+    rng = np.random.default_rng(4)
+    shapes = jax.eval_shape(student.init, jax.random.key(0))
+    return student, jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32) / 4, shapes)
+
+
+def _random_batch(rows):
+    rng = np.random.default_rng(2)
+    views = {}
+    for name, width in (("predict", 8), ("explain", 24)):
+        lengths = rng.integers(1, width + 1, size=(2, rows)).astype(np.int32)
+        ids = [rng.integers(3, 64, size=(rows, w)).astype(np.int32) for w in (32, width)]
+        views[name] = ViewArrays(ids[0], np.minimum(4 * lengths[0], 32), ids[1], lengths[1])
+    return Batch(views, np.arange(rows, dtype=np.int32))
+
+
+def test_parts_of_a_batch_have_the_gradient_of_the_whole_whatever_the_method(small_student):
+    student, params = small_student
+    distillation = SelfDistillation(
+        "dynsdpb", ("predict", "explain"), 1.0, 3.0, "vmm", "log", "clip", "batch_maximum", 8, jnp.float32
+    )
+    batch = _random_batch(16)
+    stored = distillation.empty(8, 64, {"predict": 8, "explain": 24})
+    maps = {name: jax.random.uniform(jax.random.key(3), x.shape) for name, x in stored.outputs.items()}
+    last_batch = LastBatch(jnp.asarray(batch.example[::2]), maps)
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
+    found = {}
+    for parts in (1, 4):
+        objective = make_objective(
+            student, TERMS, WEIGHTS, _mi("reference"), distillation, ("data",), micro_batches=parts
+        )
+        step = jax.jit(
+            jax.value_and_grad(objective, has_aux=True), in_shardings=(None, P("data"), None, P("data"))
+        )
+        with jax.set_mesh(mesh):
+            found[parts] = step(params, batch, None, last_batch)
+    for whole, part in zip(*map(jax.tree.leaves, (found[1], found[4])), strict=True):
+        scale = np.abs(whole).max() if whole.size else 0
+        np.testing.assert_allclose(part, whole, rtol=2e-5, atol=2e-6 * max(scale, 1e-3))
+
+
+def test_parts_take_less_memory(small_student):
+    student, params = small_student
+    batch = _random_batch(64)
+
+    def peak(parts):
+        objective = make_objective(student, TERMS, WEIGHTS, micro_batches=parts)
+        step = jax.jit(jax.grad(objective, has_aux=True))
+        return step.lower(params, batch, None, None).compile().memory_analysis().temp_size_in_bytes
+
+    assert peak(8) < peak(1) / 3
+
+
+def test_a_batch_that_does_not_divide_is_named(small_student):
+    student, params = small_student
+    objective = make_objective(student, TERMS, WEIGHTS, micro_batches=5)
+    with pytest.raises(ValueError, match="a batch of 16 does not divide in 5 parts"):
+        objective(params, _random_batch(16), None, None)

@@ -31,7 +31,6 @@ def demo(method: str):
     config.optimizer.warmup_steps = 100
     config.train.steps = 1000
     config.train.batch_size = 32
-    config.evaluation.max_new_tokens = 16
     return config
 
 

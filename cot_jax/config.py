@@ -155,7 +155,7 @@ class TrainConfig:
     batch_size: int = _key(64, "examples a step, over all devices", low=1)
     micro_batches: int = _key(
         1,
-        "parts in which a batch goes through the student: less memory, same gradient, a third slower",
+        "parts in which a batch goes through the student: less memory, same gradient, forward pass twice",
         low=1,
     )
     eval_every: int = _key(250, "steps between evaluations on validation", low=1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -55,7 +56,8 @@ def _read(directory):
 
 def test_open_answers(run, capsys):
     assert evaluate.main([f"--workdir={run}"]) == 0
-    said = capsys.readouterr().out
+    said, counted = capsys.readouterr()
+    assert re.search(r"^predict: 16 texts, .*; \d+ of 16 answers cut at 6 tokens$", counted, re.MULTILINE)
     directory = run / "evaluation" / "word_problems_test"
     evaluation, rows = _read(directory)
     assert said.startswith("word_problems test, 16 questions: accuracy ")

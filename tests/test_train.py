@@ -82,6 +82,7 @@ def test_what_a_run_prints_and_writes(uninterrupted):
         "parameters",
         "shapes to compile (inputs, predict targets, explain targets)",
         "cut at 1024",
+        "valid: 8 of 8 answers cut at config.evaluation.max_new_tokens=4",
         "test accuracy: ",
     ):
         assert words in printed
@@ -142,7 +143,7 @@ def test_another_config_is_refused(uninterrupted, capsys):
     assert main(["train", *SMALL, f"--workdir={workdir}", "--config.objective.beta=0.2"]) == 2
     assert capsys.readouterr().err == (
         f"error: {workdir} holds a run with config.objective.beta=0.1, not 0.2: "
-        "choose another --workdir, or delete it\n"
+        "choose another directory, or delete it\n"
     )
 
 

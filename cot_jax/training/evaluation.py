@@ -35,11 +35,13 @@ class Answers:
       log_probs: (N,) float32, of all that was written, the end included, under the student's distribution.
         A view that writes a rationale before the answer has that in it, too.
       lengths: (N,), how many tokens that is.
+      cut: how many of them had not ended at the most tokens allowed.
     """
 
     texts: list[str]
     log_probs: np.ndarray
     lengths: np.ndarray
+    cut: int
 
 
 def make_generate(student: Student, mesh: Mesh, max_new_tokens: int, beams: int) -> Generate:
@@ -172,4 +174,5 @@ def answer_questions(
     )
     tokens_NT = tokens.reshape(-1, tokens.shape[-1])
     texts = [answer_of(view, tokenizer.decode(tokens_T)) for tokens_T in tokens_NT.tolist()]
-    return Answers(texts, log_prob.ravel(), written_length(tokens_NT, tokenizer.eos_id))
+    cut = int(np.sum(~np.any(tokens_NT == tokenizer.eos_id, axis=1)))
+    return Answers(texts, log_prob.ravel(), written_length(tokens_NT, tokenizer.eos_id), cut)

@@ -232,6 +232,7 @@ def encode_texts(texts: Sequence[str | None], tokenizer: Tokenizer, max_tokens: 
 
 def _load_data(config: Config) -> tuple[tasks.Splits, Tokenizer]:
     data, source = config.data, config.model.tokenizer or config.model.pretrained
+    _require_root(data)
     if source:
         tokenizer = tokenizers.load(source)
         return load_splits(data, config.seed, tokenizer.eos_token), tokenizer
@@ -253,13 +254,17 @@ def load_splits(data: DataConfig, seed: int, end_token: str = tasks.END_TOKEN) -
     if data.task == "word_problems":
         problems = word_problems.splits(seed=seed, **dataclasses.asdict(data.word_problems))
         return tasks.as_splits(data.task, problems, None, by_value=True)
-    if not data.root:
-        raise UserError(
-            f"config.data.task={data.task} reads files: give their folder with --config.data.root=DIR"
-        )
+    _require_root(data)
     return tasks.load(
         data.task, Path(data.root), parser=data.parser, end_token=end_token, compare=data.compare
     )
+
+
+def _require_root(data: DataConfig) -> None:
+    if data.task != "word_problems" and not data.root:
+        raise UserError(
+            f"config.data.task={data.task} reads files: give their folder with --config.data.root=DIR"
+        )
 
 
 def _train_tokenizer(splits: tasks.Splits) -> Tokenizer:

@@ -189,8 +189,11 @@ class Run:
         (`InformationEstimate`).
         """
         labels = [example.label for example in self.examples(split)]
-        right = accuracy(self.answer(params, split).texts, labels, self.experiment.splits.by_value)
-        row = {f"{split}/accuracy": right}
+        answers = self.answer(params, split)
+        if answers.cut:
+            limit = f"config.evaluation.max_new_tokens={self.experiment.config.evaluation.max_new_tokens}"
+            say(f"{split}: {answers.cut} of {len(labels)} answers cut at {limit}")
+        row = {f"{split}/accuracy": accuracy(answers.texts, labels, self.experiment.splits.by_value)}
         if self._information and split == "valid":
             row["valid/mutual_information"] = self._information(params)
         return row

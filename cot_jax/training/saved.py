@@ -182,6 +182,7 @@ class Answerer(_Asker):
           UserError: it chose among labels, but which is not recorded.
         """
         super().__init__(saved, view, batch_size)
+        self._max_new_tokens = max_new_tokens
         where, evaluation = (saved.student, self._mesh), saved.config.evaluation
         if samples:
             self._generate = make_sample(*where, max_new_tokens, samples, sampling or Sampling(), seed)
@@ -206,6 +207,8 @@ class Answerer(_Asker):
                 batch_size=self._batch_size,
                 shapes=self._shapes,
             )
+        if answers.cut:
+            line += f"; {answers.cut} of {len(answers.texts)} answers cut at {self._max_new_tokens} tokens"
         return answers, line
 
 

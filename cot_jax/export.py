@@ -1,29 +1,158 @@
-"""Write a run's best student for Transformers: python -m cot_jax.export --workdir=RUN --output=DIR"""
+"""Write a run's best student for Transformers: python -m cot_jax.export --workdir=RUN --output=DIR
+
+DIR receives weights, config.json, generation_config.json, the tokenizer, and README.md, the model card of the
+Hugging Face Hub: method, data, measured accuracy and the texts that the student expects before a question.
+"""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from transformers import GenerationConfig
+
+from cot_jax import __version__
+from cot_jax.config import Config, flattened
 from cot_jax.errors import UserError
 from cot_jax.training import saved
+from cot_jax.training.saved import Saved
+
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: text2text-generation
+license: {license}
+{base}tags:
+- chain-of-thought
+- distillation
+- cot_jax
+datasets:
+- {task}
+---
+
+# {title}
+
+{origin}, taught {task} with `{method}`{self_distillation} by cot_jax {version}: {steps} steps of
+{batch_size} examples, {label_source} labels, seed {seed}.
+
+| split | accuracy | how |
+|---|---|---|
+| validation | {valid} | the checkpoint was chosen by it |
+| test | {test} | looked at once |
+
+## What to ask it
+
+| to get | put before the question | longest answer, in tokens |
+|---|---|---|
+{prefixes}
+
+```python
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")
+inputs = tokenizer({prefix!r} + question, return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))
+```
+
+`python -m cot_jax.predict --model=. --input=questions.jsonl` answers without PyTorch. `cot_jax.json` holds
+the whole configuration; `python -m cot_jax.train` with these values trains the student again:
+
+```text
+{flags}
+```
+
+Licence: that of the base weights and of the data hold; `license` above is what the exporter said.
+"""
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, or 2 for a mistake in its arguments or files."""
-    parser = argparse.ArgumentParser("python -m cot_jax.export", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        "python -m cot_jax.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--workdir", type=Path, required=True, help="work directory of a run")
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
+    parser.add_argument("--license", default="other", help="for the model card, e.g. apache-2.0")
     options = parser.parse_args(argv)
     try:
         if options.output.exists() and any(options.output.iterdir()):
             raise UserError(f"{options.output} is not empty: choose another --output")
-        saved.load(options.workdir).export(options.output)
+        student = saved.load(options.workdir)
+        student.export(options.output)
+        _generation_config(student).save_pretrained(options.output)
+        card = _card(student, _result(options.workdir), options)
+        (options.output / "README.md").write_text(card, encoding="utf-8")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"written to {options.output}: transformers' AutoModelForSeq2SeqLM and AutoTokenizer read it")
     return 0
+
+
+def _result(workdir: Path) -> dict[str, Any]:
+    """What the run measured; nothing of one that is not finished."""
+    file = workdir / "result.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _generation_config(student: Saved) -> GenerationConfig:
+    """Decoding as the student was evaluated."""
+    evaluation, architecture = student.config.evaluation, student.student.architecture()
+    return GenerationConfig(
+        max_new_tokens=evaluation.max_new_tokens,
+        num_beams=evaluation.beams,
+        do_sample=False,
+        decoder_start_token_id=architecture["decoder_start_token_id"],
+        eos_token_id=student.student.eos_id,
+        pad_token_id=student.student.pad_id,
+    )
+
+
+def _card(student: Saved, result: dict[str, Any], options: argparse.Namespace) -> str:
+    config = student.config
+    names = {"label": "the answer", "rationale": "its rationale", "joint": "rationale, then answer"}
+    prefixes = []
+    for view in student.views:
+        explains = view.term == "rationale"
+        longest = config.data.max_target_tokens if explains else config.evaluation.max_new_tokens
+        prefix = f"`{view.prefix}`" if view.prefix else "nothing"
+        prefixes.append(f"| {names[view.term]} | {prefix} | {longest} |")
+    base, distillation = config.model.pretrained, config.self_distillation.method
+    measured = {split: result.get(f"{split}/accuracy") for split in ("valid", "test")}
+    return _CARD.format(
+        license=options.license,
+        base=f"base_model: {base}\n" if base else "",
+        task=config.data.task,
+        title=options.output.resolve().name,
+        origin=f"`{base}`" if base else f"A {config.model.preset} T5 from scratch",
+        method=config.objective.method,
+        self_distillation="" if distillation == "none" else f" and `{distillation}`",
+        version=result.get("versions", {}).get("cot_jax", __version__),
+        steps=config.train.steps,
+        batch_size=config.train.batch_size,
+        label_source=config.data.label_source,
+        seed=config.seed,
+        valid=_percent(measured["valid"]),
+        test=_percent(measured["test"]),
+        prefixes="\n".join(prefixes),
+        prefix=student.views[0].prefix,
+        flags="\n".join(_flags(config)),
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "not measured" if share is None else f"{100 * share:.2f} %"
+
+
+def _flags(config: Config) -> list[str]:
+    """The keys that differ from their defaults, as flags."""
+    values = dict(flattened(config))
+    return [f"--config.{key}={values[key]}" for key, value in flattened(Config()) if values[key] != value]
 
 
 if __name__ == "__main__":

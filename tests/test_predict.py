@@ -7,6 +7,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import yaml
 
 from cot_jax import export, predict
 from cot_jax.config import Config
@@ -68,6 +69,19 @@ def test_a_run_and_its_export_agree_whatever_the_batch(run, exported, capsys, mo
     assert whole == one_by_one
     _, beams, _ = _predict(exported, capsys, monkeypatch, "--beams=3")
     assert [row["id"] for row in beams] == ["q0", "q1", "q2"]
+
+
+def test_the_model_card_says_how_to_ask(exported):
+    card = (exported / "README.md").read_text()
+    front, body = card.removeprefix("---\n").split("\n---\n", 1)
+    assert yaml.safe_load(front)["license"] == "other"
+    assert "base_model" not in front
+    assert "| the answer | `predict: ` | 6 |" in body
+    assert "| its rationale | `explain: ` | 256 |" in body
+    assert "| test | not measured |" in body
+    assert "--config.evaluation.max_new_tokens=6\n" in body
+    generation = json.loads((exported / "generation_config.json").read_text())
+    assert (generation["max_new_tokens"], generation["decoder_start_token_id"]) == (6, 0)
 
 
 def test_the_label_is_the_vote_over_samples_whatever_the_batch(run, exported, capsys, monkeypatch):

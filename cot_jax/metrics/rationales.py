@@ -13,7 +13,7 @@ from cot_jax.metrics.arithmetic import evaluate
 # What follows the last "=" is what a worked solution arrives at; a rationale without "=" arrives at its last
 # number ("57 + 26 + 27 is 100.") or sum ("So they planted 10 * 45 seeds.").
 _NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)"
-_SUM = rf"[-+(]{{0,9}}{_NUMBER}(?:[)\s]*[-+*/][-+(\s]*{_NUMBER})*\)*"
+_SUM = rf"(?:[-+(][-+(\s]{{0,9}})?{_NUMBER}(?:[)\s]*[-+*/][-+(\s]*{_NUMBER})*(?:\s*\))*"
 _LAST_RESULT, _LAST_SUM = re.compile(rf"=\s*({_SUM})"), re.compile(rf"(?<![\w.])({_SUM})")
 _CHOICE = re.compile(r"^\([a-z]\) (.+)$", re.MULTILINE)
 

@@ -81,6 +81,7 @@ def test_missing_libraries_are_named_with_the_mend(monkeypatch):
         ("12 / 0", None),
         ("Ann has some.", None),
         ("", None),
+        ("( ( 4 - 2 ) * 3 )", "( ( 4 - 2 ) * 3 )"),
     ],
 )
 def test_the_final_answer_of_a_sum(rationale, answer):

@@ -1,25 +1,27 @@
-"""Checkpoints: the newest state to go on from, and the parameters best on validation."""
+"""Checkpoints: the newest states to go on from, and the parameters best on validation."""
 
 from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
 
+from cot_jax.errors import UserError
 from cot_jax.models.student import Params
+from cot_jax.training.report import say
 from cot_jax.training.step import TrainState
 
 _ACCURACY = "valid/accuracy"
 
 
 class Checkpoints:
-    """One train state under `directory/latest`, one set of parameters under `directory/best`.
+    """Two train states under `directory/latest`, one set of parameters under `directory/best`.
 
-    Both are written in the background, and each is complete or absent. A context manager; leaving it
-    waits for what is being written.
+    All are written in the background, and each is complete or absent. The older state is there in case that
+    the disk lost part of the newer one. A context manager; leaving it waits for what is being written.
     """
 
     def __init__(self, directory: Path):
-        latest = ocp.CheckpointManagerOptions(max_to_keep=1)
+        latest = ocp.CheckpointManagerOptions(max_to_keep=2)
         best = ocp.CheckpointManagerOptions(max_to_keep=1, best_fn=lambda metrics: metrics[_ACCURACY])
         self._latest = ocp.CheckpointManager(directory.absolute() / "latest", options=latest)
         self._best = ocp.CheckpointManager(directory.absolute() / "best", options=best)
@@ -52,14 +54,44 @@ class Checkpoints:
             self._best.save(step, args=ocp.args.StandardSave(params), metrics={_ACCURACY: accuracy})
 
     def restore_latest(self, like: TrainState) -> TrainState:
-        """Returns the newest state; `like` has its shapes and shardings."""
-        return _restore(self._latest, like)
+        """Returns the newest state that can be read; `like` has its shapes and shardings.
+
+        One that cannot is reported and deleted, so that it is written again.
+
+        Raises:
+          UserError: there are checkpoints, but none can be read.
+        """
+        self._latest.wait_until_finished()
+        for step in sorted(self._latest.all_steps(), reverse=True):
+            try:
+                return _restore(self._latest, step, like)
+            except Exception as error:  # whatever Orbax says of a file that is cut or missing
+                directory = self._latest.directory / str(step)
+                say(f"{directory} cannot be read ({_first_line(error)})")
+                if step > min(self._latest.all_steps()):
+                    self._latest.delete(step)
+        raise UserError(
+            f"{self._latest.directory}: no checkpoint can be read; delete {self._latest.directory.parent} to "
+            "train again from the start, or choose another --workdir"
+        )
 
     def restore_best(self, like: Params) -> Params:
-        """Returns the parameters best on validation."""
-        return _restore(self._best, like)
+        """Returns the parameters best on validation.
+
+        Raises:
+          UserError: they cannot be read.
+        """
+        self._best.wait_until_finished()
+        try:
+            return _restore(self._best, self._best.latest_step(), like)
+        except Exception as error:
+            raise UserError(f"{self._best.directory} cannot be read ({_first_line(error)})") from None
 
 
-def _restore(manager: ocp.CheckpointManager, like: Any) -> Any:
-    manager.wait_until_finished()
-    return manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(like))
+def _restore(manager: ocp.CheckpointManager, step: int | None, like: Any) -> Any:
+    return manager.restore(step, args=ocp.args.StandardRestore(like))
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__

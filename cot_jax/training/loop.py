@@ -123,7 +123,7 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
             state = run.initial_state()
         else:
             state = run.restore_latest(checkpoints)
-            say(f"going on from step {checkpoints.latest_step} of {workdir}")
+            say(f"going on from step {int(state.step)} of {workdir}")
         wandb_config = dataclasses.asdict(config) if config.train.wandb else None
         with MetricsWriter(workdir, int(state.step), wandb_config, leads()) as writer, _StopSignal() as stop:
             left = config.train.steps - int(state.step)

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
+from cot_jax.errors import UserError
 from cot_jax.training.checkpoints import Checkpoints
 from cot_jax.training.step import init_state
 
@@ -44,7 +46,8 @@ def test_latest_and_best_survive_the_process(tmp_path):
             found, expected = jax.random.key_data(found), jax.random.key_data(expected)
         np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(best["layer"]["w"], np.full((3, 2), 2.0))
-    assert len(list((tmp_path / "latest").iterdir())) == len(list((tmp_path / "best").iterdir())) == 1
+    assert sorted(path.name for path in (tmp_path / "latest").iterdir()) == ["3", "4"]
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["2"]
 
 
 def test_a_saved_state_may_be_donated_at_once(tmp_path):
@@ -58,3 +61,50 @@ def test_a_saved_state_may_be_donated_at_once(tmp_path):
             state = advance(state)
         saved = checkpoints.restore_latest(_placed(state))
     assert not np.any(saved.params["w"])
+
+
+def _cut(directory):
+    for file in directory.rglob("d/*"):  # they hold the arrays
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _lose_arrays(directory):
+    for file in directory.rglob("d/*"):
+        file.unlink()
+
+
+def _lose_metadata(directory):
+    for file in directory.rglob("_METADATA"):
+        file.unlink()
+
+
+@pytest.mark.parametrize("damage", [_cut, _lose_arrays, _lose_metadata])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_goes_on(tmp_path, capsys, damage):
+    like = _placed(_state(0))
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (3, 4):
+            checkpoints.save(step, _state(step))
+    damage(tmp_path / "latest" / "4")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert int(checkpoints.restore_latest(like).step) == 3
+        assert f"{tmp_path / 'latest' / '4'} cannot be read (" in capsys.readouterr().out
+        # The steps since then are made again, and saved again.
+        checkpoints.save(4, _state(4))
+        assert int(checkpoints.restore_latest(like).step) == 4
+        assert capsys.readouterr().out == ""
+
+
+def test_never_from_the_start_if_no_checkpoint_can_be_read(tmp_path):
+    like = _placed(_state(0))
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (3, 4):
+            checkpoints.save(step, _state(step))
+            checkpoints.save_if_best(step, _state(step).params, 0.5)
+    for name in ("latest/3", "latest/4", "best/3"):
+        _cut(tmp_path / name)
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(UserError, match="no checkpoint can be read; delete"):
+            checkpoints.restore_latest(like)
+        with pytest.raises(UserError, match="best cannot be read"):
+            checkpoints.restore_best(like.params)
+        assert checkpoints.latest_step == 3

@@ -24,8 +24,8 @@ ROWS = {
         "gpu-models": "scaling --axis=model --values small base large --batch=64 --lengths=cqa --calls=10",
         "gpu-small-published": f"{_GPU_STEP} --model=small --against=published",
         "gpu-small-tuned": f"{_GPU_STEP} --model=small --against=tuned --compile",
-        "gpu-method": "scaling --axis=method --values dss mi dynsdpb --model=base --batch=64 --lengths=cqa "
-        "--calls=10",
+        "gpu-method": "scaling --axis=method --values dss mi dynsdpb dynsdpb_full --model=base --batch=64 "
+        "--lengths=cqa --calls=10",
         "gpu-base-1024": "step_throughput --model=base --lengths=1024 --batch=8 --against=tuned --compile "
         "--calls=3 --repeats=5",
         "gpu-generate": "generate --model=base --batches 1 64 --tokens=64 --repeats=5",
@@ -49,7 +49,7 @@ ROWS = {
         "cpu-lengths": "scaling --axis=lengths --repeats=5",
         "cpu-models": "scaling --axis=model --repeats=5",
         "cpu-vocabulary": "scaling --axis=vocabulary --model=t5-small --values 8032 16064 32128 --repeats=5",
-        "cpu-method": "scaling --axis=method --values dss mi dynsdpb --repeats=7",
+        "cpu-method": "scaling --axis=method --values dss mi dynsdpb dynsdpb_full --repeats=7",
     },
 }
 

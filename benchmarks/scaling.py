@@ -44,7 +44,7 @@ _DEFAULT_VALUES: dict[str, list[Any]] = {
     "lengths": ["svamp", "cqa", "anli1"],
     "model": ["tiny", "t5-small", "small"],
     "vocabulary": [4096, 8192, 16384, 32128],
-    "method": ["dss", "standard", "mi", "dynsdpb"],
+    "method": ["dss", "standard", "mi", "dynsdpb", "dynsdpb_full"],
 }
 
 
@@ -62,7 +62,10 @@ def main() -> None:
         config = model_config(point.model, point.vocabulary)
         views = synthetic_views(point.lengths, point.method, config.vocab_size)
         batch = padded_batch(views, typical_rows(views, point.batch, config), 8)
-        step = OurStep(config, random_params(config), point.method, dtype, point.batch)
+        widths = None
+        if point.method == "dynsdpb_full":
+            widths = {name: view.target_ids.shape[1] for name, view in batch.views.items()}
+        step = OurStep(config, random_params(config), point.method, dtype, point.batch, widths)
         memory = measure.in_bytes(measure.program_bytes(step.compiled(batch)))
         columns[name] = {"B x S / T": shape(batch), "program's memory": memory}
         flops[name] = step_flops(config, batch)

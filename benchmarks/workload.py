@@ -175,39 +175,50 @@ def random_params(config: T5Config) -> Params:
 
 
 def views_of(method: str) -> tuple[View, ...]:
-    return METHODS["dss" if method == "dynsdpb" else method]
+    return METHODS["dss" if method.startswith("dynsdpb") else method]
 
 
 class OurStep:
     """Our training step, compiled once for each shape; called with a batch it makes one update.
 
     Args:
-      method: "standard", "dss", "mi" or "dynsdpb" (which is dss with it).
+      method: "standard", "dss", "mi", "dynsdpb" (which is dss with it) or "dynsdpb_full" (which stores logits
+        in bfloat16 instead of vocabulary maps).
       batch_size: B; all batches have it.
+      widths: view -> widest target of all batches, for "dynsdpb_full".
     """
 
-    def __init__(self, config: T5Config, params: Params, method: str, dtype: Any, batch_size: int):
+    def __init__(
+        self,
+        config: T5Config,
+        params: Params,
+        method: str,
+        dtype: Any,
+        batch_size: int,
+        widths: Mapping[str, int] | None = None,
+    ):
         student = T5Student(config, dtype)
         terms = {view.name: view.term for view in views_of(method)}
         weights = {"label": ALPHA, "rationale": 1 - ALPHA} if len(terms) > 1 else {"label": 1.0}
         mi = distillation = last_batch = None
         if method == "mi":
             mi = MutualInformation("predict", "explain", BETA, "reference", "max", "label")
-        elif method == "dynsdpb":
+        elif method.startswith("dynsdpb"):
             c = SelfDistillationConfig()
             distillation = SelfDistillation(
-                method=method,
+                method="dynsdpb",
                 views=tuple(terms),
                 weight=c.weight,
                 temperature=c.temperature,
-                output="vmm",
+                output="vmm" if widths is None else "full",
                 map_logits=c.map_logits,
                 difficulty=c.difficulty,
                 uncertainty=c.uncertainty,
                 top_k=c.top_k,
-                dtype=dtype,
+                dtype=jnp.bfloat16,
             )
-            last_batch = distillation.empty(batch_size // 2, config.vocab_size, dict.fromkeys(terms, 1))
+            kept = dict(widths or dict.fromkeys(terms, 1))  # maps have no width
+            last_batch = distillation.empty(batch_size // 2, config.vocab_size, kept)
         # A loop over layers for what is only compared: it compiles in half the time.
         looped = dataclasses.replace(student, scan_unroll=1)
         self._compared = make_objective(looped, terms, weights, mi, distillation)

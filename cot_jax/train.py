@@ -9,7 +9,7 @@ from cot_jax.training.compiled import keep_compiled
 from cot_jax.training.experiment import prepare
 from cot_jax.training.loop import PREEMPTED, Diverged, Preempted, dry_run, train
 from cot_jax.training.report import say
-from cot_jax.training.sharding import join
+from cot_jax.training.sharding import join, leads
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,7 +31,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Preempted as notice:
-        print(notice, file=sys.stderr)
+        if leads():
+            print(notice, file=sys.stderr)
         return PREEMPTED
     say(
         f"best on validation: step {result['best_step']}, accuracy {result['valid/accuracy']:.4f}\n"

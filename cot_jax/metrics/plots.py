@@ -83,6 +83,12 @@ def draw_curves(panels: Mapping[str, Mapping[str, Curve]], picture: Path) -> Non
         for method, curve in curves.items():
             panel.plot(curve.steps, curve.mean, color=colors[method], linewidth=1.5)
             panel.fill_between(curve.steps, curve.low, curve.high, color=colors[method], alpha=0.15, lw=0)
+        lowest, highest = (
+            min(c.low.min() for c in curves.values()),
+            max(c.high.max() for c in curves.values()),
+        )
+        if 0 < 10 * lowest < highest:
+            panel.set_yscale("log")
         panel.set_title(metric)
         panel.set_xlabel("step")
         panel.spines[["top", "right"]].set_visible(False)

@@ -18,6 +18,7 @@ from cot_jax.data.examples import Example
 from cot_jax.errors import UserError
 from cot_jax.metrics.voting import vote
 from cot_jax.models.generation import Sampling
+from cot_jax.training.compiled import keep_compiled
 from cot_jax.training.evaluation import Answers
 from cot_jax.training.saved import Answerer, Saved, load, not_recorded
 
@@ -25,6 +26,7 @@ from cot_jax.training.saved import Answerer, Saved, load, not_recorded
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, or 2 for a mistake in its arguments or files."""
     options = _options(argv)
+    keep_compiled()
     try:
         with contextlib.ExitStack() as files:
             source, sink = sys.stdin, sys.stdout

@@ -2,11 +2,10 @@
 
 import os
 import platform
+import sys
 from pathlib import Path
 
 import jax
-
-from cot_jax.training.report import say
 
 
 def keep_compiled() -> None:
@@ -22,6 +21,6 @@ def keep_compiled() -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        say(f"{directory} cannot be written ({error.strerror}): every run compiles anew")
+        print(f"{directory} cannot be written ({error.strerror}): every run compiles anew", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(directory))

@@ -35,4 +35,4 @@ def test_nowhere_if_nothing_can_be_written(unset, tmp_path, monkeypatch, capsys)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     keep_compiled()
     assert jax.config.jax_compilation_cache_dir is None
-    assert "every run compiles anew" in capsys.readouterr().out
+    assert "every run compiles anew" in capsys.readouterr().err

@@ -258,6 +258,8 @@ def with_defaults(
         name = f"{path}{field.name}"
         if dataclasses.is_dataclass(hints[field.name]):
             section = values.get(field.name, {})
+            if not isinstance(section, dict):
+                raise UserError(f"config.{name} is a section of keys, found {section!r}: take another copy")
             complete[field.name], inside = with_defaults(section, hints[field.name], f"{name}.")
             added += inside
         elif field.name not in values:
@@ -391,6 +393,21 @@ def load_config_module(file: Path, function: str) -> Any:
         sys.path.pop(0)
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file.
+
+    Raises:
+      UserError: the file is torn, or holds something else.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error}); write it again or take another copy") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: expected an object, found {type(values).__name__}; take another copy")
+    return values
+
+
 def refuse_other_config(workdir: Path, config: Config) -> bool:
     """Returns whether `workdir` holds a run of `config` already; False where it holds none.
 
@@ -400,7 +417,7 @@ def refuse_other_config(workdir: Path, config: Config) -> bool:
     file = workdir / "config.json"
     if not file.exists():
         return False
-    found, _ = with_defaults(json.loads(file.read_text(encoding="utf-8")))
+    found, _ = with_defaults(read_json(file))
     for key, value, other in _differences(json.loads(to_json(config)), found):
         raise UserError(
             f"{workdir} holds a run with config.{key}={other!r}, not {value!r}: "

@@ -5,7 +5,6 @@ Hugging Face Hub: method, data, measured accuracy and the texts that the student
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from cot_jax import __version__
-from cot_jax.config import Config, flattened
+from cot_jax.config import Config, flattened, read_json
 from cot_jax.errors import UserError
 from cot_jax.training import saved
 from cot_jax.training.saved import Saved
@@ -97,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
 def _result(workdir: Path) -> dict[str, Any]:
     """What the run measured; nothing of one that is not finished."""
     file = workdir / "result.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}
 
 
 def _generation_config(student: Saved) -> GenerationConfig:

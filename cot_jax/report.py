@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from cot_jax import table as tables
+from cot_jax.config import read_json
 from cot_jax.errors import UserError
 from cot_jax.metrics.plots import Curve, draw_curves, draw_data_size
 from cot_jax.metrics.significance import paired_p_value
@@ -94,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
 def _read(cell: Cell, directory: Path) -> _Runs:
     results = {}
     for file in directory.glob("seed*/result.json"):
-        results[int(file.parent.name.removeprefix("seed"))] = json.loads(file.read_text(encoding="utf-8"))
+        results[int(file.parent.name.removeprefix("seed"))] = read_json(file)
     return _Runs(cell, dict(sorted(results.items())), directory)
 
 

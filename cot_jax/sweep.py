@@ -182,6 +182,8 @@ def _options(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
 def _seeds(text: str) -> list[int]:
     if match := re.fullmatch(r"(\d+)\.\.(\d+)", text):
         return list(range(int(match[1]), int(match[2]) + 1))
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither like 0..3 nor like 0,7")
     return [int(seed) for seed in text.split(",")]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cot_jax.config import load_config_module
+from cot_jax.config import load_config_module, read_json
 from cot_jax.data.views import METHODS
 from cot_jax.errors import UserError
 from cot_jax.losses.mutual_information import VARIANTS
@@ -119,13 +119,16 @@ def from_directory(directory: Path) -> Table:
     """Reads the table that a sweep wrote.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or it is torn.
     """
     file = directory / _FILE
     if not file.is_file():
         raise UserError(f"{file}: no such file; python -m cot_jax.sweep writes it")
-    values = json.loads(file.read_text(encoding="utf-8"))
-    return Table(values["title"], tuple(Cell(**cell) for cell in values["cells"]), values["source"])
+    values = read_json(file)
+    try:
+        return Table(values["title"], tuple(Cell(**cell) for cell in values["cells"]), values["source"])
+    except (KeyError, TypeError):
+        raise UserError(f"{file}: not a sweep's table; delete it and start the sweep again") from None
 
 
 def merged(table: Table, directory: Path) -> Table:

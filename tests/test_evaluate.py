@@ -10,6 +10,7 @@ import pytest
 from cot_jax import evaluate
 from cot_jax.config import Config
 from cot_jax.data.examples import Example
+from cot_jax.metrics import calibration
 from cot_jax.training import saved
 from cot_jax.training.experiment import load_splits
 from cot_jax.training.saved import LabelScorer
@@ -103,6 +104,15 @@ def test_closed_labels_on_another_data_set(run, classification, tmp_path, capsys
     chosen = np.array(LABELS)[log_prob_NL.argmax(axis=1)]
     found = evaluation["calibration"]["label_set"]["accuracy"]
     assert found == np.mean(chosen == [e.label for e in examples])
+    # Fitted on validation, not on what is judged.
+    valid = load_splits(
+        dataclasses.replace(student.config.data, task="jsonl", root=str(classification)), 0
+    ).valid
+    gold = [LABELS.index(example.label) for example in valid]
+    fitted = calibration.fit_temperature(scorer(valid), gold)
+    assert evaluation["calibration"]["label_set"]["temperature"] == pytest.approx(fitted, rel=1e-4)
+    on_test = calibration.fit_temperature(log_prob_NL, [LABELS.index(example.label) for example in examples])
+    assert fitted != pytest.approx(on_test, rel=1e-2)
     # In the order of the questions, whatever else is asked: nine do not fill two batches.
     questions = [Example(str(n), f"{'Tom has ' * n} 3 pens ?", "") for n in range(1, 10)]
     np.testing.assert_allclose(scorer(questions)[::-1], scorer(questions[::-1]), rtol=1e-5)

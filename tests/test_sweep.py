@@ -174,6 +174,34 @@ def test_a_directory_without_runs_has_no_report(tmp_path, capsys):
     assert "no run is finished yet" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ['{"title": ', '{"title": "A"}', "[]"])
+def test_a_torn_table_is_named(tmp_path, capsys, text):
+    (tmp_path / "table.json").write_text(text)
+    assert report.main([str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path / 'table.json'}: ")
+    assert said.count("\n") == 1
+
+
+def test_a_torn_result_and_a_torn_config_are_named(tmp_path, capsys):
+    command = [*TINY, "--methods=dss", "--seeds=0", f"--output={tmp_path}"]
+    cell = Cell("dss", "100 % of train", "c.py", {"data.train_fraction": 1.0})
+    Table("A title", (cell,)).save(tmp_path)
+    _finished(tmp_path, cell, 0, 0.5)
+    workdir = tmp_path / cell.path / "seed0"
+    (workdir / "result.json").write_text('{"test')
+    assert report.main([str(tmp_path)]) == 2
+    assert f"error: {workdir / 'result.json'}: not JSON" in capsys.readouterr().err
+    (tmp_path / "table.json").unlink()
+    for text, message in (
+        ('{"seed', "not JSON"),
+        ('{"data": 3}', "config.data is a section of keys, found 3"),
+    ):
+        (workdir / "config.json").write_text(text)
+        assert sweep.main(command) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_the_bootstrap_interval_is_that_of_resampled_answers():
     correct = np.repeat([1, 0], [30, 70])
     rng = np.random.default_rng(1)

@@ -5,12 +5,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from cot_jax.config import Config, freeze, to_json, with_defaults
+from cot_jax.config import Config, freeze, read_json, to_json, with_defaults
 from cot_jax.data import tokenizer as tokenizers
 from cot_jax.data.batches import Ragged
 from cot_jax.data.examples import Example
@@ -80,7 +79,7 @@ def load(path: Path) -> Saved:
     """
     for file in (path / CONFIG_FILE, path / "config.json"):
         if file.is_file() and (file.name == CONFIG_FILE or (path / STUDENT_FILE).is_file()):
-            values, added = with_defaults(_read_json(file))
+            values, added = with_defaults(read_json(file))
             if added:
                 print(f"{file} is older than {', '.join(added)}: default values", file=sys.stderr)
             config = freeze(values)
@@ -94,7 +93,7 @@ def load(path: Path) -> Saved:
     if file.name == CONFIG_FILE:
         student, params = students.from_pretrained(str(path), dropout_rate=0.0, dtype=dtype)
         return Saved(config, student, params, tokenizers.load(path), *answers)
-    architecture = _read_json(path / STUDENT_FILE)
+    architecture = read_json(path / STUDENT_FILE)
     student = students.from_architecture(architecture, dtype=dtype)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.eval_shape(student.init, jax.random.key(0))
@@ -109,7 +108,7 @@ def load(path: Path) -> Saved:
 def _read_answers(file: Path) -> tuple[bool | None, tuple[str, ...] | None]:
     if not file.is_file():
         return None, None
-    match _read_json(file):
+    match read_json(file):
         case {"by_value": bool() | None as by_value, "labels": None}:
             return by_value, None
         case {"by_value": bool() | None as by_value, "labels": [*labels]} if labels:
@@ -121,16 +120,6 @@ def not_recorded(what: str) -> UserError:
     return UserError(
         f"{what} is not recorded: {ANSWERS_FILE} is missing; run the training command again, it writes it"
     )
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error}); write it again or take another copy") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: expected an object, found {type(values).__name__}; take another copy")
-    return values
 
 
 class _Asker:

@@ -77,10 +77,7 @@ def _predict(saved: Saved, source: TextIO, sink: TextIO, options: argparse.Names
     }
     rows = _read(source, options.input)
     while batch := list(itertools.islice(rows, options.batch_size)):
-        questions = [
-            Example(id=str(row["id"]), input=row["input"], label="", rationale=row.get("rationale"))
-            for row in batch
-        ]
+        questions = [_question(row) for row in batch]
         written = {}
         for key, answerer in answerers.items():
             written[key], counted = answerer(questions)
@@ -95,6 +92,11 @@ def _predict(saved: Saved, source: TextIO, sink: TextIO, options: argparse.Names
                 answer["rationale"] = written["rationale"].texts[n]
             sink.write(json.dumps(answer, ensure_ascii=False) + "\n")
         sink.flush()
+
+
+def _question(row: dict[str, Any]) -> Example:
+    rationale = row.get("rationale")
+    return Example(str(row["id"]), row["input"], "", rationales=() if rationale is None else (rationale,))
 
 
 def _elect(drawn: Answers, n: int, samples: int, by_value: bool) -> dict[str, Any]:

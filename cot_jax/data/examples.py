@@ -13,16 +13,26 @@ from cot_jax.errors import UserError
 class Example:
     """One problem, its gold answer and what a teacher said about it.
 
-    `None` means "there is none", so that a method that needs the field leaves the example out of
-    that loss and counts it. The empty string is text like any other and is trained on.
+    `None`, or no text among several, means "there is none", so that a method that needs the field leaves
+    the example out of that loss and counts it. The empty string is text like any other and is trained on.
     """
 
     id: str
     input: str
     label: str  # gold
     teacher_label: str | None = None
-    rationale: str | None = None
-    program: str | None = None
+    rationales: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
+
+    @property
+    def rationale(self) -> str | None:
+        """The first one, for whom one is enough."""
+        return self.rationales[0] if self.rationales else None
+
+    @property
+    def program(self) -> str | None:
+        """The first one."""
+        return self.programs[0] if self.programs else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +62,18 @@ class Row:
         if self.values.get(key) is None:
             return None
         return value if (value := self.text(key)).strip() else None
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """Returns the text under `key`, or the list under its plural without blank and repeated texts."""
+        several = f"{key}s"
+        if self.values.get(several) is None:
+            return () if (text := self.optional_text(key)) is None else (text,)
+        if self.values.get(key) is not None:
+            raise self.error(f"has {key!r} and {several!r}: move the one into the list")
+        found = self.values[several]
+        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+            raise self.error(f"{several!r} must be a list of texts; found {found!r}")
+        return tuple(dict.fromkeys(text for text in found if text.strip()))
 
 
 def read_json_lines(path: Path) -> Iterator[Row]:

@@ -154,7 +154,8 @@ class DataSet:
             rationale, label = None, None
             if outputs is not None:
                 rationale, label = self._parse(outputs[index], problem, options.parser, row)
-            examples.append(Example(key, problem.input, problem.label, label, rationale))
+            rationales = () if rationale is None else (rationale,)
+            examples.append(Example(key, problem.input, problem.label, label, rationales))
         return examples
 
     def _parse(self, output: str, problem: Problem, parser: str, row: Row) -> teacher.ParsedOutput:
@@ -247,6 +248,8 @@ def _svamp_asdiv(root: Path, options: Options) -> Splits:
 def _jsonl(root: Path, options: Options) -> Splits:
     """`{split}.jsonl` with rows `{id, input, label, rationale?, program?}`; no two have the same id.
 
+    Several rationales or programs of one question are lists, `rationales` and `programs`.
+
     A teacher's outputs may stand in files of their own, joined by id: `teacher.jsonl` for all splits or
     `{split}_teacher.jsonl` for one. They are for all examples of a split or for none; a row with nothing but
     an id says that the teacher gave nothing.
@@ -272,8 +275,8 @@ def _own_example(row: Row, earlier: dict[str, Row]) -> Example:
     earlier[key] = row
     if not row.text("label").strip():
         raise row.error("the label is blank")
-    rationale, program = row.optional_text("rationale"), row.optional_text("program")
-    return Example(key, row.text("input"), row.text("label"), rationale=rationale, program=program)
+    rationales, programs = row.texts("rationale"), row.texts("program")
+    return Example(key, row.text("input"), row.text("label"), rationales=rationales, programs=programs)
 
 
 def _join_teacher(

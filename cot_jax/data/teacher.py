@@ -163,7 +163,9 @@ def read_outputs(folder: Path, split: str) -> list[str] | None:
 
 
 def read_by_id(path: Path, ids: Collection[str], earlier: Mapping[str, Row]) -> dict[str, Row]:
-    """Returns `earlier` and the rows `{id, rationale?, label?, program?}` of a teacher's file, by id.
+    """Returns `earlier` and the rows of a teacher's file, by id.
+
+    A row is `{id, label?, rationale?, program?}`, or with lists `{id, label?, rationales?, programs?}`.
 
     Raises:
       UserError: a row's id is missing, repeated, or not one of `ids` (file and line are named).
@@ -183,6 +185,6 @@ def join(example: Example, row: Row) -> Example:
     return dataclasses.replace(
         example,
         teacher_label=row.optional_text("label"),
-        rationale=row.optional_text("rationale") or example.rationale,
-        program=row.optional_text("program") or example.program,
+        rationales=row.texts("rationale") or example.rationales,
+        programs=row.texts("program") or example.programs,
     )

@@ -242,7 +242,7 @@ def generate(
     """Returns `count` different problems, a pure function of the arguments.
 
     All numbers of a problem, given and worked out, are whole and from 2 to `max_number`, and no number
-    is given twice. `label` is right; `teacher_label`, `rationale` and `program` are what the teacher says.
+    is given twice. `label` is right; `teacher_label`, rationale and program are what the teacher says.
 
     Args:
       max_steps: most steps of a solution; there are as many problems of each length.
@@ -270,8 +270,8 @@ def generate(
             input=" ".join(sentences),
             label=solution.equation(),
             teacher_label=said.equation(),
-            rationale=said.rationale(),
-            program=said.program(),
+            rationales=(said.rationale(),),
+            programs=(said.program(),),
         )
         examples.setdefault(example.input, example)
     return list(examples.values())

@@ -270,9 +270,9 @@ def _require_root(data: DataConfig) -> None:
 def _train_tokenizer(splits: tasks.Splits) -> Tokenizer:
     marks = [views.ANSWER_MARK, *sorted({v.prefix for method in views.METHODS.values() for v in method})]
     texts = [
-        text or ""
+        text
         for example in splits.train
-        for text in (example.input, example.label, example.rationale, example.program, *marks)
+        for text in (example.input, example.label, *example.rationales, *example.programs, *marks)
     ]
     with tempfile.TemporaryDirectory() as directory:
         return tokenizers.train(texts, _WORD_PROBLEM_PIECES, directory)

@@ -81,8 +81,10 @@ def test_inputs_are_the_published_ones(data_root):
         "If 10 seats are broken\nHow many people can ride the Ferris wheel at the same time?",
         label="( ( 18.0 - 10.0 ) * 15.0 )",
         teacher_label="((18 - 10) * 15)",
-        rationale="The Ferris wheel has 18 seats. 10 seats are broken. So there are 18 - 10 = 8 seats left. "
-        "Each seat can hold 15 people. So 8 seats can hold 8 * 15 = 120 people.",
+        rationales=(
+            "The Ferris wheel has 18 seats. 10 seats are broken. So there are 18 - 10 = 8 seats left. "
+            "Each seat can hold 15 people. So 8 seats can hold 8 * 15 = 120 people.",
+        ),
     )
     cqa = {e.id: e for e in tasks.load("cqa", data_root).valid}["3a1b3c21a11f4ec53c166b0559df7369"]
     assert cqa.label == "bridge"
@@ -262,7 +264,7 @@ def test_own_data_inline(tmp_path):
     train[2]["id"] = 2
     splits = tasks.load("jsonl", _own(tmp_path, train=train, valid=_rows("valid", 1), test=_rows("test", 2)))
     assert splits.train == (
-        Example("train-0", "0 + 1?", "1", None, "r", "p = 1"),
+        Example("train-0", "0 + 1?", "1", None, ("r",), ("p = 1",)),
         Example("train-1", "1 + 1?", "2"),
         Example("2", "2 + 1?", "3"),
     )

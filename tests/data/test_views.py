@@ -5,7 +5,7 @@ import pytest
 from cot_jax.data.examples import Example
 from cot_jax.data.views import METHODS, answer_of
 
-EXAMPLE = Example(id="1", input="2 pens and 3 more?", label="( 2 + 3 )", rationale="2 and 3 are 5.")
+EXAMPLE = Example(id="1", input="2 pens and 3 more?", label="( 2 + 3 )", rationales=("2 and 3 are 5.",))
 BARE = Example(id="2", input="2 pens and 3 more?", label="( 2 + 3 )")
 
 
@@ -38,7 +38,7 @@ def test_what_is_missing_is_none_and_never_a_blank():
     (informed,) = METHODS["rationale_input"]
     assert informed.source(BARE) is None
     # The reference parser's blank is text, and is trained on as published.
-    blank = Example(id="3", input="q", label="l", rationale=" ")
+    blank = Example(id="3", input="q", label="l", rationales=(" ",))
     assert explain.writes(blank, "l") == " "
 
 

@@ -220,7 +220,7 @@ def test_same_arguments_same_problems_everywhere():
     text = json.dumps([vars(problem) for problem in PROBLEMS[:200]], sort_keys=True)
     assert (
         hashlib.sha256(text.encode()).hexdigest()
-        == "36d1d9758d0beb866861c02e7c394e6129c6be61d5c4064cd4dc767228cfa5d9"
+        == "83107ceaabe8259ebbb10b0084d619c2b8a7c76849cdfcacd3e310da0a322345"
     )
     assert generate(50, seed=7, max_steps=3, distractors=2, max_number=40) == PROBLEMS[:50]
     assert generate(50, seed=8)[0].input != generate(50, seed=7)[0].input

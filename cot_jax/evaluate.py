@@ -83,10 +83,12 @@ def _splits(saved: Saved, options: argparse.Namespace) -> Splits:
 
 
 def _evaluate(saved: Saved, splits: Splits, options: argparse.Namespace, directory: Path) -> None:
+    if not getattr(splits, options.split):
+        raise UserError(f"task={splits.task} has no {options.split} set: take --split=test")
     labels = _closed_labels(splits)
     asked = _ask(saved, splits, options.split, labels)
     # Temperatures are fitted where the student was chosen, never where it is judged.
-    fitted_on = _ask(saved, splits, "valid", labels) if options.split == "test" else None
+    fitted_on = _ask(saved, splits, "valid", labels) if options.split == "test" and splits.valid else None
     low, high = bootstrap_interval(asked.correct)
     evaluation: dict[str, Any] = {
         "task": splits.task,
@@ -182,6 +184,8 @@ def _information(saved: Saved, splits: Splits, examples: Sequence[Example]) -> d
             "--mutual_information compares a label view with a rationale view; "
             f"method={saved.config.objective.method} has not both"
         )
+    if not splits.train:
+        raise UserError(f"--mutual_information trains on a training set, which task={splits.task} has not")
     batch_size = -(-saved.config.evaluation.batch_size // jax.device_count()) * jax.device_count()
     train, held_out = (
         tokenize(views, some, saved.tokenizer, saved.config)[0] for some in (splits.train, examples)

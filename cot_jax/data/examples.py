@@ -98,3 +98,23 @@ def read_json_lines(path: Path) -> Iterator[Row]:
             if not isinstance(values, dict):
                 raise UserError(f"{where}: expected a JSON object, found {type(values).__name__}")
             yield Row(where, values)
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yields the rows of a JSON-lines file, or of one that is a JSON list of objects.
+
+    Raises:
+      UserError: as `read_json_lines`; rows of a list are named by their number.
+    """
+    with path.open("rb") as file:
+        if file.read(1) != b"[":
+            yield from read_json_lines(path)
+            return
+    try:
+        rows = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    for number, values in enumerate(rows, start=1):
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: row {number}: expected a JSON object, found {type(values).__name__}")
+        yield Row(f"{path}: row {number}", values)

@@ -13,11 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cot_jax.data import teacher
-from cot_jax.data.examples import Example, Row, read_json_lines
+from cot_jax.data import problems, published_programs, teacher
+from cot_jax.data.examples import Example, Row, read_json_lines, read_rows
+from cot_jax.data.problems import Problem
+from cot_jax.data.published_programs import Published
 from cot_jax.errors import UserError
 from cot_jax.metrics.accuracy import is_correct
-from cot_jax.metrics.arithmetic import evaluate, in_svamp_notation, same_value
+from cot_jax.metrics.arithmetic import evaluate
 
 END_TOKEN = "</s>"  # T5's
 ALL_SPLITS = ("train", "valid", "test")
@@ -100,14 +102,6 @@ def count(examples: Sequence[Example], by_value: bool) -> Counts:
     return Counts(len(examples), len(rationales), len(labels), right)
 
 
-class Problem(NamedTuple):
-    """What a row asks, its gold answer and, where there is a choice, the answers to choose from."""
-
-    input: str
-    label: str
-    choices: tuple[str, ...] = ()
-
-
 @dataclasses.dataclass(frozen=True)
 class DataSet:
     """A published data set.
@@ -116,6 +110,8 @@ class DataSet:
       problem: (row, end token) -> what the row asks; None leaves the row out.
       splits: the splits that have a file.
       id_key: the column with the id; None: ids are made from split and row number, `svamp-train-0007`.
+      file: its files' name in `root`/NAME, with a place for the {split}; empty is `NAME_{split}.json`.
+      source: where it is published on GitHub; empty is where `cot_jax.prepare_data` fetches it.
     """
 
     name: str
@@ -124,17 +120,19 @@ class DataSet:
     id_key: str | None = None
     label_set: tuple[str, ...] | None = None
     by_value: bool = False
+    file: str = ""
+    source: str = ""
 
     def path(self, split: str, root: Path) -> Path:
-        return root / self.name / f"{self.name}_{split}.json"
+        return root / self.name / (self.file.format(split=split) or f"{self.name}_{split}.json")
 
     def read(self, split: str, root: Path, options: Options) -> list[Example]:
         """Returns the examples of one file."""
         path = self.path(split, root)
         if not path.is_file():
-            mend = f"python -m cot_jax.prepare_data {self.name} --root {root}"
-            raise UserError(f"{path}: no such file; fetch it with `{mend}`")
-        rows = list(read_json_lines(path))
+            mend = f"fetch it with `python -m cot_jax.prepare_data {self.name} --root {root}`"
+            raise UserError(f"{path}: no such file; {f'it is from {self.source}' if self.source else mend}")
+        rows = list(read_rows(path))
         folder = path.parent / "llm"
         outputs = teacher.read_outputs(folder, split)
         if outputs is not None and len(outputs) != len(rows):
@@ -142,6 +140,7 @@ class DataSet:
                 f"{folder}/{split}_CoT_*.json: {len(outputs):,} teacher outputs for the {len(rows):,} rows "
                 f"of {path}: there must be one output for each row, in the same order"
             )
+        published = published_programs.read(self.name, split, root, rows)
         examples = []
         for index, row in enumerate(rows):
             if (problem := self.problem(row, options.end_token)) is None:
@@ -151,11 +150,14 @@ class DataSet:
             if self.by_value and evaluate(problem.label) is None:
                 raise row.error(f"the label {problem.label!r} is not an equation")
             key = row.text(self.id_key) if self.id_key else f"{self.name}-{split}-{index:04d}"
-            rationale, label = None, None
+            beside = published[index] if published else Published()
+            rationale, label = problem.rationale, None
             if outputs is not None:
                 rationale, label = self._parse(outputs[index], problem, options.parser, row)
+            elif beside.output and options.parser == "corrected":
+                rationale, label = self._parse(beside.output, problem, options.parser, row)
             rationales = () if rationale is None else (rationale,)
-            examples.append(Example(key, problem.input, problem.label, label, rationales))
+            examples.append(Example(key, problem.input, problem.label, label, rationales, beside.programs))
         return examples
 
     def _parse(self, output: str, problem: Problem, parser: str, row: Row) -> teacher.ParsedOutput:
@@ -175,49 +177,33 @@ def _bare(choice: str) -> str:
     return choice.strip().rstrip(".").casefold()
 
 
-def _svamp(row: Row, end_token: str) -> Problem:
-    return Problem(row.text("input"), row.text("label"))
-
-
-def _cqa(row: Row, end_token: str) -> Problem:
-    choices = row.values.get("choices")
-    if not isinstance(choices, list) or len(choices) != 5 or not all(isinstance(c, str) for c in choices):
-        raise row.error(f"'choices' must be a list of five texts; found {choices!r}")
-    lettered = "\n".join(f"({letter}) {choice}" for letter, choice in zip("abcde", choices, strict=True))
-    question = f"{row.text('question')}\nAnswer Choices:\n{lettered}"
-    return Problem(question, row.text("answer"), tuple(choices))
-
-
-def _nli(row: Row, end_token: str) -> Problem:
-    label = row.values.get("label")
-    if type(label) is not int or label not in range(3):
-        raise row.error(f"the label {label!r} is not one of 0 (entailment), 1 (neutral), 2 (contradiction)")
-    joined = f"{row.text('premise')}{end_token}{row.text('hypothesis')}"
-    return Problem(joined, teacher.NLI_LABELS[label], teacher.NLI_LABELS)
-
-
-def _asdiv(row: Row, end_token: str) -> Problem | None:
-    # The label should teach what SVAMP's do, to write the equation: the left side of ASDiv's formula where it
-    # has the answer's value ("7+2=9", "9 (apples)"), else the number itself ("47/6=7 r5", "5 (cookies)"),
-    # which is the released code's label for every row. Left out are answers that are not one number ("Yes",
-    # "3:30 p.m.", "6 (years old); 9 (years old)"): they have no value to compare with. [ours]
-    answer = row.text("Answer")
-    number = answer.partition(" ")[0]
-    if evaluate(number) is None or ";" in answer:
-        return None
-    equation = row.text("Formula").partition("=")[0]
-    label = in_svamp_notation(equation) if same_value(equation, number) else number
-    return Problem(f"{row.text('Body')}\n{row.text('Question')}", label or number)
-
-
 DATA_SETS = {
     data.name: data
     for data in (
-        DataSet("svamp", _svamp, by_value=True),
-        DataSet("cqa", _cqa, id_key="id"),
-        DataSet("anli1", _nli, ALL_SPLITS, id_key="uid", label_set=teacher.NLI_LABELS),
-        DataSet("esnli", _nli, ALL_SPLITS, label_set=teacher.NLI_LABELS),
-        DataSet("asdiv", _asdiv, by_value=True),
+        DataSet("svamp", problems.svamp, by_value=True),
+        DataSet("cqa", problems.cqa, id_key="id"),
+        DataSet("anli1", problems.nli, ALL_SPLITS, id_key="uid", label_set=teacher.NLI_LABELS),
+        DataSet("esnli", problems.nli, ALL_SPLITS, label_set=teacher.NLI_LABELS),
+        DataSet("asdiv", problems.asdiv, by_value=True),
+        DataSet(
+            "gsm8k", problems.gsm8k, by_value=True, file="{split}.jsonl", source="openai/grade-school-math"
+        ),
+        DataSet("aqua", problems.aqua, label_set=problems.LETTERS, source="google-deepmind/AQuA"),
+        DataSet(
+            "mathqa",
+            problems.mathqa,
+            ("test",),
+            label_set=problems.LETTERS,
+            file="mathqa_{split}_instruct.json",
+            source="AGI-Edgerunners/LLM-Adapters, as dataset/mathqa/test.json",
+        ),
+        DataSet(
+            "strategyqa",
+            problems.strategyqa,
+            id_key="qid",
+            label_set=problems.YES_NO,
+            source="eladsegal/strategyqa",
+        ),
     )
 }
 
@@ -231,7 +217,15 @@ def hold_out(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]
 
 def _published(data: DataSet, root: Path, options: Options) -> Splits:
     read = {split: data.read(split, root, options) for split in data.splits}
-    return as_splits(data.name, read, data.label_set, data.by_value)
+    notes = [_left_out(data, split, root, examples) for split, examples in read.items()]
+    return as_splits(data.name, read, data.label_set, data.by_value, *filter(None, notes))
+
+
+def _left_out(data: DataSet, split: str, root: Path, examples: Sequence[Example]) -> str:
+    rows = sum(1 for _ in read_rows(data.path(split, root)))
+    if rows == len(examples):
+        return ""
+    return f"{data.name}: {len(examples):,} of {rows:,} {split} problems, those whose answer is one number"
 
 
 def _svamp_asdiv(root: Path, options: Options) -> Splits:
@@ -240,9 +234,7 @@ def _svamp_asdiv(root: Path, options: Options) -> Splits:
     train, valid = hold_out(svamp.read("train", root, options))
     added = asdiv.read("train", root, options)
     read = {"train": train + added, "valid": valid, "test": svamp.read("test", root, options)}
-    rows = sum(1 for _ in read_json_lines(asdiv.path("train", root)))
-    note = f"asdiv: {len(added):,} of {rows:,} training problems, those whose answer is one number"
-    return as_splits("svamp_asdiv", read, None, True, note)
+    return as_splits("svamp_asdiv", read, None, True, _left_out(asdiv, "train", root, added))
 
 
 def _jsonl(root: Path, options: Options) -> Splits:
@@ -307,16 +299,18 @@ def as_splits(
 ) -> Splits:
     """Returns the examples `read` of each split, counted; without "valid", a tenth of "train" becomes it.
 
+    Where there is no "train" there is only a test to take: both are empty.
+
     Raises:
-      UserError: a split is empty.
+      UserError: a split that was read is empty.
     """
-    if "valid" not in read:
+    if "train" in read and "valid" not in read:
         read["train"], read["valid"] = hold_out(read["train"])
     for split, examples in read.items():
         if not examples:
             raise UserError(f"{task}: there are no {split} examples")
-    report = (*notes, *(f"{split}: {count(read[split], by_value)}" for split in ALL_SPLITS))
-    train, valid, test = (tuple(read[split]) for split in ALL_SPLITS)
+    report = (*notes, *(f"{split}: {count(read[split], by_value)}" for split in ALL_SPLITS if split in read))
+    train, valid, test = (tuple(read.get(split, ())) for split in ALL_SPLITS)
     return Splits(task, train, valid, test, label_set, by_value, report)
 
 
@@ -326,5 +320,10 @@ TASKS: dict[str, Callable[[Path, Options], Splits]] = {
     "anli1": functools.partial(_published, DATA_SETS["anli1"]),
     "esnli": functools.partial(_published, DATA_SETS["esnli"]),
     "svamp_asdiv": _svamp_asdiv,
+    "asdiv": functools.partial(_published, DATA_SETS["asdiv"]),
+    "gsm8k": functools.partial(_published, DATA_SETS["gsm8k"]),
+    "aqua": functools.partial(_published, DATA_SETS["aqua"]),
+    "mathqa": functools.partial(_published, DATA_SETS["mathqa"]),
+    "strategyqa": functools.partial(_published, DATA_SETS["strategyqa"]),
     "jsonl": _jsonl,
 }

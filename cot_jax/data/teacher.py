@@ -21,6 +21,9 @@ Hsieh et al. 2023 to the byte: a failure is `' '` or `''`, and its students are 
 * NLI: the label is one of the classes: `neutral` is found in `neutral\\n\\nPre`, where an output of e-SNLI
   was cut off, and a class that was cut off itself (`entail`) is completed.
 * There is no white space around rationales and labels.
+
+Where no parser was released, numbers may be written as people do ("$1,080", "18 apples", "60 + 18 = 78",
+"#### 72", "A: 72"), options as "(B)", "B." or "option B", yes and no as true and false.
 """
 
 import dataclasses
@@ -33,6 +36,7 @@ from typing import NamedTuple
 from cot_jax.data.examples import Example, Row, read_json_lines
 from cot_jax.errors import UserError
 from cot_jax.metrics.arithmetic import evaluate
+from cot_jax.metrics.rationales import final_answer
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")  # in the order of the data sets' integers
 
@@ -51,14 +55,14 @@ def parse(task: str, text: str, form: str) -> ParsedOutput:
     """Returns what the raw teacher output `text` says.
 
     Args:
-      task: svamp | asdiv | cqa | anli1 | esnli.
-      form: corrected | reference (see above).
+      task: a key of `PARSERS["corrected"]`.
+      form: corrected | reference (see above); where nothing was released, both are ours.
 
     Raises:
       ValueError: in the reference form, where the released parser stops with it: a CQA output that does
         not say "So the answer is" exactly once.
     """
-    return PARSERS[form][task](text)
+    return PARSERS[form].get(task, PARSERS["corrected"][task])(text)
 
 
 def _reference_math(text: str) -> ParsedOutput:
@@ -95,7 +99,7 @@ def _corrected(next_question: str, introduction: str, read_label: Callable[[str]
 
     def parse_output(text: str) -> ParsedOutput:
         answered = text.split(next_question)[0]
-        found = list(re.finditer(introduction, answered, re.IGNORECASE))
+        found = list(re.finditer(introduction, answered, re.IGNORECASE | re.MULTILINE))
         if not found:
             return ParsedOutput(None, None)
         rationale = answered[: found[-1].start()].strip().removesuffix(",")
@@ -120,11 +124,31 @@ def _nli_class(answer: str) -> str | None:
     return next((label for label in NLI_LABELS if word and label.startswith(word)), None)
 
 
+def _number(answer: str) -> str | None:
+    return _equation(answer) or final_answer(answer.partition("\n")[0], by_value=True)
+
+
+def _letter(answer: str) -> str | None:
+    found = set(re.findall(r"\b[A-E]\b", answer.partition("\n")[0]))
+    return found.pop() if len(found) == 1 else None
+
+
+def _yes_no(answer: str) -> str | None:
+    found = re.match(r"\W*(yes|true|no|false)\b", answer, re.IGNORECASE)
+    return None if found is None else "yes" if found[1].lower() in ("yes", "true") else "no"
+
+
 _SO = "(?:so )?the answer is"
+# Also with a mark, as people's solutions have it: GSM8K's, of its model solutions, of AQuA.
+_HENCE = r"(?:(?:so|thus|hence|therefore),? )?(?:the )?(?:correct |final )?answer(?: is|\s*:)|####|^A:"
 PARSERS: dict[str, dict[str, Parser]] = {
     "corrected": {
         "svamp": _corrected("Q:", _SO, _equation),
-        "asdiv": _corrected("Q:", _SO, _equation),
+        "asdiv": _corrected("Q:", _HENCE, _number),
+        "gsm8k": _corrected("Q:", _HENCE, _number),
+        "aqua": _corrected("Q:", _HENCE, _letter),
+        "mathqa": _corrected("Q:", _HENCE, _letter),
+        "strategyqa": _corrected("Q:", _HENCE, _yes_no),
         "cqa": _corrected("Q:", _SO, _option),
         "anli1": _corrected("Premise:", _SO, _nli_class),
         "esnli": _corrected("Premise:", "answer:", _nli_class),

@@ -15,6 +15,7 @@ from cot_jax.metrics.arithmetic import evaluate
 _NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)"
 _SUM = rf"(?:[-+(][-+(\s]{{0,9}})?{_NUMBER}(?:[)\s]*[-+*/][-+(\s]*{_NUMBER})*(?:\s*\))*"
 _LAST_RESULT, _LAST_SUM = re.compile(rf"=\s*({_SUM})"), re.compile(rf"(?<![\w.])({_SUM})")
+_LETTER = re.compile(r"\(([A-E])\)|\b(?:[Aa]nswer|[Oo]ption)\b[^\n.]{0,12}?\b([A-E])\b")
 _CHOICE = re.compile(r"^\([a-z]\) (.+)$", re.MULTILINE)
 
 
@@ -115,7 +116,8 @@ def final_answer(rationale: str, by_value: bool, candidates: Sequence[str] = ())
       by_value: answers are equations; the answer is what the last `=` gives or, where there is none, the last
         number or sum. It is text that `arithmetic.evaluate` has a value for.
       candidates: else, the answers there can be; the answer is the one mentioned last, upper case or lower,
-        as a whole word or its plural ("only hotels have .."); of two that begin at one place, the longer.
+        as a whole word or its plural ("only hotels have .."); of two that begin at one place, the longer. A
+        letter counts only where it is said to be one: "(B)", "option B", "the answer is B".
     """
     if by_value:
         text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", rationale).replace("$", "")
@@ -128,6 +130,9 @@ def final_answer(rationale: str, by_value: bool, candidates: Sequence[str] = ())
         return None
     if not candidates:
         return None
+    if set(candidates) <= set("ABCDE"):
+        letters = ["".join(found) for found in _LETTER.findall(rationale)]
+        return letters[-1] if letters else None
     known = {candidate.casefold(): candidate for candidate in sorted(candidates, key=len, reverse=True)}
     mention = rf"(?<!\w)({'|'.join(map(re.escape, known))})(?:e?s)?(?!\w)"
     mentioned = re.findall(mention, rationale.casefold())

@@ -283,6 +283,11 @@ def _training_examples(
 ) -> tuple[tuple[Example, ...], list[str]]:
     """Selects the share of the training split that is asked for and that has something to learn."""
     data, report = config.data, []
+    if not splits.train:
+        raise UserError(
+            f"config.data.task={data.task} has a test set only: train on another task and ask its questions "
+            f"with `python -m cot_jax.evaluate --workdir=RUN --task={data.task}`"
+        )
     examples = list(splits.train)
     keep = round(data.train_fraction * len(examples))
     keep = min(keep, data.max_train_examples or keep)

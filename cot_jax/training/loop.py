@@ -271,13 +271,14 @@ def describe(run: Run) -> list[str]:
 
 
 def dry_run(experiment: Experiment) -> list[str]:
-    """Returns what `describe` says and the first example of the first batch, decoded, in every view."""
+    """Returns what `describe` says and, of the first batch, the first example of every view, decoded."""
     run = Run(experiment)
     lines = describe(run)
     decode = experiment.tokenizer.decode
     for name, view in run.batch(0).views.items():
-        read = np.asarray(view.input_ids)[0, : view.input_length[0]].tolist()
-        write = np.asarray(view.target_ids)[0, : view.target_length[0]].tolist()
+        row = np.argmax(np.asarray(view.target_length) > 0)  # not every example has every view
+        read = np.asarray(view.input_ids)[row, : view.input_length[row]].tolist()
+        write = np.asarray(view.target_ids)[row, : view.target_length[row]].tolist()
         lines += [f"view {name} reads:  {decode(read)}", f"view {name} writes: {decode(write)}"]
     return lines
 

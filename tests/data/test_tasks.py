@@ -75,7 +75,7 @@ def test_held_out_examples_are_those_of_the_datasets_library(rows):
 
 def test_inputs_are_the_published_ones(data_root):
     svamp = tasks.load("svamp", data_root)
-    assert svamp.train[0] == Example(
+    assert dataclasses.replace(svamp.train[0], programs=()) == Example(
         id="svamp-train-0792",
         input="The Ferris wheel in paradise park has 18 seats. Each seat can hold 15 people. "
         "If 10 seats are broken\nHow many people can ride the Ferris wheel at the same time?",
@@ -128,8 +128,9 @@ def test_asdiv_adds_training_problems_that_write_equations(data_root):
         "( 7.0 + 2.0 )",
     )
     assert sum("(" in str(e.label) for e in asdiv.values()) == 1176
-    assert all(e.rationale is None and e.teacher_label is None for e in asdiv.values())
-    assert added.report[0].startswith("asdiv: 1,607 of 1,776 training problems")
+    # Of another teacher than SVAMP's, and only where its file is at hand.
+    assert sum(e.rationale is not None for e in asdiv.values()) == 677
+    assert added.report[0].startswith("asdiv: 1,607 of 1,776 train problems")
 
 
 def test_asdiv_teacher_outputs_are_used_where_there_are_any(data_root, tmp_path):

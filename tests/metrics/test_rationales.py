@@ -111,6 +111,15 @@ def test_the_final_answer_among_choices_is_the_last_whole_word(rationale, answer
     assert rationales.final_answer(rationale, False) is None
 
 
+def test_a_letter_is_an_answer_only_where_it_is_called_one():
+    for rationale, answer in [
+        ("A man runs. E = 7, so (B) it is.", "B"),
+        ("Option A is too small. The answer is D.", "D"),
+        ("A man runs. B is larger", None),
+    ]:
+        assert rationales.final_answer(rationale, False, tuple("ABCDE")) == answer
+
+
 def test_choices_are_those_that_the_question_lists():
     question = "Where (a) or (b)?\nAnswer Choices:\n(a) bank\n(b) high street\n(c) mall"
     assert rationales.choices(question) == ("bank", "high street", "mall")

@@ -1,0 +1,124 @@
+"""What a row of each published data set asks: its input, its gold answer, a person's own reasons."""
+
+import re
+from typing import NamedTuple
+
+from cot_jax.data import teacher
+from cot_jax.data.examples import Row
+from cot_jax.metrics.arithmetic import evaluate, in_svamp_notation, same_value
+
+LETTERS = ("A", "B", "C", "D", "E")
+YES_NO = ("yes", "no")
+
+_CALCULATION = re.compile(r"<<.*?>>")  # GSM8K's notes for a calculator: "48/2 = <<48/2=24>>24"
+# How most of AQuA's rationales end: "Answer : A", "The correct option is C.", "( Option C )", "\nD".
+_NAMED_LETTER = re.compile(
+    r"(?:[\s(]|\b(?:so|hence|the|correct|final)\b)*(?:\b(?:ans|answer|option)\b[^\n.]{0,12}\W|\n\W*)[A-E]\W*$",
+    re.IGNORECASE,
+)
+_LONGEST_NAMING = 50  # characters: the pattern is slow on long texts
+_BETWEEN_OPTIONS = re.compile(r"['\"]? ?, ['\"]?(?=[A-E] \) )")
+_LETTERED = re.compile(r"(?:[A-E] \) )+")
+
+
+class Problem(NamedTuple):
+    """What a row asks, its gold answer and, where there are any, the answers to choose from and reasons."""
+
+    input: str
+    label: str
+    choices: tuple[str, ...] = ()
+    rationale: str | None = None
+
+
+def svamp(row: Row, end_token: str) -> Problem:
+    return Problem(row.text("input"), row.text("label"))
+
+
+def cqa(row: Row, end_token: str) -> Problem:
+    choices = _texts(row, "choices", 5)
+    lettered = "\n".join(f"({letter}) {choice}" for letter, choice in zip("abcde", choices, strict=True))
+    question = f"{row.text('question')}\nAnswer Choices:\n{lettered}"
+    return Problem(question, row.text("answer"), tuple(choices))
+
+
+def nli(row: Row, end_token: str) -> Problem:
+    label = row.values.get("label")
+    if type(label) is not int or label not in range(3):
+        raise row.error(f"the label {label!r} is not one of 0 (entailment), 1 (neutral), 2 (contradiction)")
+    joined = f"{row.text('premise')}{end_token}{row.text('hypothesis')}"
+    return Problem(joined, teacher.NLI_LABELS[label], teacher.NLI_LABELS)
+
+
+def asdiv(row: Row, end_token: str) -> Problem | None:
+    # The label should teach what SVAMP's do, to write the equation: the left side of ASDiv's formula where it
+    # has the answer's value ("7+2=9", "9 (apples)"), else the number itself ("47/6=7 r5", "5 (cookies)"),
+    # which is the released code's label for every row. Left out are answers that are not one number ("Yes",
+    # "3:30 p.m.", "6 (years old); 9 (years old)"): they have no value to compare with. [ours]
+    answer = row.text("Answer")
+    number = answer.partition(" ")[0]
+    if evaluate(number) is None or ";" in answer:
+        return None
+    equation = row.text("Formula").partition("=")[0]
+    label = in_svamp_notation(equation) if same_value(equation, number) else number
+    return Problem(f"{row.text('Body')}\n{row.text('Question')}", label or number)
+
+
+def gsm8k(row: Row, end_token: str) -> Problem:
+    worked, mark, answer = row.text("answer").rpartition("####")
+    if not mark:
+        raise row.error("the answer has no '####' before its number")
+    worked = _CALCULATION.sub("", worked).strip()
+    return Problem(row.text("question"), answer.strip().replace(",", ""), rationale=worked or None)
+
+
+def aqua(row: Row, end_token: str) -> Problem:
+    # The letter is the label, as in the published results: the texts of options repeat within 2 % of the
+    # questions and hold signs that T5 cannot write.
+    options = _texts(row, "options", len(LETTERS))
+    if [option[:2] for option in options] != [f"{letter})" for letter in LETTERS]:
+        raise row.error(f"'options' must begin with A) to E); found {options!r}")
+    # What is left must not give the answer away.
+    rationale = row.text("rationale")
+    worked = rationale[:-_LONGEST_NAMING] + _NAMED_LETTER.sub("", rationale[-_LONGEST_NAMING:])
+    texts = [option[2:].strip() for option in options]
+    return Problem(
+        _lettered(row.text("question"), texts), row.text("correct"), LETTERS, worked.strip() or None
+    )
+
+
+def mathqa(row: Row, end_token: str) -> Problem:
+    """Asks as `aqua` does, so that its students can answer."""
+    question, _, listed = row.text("instruction").partition(" The options: ")
+    options = _BETWEEN_OPTIONS.split(listed.strip("[]'\""))  # 66 rows have them as a Python list
+    if [option[:4] for option in options] != [f"{letter} ) " for letter in LETTERS]:
+        raise row.error("the instruction does not end in 'The options: A ) .., B ) .., .. E ) ..'")
+    # The published file has every a to e of the options in capitals ("DAtA inADEquAtE").
+    texts = [_LETTERED.sub("", option, count=1).strip().lower() for option in options]
+    return Problem(_lettered(question, texts), row.text("answer"), LETTERS)
+
+
+def strategyqa(row: Row, end_token: str) -> Problem:
+    if not isinstance(answer := row.values.get("answer"), bool):
+        raise row.error(
+            f"'answer' must be true or false; found {answer!r} (the official test set is published without: "
+            "set questions of the training file aside)"
+        )
+    facts = " ".join(fact.strip() for fact in _texts(row, "facts")) if row.values.get("facts") else None
+    return Problem(row.text("question"), YES_NO[not answer], YES_NO, facts)
+
+
+def _lettered(question: str, options: list[str]) -> str:
+    listed = "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=True))
+    return f"{question}\nAnswer Choices:\n{listed}"
+
+
+def _texts(row: Row, key: str, count: int | None = None) -> list[str]:
+    found = row.values.get(key)
+    if (
+        not isinstance(found, list)
+        or not all(isinstance(text, str) for text in found)
+        or len(found) != (count or len(found))
+    ):
+        many = "five " if count else ""
+        raise row.error(f"{key!r} must be a list of {many}texts; found {found!r}")
+    return found

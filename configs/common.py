@@ -12,7 +12,7 @@ def get_config():
 
 
 def published(task: str, method: str):
-    """The published recipe on `task`: T5 v1.1 base, gold labels, PaLM 540B's rationales where it wrote any."""
+    """The published recipe on `task`: T5 v1.1 base, gold labels, PaLM 540B's rationales on its four tasks."""
     config = default_config()
     config.data.task = task
     config.objective.method = method

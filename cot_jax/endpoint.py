@@ -1,7 +1,8 @@
-"""Chat completions of any OpenAI-compatible endpoint: many at once, none lost, none asked twice.
+"""Answers of any OpenAI-compatible endpoint: many at once, none lost, none asked twice.
 
 Servers refuse, stall and tear answers; runs are killed. Every answer is appended to a cache before it is
 returned, under a hash of all that was asked, so that the same program run again sends only what is missing.
+`Endpoint` asks over HTTP; `Batch` writes the requests to a file that a batch service answers with another.
 """
 
 import concurrent.futures
@@ -14,22 +15,27 @@ import time
 from collections.abc import Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import httpx2
 from tqdm import tqdm
 
+from cot_jax.data.examples import read_json_lines
 from cot_jax.errors import UserError
 
-Request = dict[str, Any]  # the body of a chat completion
+Request = dict[str, Any]  # the body of a (chat) completion
 
 _AGAIN_LATER = (408, 429)  # besides 5xx
+_NOT_THIS_ONE = (400, 413, 422)  # too long, or against a rule
 _LONGEST_PAUSE = 600.0  # seconds
 _HINTS = {401: "; is OPENAI_API_KEY right?", 404: "; the URL ends as in http://localhost:8000/v1"}
 
 
 class Reply(NamedTuple):
-    """`text` is empty where the model said nothing (a refusal); tokens are 0 where the server counts none."""
+    """`text` is empty where the model said nothing (a refusal); tokens are 0 where the server counts none.
+
+    A request that the server refuses though it answers others has the `finish_reason` "refused: ...".
+    """
 
     text: str
     finish_reason: str | None
@@ -55,16 +61,55 @@ def chat(
     return body | {name: value for name, value in optional.items() if value}
 
 
-class Endpoint:
+def completion(model: str, prompt: str, **sampling: Any) -> Request:
+    """Returns the request to go on from `prompt`; `sampling` as that of `chat`."""
+    body = chat(model, [], **sampling)
+    del body["messages"]
+    return body | {"prompt": prompt}
+
+
+class _Cache:
+    """What was answered so far, JSON lines that one process at a time appends to; a context manager.
+
+    A last line that was cut in two is dropped. The address is no part of a request: a server that comes
+    back elsewhere goes on with what it had answered.
+
+    Raises:
+      UserError: the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._lock = path, threading.Lock()
+        self._replies = _read_cache(path)
+        try:
+            self._lines = path.open("ab")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._lines.close()
+
+    def _keep(self, key: str, reply: Reply, **row: Any) -> None:
+        row = {"key": key, **row, "reply": reply._asdict()}
+        with self._lock:
+            self._lines.write(json.dumps(row).encode() + b"\n")
+            self._lines.flush()
+            self._replies[key] = reply
+
+
+class Endpoint(_Cache):
     """A server, and what it has answered so far; a context manager.
 
     The API key is the environment variable OPENAI_API_KEY, if that is set; it is written nowhere.
 
     Args:
-      url: what `/chat/completions` follows, `http://localhost:8000/v1`.
-      cache: JSON lines with every request and its answer, appended to by one process at a time. A last line
-        that was cut in two is dropped.
+      url: what `/chat/completions` or `/completions` follows, `http://localhost:8000/v1`.
+      cache: JSON lines with every request and its answer, appended to by one process at a time.
       concurrency: most requests under way at once.
+      per_minute: most requests sent in a minute, evenly; 0 = any number.
       timeout: seconds without a byte after which a request is tried again.
       attempts: most attempts of one request.
       pause: most seconds before the second attempt; they double with each further one, up to a minute, and
@@ -77,49 +122,43 @@ class Endpoint:
       UserError: the URL is none, or the cache cannot be read or written.
     """
 
-    def __init__(self, url: str, cache: Path, *, concurrency=8, timeout=120.0, attempts=8, pause=1.0):
+    def __init__(
+        self, url: str, cache: Path, *, concurrency=8, per_minute=0.0, timeout=120.0, attempts=8, pause=1.0
+    ):
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not (key.isascii() and key.isprintable()):
             raise UserError("OPENAI_API_KEY holds signs that no key has: set it again")
         if not url.startswith(("http://", "https://")):
             raise UserError(f"{url!r} is not a URL: write it as in http://localhost:8000/v1")
-        self.sent = 0
-        self._url, self._cache, self._lock = url.rstrip("/"), cache, threading.Lock()
+        super().__init__(cache)
+        self.sent, self._reached, self._next = 0, False, time.monotonic()
+        self._url, self._interval = url.rstrip("/"), 60 / per_minute if per_minute else 0.0
         self._concurrency, self._attempts, self._pause = concurrency, attempts, pause
-        self._replies, self._reached = _read_cache(cache), False
-        try:
-            self._lines = cache.open("ab")
-        except OSError as error:
-            raise UserError(f"{cache} cannot be written: {error.strerror}") from None
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         limits = httpx2.Limits(max_connections=concurrency)
         self._client = httpx2.Client(headers=headers, timeout=timeout, limits=limits)
 
-    def __enter__(self) -> "Endpoint":
-        return self
-
     def __exit__(self, *_) -> None:
         self._client.close()
-        self._lines.close()
+        super().__exit__()
 
     def ask(self, requests: Sequence[Request]) -> Iterator[Reply]:
         """Yields the answer to each request, in order; equal requests are sent once.
 
         Raises:
-          UserError: the server refuses a request, or has not answered it after all attempts. What is under
-            way then is waited for and kept: it is paid for.
+          UserError: the server refuses the first request, or has not answered one after all attempts. What
+            is under way then is waited for and kept: it is paid for.
         """
-        bodies = [json.dumps(request, sort_keys=True) for request in requests]
-        keys = [hashlib.sha256(f"{self._url}\n{body}".encode()).hexdigest() for body in bodies]
-        missing = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self._replies}
-        total, stop = len(set(keys)), threading.Event()
+        keyed = [_key_and_body(request) for request in requests]
+        missing = {key: body for key, body in keyed if key not in self._replies}
+        total, stop = len(dict(keyed)), threading.Event()
         with (
             tqdm(total=total, initial=total - len(missing), unit="answer", disable=None) as bar,
             concurrent.futures.ThreadPoolExecutor(self._concurrency) as pool,
         ):
             asked = {key: pool.submit(self._fetch, key, body, stop, bar) for key, body in missing.items()}
             try:
-                for key in keys:
+                for key, _ in keyed:
                     if key in asked:
                         asked[key].result()
                     yield self._replies[key]
@@ -129,16 +168,24 @@ class Endpoint:
 
     def _fetch(self, key: str, body: str, stop: threading.Event, bar: tqdm) -> None:
         """Sends a request until it is answered, and keeps the answer; ends early once `stop` is set."""
+        request = json.loads(body)
+        url = f"{self._url}/{_path(request)}"
         for attempt in range(1, self._attempts + 1):
             wait = random.uniform(0.5, 1) * min(self._pause * 2 ** (attempt - 1), 60.0)
-            with self._lock:
-                self.sent += 1
+            if stop.wait(self._turn()):
+                return
             try:
-                response = self._client.post(f"{self._url}/chat/completions", content=body)
+                response = self._client.post(url, content=body)
                 self._reached, status = True, response.status_code
                 problem = f"{status}: {_message(response)}"
                 if status == 200:
-                    return self._keep(key, body, _reply(response), bar)
+                    self._keep(key, _reply(response.json()), request=request)
+                    bar.update()
+                    return
+                if status in _NOT_THIS_ONE and self._replies:
+                    self._keep(key, Reply("", f"refused: {problem}", 0, 0), request=request)
+                    bar.update()
+                    return
                 if status < 500 and status not in _AGAIN_LATER:
                     raise UserError(f"{self._url}: {problem}{_HINTS.get(status, '')}")
                 wait = max(wait, _retry_after(response))
@@ -154,17 +201,78 @@ class Endpoint:
                 problem = f"{problem}; the server asks for {wait:,.0f} s"
                 break
             if attempt < self._attempts and stop.wait(wait):
-                return None
-        mend = f"run again later, {self._cache} keeps what is answered"
+                return
+        mend = f"run again later, {self._path} keeps what is answered"
         raise UserError(f"{self._url}: no answer after {attempt} attempts, the last: {problem}; {mend}")
 
-    def _keep(self, key: str, body: str, reply: Reply, bar: tqdm) -> None:
-        row = {"key": key, "request": json.loads(body), "reply": reply._asdict()}
+    def _turn(self) -> float:
+        """Counts one more request, and returns how many seconds it has to wait."""
         with self._lock:
-            self._lines.write(json.dumps(row).encode() + b"\n")
-            self._lines.flush()
-            self._replies[key] = reply
-            bar.update()
+            self.sent += 1
+            now = time.monotonic()
+            turn = max(self._next, now)
+            self._next = turn + self._interval
+            return turn - now
+
+
+class Batch(_Cache):
+    """Answers that come in files, from OpenAI's Batch API or vLLM's run-batch; a context manager.
+
+    Attributes:
+      missing: the requests that `ask` was asked for and has no answer to, by their hash.
+    """
+
+    def __init__(self, cache: Path):
+        super().__init__(cache)
+        self.missing: dict[str, str] = {}
+
+    def ask(self, requests: Sequence[Request]) -> Iterator[Reply | None]:
+        """Yields the answer to each request, in order; None where there is none yet."""
+        for key, body in map(_key_and_body, requests):
+            if key not in self._replies:
+                self.missing[key] = body
+            yield self._replies.get(key)
+
+    def write(self, path: Path) -> None:
+        """Writes the missing requests, one a line.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
+        lines = []
+        for key, body in self.missing.items():
+            request = json.loads(body)
+            url = f"/v1/{_path(request)}"
+            lines.append(json.dumps({"custom_id": key, "method": "POST", "url": url, "body": request}) + "\n")
+        try:
+            path.write_text("".join(lines), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+    def read(self, path: Path) -> None:
+        """Keeps the answers in a file of results; requests that failed stay missing.
+
+        Raises:
+          UserError: the file holds something else; names the line.
+        """
+        for row in read_json_lines(path):
+            response = row.values.get("response") or {}
+            if not isinstance(key := row.values.get("custom_id"), str) or not isinstance(response, dict):
+                raise row.error("no result of a batch: give the file that the batch service wrote")
+            if key not in self._replies and response.get("status_code") == 200:
+                try:
+                    self._keep(key, _reply(response.get("body")))
+                except ValueError:
+                    raise row.error("its response has no completion in it") from None
+
+
+def _path(request: Request) -> str:
+    return "chat/completions" if "messages" in request else "completions"
+
+
+def _key_and_body(request: Request) -> tuple[str, str]:
+    body = json.dumps(request, sort_keys=True)
+    return hashlib.sha256(body.encode()).hexdigest(), body
 
 
 def _read_cache(path: Path) -> dict[str, Reply]:
@@ -184,13 +292,13 @@ def _read_cache(path: Path) -> dict[str, Reply]:
     return replies
 
 
-def _reply(response: httpx2.Response) -> Reply:
-    """Raises ValueError where the response is no whole completion."""
+def _reply(values: Any) -> Reply:
+    """Raises ValueError where the values are no whole completion."""
     try:
-        values = response.json()
         choice, usage = values["choices"][0], values.get("usage") or {}
         tokens = [int(usage.get(f"{name}_tokens") or 0) for name in ("prompt", "completion")]
-        return Reply(str(choice["message"]["content"] or ""), choice.get("finish_reason"), *tokens)
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        return Reply(str(text or ""), choice.get("finish_reason"), *tokens)
     except (KeyError, IndexError, TypeError, AttributeError):
         raise ValueError("no completion") from None
 

@@ -1,111 +1,30 @@
 """A server that refuses, stalls and tears: no request is lost, none that was answered is sent again."""
 
-import collections
 import email.utils
-import http.server
 import json
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
+import scripted_teacher
+from scripted_teacher import Server, cut, refuses, stalls, torn
 
-from cot_jax.endpoint import Endpoint, chat
+from cot_jax.endpoint import Batch, Endpoint, chat, completion
 from cot_jax.errors import UserError
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Echoes the prompt and seed. `faults` are taken one a request, by turns; `seen` counts the bodies.
-
-    A fault is a function of the handler that answers in its way.
-    """
-
-    daemon_threads = True
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        server: "Server"
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-            with self.server.lock:
-                self.server.seen[body] += 1
-                self.server.heads.append((self.path, dict(self.headers)))
-                fault = self.server.faults.pop(0) if self.server.faults else None
-                self.server.busy += 1
-                self.server.busiest = max(self.server.busiest, self.server.busy)
-            if self.server.delay:
-                time.sleep(self.server.delay)
-            try:
-                if fault is None:
-                    self.say(200, completion(json.loads(body)))
-                else:
-                    fault(self)
-            finally:
-                with self.server.lock:
-                    self.server.busy -= 1
-
-        def say(self, status, values, headers=(), length=None):
-            content = values if isinstance(values, bytes) else json.dumps(values).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(length or len(content)))
-            for name, value in headers:
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_):
-            pass
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), self.Handler)
-        self.lock, self.seen, self.heads = threading.Lock(), collections.Counter(), []
-        self.faults, self.delay, self.busy, self.busiest = [], 0.0, 0, 0
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-def completion(request):
-    text = f"{request['messages'][-1]['content']} by {request['seed']}"
-    return {
-        "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 2},
-    }
-
-
-def refuses(status, values=None, **headers):
-    named = [(name.replace("_", "-"), value) for name, value in headers.items()]
-    return lambda handler: handler.say(status, values or {"error": {"message": "not\nnow"}}, named)
-
-
-def torn(handler):
-    """Half of a completion, and then the connection is gone."""
-    handler.say(200, b'{"choices": [{"message"', length=500)
-    handler.close_connection = True
-
-
-def cut(handler):
-    """Half of a completion that says it is whole."""
-    handler.say(200, b'{"choices": [{"message"')
-
-
-def stalls(handler):
-    time.sleep(1.5)
-    handler.close_connection = True
+def echo(request):
+    asked = request["messages"][-1]["content"] if "messages" in request else request["prompt"]
+    return f"{asked} by {request['seed']}"
 
 
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    server = Server()
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with Server(echo) as server:
+        yield server
 
 
 def asks(count):
@@ -283,3 +202,95 @@ def test_no_server_no_url_no_cache(server, tmp_path):
     cache.write_text('{"key": 1}\nnot JSON\n')
     with pytest.raises(UserError, match=r"cache\.jsonl:1: not an answer that was kept"):
         Endpoint(server.url, cache)
+
+
+def test_a_prompt_is_gone_on_from_at_its_own_address(server, tmp_path):
+    one = completion("m", "Once upon", temperature=0.7, seed=3, max_tokens=5, stop=["."])
+    assert one == {
+        "model": "m", "prompt": "Once upon", "temperature": 0.7, "seed": 3, "max_tokens": 5, "stop": ["."],
+    }  # fmt: skip
+    replies, _ = ask(server, tmp_path / "cache.jsonl", [one, *asks(1)])
+    assert [reply.text for reply in replies] == ["Once upon by 3", "q0 by 0"]
+    assert {path for path, _ in server.heads} == {"/v1/completions", "/v1/chat/completions"}
+
+
+def test_requests_of_a_minute_are_spread_over_it(server, tmp_path):
+    began = time.monotonic()
+    server.faults = [refuses(503)]
+    ask(server, tmp_path / "cache.jsonl", asks(5), per_minute=600)  # the one tried again is the sixth
+    assert time.monotonic() - began >= 0.5
+
+
+def test_a_request_refused_among_others_is_settled_and_its_reason_kept(server, tmp_path):
+    server.faults = [None, refuses(400, {"error": {"message": "too\nlong"}})]
+    replies, sent = ask(server, tmp_path / "cache.jsonl", asks(3), concurrency=1)
+    assert [reply.text for reply in replies] == ["q0 by 0", "", "q2 by 2"]
+    assert replies[1].finish_reason == "refused: 400: too long"
+    assert sent == 3
+    assert ask(server, tmp_path / "cache.jsonl", asks(3)) == (replies, 0)
+
+
+def test_a_server_that_comes_back_elsewhere_repeats_nothing(server, tmp_path):
+    first, _ = ask(server, tmp_path / "cache.jsonl", asks(3))
+    with Server(echo) as elsewhere:
+        assert ask(elsewhere, tmp_path / "cache.jsonl", asks(3)) == (first, 0)
+
+
+def results(file, failing=()):
+    """What a batch service makes of a file of requests, in an order of its own."""
+    for number, line in reversed(list(enumerate(file.read_text().splitlines()))):
+        row = json.loads(line)
+        assert row.keys() == {"custom_id", "method", "url", "body"}
+        assert row["method"] == "POST"
+        assert row["url"] == f"/v1/{'chat/' if 'messages' in row['body'] else ''}completions"
+        status, body = (
+            (400, {"error": {"message": "no"}}) if number in failing else (200, answer(row["body"]))
+        )
+        response = {"status_code": status, "request_id": "r", "body": body}
+        yield {"id": f"b{number}", "custom_id": row["custom_id"], "response": response, "error": None}
+
+
+def answer(body):
+    return scripted_teacher.completion(echo, body)
+
+
+def test_a_batch_is_written_and_read_and_what_failed_is_written_again(server, tmp_path):
+    cache, file, answered = (tmp_path / name for name in ("cache.jsonl", "batch.jsonl", "results.jsonl"))
+    requests = [*asks(3), *asks(2), completion("m", "Once", temperature=0.0, seed=9)]
+    with Batch(cache) as batch:
+        assert list(batch.ask(requests)) == [None] * 6
+        batch.write(file)
+    assert len(file.read_text().splitlines()) == 4
+    expired = {"id": "b9", "custom_id": "other", "response": None, "error": {"code": "batch_expired"}}
+    answered.write_text("".join(json.dumps(row) + "\n" for row in [*results(file, failing=[1]), expired]))
+    with Batch(cache) as batch:
+        batch.read(answered)
+        batch.read(answered)
+        replies = list(batch.ask(requests))
+        batch.write(file)
+    assert [reply and reply.text for reply in replies] == [
+        "q0 by 0", None, "q2 by 2", "q0 by 0", None, "Once by 9",
+    ]  # fmt: skip
+    (left,) = file.read_text().splitlines()
+    assert json.loads(left)["body"] == requests[1]
+    assert len(cache.read_bytes().splitlines()) == 3
+    assert ask(server, cache, requests)[1] == 1  # an endpoint goes on where a batch ended
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"custom_id": 3}', "results.jsonl:1: no result of a batch"),
+        ('{"custom_id": "a", "response": "b"}', "results.jsonl:1: no result of a batch"),
+        (
+            '{"custom_id": "a", "response": {"status_code": 200, "body": {}}}',
+            "1: its response has no completion",
+        ),
+    ],
+)
+def test_other_files_are_no_results(tmp_path, row, message):
+    (tmp_path / "results.jsonl").write_text(row)
+    with Batch(tmp_path / "cache.jsonl") as batch, pytest.raises(UserError, match=message):
+        batch.read(tmp_path / "results.jsonl")
+    with Batch(tmp_path / "cache.jsonl") as batch, pytest.raises(UserError, match="cannot be written"):
+        batch.write(tmp_path / "none" / "batch.jsonl")

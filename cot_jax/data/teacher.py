@@ -24,6 +24,7 @@ Hsieh et al. 2023 to the byte: a failure is `' '` or `''`, and its students are 
 
 Where no parser was released, numbers may be written as people do ("$1,080", "18 apples", "60 + 18 = 78",
 "#### 72", "A: 72"), options as "(B)", "B." or "option B", yes and no as true and false.
+A user's own task has the parser `text`: "So the answer is", to the end of the line.
 """
 
 import dataclasses
@@ -138,6 +139,10 @@ def _yes_no(answer: str) -> str | None:
     return None if found is None else "yes" if found[1].lower() in ("yes", "true") else "no"
 
 
+def _line(answer: str) -> str | None:
+    return answer.partition("\n")[0].strip().removesuffix(".") or None
+
+
 _SO = "(?:so )?the answer is"
 # Also with a mark, as people's solutions have it: GSM8K's, of its model solutions, of AQuA.
 _HENCE = r"(?:(?:so|thus|hence|therefore),? )?(?:the )?(?:correct |final )?answer(?: is|\s*:)|####|^A:"
@@ -152,6 +157,7 @@ PARSERS: dict[str, dict[str, Parser]] = {
         "cqa": _corrected("Q:", _SO, _option),
         "anli1": _corrected("Premise:", _SO, _nli_class),
         "esnli": _corrected("Premise:", "answer:", _nli_class),
+        "text": _corrected("Q:", _SO, _line),
     },
     "reference": {
         "svamp": _reference_math,

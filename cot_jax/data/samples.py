@@ -1,0 +1,130 @@
+"""A teacher's samples: what an output says, whether that is right, and which samples to keep."""
+
+import re
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from cot_jax.data import programs, teacher
+from cot_jax.data.examples import Example
+from cot_jax.data.prompts import Style
+from cot_jax.metrics.accuracy import is_correct
+from cot_jax.metrics.rationales import choices
+from cot_jax.metrics.voting import vote
+
+KINDS = ("cot", "pot")  # a rationale, a program of thought
+FILTERS = ("right", "leaks", "duplicates")
+
+# What reasoning models write before they answer, and what chat models make their answers look like.
+_THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+_FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_ANSWER_GIVEN = re.compile(r"\banswer\s*(?:is|:)|\bis the (?:right |correct )?answer\b", re.IGNORECASE)
+
+
+class Asked(NamedTuple):
+    """One output that a teacher is asked for; `hinted` says that it is told the gold label."""
+
+    example: Example
+    kind: str  # one of KINDS
+    seed: int
+    hinted: bool = False
+
+
+class Sample(NamedTuple):
+    """One output of a teacher, and what was read in it.
+
+    Attributes:
+      text: the rationale or the program, None where the output has none.
+      label: its answer, None where the output has none.
+      right: the answer is the gold label.
+      failure: why there is no text or no label; None where there are both.
+    """
+
+    asked: Asked
+    output: str
+    text: str | None
+    label: str | None
+    right: bool
+    failure: str | None
+
+
+def read(asked: Asked, output: str, finish_reason: str | None, style: Style, by_value: bool) -> Sample:
+    """Returns what an output says in answer to the question that was asked."""
+    text, label, failure = None, None, None
+    plain = _THOUGHTS.sub("", output).replace("**", "").strip()
+    if finish_reason and finish_reason.startswith("refused"):
+        output, failure = finish_reason, "refused by the server"
+    elif not plain:
+        failure = "empty"
+    elif asked.kind == "pot":
+        fenced = _FENCED.search(plain)
+        text = (fenced[1] if fenced else plain.split("\nQ:")[0]).strip()
+        result = programs.run(text)
+        if result.failure is None:
+            label = str(result.answer)
+        else:
+            failure = f"program: {result.failure}"
+    else:
+        text, label = teacher.parse(style.parser, plain, "corrected")
+        label = _among(style.labels or choices(asked.example.input), label)
+        if text is None or label is None:
+            failure = "no rationale" if label else "no readable answer" if text else "no answer"
+    if failure and finish_reason == "length":
+        failure = "cut off"
+    right = label is not None and is_correct(label, asked.example.label, by_value)
+    return Sample(asked, output, text, label, right, failure)
+
+
+def _among(labels: Collection[str], said: str | None) -> str | None:
+    """Returns the one of `labels` that was said, in any capitals, or None; without labels, what was said."""
+    if not labels or said is None:
+        return said
+    bare = said.strip().rstrip(".").casefold()
+    return next((label for label in labels if label.strip().rstrip(".").casefold() == bare), None)
+
+
+def leaks(rationale: str, label: str) -> bool:
+    """Whether a rationale gives the answer before any reason: it teaches to guess, not to reason. [ours]
+
+    It does if it begins with the label as a statement of its own ("Neutral. ..", "42, because .."; the label
+    alone is one), or if its first sentence says what the answer is ("The answer is neutral, since ..") in
+    these words or mentions that it was given.
+    """
+    words = " ".join(rationale.split())
+    stated = rf"{re.escape(' '.join(label.split()))}\s*(?:$|[.,:;]\s|because\b|since\b|as\b)"
+    first = re.split(r"[.!?](?=\s|$)", words, maxsplit=1)[0]
+    return bool(re.match(stated, words + " ", re.IGNORECASE) or _ANSWER_GIVEN.search(first))
+
+
+def drops(samples: Sequence[Sample], filters: Collection[str], max_words: int) -> list[str | None]:
+    """Returns why each sample is not kept, its failure or a filter; None where it is kept.
+
+    Args:
+      filters: of `FILTERS`. A question's rationales are duplicates if they differ in white space or capitals
+        only, its programs if they are equal.
+      max_words: most words of a rationale or program; 0 = any number.
+    """
+    kept: set[tuple[str, str, str]] = set()
+    reasons: list[str | None] = []
+    for sample in samples:
+        text, (example, kind, *_) = sample.text or "", sample.asked
+        same = (example.id, kind, text if kind == "pot" else " ".join(text.split()).casefold())
+        reason = sample.failure
+        if reason is None:
+            if "right" in filters and not sample.right:
+                reason = "wrong"
+            elif "leaks" in filters and kind == "cot" and leaks(text, sample.label or ""):
+                reason = "leaks"
+            elif max_words and len(text.split()) > max_words:
+                reason = "too long"
+            elif "duplicates" in filters and same in kept:
+                reason = "duplicate"
+            else:
+                kept.add(same)
+        reasons.append(reason)
+    return reasons
+
+
+def majority(samples: Sequence[Sample], by_value: bool) -> str | None:
+    """Returns the label that most samples give (`metrics.voting`); None if none gives one."""
+    said = [sample.label for sample in samples if sample.label is not None]
+    return vote(said, [0.0] * len(said), by_value).answer if said else None

@@ -1,0 +1,387 @@
+"""Rationales and programs from any language model: python -m cot_jax.rationalize --task=svamp --root=DATA \\
+    --endpoint=http://localhost:8000/v1 --model=MODEL --samples=4 --output=DIR
+
+Asks a teacher, behind an OpenAI-compatible endpoint, every question of a split. Into DIR go teacher.jsonl,
+which training reads (--config.data.teacher=DIR/teacher.jsonl), samples.jsonl with every output and what
+became of it, report.md and report.json, and cache.jsonl with every request and its answer: the same command
+started again asks only what is missing, so filters can be changed at no cost.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cot_jax.data import prompts, tasks, word_problems
+from cot_jax.data.examples import Example, Row, read_json_lines
+from cot_jax.data.prompts import Demonstration, Style
+from cot_jax.data.samples import FILTERS, KINDS, Asked, Sample, drops, majority, read
+from cot_jax.data.tasks import Splits
+from cot_jax.endpoint import Batch, Endpoint, Reply, Request, chat, completion
+from cot_jax.errors import UserError
+from cot_jax.metrics.accuracy import is_correct
+from cot_jax.metrics.rationales import choices
+
+_SHOWN = 3  # examples of each reason
+_FIELDS = {"cot": "rationales", "pot": "programs"}  # of a teacher's file
+
+Judged = list[tuple[Sample, str | None]]  # with why it is left out; None: it is kept
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status: 0, 2 for a mistake in arguments or files, 130 stopped."""
+    options = _options(argv)
+    try:
+        _run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from what is answered", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    splits = _load(options)
+    kinds = KINDS if options.kind == "both" else (options.kind,)
+    style = _style(options, splits, kinds)
+    examples = getattr(splits, options.split)[: options.limit or None]
+    seeds = range(options.seed, options.seed + options.samples)
+    asked = [Asked(example, kind, seed) for example in examples for kind in kinds for seed in seeds]
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{options.output} cannot be made: {error.strerror}") from None
+    with _source(options) as source:
+        replies, samples = _ask(source, asked, style, splits.by_value, options)
+        if options.hint:
+            again = _never_right(samples, options.seed)
+            more = _ask(source, again, style, splits.by_value, options)
+            replies, samples = replies + more[0], samples + more[1]
+        if isinstance(source, Batch):
+            if options.write_batch:
+                source.write(options.write_batch)
+            print(f"{len(source.missing):,} of {len(replies):,} requests have no answer yet")
+            if options.write_batch:
+                print(f"they are in {options.write_batch}: read what is answered with --read_batch")
+                return
+        sent = source.sent if isinstance(source, Endpoint) else 0
+    judged = list(zip(samples, drops(samples, options.filters, options.max_words), strict=True))
+    rows = _rows(examples, judged, splits.by_value)
+    report = _report(options, examples, rows, judged, splits.by_value) | _usage(options, replies, sent)
+    summary = _summary(report)
+    _write(options.output / "teacher.jsonl", _lines(rows))
+    _write(options.output / "samples.jsonl", _lines(_sample_row(*one) for one in judged))
+    _write(options.output / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    _write(options.output / "report.md", "\n".join([*summary, *_left_out(report)]) + "\n")
+    print("\n".join(summary))
+    print(f"\ntrain on it with --config.data.teacher={options.output / 'teacher.jsonl'}")
+
+
+def _load(options: argparse.Namespace) -> Splits:
+    if options.task != "word_problems":
+        return tasks.load(options.task, options.root)
+    # The first training problems are the same however many there are.
+    problems = word_problems.splits(options.limit, 1, 1, options.seed)
+    return tasks.as_splits(options.task, problems, None, by_value=True)
+
+
+def _style(options: argparse.Namespace, splits: Splits, kinds: Sequence[str]) -> Style:
+    """Raises UserError where there is nothing to show, or no number that a program could find."""
+    own = []
+    if options.demonstrations:
+        own = [_demonstration(row, kinds) for row in read_json_lines(options.demonstrations)]
+    style = prompts.style_of(options.task, splits, own)
+    if "pot" in kinds and not splits.by_value:
+        raise UserError(
+            f"--kind={options.kind}: the labels of {options.task} are no numbers: take --kind=cot"
+        )
+    if options.prompt == "few_shot" and not style.demonstrations:
+        mend = "give your own with --demonstrations=FILE, or take --prompt=zero_shot"
+        raise UserError(f"there are no demonstrations for task={options.task}: {mend}")
+    return style
+
+
+def _demonstration(row: Row, kinds: Sequence[str]) -> Demonstration:
+    program = row.text("program") if "pot" in kinds else None
+    return Demonstration(row.text("input"), row.text("rationale"), row.text("label"), program)
+
+
+def _source(options: argparse.Namespace) -> Endpoint | Batch:
+    cache = options.output / "cache.jsonl"
+    if options.endpoint:
+        return Endpoint(
+            options.endpoint,
+            cache,
+            concurrency=options.concurrency,
+            per_minute=options.per_minute,
+            timeout=options.timeout,
+        )
+    batch = Batch(cache)
+    if options.read_batch:
+        batch.read(options.read_batch)
+    return batch
+
+
+def _ask(
+    source: Endpoint | Batch,
+    asked: Sequence[Asked],
+    style: Style,
+    by_value: bool,
+    options: argparse.Namespace,
+) -> tuple[list[Reply | None], list[Sample]]:
+    replies = list(source.ask([_request(one, style, options) for one in asked]))
+    return replies, [
+        read(one, reply.text, reply.finish_reason, style, by_value)
+        if reply
+        else Sample(one, "", None, None, False, "not answered")
+        for one, reply in zip(asked, replies, strict=True)
+    ]
+
+
+def _request(asked: Asked, style: Style, options: argparse.Namespace) -> Request:
+    question, few_shot = style.asks(asked.example), options.prompt == "few_shot"
+    if asked.hinted:
+        question += prompts.HINT.format(answer=_lettered(asked.example))
+    sampling = {"temperature": options.temperature, "seed": asked.seed, "max_tokens": options.max_tokens}
+    if options.api == "chat":
+        return chat(options.model, prompts.as_chat(style, asked.kind, few_shot, question), **sampling)
+    prompt = prompts.as_prompt(style, asked.kind, few_shot, question)
+    return completion(options.model, prompt, stop=prompts.stops(style), **sampling)
+
+
+def _lettered(example: Example) -> str:
+    """Returns the label as the question writes it: "(b) pond" where it is one of its choices."""
+    letters = dict(zip(choices(example.input), "abcdefghijklmnopqrstuvwxyz", strict=False))
+    return f"({letters[example.label]}) {example.label}" if example.label in letters else example.label
+
+
+def _never_right(samples: Sequence[Sample], seed: int) -> list[Asked]:
+    """Returns what to ask with a hint: each question and kind that was answered, and never right."""
+    outcomes: dict[tuple[Example, str], list[bool]] = {}
+    for sample in samples:
+        settled = sample.right or sample.failure == "not answered"
+        outcomes.setdefault(sample.asked[:2], []).append(settled)
+    return [Asked(*key, seed, hinted=True) for key, settled in outcomes.items() if not any(settled)]
+
+
+def _rows(examples: Sequence[Example], judged: Judged, by_value: bool) -> list[dict[str, Any]]:
+    """Returns the rows of the teacher's file: one a question, empty fields left out."""
+    by_id: dict[str, Judged] = {example.id: [] for example in examples}
+    for sample, dropped in judged:
+        by_id[sample.asked.example.id].append((sample, dropped))
+    rows = []
+    for key, said in by_id.items():
+        kept = [sample for sample, dropped in said if dropped is None]
+        row = {
+            "id": key,
+            "label": majority([sample for sample, _ in said if not sample.asked.hinted], by_value),
+            **{name: [s.text for s in kept if s.asked.kind == kind] for kind, name in _FIELDS.items()},
+            "hinted": sorted({_FIELDS[s.asked.kind] for s in kept if s.asked.hinted}),
+        }
+        rows.append({name: value for name, value in row.items() if value})
+    return rows
+
+
+def _sample_row(sample: Sample, dropped: str | None) -> dict[str, Any]:
+    example, kind, seed, hinted = sample.asked
+    return {
+        "id": example.id, "kind": kind, "seed": seed, "hinted": hinted, "output": sample.output,
+        "text": sample.text, "label": sample.label, "right": sample.right, "left_out": dropped,
+    }  # fmt: skip
+
+
+def _report(
+    options: argparse.Namespace,
+    examples: Sequence[Example],
+    rows: Sequence[dict[str, Any]],
+    judged: Judged,
+    by_value: bool,
+) -> dict[str, Any]:
+    """Returns what was asked and, for each kind with and without hint, what came of it."""
+    kinds: dict[str, Any] = {}
+    for kind, hinted in sorted({sample.asked[1::2] for sample, _ in judged}):
+        these = [one for one in judged if one[0].asked[1::2] == (kind, hinted)]
+        left_out: dict[str, Any] = {}
+        for reason, count in Counter(dropped for _, dropped in these if dropped).most_common():
+            shown = [sample for sample, dropped in these if dropped == reason][:_SHOWN]
+            excerpts = [{"id": s.asked.example.id, "output": s.output} for s in shown]
+            left_out[reason] = {"count": count, "examples": excerpts}
+        kinds[f"{_FIELDS[kind]}{', hinted' if hinted else ''}"] = {
+            "samples": len(these),
+            "answers_read": sum(sample.failure is None for sample, _ in these),
+            "right": sum(sample.right for sample, _ in these),
+            "kept": sum(dropped is None for _, dropped in these),
+            "questions_with_one": len({s.asked.example.id for s, dropped in these if dropped is None}),
+            "left_out": left_out,
+        }
+    labels = [
+        (row["label"], example.label) for row, example in zip(rows, examples, strict=True) if "label" in row
+    ]
+    settings = ("task", "split", "model", "api", "prompt", "samples", "temperature", "seed", "max_words")
+    return {
+        **{name: getattr(options, name) for name in settings},
+        "filters": sorted(options.filters),
+        "questions": len(examples),
+        "labels": len(labels),
+        "labels_right": sum(is_correct(said, gold, by_value) for said, gold in labels),
+        "questions_with_nothing": sum(not row.keys() & set(_FIELDS.values()) for row in rows),
+        "kinds": kinds,
+    }
+
+
+def _usage(options: argparse.Namespace, replies: Sequence[Reply | None], sent: int) -> dict[str, Any]:
+    answered = [reply for reply in replies if reply]
+    prompt = sum(reply.prompt_tokens for reply in answered)
+    completion = sum(reply.completion_tokens for reply in answered)
+    cost = None
+    if options.price:
+        cost = (prompt * options.price[0] + completion * options.price[1]) / 1e6
+    return {
+        "requests_sent": sent,
+        "answers": len(answered),
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "cost": cost,
+    }
+
+
+def _summary(report: dict[str, Any]) -> list[str]:
+    """Returns the report in Markdown, but for what was left out."""
+    lines = [
+        f"# {report['model']} on {report['task']}, {report['split']}",
+        "",
+        f"{report['questions']:,} questions, {report['samples']} samples of each kind, {report['prompt']} "
+        f"prompts ({report['api']}), temperature {report['temperature']:g}, seeds from {report['seed']}; "
+        f"filters: {', '.join(report['filters']) or 'none'}"
+        + (f", at most {report['max_words']} words" if report["max_words"] else ""),
+        "",
+        "| | samples | answer read | right | kept | questions with one | left out |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, of in report["kinds"].items():
+        shares = [
+            f"{of[key]:,} ({100 * of[key] / of['samples']:.1f} %)"
+            for key in ("answers_read", "right", "kept")
+        ]
+        reasons = ", ".join(f"{reason} {found['count']:,}" for reason, found in of["left_out"].items())
+        cells = [name, f"{of['samples']:,}", *shares, f"{of['questions_with_one']:,}", reasons or "none"]
+        lines.append(f"| {' | '.join(cells)} |")
+    labels, right = report["labels"], report["labels_right"]
+    cost = "" if report["cost"] is None else f", {report['cost']:,.2f} at the given prices"
+    return [
+        *lines,
+        "",
+        f"Label that most samples give: {labels:,} questions have one, it is right for {right:,}"
+        + (f" ({100 * right / labels:.2f} %)." if labels else "."),
+        f"Questions with nothing kept: {report['questions_with_nothing']:,}.",
+        f"{report['requests_sent']:,} requests sent now; all {report['answers']:,} answers: "
+        f"{report['prompt_tokens']:,} + {report['completion_tokens']:,} tokens{cost}.",
+    ]
+
+
+def _left_out(report: dict[str, Any]) -> list[str]:
+    """Returns examples of what was left out, in Markdown."""
+    lines = []
+    for name, of in report["kinds"].items():
+        for reason, found in of["left_out"].items():
+            lines += ["", f"## {name}: {reason} ({found['count']:,})"]
+            for example in found["examples"]:
+                lines += ["", f"{example['id']}:", ""]
+                lines += [f"    {line}" for line in example["output"].splitlines() or ["(no text)"]]
+    return lines
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _filters(text: str) -> frozenset[str]:
+    found = frozenset(filter(None, text.split(",")))
+    if unknown := found - set(FILTERS):
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(sorted(unknown))}: the filters are {', '.join(FILTERS)}"
+        )
+    return found
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m cot_jax.rationalize",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--task", required=True, choices=sorted([*tasks.TASKS, "word_problems"]), help="as config.data.task")
+    add("--root", type=Path, help="as config.data.root")
+    add("--split", default="train", choices=tasks.ALL_SPLITS)
+    add("--limit", type=int, default=0, help="ask the first N questions only; 0 = all")
+    add("--model", required=True, help="the name that the endpoint knows it by")
+    add("--output", type=Path, required=True, metavar="DIR", help="where to write, and to go on from")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--endpoint", metavar="URL", help="as in http://localhost:8000/v1")
+    source.add_argument(
+        "--write_batch",
+        type=Path,
+        metavar="FILE",
+        help="send nothing: write what is missing for a batch service",
+    )
+    source.add_argument(
+        "--read_batch", type=Path, metavar="FILE", help="send nothing: read what that answered"
+    )
+    add("--kind", default="cot", choices=("cot", "pot", "both"), help="rationales, programs of thought")
+    add("--samples", type=int, default=1, help="of each kind, a question")
+    add("--hint", action="store_true", help="once more, with the gold label, where no sample was right")
+    add(
+        "--prompt",
+        default="few_shot",
+        choices=("few_shot", "zero_shot"),
+        help="with demonstrations, or without",
+    )
+    add("--demonstrations", type=Path, metavar="FILE",
+        help="JSON lines {input, rationale, label, program?} to show instead of ours")  # fmt: skip
+    add("--api", default="chat", choices=("chat", "completions"), help="completions: for models without chat")
+    add("--temperature", type=float, default=0.7)
+    add("--max_tokens", type=int, default=512, help="of an answer; 0 = the server's own limit")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the first sample, the next has the next; word_problems: config.seed",
+    )
+    add("--filters", type=_filters, default=frozenset(FILTERS), metavar="LIST",
+        help=f"what to leave out, of {','.join(FILTERS)} (default: all three)")  # fmt: skip
+    add("--max_words", type=int, default=0, help="of a rationale or program; 0 = any")
+    add("--concurrency", type=int, default=8, help="requests under way at once")
+    add("--per_minute", type=float, default=0.0, help="most requests a minute; 0 = any")
+    add("--timeout", type=float, default=120.0, help="seconds without an answer before the next attempt")
+    add("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="of a million tokens: adds the cost")
+    options = parser.parse_args(argv)
+    if min(options.samples, options.concurrency) < 1:
+        parser.error("--samples and --concurrency are at least 1")
+    numbers = ("limit", "temperature", "max_tokens", "seed", "max_words", "per_minute")
+    if any(getattr(options, name) < 0 for name in numbers) or not options.timeout > 0:
+        parser.error(f"{', '.join(f'--{name}' for name in numbers)} are not negative, --timeout is above 0")
+    if options.task != "word_problems" and not options.root:
+        parser.error(f"--task={options.task} reads files: give their folder with --root=DIR")
+    if options.task == "word_problems" and (options.split != "train" or not options.limit):
+        parser.error("--task=word_problems makes as many training problems as --limit=N says, and no others")
+    if options.hint and "right" not in options.filters:
+        parser.error("--hint replaces wrong answers: it needs right among the --filters")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

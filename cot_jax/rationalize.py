@@ -164,7 +164,7 @@ def _never_right(samples: Sequence[Sample], seed: int) -> list[Asked]:
     """Returns what to ask with a hint: each question and kind that was answered, and never right."""
     outcomes: dict[tuple[Example, str], list[bool]] = {}
     for sample in samples:
-        settled = sample.right or sample.failure == "not answered"
+        settled = sample.failure == "not answered" or (sample.right and not sample.failure)
         outcomes.setdefault(sample.asked[:2], []).append(settled)
     return [Asked(*key, seed, hinted=True) for key, settled in outcomes.items() if not any(settled)]
 
@@ -213,7 +213,7 @@ def _report(
             left_out[reason] = {"count": count, "examples": excerpts}
         kinds[f"{_FIELDS[kind]}{', hinted' if hinted else ''}"] = {
             "samples": len(these),
-            "answers_read": sum(sample.failure is None for sample, _ in these),
+            "answers_read": sum(sample.label is not None for sample, _ in these),
             "right": sum(sample.right for sample, _ in these),
             "kept": sum(dropped is None for _, dropped in these),
             "questions_with_one": len({s.asked.example.id for s, dropped in these if dropped is None}),

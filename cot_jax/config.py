@@ -168,6 +168,17 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How the devices are arranged; the product of the three is their number."""
+
+    data: int = _key(-1, "groups of devices that have examples of their own; -1 = all there are", low=-1)
+    fsdp: int = _key(
+        1, "devices of a group that share parameters and optimizer and divide its examples", low=-1
+    )
+    model: int = _key(1, "devices that share heads, feed-forward and vocabulary of the same examples", low=-1)
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     batch_size: int = _key(64, "examples generated at once, over all devices", low=1)
     max_new_tokens: int = _key(64, "longest generated answer", low=1)
@@ -197,6 +208,7 @@ class Config:
     self_distillation: SelfDistillationConfig = dataclasses.field(default_factory=SelfDistillationConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
 
@@ -411,6 +423,8 @@ def read_json(file: Path) -> dict[str, Any]:
 def refuse_other_config(workdir: Path, config: Config) -> bool:
     """Returns whether `workdir` holds a run of `config` already; False where it holds none.
 
+    How devices are arranged makes no other run: it may go on with more of them, or fewer.
+
     Raises:
       UserError: it holds a run of another config.
     """
@@ -419,6 +433,8 @@ def refuse_other_config(workdir: Path, config: Config) -> bool:
         return False
     found, _ = with_defaults(read_json(file))
     for key, value, other in _differences(json.loads(to_json(config)), found):
+        if key.startswith("mesh."):
+            continue
         raise UserError(
             f"{workdir} holds a run with config.{key}={other!r}, not {value!r}: "
             "choose another directory, or delete it"

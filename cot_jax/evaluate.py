@@ -32,7 +32,7 @@ from cot_jax.training.evaluation import Answers
 from cot_jax.training.experiment import load_splits, tokenize
 from cot_jax.training.information import InformationEstimate
 from cot_jax.training.saved import Answerer, LabelScorer, Saved, load
-from cot_jax.training.sharding import make_mesh
+from cot_jax.training.sharding import data_parallel
 
 # A task with more distinct labels than this is not a classification.
 _MOST_LABELS = 20
@@ -190,9 +190,7 @@ def _information(saved: Saved, splits: Splits, examples: Sequence[Example]) -> d
     train, held_out = (
         tokenize(views, some, saved.tokenizer, saved.config)[0] for some in (splits.train, examples)
     )
-    estimate = InformationEstimate(
-        saved.student, make_mesh(batch_size), train, held_out, batch_size=batch_size
-    )
+    estimate = InformationEstimate(saved.student, data_parallel(), train, held_out, batch_size=batch_size)
     trained_on, judged_on = estimate.counts
     return {
         "nats": estimate(saved.params),

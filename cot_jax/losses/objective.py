@@ -116,7 +116,8 @@ def make_objective(
                 maps[view] = passed.maps["mi"]
             if sd:
                 stored = last_batch.outputs[view] if last_batch else None
-                distilled[view] = found = sd(passed, hidden[view], head_DV, target, stored, linked_h)
+                states = (hidden[view], head_DV)
+                distilled[view] = found = sd(passed, *states, target, stored, linked_h, batch_axes)
                 total += weights[term] * found.loss
             if nll is None:
                 weight_BT = token_weight(target)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from cot_jax.batch import ViewArrays
@@ -147,6 +148,7 @@ class SelfDistillation:
         target: ViewArrays,
         stored: Any,
         linked_h: jax.Array | None,
+        batch_axes: tuple[str, ...] = (),
     ) -> Distilled:
         """The term of one view.
 
@@ -157,6 +159,7 @@ class SelfDistillation:
           target: the view.
           stored: the view's part of `LastBatch.outputs`.
           linked_h: bool, the left rows whose outputs are stored.
+          batch_axes: axes of the ambient mesh that divide the rows.
         """
         real_BT, counts_B = real_tokens(target), jnp.asarray(target.target_length) > 0
         ones_B = jnp.ones(len(counts_B), passed.nll_BT.dtype)
@@ -179,8 +182,11 @@ class SelfDistillation:
         assert linked_h is not None
         linked_h &= left(counts_B)
         weight_h, tau_h = left(weight_B), left(tau_B)
-        match = self._match_maps if self.output == "vmm" else self._match_tokens
-        divergence_h, agree_h, outputs = match(passed, hidden_BTD, head_DV, real_BT, stored, tau_h)
+        if self.output == "vmm":
+            divergence_h, agree_h, outputs = self._match_maps(passed, stored, tau_h)
+        else:
+            inputs = (hidden_BTD, head_DV, real_BT, stored, tau_h)
+            divergence_h, agree_h, outputs = self._match_tokens(*inputs, batch_axes)
         outputs = jax.tree.map(lambda new, old: jax.lax.stop_gradient(new.astype(old.dtype)), outputs, stored)
         diagnostics |= {
             "weight": _mean(weight_h, linked_h),
@@ -193,13 +199,13 @@ class SelfDistillation:
         loss = loss if self.weight > 0 else jax.lax.stop_gradient(loss)
         return Distilled(loss, None, outputs, diagnostics)
 
-    def _match_maps(self, passed, hidden_BTD, head_DV, real_BT, stored_hV, tau_h):
+    def _match_maps(self, passed, stored_hV, tau_h):
         map_BV = passed.maps["sum"]
         before_hV, now_hV = (map_logits(m, self.map_logits) for m in (stored_hV, left(map_BV)))
         agree_h = before_hV.argmax(-1) == now_hV.argmax(-1)
         return divergence(before_hV, now_hV, tau_h), agree_h, right(map_BV)
 
-    def _match_tokens(self, passed, hidden_BTD, head_DV, real_BT, stored, tau_h):
+    def _match_tokens(self, hidden_BTD, head_DV, real_BT, stored, tau_h, batch_axes):
         now_hTV, next_hTV = (logits(half(hidden_BTD), head_DV) for half in (left, right))
         T = now_hTV.shape[1]
         before = jax.tree.map(lambda x: x[:, :T], stored)
@@ -209,7 +215,7 @@ class SelfDistillation:
             agree_hT = before.argmax(-1) == best_hT
         else:
             agree_hT = before.ids[..., 0] == best_hT
-            kept = TopK(*jax.lax.top_k(next_hTV, before.ids.shape[-1]))
+            kept = _top_k(jax.lax.stop_gradient(next_hTV), before.ids.shape[-1], batch_axes)
             now_hTV = jnp.take_along_axis(now_hTV, before.ids, axis=-1)
             before = before.logits
         divergence_hT = divergence(before.astype(now_hTV.dtype), now_hTV, tau_h[:, None])
@@ -242,6 +248,31 @@ def right(x: jax.Array) -> jax.Array:
 
 def _halves(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0] // 2, 2, *x.shape[1:])
+
+
+def _top_k(logits_hTV: jax.Array, k: int, batch_axes: tuple[str, ...]) -> TopK:
+    """Of each position the k largest logits; every device looks for them among its own rows and tokens.
+
+    The compiler does not divide the search: it would send all logits to all devices.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    vocabulary = "model" if mesh.shape.get("model", 1) > 1 else None
+
+    def search(z_hTV):
+        found = TopK(*jax.lax.top_k(z_hTV, min(k, z_hTV.shape[-1])))
+        if not vocabulary:
+            return found
+        found = found._replace(ids=found.ids + jax.lax.axis_index(vocabulary) * z_hTV.shape[-1])
+        candidates = jax.lax.all_gather(found, vocabulary, axis=2, tiled=True)
+        best_hTk, place_hTk = jax.lax.top_k(candidates.logits, k)
+        return TopK(best_hTk, jnp.take_along_axis(candidates.ids, place_hTk, axis=-1))
+
+    if not batch_axes:
+        return search(logits_hTV)
+    rows = PartitionSpec(batch_axes)
+    return jax.shard_map(
+        search, in_specs=PartitionSpec(batch_axes, None, vocabulary), out_specs=rows, check_vma=False
+    )(logits_hTV)
 
 
 def relative_temperature(nll_B: jax.Array, counts_B: jax.Array, form: str) -> jax.Array:

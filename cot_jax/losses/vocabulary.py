@@ -96,7 +96,8 @@ def vocabulary_pass(
         None chooses for the backend.
       batch_axes: axes of the ambient mesh (`jax.set_mesh`) that divide B. Each device then streams its own
         rows, the head is gathered once and its gradient summed over devices once. Left to itself, the
-        compiler sums after every chunk, and for a sharded head may gather the hidden states instead.
+        compiler sums after every chunk, and for a sharded head may gather the hidden states instead. Other
+        axes may divide V (vocabulary-parallel): then only sums over V cross them.
 
     Raises:
       ValueError: the reduction of a map is none of `REDUCTIONS`.
@@ -189,6 +190,9 @@ def _default_rows() -> int:
 
 def _by_rows(stream, batch_axes: tuple[str, ...]):
     """`stream` on every device's own rows; the head is an argument of its own because it is whole there."""
+    mesh = jax.sharding.get_abstract_mesh()
+    # The compiler fails where an axis of one device is taken by hand and another is its own to divide.
+    batch_axes = tuple(axis for axis in batch_axes if mesh.shape[axis] > 1)
     if not batch_axes:
         return stream
     rows = PartitionSpec(batch_axes)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from numpy.typing import ArrayLike
 
@@ -16,9 +17,11 @@ from cot_jax.batch import ViewArrays
 from cot_jax.errors import UserError
 from cot_jax.models import generation, huggingface
 from cot_jax.models.generation import Sampling
-from cot_jax.models.t5 import PRESETS, T5, Memory, T5Config, empty_cache
+from cot_jax.models.t5 import PARTITION, PRESETS, T5, Memory, T5Config, empty_cache
 
 Params = dict[str, Any]
+# (regular expression for the end of a parameter's path "a/b/c", the mesh axes of its dimensions) ...
+Partition = Sequence[tuple[str, PartitionSpec]]
 
 
 class Student(Protocol):
@@ -27,6 +30,7 @@ class Student(Protocol):
     Attributes:
       vocab_size: V, rows of the embedding; a tokenizer fits if all its ids are below.
       pad_id, eos_id: what follows a target, and what ends it.
+      partition: how parameters are divided among devices, on the axes `fsdp` and `model` of a mesh.
     """
 
     @property
@@ -35,6 +39,8 @@ class Student(Protocol):
     def pad_id(self) -> int: ...
     @property
     def eos_id(self) -> int: ...
+    @property
+    def partition(self) -> Partition: ...
 
     def architecture(self) -> dict[str, Any]:
         """What `from_architecture` makes this model of again, as JSON has it: Hugging Face's config.json."""
@@ -144,6 +150,10 @@ class T5Student:
     @property
     def eos_id(self) -> int:
         return self.config.eos_token_id
+
+    @property
+    def partition(self) -> Partition:
+        return PARTITION
 
     def architecture(self) -> dict[str, Any]:
         return self.config.to_json()

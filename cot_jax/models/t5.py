@@ -10,6 +10,7 @@ F feed-forward, V vocabulary, N layers, R position buckets.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from cot_jax.errors import UserError
@@ -111,6 +113,20 @@ PRESETS = {
 }
 
 
+# The axes `fsdp` and `model` of a mesh on which the dimensions of a parameter lie, by the end of its path.
+# On `model` each device has some of the heads, of F and of V; what layers pass to each other is whole.
+PARTITION = (
+    ("shared", P("model", "fsdp")),
+    ("lm_head", P("fsdp", "model")),
+    ("relative_bias", P(None, "model")),
+    ("[qkv]", P(None, "fsdp", "model", None)),
+    ("o", P(None, "model", None, "fsdp")),
+    ("(wi|wi_0|wi_1)", P(None, "fsdp", "model")),
+    ("wo", P(None, "model", "fsdp")),
+    (r"\w+_norm/scale", P()),
+)
+
+
 class Memory(NamedTuple):
     """All that the decoder reads and that stays the same while it writes up to T tokens.
 
@@ -133,6 +149,26 @@ class Cache(NamedTuple):
 
     keys: jax.Array
     values: jax.Array
+
+
+def by_example(x: jax.Array) -> jax.Array:
+    """Rows of `x` (B, ...) where their examples are, on the ambient mesh, and nothing else of it divided.
+
+    Left to itself, the compiler may divide D as a weight is, and send activations about instead of weights.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in ("data", "fsdp") if axis in mesh.axis_names)
+    # A single row, as that of `init_params`, stays where it is.
+    if math.prod(mesh.shape[axis] for axis in axes) == 1 or len(x) == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(axes))
+
+
+def _whole_rows(table_VD: jax.Array) -> jax.Array:
+    """The embedding gathered over `fsdp`: else what is looked up would be, for all devices' examples."""
+    if "model" not in jax.sharding.get_abstract_mesh().axis_names:
+        return table_VD
+    return jax.lax.with_sharding_constraint(table_VD, P("model"))
 
 
 def relative_position_bucket(
@@ -273,7 +309,7 @@ class EncoderLayer(_Part):
         k_BSHK, v_BSHK = self.self_attention.keys_values(h_BSD)
         x_BSD += self.dropout(self.self_attention(h_BSD, k_BSHK, v_BSHK, mask_B11S, bias_1HSS))
         x_BSD += self.dropout(self.mlp(self.mlp_norm(x_BSD)))
-        return x_BSD, None
+        return by_example(x_BSD), None
 
 
 class DecoderLayer(_Part):
@@ -308,7 +344,7 @@ class DecoderLayer(_Part):
         y_BXD = self.cross_attention(h_BXD, memory_k_BSHK, memory_v_BSHK, memory_mask_B11S)
         x_BTD += self.dropout(y_BXD.reshape(x_BTD.shape))
         x_BTD += self.dropout(self.mlp(self.mlp_norm(x_BTD)))
-        return (x_BTD, cache), None
+        return (by_example(x_BTD), cache), None
 
 
 class _Stack(_Part):
@@ -437,7 +473,8 @@ class T5(_Part):
     def _embed(self, ids_BT):
         # First the rows, then the cast, so that their gradients add up in float32. An id beyond
         # the vocabulary gives NaN, not some other token's row.
-        return jnp.take(self.shared_VD, ids_BT, axis=0, mode="fill").astype(self.dtype)
+        rows_BTD = jnp.take(_whole_rows(self.shared_VD), ids_BT, axis=0, mode="fill")
+        return by_example(rows_BTD.astype(self.dtype))
 
     def _scale(self, hidden_BTD):
         return hidden_BTD * self.config.d_model**-0.5 if self.config.scale_decoder_outputs else hidden_BTD

@@ -116,9 +116,9 @@ def _padded(labels: Ragged, pad_id: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _jit(ask: Ask, mesh: Mesh) -> Ask:
-    """Returns `ask` jitted, each row where its example is, and what it gives on every device."""
-    rows, whole = by_example(mesh), replicated(mesh)
-    jitted = jax.jit(ask, in_shardings=(whole, rows, rows), out_shardings=whole)
+    """Returns `ask` jitted, parameters as they lie, each row where its example is, the result everywhere."""
+    rows = by_example(mesh)
+    jitted = jax.jit(ask, in_shardings=(None, rows, rows), out_shardings=replicated(mesh))
 
     def spread_and_ask(params, input_ids_BS, input_length_B):
         return jitted(params, *spread((input_ids_BS, input_length_B), rows))

@@ -55,8 +55,8 @@ class InformationEstimate:
             hidden = student.hidden(params, views, None)
             return {name: _pool(hidden[name], views[name].target_length) for name in views}
 
-        whole, rows = replicated(mesh), by_example(mesh)
-        self._states = jax.jit(states, in_shardings=(whole, rows), out_shardings=whole)
+        rows = by_example(mesh)
+        self._states = jax.jit(states, in_shardings=(None, rows), out_shardings=replicated(mesh))
 
     def __call__(self, params: Params) -> float:
         """Returns the bound in nats."""

@@ -257,7 +257,7 @@ def describe(run: Run) -> list[str]:
         f"{100 * experiment.batches.efficiency:.0f} % of the arithmetic is for real tokens",
         f"model: {run.parameters:,} parameters, "
         + (config.model.pretrained or f"preset {config.model.preset} from scratch"),
-        f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}, "
+        f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}{_arrangement(run.mesh)}, "
         f"{compute_dtype(config.model)} compute",
         f"{config.train.steps} steps of {config.train.batch_size} examples, "
         f"{config.train.steps * config.train.batch_size / len(experiment.train_examples):.1f} visits of each",
@@ -268,6 +268,11 @@ def describe(run: Run) -> list[str]:
             line += f", {distillation.output} of half a batch kept: {run.stored_bytes / 2**20:.2f} MiB"
         lines.append(line)
     return lines
+
+
+def _arrangement(mesh: jax.sharding.Mesh) -> str:
+    sizes = [f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1]
+    return f" ({', '.join(sizes)})" if sizes else ""
 
 
 def dry_run(experiment: Experiment) -> list[str]:

@@ -1,7 +1,6 @@
 """A run: the experiment compiled for the devices at hand, what it trains on and how it answers."""
 
 import math
-from typing import Any
 
 import jax
 import numpy as np
@@ -33,7 +32,15 @@ from cot_jax.training.experiment import (
 from cot_jax.training.information import InformationEstimate
 from cot_jax.training.optimizer import make_optimizer
 from cot_jax.training.report import say
-from cot_jax.training.sharding import BATCH_AXES, by_example, make_mesh, replicated, spread
+from cot_jax.training.sharding import (
+    BATCH_AXES,
+    by_example,
+    make_mesh,
+    of_state,
+    replicated,
+    require_divisible,
+    spread,
+)
 from cot_jax.training.step import TrainState, init_state, make_train_step
 
 
@@ -50,27 +57,29 @@ class Run:
         distills = experiment.self_distillation is not None and experiment.self_distillation.distills
         # Half of a batch was in the one before: each device has as many rows of either half.
         parts = (2 if distills else 1) * config.train.micro_batches
-        self.mesh = make_mesh(config.train.batch_size, parts)
-        make_mesh(config.evaluation.batch_size)
+        self.mesh = make_mesh(config.mesh)
+        require_divisible(self.mesh, config.train.batch_size, parts)
+        require_divisible(self.mesh, config.evaluation.batch_size)
         optimizer = make_optimizer(config.optimizer, config.train.steps)
         whole, self._batch_sharding = replicated(self.mesh), by_example(self.mesh)
-        leaves: list[Any] = [*4 * [whole], self._batch_sharding]  # the last batch goes with the batch
-        state_sharding = TrainState(*leaves)
+        student, pretrained = experiment.student, experiment.pretrained
 
         def create(pretrained):
             # rbg, because threefry's dropout masks cost as much as a tiny student's whole step.
             init_rng, step_rng = jax.random.split(jax.random.key(config.seed, impl="rbg"))
-            params = experiment.student.init(init_rng) if pretrained is None else pretrained
+            params = student.init(init_rng) if pretrained is None else pretrained
             return init_state(params, optimizer, step_rng, self._empty_last_batch())
 
-        create = jax.jit(create, out_shardings=state_sharding)
-        self._create = lambda: create(experiment.pretrained)
-        shapes = jax.eval_shape(create, experiment.pretrained)
+        shapes = jax.eval_shape(create, pretrained)
+        state_sharding = of_state(self.mesh, shapes, student.partition, student.vocab_size)
         self._abstract_state = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             shapes,
-            jax.tree.broadcast(state_sharding, shapes),
+            state_sharding,
         )
+        # Parameters are born divided: no device ever holds all of them.
+        create = jax.jit(create, out_shardings=state_sharding)
+        self._create = lambda: create(pretrained and spread(pretrained, state_sharding.params))
         self.train_step = jax.jit(
             make_train_step(
                 build_objective(experiment, BATCH_AXES),

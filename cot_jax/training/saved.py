@@ -30,7 +30,7 @@ from cot_jax.training.evaluation import (
     make_score,
 )
 from cot_jax.training.experiment import compute_dtype, encode_questions, encode_texts
-from cot_jax.training.sharding import make_mesh, replicated
+from cot_jax.training.sharding import data_parallel, replicated
 
 # Of a run: the student's architecture. Of an export: the run's config. Of both: what its data say of answers.
 STUDENT_FILE, CONFIG_FILE, ANSWERS_FILE = "student.json", "cot_jax.json", "answers.json"
@@ -128,7 +128,7 @@ class _Asker:
     def __init__(self, saved: Saved, view: View, batch_size: int):
         self._saved, self._view = saved, view
         self._batch_size = -(-batch_size // jax.device_count()) * jax.device_count()
-        self._mesh = make_mesh(self._batch_size)
+        self._mesh = data_parallel()
         self._params = jax.device_put(saved.params, replicated(self._mesh))
         most = saved.config.data.max_input_tokens
         # Questions come as they come: few widths, and any length fits one.

@@ -1,5 +1,15 @@
-"""Where arrays live: the device mesh, the shardings of state and batch, and the processes that share them."""
+"""Where arrays live: the device mesh, the shardings of state and batch, and the processes that share them.
 
+The mesh has three axes. `data` and `fsdp` divide the examples; `fsdp` also divides each parameter with its
+moments, which are gathered layer by layer where they are used (Rajbhandari et al. 2020, "ZeRO", stage 3).
+`model` divides heads, feed-forward and vocabulary of the same examples (Shoeybi et al. 2019, "Megatron-LM").
+What of a parameter lies on which axis says the student's table (`Student.partition`); the compiler does the
+rest.
+"""
+
+import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -7,37 +17,119 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cot_jax.config import Processes
+from cot_jax.config import MeshConfig, Processes
 from cot_jax.errors import UserError
+from cot_jax.models.student import Partition
+from cot_jax.training.step import TrainState
 
-BATCH_AXES = ("data",)
+AXES = ("data", "fsdp", "model")
+BATCH_AXES = ("data", "fsdp")
 
 
-def make_mesh(batch_size: int, parts: int = 1) -> Mesh:
-    """Returns a mesh of all devices along `data`.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh of all devices, or of `devices`.
 
     Raises:
-      UserError: the batch, or each of its `parts` of equal size, does not divide among the devices.
+      UserError: the sizes of the axes are not those of so many devices.
     """
-    devices = jax.device_count()
-    if batch_size % (devices * parts):
+    count = jax.device_count() if devices is None else len(devices)
+    sizes = [getattr(config, axis) for axis in AXES]
+    asked = ", ".join(f"config.mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    if 0 in sizes or sizes.count(-1) > 1:
         raise UserError(
-            f"batch size {batch_size} is not divisible by the {devices} devices"
-            + (f" in {parts} equal parts" if parts > 1 else "")
-            + f": use a multiple of {devices * parts}"
+            f"{asked}: one of them may be -1, which is what is left of the devices; none may be 0"
         )
+    given = math.prod(size for size in sizes if size > 0)
+    if count % given or (-1 not in sizes and count != given):
+        raise UserError(
+            f"{asked}: {given} devices or a multiple, but there are {count}"
+            if -1 in sizes
+            else f"{asked}: {given} devices, but there are {count}"
+        )
+    sizes = [count // given if size == -1 else size for size in sizes]
     # Linen and optax know nothing of explicit axis types, jax.make_mesh's default.
-    return jax.make_mesh((devices,), BATCH_AXES, axis_types=(AxisType.Auto,))
+    return jax.make_mesh(sizes, AXES, axis_types=3 * (AxisType.Auto,), devices=devices)
+
+
+def data_parallel() -> Mesh:
+    """A mesh of all devices, each with examples of its own and all of the student."""
+    return make_mesh(MeshConfig())
+
+
+def require_divisible(mesh: Mesh, batch_size: int, parts: int = 1) -> None:
+    """Checks a batch against the devices.
+
+    Raises:
+      UserError: the batch, or each of its `parts` of equal size, does not divide among those with examples of
+        their own.
+    """
+    groups = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if batch_size % (groups * parts):
+        raise UserError(
+            f"batch size {batch_size} is not divisible by the {groups} devices"
+            + (" that have examples of their own" if groups < mesh.size else "")
+            + (f" in {parts} equal parts" if parts > 1 else "")
+            + f": use a multiple of {groups * parts}"
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of the state: a whole copy on each device."""
+    """A whole copy on each device."""
     return NamedSharding(mesh, P())
 
 
 def by_example(mesh: Mesh) -> NamedSharding:
     """Sharding of a batch: rows split among the devices."""
     return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def by_table(mesh: Mesh, shapes: Any, partition: Partition) -> Any:
+    """Shardings of parameters, or of a tree that has their paths at its leaves' ends, as moments have.
+
+    The first row that matches the end of a leaf's path says it. A leaf of another rank than its row, such as
+    Adafactor's sums over rows and columns, is small and whole everywhere, and so is a single number.
+
+    Raises:
+      UserError: an axis of the mesh does not divide a dimension.
+      ValueError: no row matches a leaf.
+    """
+
+    def one(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if leaf.ndim == 0:
+            return replicated(mesh)
+        rows = [axes for pattern, axes in partition if re.search(rf"(^|/){pattern}$", name)]
+        if not rows:
+            raise ValueError(f"no row of the student's table says how {name} is divided")
+        spec = rows[0]
+        if len(spec) != leaf.ndim:
+            return replicated(mesh)
+        for size, axis in zip(leaf.shape, spec, strict=True):
+            if axis and size % mesh.shape[axis]:
+                raise UserError(
+                    f"config.mesh.{axis}={mesh.shape[axis]} does not divide the {size} of {name} "
+                    f"{'x'.join(map(str, leaf.shape))}: choose another"
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(one, shapes)
+
+
+def of_state(mesh: Mesh, shapes: TrainState, partition: Partition, vocab_size: int) -> TrainState:
+    """Shardings of a train state; the last batch's outputs lie where its examples and their logits do."""
+    whole: Any = replicated(mesh)
+
+    def output(leaf):
+        vocabulary = "model" if leaf.shape[-1] == vocab_size else None
+        return NamedSharding(mesh, P(BATCH_AXES, *(leaf.ndim - 2) * [None], *[vocabulary][: leaf.ndim - 1]))
+
+    return TrainState(
+        step=whole,
+        params=by_table(mesh, shapes.params, partition),
+        opt_state=by_table(mesh, shapes.opt_state, partition),
+        rng=whole,
+        last_batch=jax.tree.map(output, shapes.last_batch),
+    )
 
 
 def join(processes: Processes) -> None:
@@ -55,14 +147,18 @@ def join(processes: Processes) -> None:
         ) from None
 
 
-def spread(tree: Any, sharding: NamedSharding) -> Any:
-    """Puts NumPy arrays, whole in every process, on the mesh; each process copies its own part only."""
+def spread(tree: Any, sharding: Any) -> Any:
+    """Puts NumPy arrays, whole in every process, on the mesh; each device gets its own part only.
 
-    def put(x):
+    Args:
+      sharding: one for all, or a tree of them.
+    """
+
+    def put(x, sharding):
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(put, tree, jax.tree.broadcast(sharding, tree))
 
 
 def leads() -> bool:

@@ -21,7 +21,7 @@ from cot_jax.training.evaluation import make_choose, make_generate, make_sample,
 from cot_jax.training.experiment import answer_labels, encode_texts, prepare
 from cot_jax.training.run import Run
 from cot_jax.training.saved import Answerer, Saved
-from cot_jax.training.sharding import make_mesh
+from cot_jax.training.sharding import data_parallel
 
 LABELS = ["maybe", "no", "yes, of course"]
 
@@ -103,7 +103,7 @@ def test_the_likeliest_label_is_chosen(student):
     student, params = student
     labels = Ragged([[5, 1], [9, 1], [7, 1], [8, 6, 1], [6, 1], [4, 4, 4, 4, 1], [2, 1], [3, 1]])
     input_ids_BS, input_length_B = _questions(np.random.default_rng(0))
-    choose, score = (make(student, make_mesh(8), labels, 0) for make in (make_choose, make_score))
+    choose, score = (make(student, data_parallel(), labels, 0) for make in (make_choose, make_score))
     tokens_BT, log_prob_B = choose(params, input_ids_BS, input_length_B)
     log_prob_BL = score(params, input_ids_BS, input_length_B)
     ids_LT, length_L = labels.take(np.arange(8), 5, 0)
@@ -119,7 +119,7 @@ def test_several_beams_answer_with_the_best(student):
     student, params = student
     questions = _questions(np.random.default_rng(1))
     found = {
-        beams: [np.asarray(x) for x in make_generate(student, make_mesh(8), 5, beams)(params, *questions)]
+        beams: [np.asarray(x) for x in make_generate(student, data_parallel(), 5, beams)(params, *questions)]
         for beams in (1, 3)
     }
     greedy = jax.jit(functools.partial(student.generate, max_new_tokens=5))
@@ -136,14 +136,14 @@ def test_several_beams_answer_with_the_best(student):
 def test_samples_are_a_function_of_question_and_seed(student):
     student, params = student
     ids_BS, length_B = _questions(np.random.default_rng(2))
-    sample = make_sample(student, make_mesh(8), 5, 3, Sampling(temperature=4.0), 0)
+    sample = make_sample(student, data_parallel(), 5, 3, Sampling(temperature=4.0), 0)
     tokens_BKT, log_prob_BK = sample(params, ids_BS, length_B)
     assert (tokens_BKT.shape, log_prob_BK.shape) == ((8, 3, 5), (8, 3))
     assert len({tuple(row) for row in np.asarray(tokens_BKT).reshape(24, 5).tolist()}) > 12
     order = np.array([5, 5, 1, 0, 7, 6, 2, 3])
     again_BKT, _ = sample(params, ids_BS[order], length_B[order])
     np.testing.assert_array_equal(again_BKT, tokens_BKT[order])
-    sample = make_sample(student, make_mesh(8), 5, 3, Sampling(temperature=4.0), 1)
+    sample = make_sample(student, data_parallel(), 5, 3, Sampling(temperature=4.0), 1)
     assert (sample(params, ids_BS, length_B)[0] != tokens_BKT).mean() > 0.5
 
 

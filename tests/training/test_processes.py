@@ -1,4 +1,7 @@
-"""Several processes are one run: the same rows, one checkpoint, stopped together, resumed by fewer."""
+"""Several processes are one run: the same rows, one checkpoint, stopped together, resumed by fewer.
+
+Those that go on arrange the devices otherwise: parameters are then divided over both processes.
+"""
 
 import json
 import os
@@ -29,7 +32,7 @@ RUN = (
 )
 
 
-def _start(workdir, count):
+def _start(workdir, count, *arguments):
     """Starts `count` processes that share `DEVICES` devices."""
     environment = {
         **os.environ,
@@ -45,7 +48,7 @@ def _start(workdir, count):
     return [
         subprocess.Popen(
             [
-                *(sys.executable, "-m", "cot_jax.train", *RUN, f"--workdir={workdir}"),
+                *(sys.executable, "-m", "cot_jax.train", *RUN, f"--workdir={workdir}", *arguments),
                 *(
                     ()
                     if alone
@@ -89,8 +92,9 @@ def test_four_processes_are_stopped_together_and_two_go_on_as_one_would_have(tmp
     assert 0 < stopped < 16
     assert [path.name for path in (workdir / "checkpoints" / "latest").iterdir()] == [str(stopped)]
 
-    statuses, said = _finish(_start(workdir, 2))
+    statuses, said = _finish(_start(workdir, 2, "--config.mesh.fsdp=2", "--config.mesh.model=2"))
     assert statuses == [0, 0], said
+    assert "devices: 4 x cpu (fsdp 2, model 2)" in said[0][0]
     assert f"going on from step {stopped}" in said[0][0]
     # Sums over devices are made in another order, which sixteen steps carry on.
     for row, expected in zip(_rows(workdir), _rows(reference), strict=True):

@@ -6,16 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
 
-from cot_jax.config import OptimizerConfig
+from cot_jax.config import MeshConfig, OptimizerConfig
 from cot_jax.data.batches import Ragged, TokenizedView, make_batch
 from cot_jax.errors import UserError
 from cot_jax.losses.objective import MutualInformation, make_objective
 from cot_jax.models.student import T5Student
 from cot_jax.models.t5 import T5Config
 from cot_jax.training.optimizer import make_optimizer, make_schedule
-from cot_jax.training.sharding import BATCH_AXES, by_example, make_mesh, replicated
+from cot_jax.training.sharding import BATCH_AXES, by_example, make_mesh, replicated, require_divisible
 from cot_jax.training.step import init_state, make_train_step
 
 EXAMPLES, BATCH = 64, 16
@@ -40,7 +39,7 @@ def _student(dropout_rate=0.1):
 
 
 def _mesh(devices):
-    return Mesh(np.array(jax.devices()[:devices]), ("data",), axis_types=(AxisType.Auto,))
+    return make_mesh(MeshConfig(), jax.devices()[:devices])
 
 
 def _start(student, mesh):
@@ -138,11 +137,11 @@ def test_dropout_is_a_function_of_the_step(views):
 
 def test_a_batch_must_divide_among_the_devices():
     with pytest.raises(UserError, match="batch size 12 is not divisible by the 8 devices"):
-        make_mesh(12)
+        require_divisible(_mesh(8), 12)
     with pytest.raises(
         UserError, match=r"24 is not divisible by the 8 devices in 2 equal parts: .* multiple of 16"
     ):
-        make_mesh(24, parts=2)
+        require_divisible(_mesh(8), 24, parts=2)
 
 
 def test_layer_norms_add_up_to_the_norm_of_the_gradient():

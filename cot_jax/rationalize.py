@@ -48,8 +48,10 @@ def main(argv: Sequence[str]) -> int:
 def _run(options: argparse.Namespace) -> None:
     splits = _load(options)
     kinds = KINDS if options.kind == "both" else (options.kind,)
-    style = _style(options, splits, kinds)
     examples = getattr(splits, options.split)[: options.limit or None]
+    if not examples:
+        raise UserError(f"task={options.task} has no {options.split} questions: choose another --split")
+    style = _style(options, splits, kinds)
     seeds = range(options.seed, options.seed + options.samples)
     asked = [Asked(example, kind, seed) for example in examples for kind in kinds for seed in seeds]
     try:

@@ -1,9 +1,9 @@
 """What a teacher is asked: instructions, demonstrations, and how they become a prompt or a chat.
 
-Four styles of questions (`style_of`): arithmetic, multiple choice, entailment, and any other text. Each has
-an instruction, the words that introduce the answer, which `data.teacher` reads it by, and, but for the last,
-ten demonstrations. All of them are ours: no data set holds them. Programs of thought (Chen et al. 2023) are
-asked for arithmetic only.
+Six styles of questions (`style_of`): arithmetic, a choice of words, of letters, entailment, yes or no, and
+any other text. Each has an instruction, the words that introduce the answer, which `data.teacher` reads it by,
+and, but for the last, demonstrations. All of them are ours: no data set holds them. Programs of thought (Chen
+et al. 2023) are asked for arithmetic only.
 
 The formats are those of the published outputs (Hsieh et al. 2023): "The answer is (84 / 2).", "So the answer
 is (b) wooded area.", "So the answer is neutral." and, for e-SNLI, "Answer: neutral" on a line of its own.
@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cot_jax.data.examples import Example
+from cot_jax.data.problems import LETTERS, YES_NO
 from cot_jax.data.tasks import END_TOKEN, Splits
 from cot_jax.data.teacher import NLI_LABELS
+from cot_jax.metrics.arithmetic import evaluate
 from cot_jax.metrics.rationales import choices
 
 # With more labels than these a task's prompt does not name them.
@@ -57,6 +59,7 @@ class Style:
         return self.instruction.format(closing=closing, labels=", ".join(self.labels))
 
     def answers(self, kind: str, demonstration: Demonstration) -> str:
+        """Returns what the teacher would have said."""
         if kind == "pot":
             return demonstration.program or ""
         return demonstration.rationale + self.closing.format(answer=demonstration.answer)
@@ -118,6 +121,10 @@ def style_of(task: str, splits: Splits, own: Sequence[Demonstration] = ()) -> St
     """
     if splits.label_set == NLI_LABELS:
         style = ESNLI if task == "esnli" else NLI
+    elif splits.label_set == LETTERS:
+        style = LETTER
+    elif splits.label_set == YES_NO:
+        style = BOOLEAN
     elif splits.by_value:
         style = MATH
     elif choices(splits.train[0].input):
@@ -212,9 +219,14 @@ _MATH = (
 )
 
 
+def _lettered(question: str, letters: Sequence[str], options: Sequence[str]) -> tuple[str, list[str]]:
+    listed = [f"({letter}) {option}" for letter, option in zip(letters, options, strict=True)]
+    return "\n".join([question, "Answer Choices:", *listed]), listed
+
+
 def _choose(question: str, options: Sequence[str], rationale: str, answer: int) -> Demonstration:
-    lettered = [f"({letter}) {option}" for letter, option in zip("abcde", options, strict=True)]
-    return Demonstration("\n".join([question, "Answer Choices:", *lettered]), rationale, lettered[answer])
+    asked, listed = _lettered(question, "abcde", options)
+    return Demonstration(asked, rationale, listed[answer])
 
 
 _CHOICE = (
@@ -354,9 +366,64 @@ _NLI = (
     ),
 )
 
+# The same problems with five results to choose from.
+_RESULTS = (
+    (400, 383, 417, 325, 359),
+    (45, 38, 42, 47, 369),
+    (9, 15, 36, 57, 60),
+    (45, 7, 35, 55, 26),
+    (77, 44, 56, 53, 88),
+    (213, 37, 47, 43, 63),
+    (12, 8, 15, 9, 72),
+    (97, 47, 77, 117, 7),
+    (1800, 30, 900, 450, 1200),
+    (80, 192, 112, 235, 160),
+)
+_LETTER = tuple(
+    Demonstration(
+        _lettered(shown.question, LETTERS, [str(result) for result in results])[0],
+        shown.rationale,
+        LETTERS[results.index(int(evaluate(shown.answer) or 0))],
+    )
+    for shown, results in zip(_MATH, _RESULTS, strict=True)
+)
+
+_YES_NO = (
+    Demonstration(
+        "Could a giraffe stand upright in an ordinary living room?",
+        "A grown giraffe is more than four metres high. An ordinary living room has less than three.",
+        "no",
+    ),
+    Demonstration(
+        "Would a vegetarian eat a tomato soup without cream?",
+        "Vegetarians eat no meat. A tomato soup without cream is made of vegetables.",
+        "yes",
+    ),
+    Demonstration(
+        "Was the telephone in use when Rome burned under Nero?",
+        "Nero ruled in the first century. The telephone was invented in the nineteenth.",
+        "no",
+    ),
+    Demonstration(
+        "Can one see the Eiffel Tower without leaving France?",
+        "The Eiffel Tower stands in Paris. Paris is in France.",
+        "yes",
+    ),
+    Demonstration(
+        "Would ice cream survive an hour in a running dishwasher?",
+        "Ice cream melts above the freezing point. A running dishwasher is filled with hot water.",
+        "no",
+    ),
+    Demonstration(
+        "Do more people fit into a double-decker bus than into a taxi?",
+        "A taxi seats about four passengers. A double-decker bus seats more than sixty.",
+        "yes",
+    ),
+)
+
 _SHORTLY = "Think step by step, in a few short sentences, and end with"
 MATH = Style(
-    "svamp",
+    "asdiv",
     " The answer is {answer}.",
     f'Solve the problem. {_SHORTLY} "{{closing}}", where between the brackets stands one calculation with '
     "the numbers of the problem.",
@@ -366,8 +433,7 @@ MATH = Style(
 CHOICE = Style(
     "cqa",
     " So the answer is {answer}.",
-    f'Answer the question with one of the choices. {_SHORTLY} "{{closing}}", the letter and the words of '
-    "your choice.",
+    f'Answer the question with one of the choices. {_SHORTLY} "{{closing}}" that names your choice.',
     "(x) ...",
     _CHOICE,
 )
@@ -381,6 +447,14 @@ NLI = Style(
     ("", "Reasoning:"),
 )
 ESNLI = dataclasses.replace(NLI, parser="esnli", closing="\nAnswer: {answer}")
+LETTER = dataclasses.replace(CHOICE, parser="aqua", placeholder="(X)", demonstrations=_LETTER)
+BOOLEAN = Style(
+    "strategyqa",
+    " So the answer is {answer}.",
+    f'Answer the question with yes or no. {_SHORTLY} "{{closing}}", yes or no.',
+    "...",
+    _YES_NO,
+)
 TEXT = Style(
     "text",
     " So the answer is {answer}.",

@@ -8,18 +8,21 @@ from cot_jax.data.tasks import Splits
 from cot_jax.metrics.arithmetic import same_value
 from cot_jax.metrics.rationales import choices, final_answer
 
-STYLES = {"math": prompts.MATH, "choice": prompts.CHOICE, "nli": prompts.NLI, "esnli": prompts.ESNLI}
+STYLES = {
+    "math": prompts.MATH, "choice": prompts.CHOICE, "letter": prompts.LETTER, "nli": prompts.NLI,
+    "esnli": prompts.ESNLI, "boolean": prompts.BOOLEAN,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
 def test_the_parsers_read_what_is_demonstrated(style):
-    assert len(style.demonstrations) == 10
+    assert len(style.demonstrations) == (6 if style is prompts.BOOLEAN else 10)
     for shown in style.demonstrations:
         said = teacher.parse(style.parser, style.answers("cot", shown), "corrected")
         assert said.rationale == shown.rationale
         expected = shown.answer.partition(") ")[2] if style is prompts.CHOICE else shown.answer
         assert said.label == expected
-    assert len({shown.question for shown in style.demonstrations}) == 10
+    assert len({shown.question for shown in style.demonstrations}) == len(style.demonstrations)
 
 
 def test_sums_and_programs_of_the_demonstrations_are_right():
@@ -38,6 +41,8 @@ def test_choices_and_classes_are_balanced():
     assert all(len(choices(shown.question)) == 5 for shown in prompts.CHOICE.demonstrations)
     letters = [shown.answer[1] for shown in prompts.CHOICE.demonstrations]
     assert sorted(letters) == sorted(2 * "abcde")
+    assert sorted(shown.answer for shown in prompts.LETTER.demonstrations) == sorted(2 * "ABCDE")
+    assert [shown.answer for shown in prompts.BOOLEAN.demonstrations] == 3 * ["no", "yes"]
     classes = [shown.answer for shown in prompts.NLI.demonstrations]
     assert sorted(map(classes.count, teacher.NLI_LABELS)) == [3, 3, 4]
 
@@ -73,7 +78,7 @@ def test_other_tasks_name_their_labels_where_they_are_few():
     assert "one of these: bad, good." in style.instructs("cot")
     many = [Example(str(n), "text", f"label {n}") for n in range(11)]
     assert prompts.style_of("jsonl", splits(*many)) == prompts.TEXT
-    assert prompts.style_of("boolq", splits(*many, label_set=("no", "yes"))).labels == ("no", "yes")
+    assert prompts.style_of("t", splits(*many, label_set=("b", "a"))).labels == ("b", "a")
 
 
 def test_the_published_layout():
@@ -113,14 +118,16 @@ def test_demonstrations_are_turns_of_a_chat():
     )
 
 
-def test_no_demonstration_is_a_question_of_the_data(data_root):
-    for name, style in (
-        ("svamp", prompts.MATH),
-        ("cqa", prompts.CHOICE),
-        ("anli1", prompts.NLI),
-        ("esnli", prompts.NLI),
-    ):
-        data = tasks.load(name, data_root)
-        assert prompts.style_of(name, data).parser == name
-        asked = {style.asks(example) for split in (data.train, data.valid, data.test) for example in split}
-        assert not asked & {shown.question for shown in style.demonstrations}
+@pytest.mark.parametrize(
+    ("name", "style"),
+    [
+        ("svamp", prompts.MATH), ("asdiv", prompts.MATH), ("gsm8k", prompts.MATH),
+        ("cqa", prompts.CHOICE), ("aqua", prompts.LETTER), ("mathqa", prompts.LETTER),
+        ("anli1", prompts.NLI), ("esnli", prompts.ESNLI),
+    ],
+)  # fmt: skip
+def test_no_demonstration_is_a_question_of_the_data(data_root, name, style):
+    data = tasks.load(name, data_root)
+    assert prompts.style_of(name, data) == style
+    asked = {style.asks(example) for split in (data.train, data.valid, data.test) for example in split}
+    assert not asked & {shown.question for shown in style.demonstrations}

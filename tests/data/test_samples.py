@@ -49,7 +49,7 @@ def test_labels_are_those_of_the_question(output, example, style, label):
         ("Two and three make", "length", "cut off"),
         ("Two and three make 5.", "stop", "no answer"),
         ("The answer is (2 + 3).", "stop", "no rationale"),
-        ("Why. The answer is (2 + x).", None, "no readable answer"),
+        ("Why. The answer is (x + y).", None, "no readable answer"),
         ("", "refused: 400: too long", "refused by the server"),
     ],
 )

@@ -70,6 +70,12 @@ class DataConfig:
     root: str = _key("", "folder with the data sets, in the published layout")
     label_source: str = _key("gold", "whose label is trained on", choices=("gold", "teacher"))
     parser: str = _key("corrected", "parser of the teacher's outputs", choices=("corrected", "reference"))
+    teacher: str = _key("", "a teacher's file, as rationalize writes it, instead of the data's own outputs")
+    rationales: str = _key(
+        "all",
+        "which are trained on; right = of questions only that the teacher's label is right for",
+        choices=("all", "right"),
+    )
     compare: str = _key(
         "auto",
         "how task=jsonl compares answers; auto = by value if all are equations",

@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
 def _splits(saved: Saved, options: argparse.Namespace) -> Splits:
     data = saved.config.data
     if options.task:
-        data = dataclasses.replace(data, task=options.task, compare="auto")
+        data = dataclasses.replace(data, task=options.task, compare="auto", teacher="")
     if options.root:
         data = dataclasses.replace(data, root=str(options.root))
     return load_splits(data, saved.config.seed, saved.tokenizer.eos_token)

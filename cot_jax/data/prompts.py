@@ -1,7 +1,7 @@
 """What a teacher is asked: instructions, demonstrations, and how they become a prompt or a chat.
 
 Six styles of questions (`style_of`): arithmetic, a choice of words, of letters, entailment, yes or no, and
-any other text. Each has an instruction, the words that introduce the answer, which `data.teacher` reads it by,
+any other text. Each has an instruction, the words that introduce the answer (`data.teacher` reads it by them)
 and, but for the last, demonstrations. All of them are ours: no data set holds them. Programs of thought (Chen
 et al. 2023) are asked for arithmetic only.
 

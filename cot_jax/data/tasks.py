@@ -32,7 +32,7 @@ class Splits:
     Attributes:
       label_set: all labels, where the task has a closed set of them.
       by_value: answers are equations and compared by value (`metrics.arithmetic`), else as text.
-      report: what was counted, in plain lines.
+      notes: what was left out or changed, in plain lines.
     """
 
     task: str
@@ -41,7 +41,16 @@ class Splits:
     test: tuple[Example, ...]
     label_set: tuple[str, ...] | None
     by_value: bool
-    report: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def report(self) -> tuple[str, ...]:
+        """The notes, and what each split has, in plain lines."""
+        splits = {split: getattr(self, split) for split in ALL_SPLITS}
+        counts = (
+            f"{split}: {count(examples, self.by_value)}" for split, examples in splits.items() if examples
+        )
+        return (*self.notes, *counts)
 
 
 class Options(NamedTuple):
@@ -297,7 +306,7 @@ def as_splits(
     by_value: bool,
     *notes: str,
 ) -> Splits:
-    """Returns the examples `read` of each split, counted; without "valid", a tenth of "train" becomes it.
+    """Returns the examples `read` of each split; without "valid", a tenth of "train" becomes it.
 
     Where there is no "train" there is only a test to take: both are empty.
 
@@ -309,9 +318,44 @@ def as_splits(
     for split, examples in read.items():
         if not examples:
             raise UserError(f"{task}: there are no {split} examples")
-    report = (*notes, *(f"{split}: {count(read[split], by_value)}" for split in ALL_SPLITS if split in read))
     train, valid, test = (tuple(read.get(split, ())) for split in ALL_SPLITS)
-    return Splits(task, train, valid, test, label_set, by_value, report)
+    return Splits(task, train, valid, test, label_set, by_value, notes)
+
+
+def taught_by(splits: Splits, path: Path) -> Splits:
+    """Returns `splits` with what a teacher's file says, in place of all that their own teacher said.
+
+    The file holds rows as `teacher.read_by_id` reads them; examples without a row have no teacher.
+
+    Raises:
+      UserError: the file is missing or malformed, or has a row for no example.
+    """
+    known = {example.id for split in ALL_SPLITS for example in getattr(splits, split)}
+    said = teacher.read_by_id(path, known, {})
+    taught, counts = [], []
+    for split in ALL_SPLITS:
+        examples = getattr(splits, split)
+        alone = [dataclasses.replace(e, teacher_label=None, rationales=(), programs=()) for e in examples]
+        taught.append(tuple(teacher.join(e, said[e.id]) if e.id in said else e for e in alone))
+        if rows := sum(example.id in said for example in examples):
+            counts.append(f"{rows:,} of {len(examples):,} {split} examples")
+    note = f"teacher: {path} has rows for {', '.join(counts) or 'no example'}"
+    train, valid, test = taught
+    return dataclasses.replace(splits, train=train, valid=valid, test=test, notes=(*splits.notes, note))
+
+
+def only_right(splits: Splits) -> Splits:
+    """Returns `splits` without the training rationales of a teacher whose label is not right."""
+    train, counts = [], {"kept": 0, "left out for a wrong label": 0, "left out without a label": 0}
+    for example in splits.train:
+        said = example.teacher_label or ""
+        right = is_correct(said, example.label, splits.by_value)
+        if example.rationales:
+            counts["kept" if right else f"left out {'for a wrong' if said else 'without a'} label"] += 1
+        train.append(example if right else dataclasses.replace(example, rationales=()))
+    found = ", ".join(f"{number:,} {what}" for what, number in counts.items())
+    note = f"rationales=right, training examples with a rationale: {found}"
+    return dataclasses.replace(splits, train=tuple(train), notes=(*splits.notes, note))
 
 
 TASKS: dict[str, Callable[[Path, Options], Splits]] = {

@@ -253,11 +253,15 @@ def load_splits(data: DataConfig, seed: int, end_token: str = tasks.END_TOKEN) -
     """
     if data.task == "word_problems":
         problems = word_problems.splits(seed=seed, **dataclasses.asdict(data.word_problems))
-        return tasks.as_splits(data.task, problems, None, by_value=True)
-    _require_root(data)
-    return tasks.load(
-        data.task, Path(data.root), parser=data.parser, end_token=end_token, compare=data.compare
-    )
+        splits = tasks.as_splits(data.task, problems, None, by_value=True)
+    else:
+        _require_root(data)
+        splits = tasks.load(
+            data.task, Path(data.root), parser=data.parser, end_token=end_token, compare=data.compare
+        )
+    if data.teacher:
+        splits = tasks.taught_by(splits, Path(data.teacher))
+    return tasks.only_right(splits) if data.rationales == "right" else splits
 
 
 def _require_root(data: DataConfig) -> None:

@@ -98,14 +98,22 @@ class Result(NamedTuple):
     detail: str = ""
 
 
-def run(program: str) -> Result:
+def run(program: str, sandbox: Callable[[str], Result] | None = None) -> Result:
     """Returns the answer of a program; never raises, never takes much longer than `_MAX_SECONDS`.
 
     The answer is the value of `ans` or `answer`; without either, what `solution()` or `solver()` returns;
     without those, the last line printed, as a number if it is one.
+
+    Args:
+      sandbox: runs what is refused here, as unsupported or for its budget, in its own time (`data.sandbox`).
     """
+    result = _interpret(program)
+    return sandbox(program) if sandbox and result.failure in ("Unsupported", "Budget") else result
+
+
+def _interpret(program: str) -> Result:
     try:
-        return Result(_finished(_Interpreter().answer(_parse(program))))
+        return answered(_Interpreter().answer(_parse(program)))
     except _Failure as failure:
         return Result(None, failure.kind, failure.detail[:100])
     except RecursionError:
@@ -140,13 +148,16 @@ def _parse(program: str) -> list[ast.stmt]:
         raise _Failure("SyntaxError", str(getattr(error, "msg", error))) from None
 
 
-def _finished(value: Any) -> int | float | str:
+def answered(value: Any) -> Result:
+    """Returns what a program's value counts for."""
     if not isinstance(value, int | float | str):
-        raise _Failure("NoAnswer", "None" if value is None else type(value).__name__.lstrip("_"))
-    # An integer beyond float64 is an OverflowError.
-    if not isinstance(value, str) and not math.isfinite(value):
-        raise _Failure("NoAnswer", str(value))
-    return value
+        return Result(None, "NoAnswer", "None" if value is None else type(value).__name__.lstrip("_"))
+    try:
+        if not isinstance(value, str) and not math.isfinite(value):
+            return Result(None, "NoAnswer", str(value))
+    except OverflowError as error:  # an integer beyond float64
+        return Result(None, "OverflowError", str(error))
+    return Result(value)
 
 
 @dataclasses.dataclass

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from cot_jax.config import parse_command_line
-from cot_jax.errors import UserError
+from cot_jax.errors import UserError, writing
 from cot_jax.training.compiled import keep_compiled
 from cot_jax.training.experiment import prepare
 from cot_jax.training.loop import PREEMPTED, Diverged, Preempted, dry_run, train
@@ -23,7 +23,8 @@ def main(argv: Sequence[str]) -> int:
         if command.dry_run:
             print(*dry_run(experiment), sep="\n")
             return 0
-        result = train(experiment, command.workdir, command.profile_steps)
+        with writing(command.workdir):
+            result = train(experiment, command.workdir, command.profile_steps)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

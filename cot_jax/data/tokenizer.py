@@ -67,8 +67,15 @@ class Tokenizer:
         return sum(unknown) / max(len(unknown), 1)
 
     def save(self, directory: str | Path) -> None:
-        """Writes the files that `load`, and Transformers' AutoTokenizer, read it back from."""
-        self.hf.save_pretrained(directory)
+        """Writes the files that `load`, and Transformers' AutoTokenizer, read it back from.
+
+        Raises:
+          OSError: they cannot be written.
+        """
+        try:
+            self.hf.save_pretrained(directory)
+        except Exception as error:  # the Rust side raises a bare one
+            raise OSError(str(error)) from None
 
 
 def load(path_or_id: str | Path) -> Tokenizer:

@@ -1,10 +1,13 @@
 """Metrics rows: `metrics.jsonl` always, TensorBoard events beside it, Weights & Biases on request."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from cot_jax.errors import UserError
 
@@ -20,7 +23,7 @@ class MetricsWriter:
       writes: False in all but one of the processes of a run: these only read what is there.
 
     Attributes:
-      evaluated: the last step with an evaluation row; 0 before the first.
+      evaluated: the last step with an evaluation row and its valid/accuracy; 0 before the first.
     """
 
     def __init__(
@@ -39,9 +42,13 @@ class MetricsWriter:
         partial.write_text("".join(kept), encoding="utf-8")
         partial.replace(path)
         self._rows = path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(
-            str(directory / "tensorboard"), purge_step=resumed_step + 1 if resumed_step else None
-        )
+        events = directory / "tensorboard"
+        events.mkdir(exist_ok=True)
+        # Not SummaryWriter: its thread dies of a full disk, and then it waits for it forever.
+        self._events = EventsWriter(str(events / "events"))
+        if resumed_step:  # TensorBoard drops what a run that was killed wrote after it
+            restart = SessionLog(status=SessionLog.START)
+            self._events.write_event(Event(step=resumed_step + 1, session_log=restart, wall_time=time.time()))
         self._wandb = _start_wandb(directory, wandb_config) if wandb_config is not None else None
 
     def __enter__(self) -> "MetricsWriter":
@@ -60,8 +67,8 @@ class MetricsWriter:
         if not self._writes:
             return
         self._rows.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=x) for name, x in values.items()])
+        self._events.write_event(Event(step=step, summary=summary, wall_time=time.time()))
         if self._wandb:
             self._wandb.log(values, step=step)
 
@@ -71,16 +78,16 @@ class MetricsWriter:
             self._events.flush()
 
 
-def _rows_until(path: Path, step: int) -> tuple[list[str], int]:
-    """Returns the rows up to a step, and the last step that has an evaluation row."""
-    kept, evaluated = [], 0
+def _rows_until(path: Path, step: int) -> tuple[list[str], tuple[int, float]]:
+    """Returns the rows up to a step, and the last one of them that was evaluated, with its accuracy."""
+    kept, evaluated = [], (0, 0.0)
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
         # A kill can tear the last line; it is beyond the last checkpoint then.
         if not line.endswith("\n") or (row := json.loads(line))["step"] > step:
             break
         kept.append(line)
         if "valid/accuracy" in row:
-            evaluated = row["step"]
+            evaluated = (row["step"], row["valid/accuracy"])
     return kept, evaluated
 
 

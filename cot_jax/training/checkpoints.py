@@ -1,8 +1,10 @@
 """Checkpoints: the newest states to go on from, and the parameters best on validation."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from cot_jax.errors import UserError
@@ -18,11 +20,20 @@ class Checkpoints:
 
     All are written in the background, and each is complete or absent. The older state is there in case that
     the disk lost part of the newer one. A context manager; leaving it waits for what is being written.
+
+    Raises:
+      UserError: at the next call or on leaving, one could not be written; those before it are whole.
     """
 
-    def __init__(self, directory: Path):
-        latest = ocp.CheckpointManagerOptions(max_to_keep=2)
-        best = ocp.CheckpointManagerOptions(max_to_keep=1, best_fn=lambda metrics: metrics[_ACCURACY])
+    def __init__(self, directory: Path, *, clean: bool = False):
+        """
+        Args:
+          clean: whether to remove what a killed run left unfinished; only for the run that writes here.
+        """
+        latest = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=clean)
+        best = ocp.CheckpointManagerOptions(
+            max_to_keep=1, best_fn=lambda metrics: metrics[_ACCURACY], cleanup_tmp_directories=clean
+        )
         self._latest = ocp.CheckpointManager(directory.absolute() / "latest", options=latest)
         self._best = ocp.CheckpointManager(directory.absolute() / "best", options=best)
 
@@ -30,8 +41,12 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_) -> None:
-        self._latest.close()
-        self._best.close()
+        try:
+            _wait(self._latest)
+            _wait(self._best)
+        finally:
+            self._latest.close()
+            self._best.close()
 
     @property
     def latest_step(self) -> int | None:
@@ -40,36 +55,39 @@ class Checkpoints:
     @property
     def best(self) -> tuple[int, float] | None:
         """Step and validation accuracy of the best parameters; None before the first evaluation."""
-        self._best.wait_until_finished()
+        _wait(self._best)
         step = self._best.latest_step()
         return None if step is None else (step, self._best.metrics(step)[_ACCURACY])
 
     def save(self, step: int, state: TrainState) -> None:
         """Makes `state` the one to go on from."""
-        self._latest.save(step, args=ocp.args.StandardSave(state))
+        _wait(self._best)  # else a run killed now would go on without the best of an earlier step
+        _save(self._latest, step, state)
 
     def save_if_best(self, step: int, params: Params, accuracy: float) -> None:
         """Keeps `params` if they are better than the best so far; the earlier one of equals stays."""
         if self.best is None or accuracy > self.best[1]:
-            self._best.save(step, args=ocp.args.StandardSave(params), metrics={_ACCURACY: accuracy})
+            _save(self._best, step, params, metrics={_ACCURACY: accuracy})
 
     def restore_latest(self, like: TrainState) -> TrainState:
         """Returns the newest state that can be read; `like` has its shapes and shardings.
 
-        One that cannot is reported and deleted, so that it is written again.
+        One that cannot is reported, and deleted once an older one was read, so that it is written again.
 
         Raises:
           UserError: there are checkpoints, but none can be read.
         """
-        self._latest.wait_until_finished()
+        unreadable = []
         for step in sorted(self._latest.all_steps(), reverse=True):
             try:
-                return _restore(self._latest, step, like)
+                state = _restore(self._latest, step, like)
             except Exception as error:  # whatever Orbax says of a file that is cut or missing
-                directory = self._latest.directory / str(step)
-                say(f"{directory} cannot be read ({_first_line(error)})")
-                if step > min(self._latest.all_steps()):
-                    self._latest.delete(step)
+                say(f"{self._latest.directory / str(step)} cannot be read ({_first_line(error)})")
+                unreadable.append(step)
+                continue
+            for damaged in unreadable:
+                self._latest.delete(damaged)
+            return state
         raise UserError(
             f"{self._latest.directory}: no checkpoint can be read; delete {self._latest.directory.parent} to "
             "train again from the start, or choose another --workdir"
@@ -81,11 +99,40 @@ class Checkpoints:
         Raises:
           UserError: they cannot be read.
         """
-        self._best.wait_until_finished()
+        _wait(self._best)
         try:
             return _restore(self._best, self._best.latest_step(), like)
         except Exception as error:
             raise UserError(f"{self._best.directory} cannot be read ({_first_line(error)})") from None
+
+
+def _save(manager: ocp.CheckpointManager, step: int, tree: Any, **more) -> None:
+    """Begins to write, unless there is too little room: Orbax would find out in pages of tracebacks."""
+    _wait(manager)
+    needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    if (free := shutil.disk_usage(manager.directory).free) < needed:
+        raise UserError(
+            f"{manager.directory}: the checkpoint of step {step} needs {needed / 2**20:.1f} MiB, "
+            f"{free / 2**20:.1f} are free; make room, and the same command goes on"
+        )
+    try:
+        manager.save(step, args=ocp.args.StandardSave(tree), **more)
+    except Exception as error:
+        raise _unwritten(manager, error) from None
+
+
+def _wait(manager: ocp.CheckpointManager) -> None:
+    try:
+        manager.wait_until_finished()
+    except Exception as error:  # of tensorstore or the file system, from another thread
+        raise _unwritten(manager, error) from None
+
+
+def _unwritten(manager: ocp.CheckpointManager, error: Exception) -> UserError:
+    return UserError(
+        f"{manager.directory}: a checkpoint cannot be written ({_first_line(error)}); mend that, and the "
+        "same command goes on"
+    )
 
 
 def _restore(manager: ocp.CheckpointManager, step: int | None, like: Any) -> Any:

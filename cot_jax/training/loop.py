@@ -118,8 +118,10 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
     for line in describe(run):
         say(line)
     clock = Clock()
-    with jax.set_mesh(run.mesh), Checkpoints(workdir / "checkpoints") as checkpoints:
+    with jax.set_mesh(run.mesh), Checkpoints(workdir / "checkpoints", clean=True) as checkpoints:
         if checkpoints.latest_step is None:
+            if (workdir / "metrics.jsonl").exists():
+                say(f"{workdir} was stopped before its first checkpoint: from the start again")
             state = run.initial_state()
         else:
             state = run.restore_latest(checkpoints)
@@ -137,9 +139,9 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
             result = _conclude(run, checkpoints, workdir, clock)
     if not leads():
         return result
-    _write(result_file, json.dumps(result, indent=2) + "\n")
     if config.train.layer_norms_every:
         draw_layer_norms(workdir / "metrics.jsonl", workdir / "layer_norms.png")
+    _write(result_file, json.dumps(result, indent=2) + "\n")  # the last: it says that all is done
     return result
 
 
@@ -178,8 +180,12 @@ def _steps(
         checkpoints.save_if_best(step, state.params, row["valid/accuracy"])
 
     with Progress(first, config.steps, config.batch_size, config.log_every) as progress:
-        if due(first) and writer.evaluated < first:  # it was stopped between saving and evaluating
-            evaluate(first)
+        if due(first):  # it was stopped between saving and the end of the evaluation
+            evaluated, accuracy = writer.evaluated
+            if evaluated == first:
+                checkpoints.save_if_best(first, state.params, accuracy)
+            else:
+                evaluate(first)
         pending = None
         for step in range(first + 1, config.steps + 1):
             with clock:
@@ -291,19 +297,19 @@ def dry_run(experiment: Experiment) -> list[str]:
 def _claim(workdir: Path, experiment: Experiment) -> None:
     """Makes the work directory this config's, or refuses; writes what `saved.load` needs there."""
     taken = refuse_other_config(workdir, experiment.config)
+    if not taken and (workdir / "checkpoints").exists():
+        raise UserError(
+            f"{workdir} has checkpoints, but no config.json that says of which run: put it back, or choose "
+            "another --workdir"
+        )
     if leads():
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            if not taken:
-                _write(workdir / "config.json", to_json(experiment.config))
-            labels = answer_labels(experiment)
-            _write(workdir / ANSWERS_FILE, answers_json(experiment.splits.by_value, labels))
-            _write(workdir / STUDENT_FILE, json.dumps(experiment.student.architecture(), indent=2) + "\n")
-            experiment.tokenizer.save(workdir / "tokenizer")
-        except OSError as error:
-            raise UserError(
-                f"{workdir} cannot be written: {error.strerror}; choose another --workdir"
-            ) from None
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not taken:
+            _write(workdir / "config.json", to_json(experiment.config))
+        labels = answer_labels(experiment)
+        _write(workdir / ANSWERS_FILE, answers_json(experiment.splits.by_value, labels))
+        _write(workdir / STUDENT_FILE, json.dumps(experiment.student.architecture(), indent=2) + "\n")
+        experiment.tokenizer.save(workdir / "tokenizer")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("claimed")
 

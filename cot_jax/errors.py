@@ -19,6 +19,7 @@ def writing(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        what = error.strerror or error
         raise UserError(
-            f"{directory} cannot be written: {error.strerror or error}; mend that, and the same command goes on"
+            f"{directory} cannot be written: {what}; mend that, and the same command goes on"
         ) from error

@@ -1,11 +1,18 @@
-"""Compiled programs outlive the run."""
+"""Compiled programs: ready before they are needed, and kept after the run."""
 
 import os
 import platform
 import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+
+from cot_jax.batch import Batch
+from cot_jax.training.report import say
+from cot_jax.training.step import Metrics, TrainState
 
 
 def keep_compiled() -> None:
@@ -24,3 +31,52 @@ def keep_compiled() -> None:
         print(f"{directory} cannot be written ({error.strerror}): every run compiles anew", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(directory))
+
+
+class CompiledAhead:
+    """A jitted train step whose programs are made in the background, in the order in which they come.
+
+    The first loss is seen as soon as its own program is ready, the others are compiled meanwhile: a thread
+    of Python suffices, XLA lets go of the interpreter. A context manager; leaving it waits for the program
+    in work and makes no more.
+    """
+
+    def __init__(
+        self,
+        step: jax.stages.Wrapped,
+        mesh: jax.sharding.Mesh,
+        state: TrainState,
+        batches: Mapping[str, Batch],
+    ):
+        """
+        Args:
+          state: its shapes and shardings.
+          batches: those of one batch of every shape, by name, the first to come first.
+        """
+        self._pool = ThreadPoolExecutor(1)
+
+        def compile_(count, name):
+            began = time.monotonic()
+            with jax.set_mesh(mesh):
+                compiled = step.lower(state, batches[name]).compile()
+            seconds = time.monotonic() - began
+            say(f"compiled {count} of {len(batches)} shapes: {name} in {seconds:.1f} s")
+            return compiled
+
+        self._compiled = {
+            _widths(batches[name]): self._pool.submit(compile_, count, name)
+            for count, name in enumerate(batches, start=1)
+        }
+
+    def __enter__(self) -> "CompiledAhead":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return self._compiled[_widths(batch)].result()(state, batch)
+
+
+def _widths(batch: Batch) -> tuple[tuple[int, ...], ...]:
+    return tuple(x.shape for x in jax.tree.leaves(batch))

@@ -179,7 +179,10 @@ def _steps(
         say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in row.items()))
         checkpoints.save_if_best(step, state.params, row["valid/accuracy"])
 
-    with Progress(first, config.steps, config.batch_size, config.log_every) as progress:
+    with (
+        Progress(first, config.steps, config.batch_size, config.log_every) as progress,
+        run.compiled_ahead(first) as train_step,
+    ):
         if due(first):  # it was stopped between saving and the end of the evaluation
             evaluated, accuracy = writer.evaluated
             if evaluated == first:
@@ -189,7 +192,7 @@ def _steps(
         pending = None
         for step in range(first + 1, config.steps + 1):
             with clock:
-                state, metrics = run.train_step(state, run.batch(step - 1))
+                state, metrics = train_step(state, run.batch(step - 1))
                 profile.after(step, state)
                 if pending:
                     record(*pending)

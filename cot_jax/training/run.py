@@ -13,6 +13,7 @@ from cot_jax.losses.self_distillation import LastBatch
 from cot_jax.metrics.accuracy import accuracy
 from cot_jax.models.student import Params
 from cot_jax.training.checkpoints import Checkpoints
+from cot_jax.training.compiled import CompiledAhead
 from cot_jax.training.evaluation import (
     Answers,
     Generate,
@@ -156,6 +157,20 @@ class Run:
     def batch(self, step: int) -> Batch:
         """Returns the batch of training step `step` (from 0), on the mesh."""
         return spread(self.experiment.batches(step), self._batch_sharding)
+
+    def compiled_ahead(self, first: int) -> CompiledAhead:
+        """Returns `train_step`, compiled in the background for all steps from `first` on (from 0)."""
+        batches, abstract = self.experiment.batches, {}
+        for step in range(first, self.experiment.config.train.steps):
+            shape = batches.shape(batches.rows(step))
+            if (name := "x".join(map(str, shape))) not in abstract:
+                abstract[name] = jax.tree.map(
+                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._batch_sharding),
+                    batches(step),
+                )
+            if len(abstract) == len(batches.shapes):
+                break
+        return CompiledAhead(self.train_step, self.mesh, self._abstract_state, abstract)
 
     def examples(self, split: str) -> tuple[Example, ...]:
         examples = tuple(getattr(self.experiment.splits, split))

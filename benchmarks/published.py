@@ -15,7 +15,7 @@ from transformers import T5ForConditionalGeneration
 
 from benchmarks.workload import ALPHA, BETA, DROPOUT
 from cot_jax.batch import Batch, ViewArrays
-from cot_jax.config import OptimizerConfig
+from cot_jax.config import Config
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -60,7 +60,7 @@ class TorchStep:
         self.describe = f"{self.dtype}, {'sdpa, fused AdamW' if tuned else 'eager attention'}" + (
             ", torch.compile" if compile_as is not None else ""
         )
-        published = OptimizerConfig()
+        published = Config().resolved().optimizer
         self._clip_norm = published.clip_norm
         self._optimizer = torch.optim.AdamW(
             self._model.parameters(),

@@ -18,7 +18,6 @@ from cot_jax.config import (
     DataConfig,
     ModelConfig,
     ObjectiveConfig,
-    OptimizerConfig,
     SelfDistillationConfig,
 )
 from cot_jax.data.batches import Ragged, TokenizedView, make_batch
@@ -223,7 +222,7 @@ class OurStep:
         looped = dataclasses.replace(student, scan_unroll=1)
         self._compared = make_objective(looped, terms, weights, mi, distillation)
         objective = make_objective(student, terms, weights, mi, distillation)
-        optimizer = make_optimizer(OptimizerConfig(), 10_000)
+        optimizer = make_optimizer(Config().resolved().optimizer, 10_000)
         self._step = jax.jit(make_train_step(objective, optimizer), donate_argnums=0)
         self._compiled: dict[str, Any] = {}
         # rbg keys, as in training.

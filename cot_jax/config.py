@@ -34,6 +34,9 @@ from cot_jax.losses.self_distillation import (
 from cot_jax.losses.self_distillation import METHODS as SELF_DISTILLATION_METHODS
 from cot_jax.models.student import PRESETS
 
+# The published recipe of Hsieh et al. 2023, and that of Raffel et al. 2020, section 3.1.2.
+LEARNING_RATES = {"adamw": 5e-5, "adafactor": 1e-3}
+
 
 def _key(
     default: Any,
@@ -146,13 +149,24 @@ class SelfDistillationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    learning_rate: float = _key(5e-5, "AdamW's peak learning rate; decays linearly to 0", low=0.0)
+    name: str = _key(
+        "adamw", "optimizer; adafactor is T5's own, with next to no state", choices=sorted(LEARNING_RATES)
+    )
+    learning_rate: float = _key(
+        0.0, "peak learning rate; 0 = the usual one: AdamW 5e-5, Adafactor 1e-3, LoRA 5e-4", low=0.0
+    )
+    schedule: str = _key("linear", "decay of it, to 0 at the last step", choices=("linear", "constant"))
     warmup_steps: int = _key(0, "steps of linear warm-up", low=0)
-    clip_norm: float = _key(1.0, "largest global norm of the gradient", low=0.0)
+    clip_norm: float = _key(1.0, "largest global norm of the gradient; 0 = any", low=0.0)
     weight_decay: float = _key(0.0, "decoupled weight decay (not on norms and biases)", low=0.0)
     b1: float = _key(0.9, "decay of AdamW's first moment", low=0.0, high=1.0)
     b2: float = _key(0.999, "decay of AdamW's second moment", low=0.0, high=1.0)
     eps: float = _key(1e-8, "AdamW's epsilon", low=0.0)
+    moment_dtype: str = _key(
+        "float32",
+        "of AdamW's two moments as they are stored; bfloat16 is dithered, so that small changes add up",
+        choices=("float32", "bfloat16"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +230,11 @@ class Config:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+
+    def resolved(self) -> "Config":
+        """With the learning rate that the default of 0 stands for."""
+        rate = self.optimizer.learning_rate or LEARNING_RATES[self.optimizer.name]
+        return dataclasses.replace(self, optimizer=dataclasses.replace(self.optimizer, learning_rate=rate))
 
 
 def default_config() -> ml_collections.ConfigDict:

@@ -130,7 +130,7 @@ def _plan(table: Table, options: argparse.Namespace) -> list[_Job]:
             workdir = options.output / cell.path / f"seed{seed}"
             flags = cell.flags(seed)
             # Every run is checked before the first one starts.
-            refuse_other_config(workdir, parse_command_line(["sweep", *flags], "").config)
+            refuse_other_config(workdir, parse_command_line(["sweep", *flags], "").config.resolved())
             jobs.append(_Job(f"{cell.row}, {cell.column}, seed {seed}", workdir, flags))
     return jobs
 

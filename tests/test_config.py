@@ -21,7 +21,7 @@ def test_every_config_file_is_a_valid_experiment():
     files = sorted(CONFIGS.glob("*.py"))
     assert len(files) >= 20
     for file in files:
-        config = _parse(f"--config={file}").config
+        config = _parse(f"--config={file}").config.resolved()
         if "_" in file.stem and not file.stem.startswith("demo"):
             task, method = file.stem.split("_", 1)
             distilled = config.self_distillation.method
@@ -133,5 +133,5 @@ def test_the_readme_lists_every_key():
 def test_json_holds_the_whole_config():
     config = freeze(default_config())
     assert config == Config()
-    assert '"learning_rate": 5e-05' in to_json(config)
+    assert '"learning_rate": 5e-05' in to_json(config.resolved())
     assert all(math.isfinite(v) for _, v, _ in describe_keys() if isinstance(v, float))

@@ -53,6 +53,7 @@ def prepare(config: Config) -> Experiment:
     Raises:
       UserError: data, tokenizer or weights that are missing or do not fit.
     """
+    config = config.resolved()
     method = views.METHODS[config.objective.method]
     self_distillation = _self_distillation(config, method)
     splits, tokenizer = _load_data(config)

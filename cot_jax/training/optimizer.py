@@ -1,18 +1,25 @@
-"""AdamW with linear decay, as the published recipes use it."""
+"""AdamW as the published recipes use it, or Adafactor as T5's do; what their moments cost in memory."""
+
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from cot_jax.config import OptimizerConfig
 
+# Matrices with a smaller side keep a whole second moment, as in T5's own code.
+_LEAST_FACTORED = 128
+
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Returns step -> learning rate: linear warm-up from 0, then linear decay to 0 at `steps`.
+    """Returns step -> learning rate: linear warm-up from 0, then linear decay to 0 at `steps`, or none.
 
     The first update of a run without warm-up is made at the peak and the last one at peak / steps,
     as by `transformers.get_linear_schedule_with_warmup`.
     """
-    decay = optax.linear_schedule(config.learning_rate, 0.0, max(steps - config.warmup_steps, 1))
+    last = config.learning_rate if config.schedule == "constant" else 0.0
+    decay = optax.linear_schedule(config.learning_rate, last, max(steps - config.warmup_steps, 1))
     if not config.warmup_steps:
         return decay
     warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
@@ -20,18 +27,101 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter 2019) behind a clip of the gradient's global norm."""
+    """AdamW (Loshchilov and Hutter 2019) or Adafactor (Shazeer and Stern 2018) behind a clip of the norm.
+
+    Adafactor is that of algorithm 4 with the relative step sizes of T5: decay 1 - t**-0.8, updates clipped
+    at a root mean square of 1 and scaled by the parameter's, no first moment. Weight decay is decoupled in
+    both: learning rate x decay x parameter.
+    """
+    scale = _adam(config) if config.name == "adamw" else _by_matrix(_adafactor())
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            make_schedule(config, steps),
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=_decayed,
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        optax.chain(
+            scale,
+            optax.add_decayed_weights(config.weight_decay, _decayed),
+            optax.scale_by_learning_rate(make_schedule(config, steps)),
         ),
     )
+
+
+def _adafactor() -> optax.GradientTransformation:
+    return optax.chain(
+        optax.scale_by_factored_rms(min_dim_size_to_factor=_LEAST_FACTORED),
+        optax.clip_by_block_rms(1.0),
+        optax.scale_by_param_block_rms(1e-3),
+    )
+
+
+def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Adam whose moments are stored in `moment_dtype`; each update is computed from float32 ones."""
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    if config.moment_dtype == "float32":
+        return adam
+
+    def narrow(state):
+        return state._replace(
+            mu=jax.tree.map(lambda m: _dithered(m, state.count), state.mu),
+            nu=jax.tree.map(lambda v: _dithered(v, state.count), state.nu),
+        )
+
+    def update(grads, state, params=None):
+        wide = jax.tree.map(lambda x: x.astype(jnp.float32), (state.mu, state.nu))
+        updates, state = adam.update(grads, state._replace(mu=wide[0], nu=wide[1]), params)
+        return updates, narrow(state)
+
+    return optax.GradientTransformation(lambda params: narrow(adam.init(params)), update)
+
+
+def _dithered(x: jax.Array, count: jax.Array) -> jax.Array:
+    """float32 as bfloat16, up or down with the chance that makes the mean exact.
+
+    Rounded to nearest, a second moment would never fall: a step changes it by 1 - b2 = 0.001 of itself, and
+    bfloat16's next number is 0.004 away. The chance is a hash of value and step, not a random number: it
+    costs no memory, is computed where the value is, and a resumed run rounds as an uninterrupted one.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    noise = _hash(bits ^ _hash(count.astype(jnp.uint32))) >> 16
+    kept = (bits + noise) & jnp.uint32(0xFFFF0000)
+    return jax.lax.bitcast_convert_type(kept, jnp.float32).astype(jnp.bfloat16)
+
+
+def _hash(x: jax.Array) -> jax.Array:
+    """The finalizer of MurmurHash3: every bit of the result depends on every bit of x."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _by_matrix(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner` on every parameter alone, each layer's for itself, as the matrix (inputs, outputs) it is.
+
+    So a leaf that holds the weights of all layers, or splits a matrix's outputs in heads, is updated as
+    T5's own code, which does neither, updates it.
+    """
+
+    def init(params):
+        return jax.tree.map_with_path(lambda path, p: jax.vmap(inner.init)(_matrices(path, p)), params)
+
+    def update(grads, state, params):
+        def one(path, grad, param, state):
+            update, state = jax.vmap(inner.update)(_matrices(path, grad), state, _matrices(path, param))
+            return update.reshape(grad.shape), state
+
+        pairs = jax.tree.map_with_path(one, grads, params, state)
+        return tuple(jax.tree.map(lambda _, pair, i=i: pair[i], grads, pairs) for i in (0, 1))
+
+    return optax.GradientTransformation(init, update)
+
+
+def _matrices(path: Any, x: jax.Array) -> jax.Array:
+    """A parameter with a leading axis for its layers (1 where there are none), of matrices or vectors."""
+    names = [key.key for key in path]
+    stacked = x if "layers" in names else x[None]
+    if stacked.ndim != 4:
+        return stacked
+    N, first, second, third = stacked.shape
+    # The output projection maps from heads and head size, the others to them.
+    return stacked.reshape((N, first * second, third) if names[-1] == "o" else (N, first, second * third))
 
 
 def _decayed(params):

@@ -36,6 +36,8 @@ from cot_jax.models.student import PRESETS
 
 # The published recipe of Hsieh et al. 2023, and that of Raffel et al. 2020, section 3.1.2.
 LEARNING_RATES = {"adamw": 5e-5, "adafactor": 1e-3}
+# Hu et al. 2022, appendix D.1, as others since: about ten times that of all weights.
+LORA_LEARNING_RATE = 5e-4
 
 
 def _key(
@@ -108,6 +110,9 @@ class ModelConfig:
         "auto = bfloat16 on GPU and TPU, float32 on CPU",
         choices=("auto", "float32", "bfloat16"),
     )
+    lora_rank: int = _key(0, "train LoRA's low-rank updates of this rank only; 0 = all weights", low=0)
+    lora_alpha: float = _key(16.0, "these updates are multiplied by alpha / rank", low=0.0)
+    lora_targets: str = _key("attention/[qv]$", "regular expression of the updated parameters' paths")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +238,8 @@ class Config:
 
     def resolved(self) -> "Config":
         """With the learning rate that the default of 0 stands for."""
-        rate = self.optimizer.learning_rate or LEARNING_RATES[self.optimizer.name]
+        usual = LORA_LEARNING_RATE if self.model.lora_rank else LEARNING_RATES[self.optimizer.name]
+        rate = self.optimizer.learning_rate or usual
         return dataclasses.replace(self, optimizer=dataclasses.replace(self.optimizer, learning_rate=rate))
 
 

@@ -24,6 +24,20 @@ Params = dict[str, Any]
 Partition = Sequence[tuple[str, PartitionSpec]]
 
 
+def as_matrices(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A parameter's shape as that of a stack of its layers' (N, inputs, outputs), or (N, D) of vectors.
+
+    Every student names its parameters alike: below `layers` a leaf's first axis is the layer, elsewhere
+    N is 1, and of three further axes two are heads and head size: of `o` the inputs, else the outputs.
+    """
+    *_, name = names = path.split("/")
+    N, *axes = shape if "layers" in names else (1, *shape)
+    if len(axes) == 3:
+        first, second, third = axes
+        axes = [first * second, third] if name == "o" else [first, second * third]
+    return (N, *axes)
+
+
 class Student(Protocol):
     """A model that learns views: pure functions of parameters, which are a plain nested dict.
 
@@ -201,7 +215,7 @@ class T5Student:
 
     def layer_norms(self, tree: Params) -> dict[str, jax.Array]:
         norms = jax.vmap(optax.tree.norm)  # the layers of a stack are a leading axis
-        return {stack: norms(tree[stack]["layers"]) for stack in ("encoder", "decoder")}
+        return {stack: norms(tree[stack]["layers"]) for stack in ("encoder", "decoder") if stack in tree}
 
     def flops(self, inputs: ArrayLike, targets: Sequence[ArrayLike]) -> np.ndarray:
         c = self.config

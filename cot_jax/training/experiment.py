@@ -4,12 +4,13 @@ import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cot_jax.config import Config, DataConfig, ModelConfig
+from cot_jax.config import LORA_LEARNING_RATE, Config, DataConfig, ModelConfig
 from cot_jax.data import tasks, views, word_problems
 from cot_jax.data import tokenizer as tokenizers
 from cot_jax.data.batches import Batches, Ragged, TokenizedView
@@ -20,7 +21,11 @@ from cot_jax.errors import UserError
 from cot_jax.losses.objective import MutualInformation, Objective, make_objective
 from cot_jax.losses.self_distillation import SelfDistillation
 from cot_jax.models import student as students
+from cot_jax.models.lora import Lora, fingerprint
 from cot_jax.models.student import Params, Student
+
+# Of a student's architecture: the checksum of the weights that its adapter adapts.
+BASE = "base_crc32"
 
 # Room for every word of the generated problems as one piece, which is about 200.
 _WORD_PROBLEM_PIECES = 512
@@ -35,11 +40,17 @@ class Experiment:
     tokenizer: Tokenizer
     student: Student
     pretrained: Params | None  # None: from scratch
+    lora: Lora | None  # None: every parameter is trained
     views: tuple[View, ...]
     train_examples: tuple[Example, ...]
     batches: Batches
     self_distillation: SelfDistillation | None
     report: tuple[str, ...]
+
+    def architecture(self) -> dict[str, Any]:
+        """What says of the student all that its parameters, or its adapter, do not."""
+        base = {BASE: fingerprint(self.pretrained)} if self.lora and self.pretrained else {}
+        return self.student.architecture() | base
 
     @property
     def answer_view(self) -> View:
@@ -77,11 +88,12 @@ def prepare(config: Config) -> Experiment:
         tokenizer=tokenizer,
         student=student,
         pretrained=pretrained,
+        lora=make_lora(config.model, student),
         views=method,
         train_examples=train_examples,
         batches=batches,
         self_distillation=self_distillation,
-        report=(*splits.report, *report, *token_report),
+        report=(*splits.report, *report, *token_report, *_check_lora(config)),
     )
 
 
@@ -327,6 +339,34 @@ def compute_dtype(config: ModelConfig) -> jnp.dtype:
     if config.compute_dtype != "auto":
         return jnp.dtype(config.compute_dtype)
     return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+
+def make_lora(config: ModelConfig, student: Student) -> Lora | None:
+    if not config.lora_rank:
+        return None
+    shapes = jax.eval_shape(student.init, jax.random.key(0))
+    return Lora(shapes, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets)
+
+
+def _check_lora(config: Config) -> list[str]:
+    """Returns a warning where LoRA would learn next to nothing.
+
+    Raises:
+      UserError: it would adapt nothing worth adapting, or by steps that B = 0 makes too small.
+    """
+    if not config.model.lora_rank:
+        return []
+    key = f"config.model.lora_rank={config.model.lora_rank}"
+    if not config.model.pretrained:
+        raise UserError(f"{key} adapts pretrained weights: give them with --config.model.pretrained=DIR")
+    if config.optimizer.name == "adafactor":
+        raise UserError(
+            f"{key} with config.optimizer.name=adafactor: its steps are relative to the parameters, which "
+            "begin at 0; take adamw, whose moments of an adapter are small"
+        )
+    if (rate := config.optimizer.learning_rate) > 1e-4:
+        return []
+    return [f"warning: {key} learns little at learning rate {rate:g}; usual is {LORA_LEARNING_RATE:g}"]
 
 
 def _load_student(config: ModelConfig, tokenizer: Tokenizer) -> tuple[Student, Params | None]:

@@ -17,10 +17,10 @@ from cot_jax.metrics.accuracy import accuracy
 from cot_jax.metrics.plots import LAYER_NORM, draw_layer_norms, require_matplotlib
 from cot_jax.metrics.writers import MetricsWriter
 from cot_jax.training.checkpoints import Checkpoints
-from cot_jax.training.experiment import Experiment, answer_labels, compute_dtype
+from cot_jax.training.experiment import BASE, Experiment, answer_labels, compute_dtype
 from cot_jax.training.report import Clock, Progress, hardware, say
 from cot_jax.training.run import Run
-from cot_jax.training.saved import ANSWERS_FILE, STUDENT_FILE, answers_json
+from cot_jax.training.saved import ANSWERS_FILE, STUDENT_FILE, answers_json, refuse_other_base
 from cot_jax.training.sharding import leads
 from cot_jax.training.step import TrainState
 
@@ -226,6 +226,7 @@ def _conclude(run: Run, checkpoints: Checkpoints, workdir: Path, clock: Clock) -
         "examples": len(experiment.train_examples),
         "example_visits": config.train.steps * config.train.batch_size,
         "parameters": run.parameters,
+        "trained_parameters": run.trained_parameters,
         "wall_seconds": clock.wall,
         "train_seconds": clock.seconds,
         "examples_per_second": clock.entered * config.train.batch_size / clock.seconds
@@ -266,6 +267,7 @@ def describe(run: Run) -> list[str]:
         f"{100 * experiment.batches.efficiency:.0f} % of the arithmetic is for real tokens",
         f"model: {run.parameters:,} parameters, "
         + (config.model.pretrained or f"preset {config.model.preset} from scratch"),
+        *([_describe_lora(run)] if experiment.lora else []),
         f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}{_arrangement(run.mesh)}, "
         f"{compute_dtype(config.model)} compute",
         f"{config.train.steps} steps of {config.train.batch_size} examples, "
@@ -282,6 +284,15 @@ def describe(run: Run) -> list[str]:
 def _arrangement(mesh: jax.sharding.Mesh) -> str:
     sizes = [f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1]
     return f" ({', '.join(sizes)})" if sizes else ""
+
+
+def _describe_lora(run: Run) -> str:
+    config, lora = run.experiment.config, run.experiment.lora
+    assert lora
+    return (
+        f"LoRA of rank {config.model.lora_rank} on {lora.matrices} matrices: {run.trained_parameters:,} "
+        f"parameters are trained, {100 * run.trained_parameters / run.parameters:.2g} % as many"
+    )
 
 
 def dry_run(experiment: Experiment) -> list[str]:
@@ -305,13 +316,16 @@ def _claim(workdir: Path, experiment: Experiment) -> None:
             f"{workdir} has checkpoints, but no config.json that says of which run: put it back, or choose "
             "another --workdir"
         )
+    architecture = experiment.architecture()
+    if taken and experiment.lora and (workdir / STUDENT_FILE).is_file():
+        refuse_other_base(workdir / STUDENT_FILE, architecture[BASE], experiment.config.model.pretrained)
     if leads():
         workdir.mkdir(parents=True, exist_ok=True)
         if not taken:
             _write(workdir / "config.json", to_json(experiment.config))
         labels = answer_labels(experiment)
         _write(workdir / ANSWERS_FILE, answers_json(experiment.splits.by_value, labels))
-        _write(workdir / STUDENT_FILE, json.dumps(experiment.student.architecture(), indent=2) + "\n")
+        _write(workdir / STUDENT_FILE, json.dumps(architecture, indent=2) + "\n")
         experiment.tokenizer.save(workdir / "tokenizer")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("claimed")

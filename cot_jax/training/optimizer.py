@@ -1,5 +1,6 @@
 """AdamW as the published recipes use it, or Adafactor as T5's do; what their moments cost in memory."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from cot_jax.config import OptimizerConfig
+from cot_jax.models.student import as_matrices
 
 # Matrices with a smaller side keep a whole second moment, as in T5's own code.
 _LEAST_FACTORED = 128
@@ -98,30 +100,36 @@ def _by_matrix(inner: optax.GradientTransformation) -> optax.GradientTransformat
     So a leaf that holds the weights of all layers, or splits a matrix's outputs in heads, is updated as
     T5's own code, which does neither, updates it.
     """
+    one_state = jax.tree.structure(jax.eval_shape(inner.init, jnp.zeros(1)))
 
     def init(params):
-        return jax.tree.map_with_path(lambda path, p: jax.vmap(inner.init)(_matrices(path, p)), params)
+        def one(path, param):
+            matrices, each = _matrices(path, param)
+            return each(inner.init)(matrices)
+
+        states = jax.tree.map_with_path(one, params)
+        # As other optimizers' states, it holds trees like the parameters.
+        return jax.tree.transpose(jax.tree.structure(params), one_state, states)
 
     def update(grads, state, params):
         def one(path, grad, param, state):
-            update, state = jax.vmap(inner.update)(_matrices(path, grad), state, _matrices(path, param))
+            (matrices, each), (of_param, _) = _matrices(path, grad), _matrices(path, param)
+            update, state = each(inner.update)(matrices, state, of_param)
             return update.reshape(grad.shape), state
 
-        pairs = jax.tree.map_with_path(one, grads, params, state)
-        return tuple(jax.tree.map(lambda _, pair, i=i: pair[i], grads, pairs) for i in (0, 1))
+        like = jax.tree.structure(params)
+        states = jax.tree.transpose(one_state, like, state)
+        pairs = jax.tree.map_with_path(one, grads, params, states)
+        updates, states = (jax.tree.map(lambda _, pair, i=i: pair[i], grads, pairs) for i in (0, 1))
+        return updates, jax.tree.transpose(like, one_state, states)
 
     return optax.GradientTransformation(init, update)
 
 
-def _matrices(path: Any, x: jax.Array) -> jax.Array:
-    """A parameter with a leading axis for its layers (1 where there are none), of matrices or vectors."""
-    names = [key.key for key in path]
-    stacked = x if "layers" in names else x[None]
-    if stacked.ndim != 4:
-        return stacked
-    N, first, second, third = stacked.shape
-    # The output projection maps from heads and head size, the others to them.
-    return stacked.reshape((N, first * second, third) if names[-1] == "o" else (N, first, second * third))
+def _matrices(path: Any, x: jax.Array) -> tuple[jax.Array, Callable]:
+    """A parameter as matrices or vectors, and what makes a function of one a function of them."""
+    N, *shape = as_matrices("/".join(key.key for key in path), x.shape)
+    return (x.reshape(shape), lambda one: one) if N == 1 else (x.reshape(N, *shape), jax.vmap)
 
 
 def _decayed(params):

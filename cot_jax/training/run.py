@@ -1,5 +1,6 @@
 """A run: the experiment compiled for the devices at hand, what it trains on and how it answers."""
 
+import functools
 import math
 
 import jax
@@ -36,20 +37,20 @@ from cot_jax.training.report import say
 from cot_jax.training.sharding import (
     BATCH_AXES,
     by_example,
+    by_table,
     make_mesh,
     of_state,
     replicated,
     require_divisible,
     spread,
 )
-from cot_jax.training.step import TrainState, init_state, make_train_step
+from cot_jax.training.step import Metrics, TrainState, init_state, make_train_step
 
 
 class Run:
     """An experiment on a device mesh.
 
-    Attributes:
-      train_step: jitted (state, batch) -> (state, metrics); donates the state.
+    Its `params` are what is trained: of a student with LoRA the adapter.
     """
 
     def __init__(self, experiment: Experiment):
@@ -63,16 +64,19 @@ class Run:
         require_divisible(self.mesh, config.evaluation.batch_size)
         optimizer = make_optimizer(config.optimizer, config.train.steps)
         whole, self._batch_sharding = replicated(self.mesh), by_example(self.mesh)
-        student, pretrained = experiment.student, experiment.pretrained
+        student, lora = experiment.student, experiment.lora
+        pretrained = experiment.pretrained if lora is None else None
 
         def create(pretrained):
             # rbg, because threefry's dropout masks cost as much as a tiny student's whole step.
             init_rng, step_rng = jax.random.split(jax.random.key(config.seed, impl="rbg"))
-            params = student.init(init_rng) if pretrained is None else pretrained
+            fresh = student.init if lora is None else lora.init
+            params = fresh(init_rng) if pretrained is None else pretrained
             return init_state(params, optimizer, step_rng, self._empty_last_batch())
 
         shapes = jax.eval_shape(create, pretrained)
-        state_sharding = of_state(self.mesh, shapes, student.partition, student.vocab_size)
+        partition = student.partition if lora is None else lora.partition
+        state_sharding = of_state(self.mesh, shapes, partition, student.vocab_size)
         self._abstract_state = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             shapes,
@@ -81,13 +85,16 @@ class Run:
         # Parameters are born divided: no device ever holds all of them.
         create = jax.jit(create, out_shardings=state_sharding)
         self._create = lambda: create(pretrained and spread(pretrained, state_sharding.params))
-        self.train_step = jax.jit(
+        self._frozen_sharding = by_table(self.mesh, self._student_shapes, student.partition) if lora else None
+        self._merge = jax.jit(lora.merge, out_shardings=self._frozen_sharding) if lora else None
+        self._step = jax.jit(
             make_train_step(
                 build_objective(experiment, BATCH_AXES),
                 optimizer,
                 experiment.student.layer_norms if config.train.layer_norms_every else None,
+                lora.merge if lora else None,
             ),
-            in_shardings=(state_sharding, self._batch_sharding),
+            in_shardings=(state_sharding, self._batch_sharding, self._frozen_sharding),
             out_shardings=(state_sharding, whole),
             donate_argnums=0,
         )
@@ -125,9 +132,22 @@ class Run:
         return estimate
 
     @property
+    def _student_shapes(self) -> Params:
+        return jax.eval_shape(self.experiment.student.init, jax.random.key(0))
+
+    @property
     def parameters(self) -> int:
-        """Number of parameters."""
+        """Number of the student's parameters."""
+        return sum(math.prod(x.shape) for x in jax.tree.leaves(self._student_shapes))
+
+    @property
+    def trained_parameters(self) -> int:
         return sum(math.prod(x.shape) for x in jax.tree.leaves(self._abstract_state.params))
+
+    @functools.cached_property
+    def _frozen(self) -> Params | None:
+        """The weights that an adapter adapts, on the mesh."""
+        return spread(self.experiment.pretrained, self._frozen_sharding) if self._frozen_sharding else None
 
     @property
     def stored_bytes(self) -> int:
@@ -153,6 +173,10 @@ class Run:
 
     def restore_best(self, checkpoints: Checkpoints) -> Params:
         return checkpoints.restore_best(self._abstract_state.params)
+
+    def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One jitted step, which donates the state."""
+        return self._step(state, batch, self._frozen)
 
     def batch(self, step: int) -> Batch:
         """Returns the batch of training step `step` (from 0), on the mesh."""
@@ -212,6 +236,8 @@ class Run:
         `SPLIT/accuracy`; on validation, where the config asks for it, `valid/mutual_information` in nats
         (`InformationEstimate`).
         """
+        if self._merge:
+            params = self._merge(self._frozen, params)
         labels = [example.label for example in self.examples(split)]
         answers = self.answer(params, split)
         if answers.cut:

@@ -18,6 +18,7 @@ from cot_jax.data.views import METHODS, View
 from cot_jax.errors import UserError
 from cot_jax.models import student as students
 from cot_jax.models.generation import Sampling
+from cot_jax.models.lora import fingerprint
 from cot_jax.models.student import Params, Student
 from cot_jax.training.checkpoints import Checkpoints
 from cot_jax.training.evaluation import (
@@ -29,7 +30,7 @@ from cot_jax.training.evaluation import (
     make_sample,
     make_score,
 )
-from cot_jax.training.experiment import compute_dtype, encode_questions, encode_texts
+from cot_jax.training.experiment import BASE, compute_dtype, encode_questions, encode_texts, make_lora
 from cot_jax.training.sharding import data_parallel, replicated
 
 # Of a run: the student's architecture. Of an export: the run's config. Of both: what its data say of answers.
@@ -95,14 +96,32 @@ def load(path: Path) -> Saved:
         return Saved(config, student, params, tokenizers.load(path), *answers)
     architecture = read_json(path / STUDENT_FILE)
     student = students.from_architecture(architecture, dtype=dtype)
+    lora = make_lora(config.model, student)
+    if lora:
+        _, base = students.from_pretrained(config.model.pretrained, dropout_rate=0.0, dtype=dtype)
+        refuse_other_base(path / STUDENT_FILE, fingerprint(base), config.model.pretrained)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.eval_shape(student.init, jax.random.key(0))
+    shapes = jax.eval_shape(lora.init if lora else student.init, jax.random.key(0))
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
     with Checkpoints(path / "checkpoints") as checkpoints:
         if checkpoints.best is None:
             raise UserError(f"{path} has no best parameters yet: train until its first evaluation")
         params = checkpoints.restore_best(like)
+    if lora:
+        params = lora.merge(base, params)
     return Saved(config, student, params, tokenizers.load(path / "tokenizer"), *answers)
+
+
+def refuse_other_base(file: Path, found: int, pretrained: str) -> None:
+    """
+    Raises:
+      UserError: the adapter of a run, of which `file` is `STUDENT_FILE`, is not one of weights with the
+        checksum `found`.
+    """
+    if read_json(file).get(BASE) != found:
+        raise UserError(
+            f"config.model.pretrained={pretrained}: not the weights that {file.parent} adapts; put them back"
+        )
 
 
 def _read_answers(file: Path) -> tuple[bool | None, tuple[str, ...] | None]:

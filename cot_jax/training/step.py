@@ -1,7 +1,7 @@
 """The train state and the one pure step that every method shares."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: () int32, updates made so far.
-      params: float32 parameters.
+      params: float32 parameters; of a student with LoRA the adapter.
       opt_state: the optimizer's moments.
       rng: key from which the step number derives each step's dropout key.
       last_batch: what self-distillation keeps of the batch before; None for methods without.
@@ -33,7 +33,12 @@ class TrainState(NamedTuple):
 
 
 Metrics = dict[str, jax.Array]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+class TrainStep(Protocol):
+    def __call__(
+        self, state: TrainState, batch: Batch, frozen: Params | None = None
+    ) -> tuple[TrainState, Metrics]: ...
 
 
 def init_state(
@@ -49,18 +54,26 @@ def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     layer_norms: Callable[[Params], dict[str, jax.Array]] | None = None,
+    merge: Callable[[Params, Params], Params] | None = None,
 ) -> TrainStep:
     """Returns the pure step (state, batch) -> (state, metrics).
+
+    With `merge`, (state, batch, frozen) -> (state, metrics): the student's parameters are then
+    `merge(frozen, state.params)`, and only the second are learned. What is frozen is no part of the state,
+    so that neither the optimizer nor a checkpoint holds it.
 
     Metrics are float32 scalars of this step's batch, before its update: `loss`, `loss/TERM` for
     every term of the objective, its diagnostics as `self_distillation/NAME`, and `grad_norm` before
     clipping; with `layer_norms` (see `Student`) also `grad_norm/STACK/LAYER` of every layer.
     """
 
-    def train_step(state, batch):
+    def train_step(state, batch, frozen=None):
+        def loss_of(params, *rest):
+            return objective(merge(frozen, params) if merge else params, *rest)
+
         # A function of the step alone, so that a resumed run draws the same masks.
         dropout_rng = jax.random.fold_in(state.rng, state.step)
-        (loss, found), grads = jax.value_and_grad(objective, has_aux=True)(
+        (loss, found), grads = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, batch, dropout_rng, state.last_batch
         )
         with jax.named_scope("optimizer"):

@@ -1,0 +1,149 @@
+"""A run with LoRA: only the adapter is learned, kept and saved; what is written is the merged student."""
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cot_jax.data import tokenizer as tokenizers
+from cot_jax.data import word_problems
+from cot_jax.errors import UserError
+from cot_jax.models.student import T5Student
+from cot_jax.models.t5 import T5Config
+from cot_jax.train import main
+from cot_jax.training.run import Run
+from cot_jax.training.saved import load
+
+SIZES = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 4}
+# Everything that couples examples or passes, on eight devices.
+FLAGS = (
+    f"--config={Path(__file__).parents[2] / 'configs' / 'demo_mi.py'}",
+    "--config.data.word_problems.train=48",
+    "--config.data.word_problems.valid=8",
+    "--config.data.word_problems.test=8",
+    "--config.data.max_shapes=1",
+    "--config.self_distillation.method=dynsdpb",
+    "--config.model.lora_rank=2",
+    "--config.model.dropout_rate=0.1",
+    "--config.train.batch_size=32",
+    "--config.train.micro_batches=2",
+    "--config.train.steps=4",
+    "--config.train.eval_every=4",
+    "--config.train.checkpoint_every=2",
+    "--config.evaluation.batch_size=8",
+    "--config.evaluation.max_new_tokens=4",
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A directory with a pretrained student."""
+    directory = tmp_path_factory.mktemp("base")
+    problems = word_problems.splits(
+        seed=0, train=48, valid=1, test=1, max_steps=2, distractors=1, max_number=20, teacher_error_rate=0.0
+    )
+    texts = [text for example in problems["train"] for text in (example.input, example.label)]
+    tokenizer = tokenizers.train(texts, 200, str(directory / "scratch"))
+    tokenizer.save(directory)
+    write(directory, tokenizer, seed=0)
+    return directory, tokenizer
+
+
+def write(directory, tokenizer, seed):
+    student = T5Student(T5Config(vocab_size=256, pad_token_id=tokenizer.pad_id, **SIZES))
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(student.init, jax.random.key(0))
+    student.save(directory, jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), shapes))
+
+
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    flags = ["train", *FLAGS, f"--config.model.pretrained={base[0]}"]
+    assert main([*flags, f"--workdir={workdir}"]) == 0
+    return flags, workdir
+
+
+def _rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_only_the_adapter_is_learned_and_a_stopped_run_goes_on(trained, tmp_path, monkeypatch, capsys):
+    flags, workdir = trained
+    batch, seen = Run.batch, []
+
+    def stopping(run, step):
+        if step == 2 and not seen:
+            state = jax.eval_shape(run.initial_state)
+            seen.append((run, jax.device_get(run._frozen)))
+            assert sum(x.size for x in jax.tree.leaves(state)) < 0.4 * run.parameters
+            signal.raise_signal(signal.SIGTERM)
+        return batch(run, step)
+
+    monkeypatch.setattr(Run, "batch", stopping)
+    stopped = tmp_path / "stopped"
+    assert main([*flags, f"--workdir={stopped}"]) == 75
+    (run, before), *_ = seen
+    assert main([*flags, f"--workdir={stopped}"]) == 0
+    assert _rows(stopped) == _rows(workdir)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(run._frozen), before)
+    assert "going on from step 3" in capsys.readouterr().out
+    result = json.loads((workdir / "result.json").read_text())
+    # q and v of three attentions, each (32 + 32) x 2.
+    assert result["trained_parameters"] == 3 * 2 * 64 * 2 < 0.05 * result["parameters"]
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["optimizer"]["learning_rate"] == 4e-3  # the demo's own
+
+
+def test_what_is_exported_is_the_merged_student(base, trained, tmp_path):
+    torch = pytest.importorskip("torch", reason="parity needs PyTorch")
+    from transformers import T5ForConditionalGeneration
+
+    saved = load(trained[1])
+    saved.export(tmp_path)
+    theirs = T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
+    pretrained = T5ForConditionalGeneration.from_pretrained(base[0])
+    moved = theirs.encoder.block[0].layer[0].SelfAttention.q.weight
+    assert not torch.equal(moved, pretrained.encoder.block[0].layer[0].SelfAttention.q.weight)
+    assert torch.equal(theirs.shared.weight, pretrained.shared.weight)
+    ids = np.random.default_rng(0).integers(3, 100, size=(2, 7)).astype(np.int32)
+    logits = theirs(input_ids=torch.tensor(ids).long(), labels=torch.tensor(ids).long()).logits
+    mask = jnp.full(2, 7, jnp.int32)
+    ours = saved.student.score(saved.params, ids, mask, ids, mask)
+    log_prob = logits.log_softmax(-1)[:, None].expand(2, 2, 7, -1)
+    # Teacher forced with its own labels: the diagonal.
+    index = torch.tensor(ids).long()[:, None, :, None].expand(2, 2, 7, 1)
+    expected = log_prob.gather(-1, index)[..., 0].sum(-1).detach().numpy()
+    np.testing.assert_allclose(np.diag(ours), np.diag(expected), rtol=1e-5)
+
+
+def test_an_adapter_is_refused_on_other_weights(base, trained, capsys):
+    (directory, tokenizer), (flags, workdir) = base, trained
+    write(directory, tokenizer, seed=1)
+    try:
+        assert main([*flags, f"--workdir={workdir}"]) == 2
+        assert "not the weights that" in capsys.readouterr().err
+        with pytest.raises(UserError, match="put them back"):
+            load(workdir)
+    finally:
+        write(directory, tokenizer, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.model.pretrained=", "adapts pretrained weights"),
+        ("--config.optimizer.name=adafactor", "relative to the parameters"),
+        ("--config.optimizer.learning_rate=5e-5", "warning: .* learns little at learning rate 5e-05"),
+    ],
+)
+def test_what_would_not_learn_is_said(trained, flag, message, capsys, tmp_path):
+    status = main([*trained[0], flag, f"--workdir={tmp_path}", "--dry_run"])
+    out, err = capsys.readouterr()
+    assert status == (0 if "warning" in message else 2)
+    assert re.search(message, out + err)

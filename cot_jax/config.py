@@ -119,7 +119,10 @@ class ModelConfig:
 class ObjectiveConfig:
     method: str = _key("dss", "method", choices=sorted(METHODS))
     alpha: float = _key(0.5, "weight of the label loss; the rationale loss has 1 - alpha", low=0.0, high=1.0)
-    beta: float = _key(0.1, "weight of the mutual-information loss (method=mi)", low=0.0)
+    program_weight: float = _key(
+        0.5, "weight of the program loss beside them (method=mixed, mixed_mi; ours)", low=0.0
+    )
+    beta: float = _key(0.1, "weight of the mutual-information loss (method=mi, mixed_mi)", low=0.0)
     mi_variant: str = _key("reference", "form of the mutual-information loss", choices=VARIANTS)
     mi_reduction: str = _key("max", "how a view's probabilities become one map", choices=REDUCTIONS)
     mi_detach: str = _key("label", "view whose map carries no gradient", choices=DETACHABLE)
@@ -135,7 +138,9 @@ class SelfDistillationConfig:
         "cross-entropy, nothing distilled (the paper's ablation)",
         choices=("none", *SELF_DISTILLATION_METHODS),
     )
-    views: str = _key("all", "views it acts on, by what they learn", choices=("label", "rationale", "all"))
+    views: str = _key(
+        "all", "views it acts on, by what they learn", choices=("label", "rationale", "program", "all")
+    )
     weight: float = _key(1.0, "weight of its term beside the view's cross-entropy (papers: alpha)", low=0.0)
     temperature: float = _key(3.0, "temperature of the distilled distributions (papers: tau)", low=0.01)
     output: str = _key(

@@ -2,7 +2,7 @@
 
 Accuracy with its bootstrap interval, a table per class, calibration, every prediction. Writes
 evaluation.json, predictions.jsonl and pictures to RUN/evaluation/TASK_SPLIT. `--task` asks the questions of
-another data set, e.g. those of ANLI to a student of e-SNLI.
+another data set, e.g. those of ANLI to a student of e-SNLI. `--samples=K` also lets K drawn answers vote.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import dataclasses
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ from scipy import special
 
 from cot_jax.data.examples import Example
 from cot_jax.data.tasks import TASKS, Splits
-from cot_jax.data.views import View
+from cot_jax.data.views import View, rationale_of
 from cot_jax.errors import UserError
 from cot_jax.metrics import calibration
 from cot_jax.metrics.accuracy import is_correct
 from cot_jax.metrics.classification import confusion_matrix, per_class
-from cot_jax.metrics.plots import draw_confusion, draw_reliability
+from cot_jax.metrics.plots import draw_confusion, draw_reliability, draw_votes
 from cot_jax.metrics.significance import bootstrap_interval
+from cot_jax.metrics.voting import Ballots, elect
+from cot_jax.models.generation import Sampling
 from cot_jax.training.compiled import keep_compiled
 from cot_jax.training.evaluation import Answers
 from cot_jax.training.experiment import load_splits, tokenize
@@ -106,17 +108,20 @@ def _evaluate(saved: Saved, splits: Splits, options: argparse.Namespace, directo
         },
     }
     if labels:
-        counts = confusion_matrix([e.label for e in asked.examples], asked.answers.texts, labels)
+        counts = confusion_matrix([e.label for e in asked.examples], asked.answers.answers, labels)
         evaluation["per_class"] = per_class(counts, labels)
         evaluation["confusion"] = {"columns": [*labels, "other"], "counts": counts.tolist()}
     if options.mutual_information:
         evaluation["mutual_information"] = _information(saved, splits, asked.examples)
-    rationales = None
-    if explaining := [v for v in saved.views if v.term == "rationale"] if options.rationales else []:
-        rationales = _answer(saved, explaining[0], asked.examples, saved.config.data.max_target_tokens).texts
+    reasoned = {}
+    for view in saved.views[1:] if options.rationales else ():
+        reasoned[view] = _answer(saved, view, asked.examples)
+    evaluation |= _paths(saved, asked, reasoned, splits.by_value)
+    if options.samples:
+        evaluation["votes"] = _votes(saved, asked, splits.by_value, options)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n", encoding="utf-8")
-    _write_predictions(directory / "predictions.jsonl", asked, rationales)
+    _write_predictions(directory / "predictions.jsonl", asked, reasoned)
     for line in _summary(evaluation):
         print(line)
     written = ["evaluation.json", "predictions.jsonl"]
@@ -138,9 +143,8 @@ def _closed_labels(splits: Splits) -> list[str] | None:
 def _ask(saved: Saved, splits: Splits, split: str, labels: Sequence[str] | None) -> _Answered:
     examples = getattr(splits, split)
     view, evaluation = saved.views[0], saved.config.evaluation
-    answers = _answer(saved, view, examples, evaluation.max_new_tokens)
-    golds = [example.label for example in examples]
-    correct = _correct(answers.texts, golds, splits.by_value)
+    answers = _answer(saved, view, examples)
+    correct = _correct(answers.answers, examples, splits.by_value)
     confidences = {
         "sequence": _Confidence(np.exp(answers.log_probs), correct),
         "per_token": _Confidence(np.exp(answers.log_probs / answers.lengths), correct),
@@ -151,29 +155,72 @@ def _ask(saved: Saved, splits: Splits, split: str, labels: Sequence[str] | None)
         chosen = [labels[n] for n in log_prob_NL.argmax(axis=1)]
         confidences["label_set"] = _Confidence(
             special.softmax(log_prob_NL, axis=1).max(axis=1),
-            _correct(chosen, golds, by_value=False),
+            _correct(chosen, examples, by_value=False),
             log_prob_NL,
-            np.array([labels.index(gold.strip()) for gold in golds]),
+            np.array([labels.index(example.label.strip()) for example in examples]),
         )
     return _Answered(examples, answers, correct, confidences)
 
 
-def _answer(saved: Saved, view: View, examples: Sequence[Example], max_new_tokens: int) -> Answers:
+def _answer(saved: Saved, view: View, examples: Sequence[Example], **draws: Any) -> Answers:
+    """Returns greedy answers, or as the run's config asks for; `draws` as in `Answerer`."""
     evaluation = saved.config.evaluation
     answerer = Answerer(
         saved,
         view,
         batch_size=evaluation.batch_size,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=saved.most_tokens(view),
         beams=evaluation.beams,
+        **draws,
     )
     answers, line = answerer(examples)
     print(f"{view.name}: {line}", file=sys.stderr)
     return answers
 
 
-def _correct(answers: Sequence[str], golds: Sequence[str], by_value: bool) -> np.ndarray:
-    return np.array([is_correct(*pair, by_value) for pair in zip(answers, golds, strict=True)], float)
+def _correct(answers: Sequence[str], examples: Sequence[Example], by_value: bool) -> np.ndarray:
+    pairs = zip(answers, examples, strict=True)
+    return np.array([is_correct(answer, example.label, by_value) for answer, example in pairs], float)
+
+
+def _paths(
+    saved: Saved, asked: _Answered, written: Mapping[View, Answers], by_value: bool
+) -> dict[str, dict[str, Any]]:
+    """The accuracy of every single path, where there are several, and how many texts answer nothing."""
+    given = {view: answers for view, answers in written.items() if view.path}
+    paths = {}
+    for view, answers in {saved.views[0]: asked.answers, **given}.items():
+        correct = _correct(answers.answers, asked.examples, by_value)
+        paths[str(view.path)] = {
+            "accuracy": float(correct.mean()),
+            "accuracy_interval_95": list(bootstrap_interval(correct)),
+            "answers_nothing": dict(answers.failures.most_common()),
+        }
+    return {"paths": paths} if given else {}
+
+
+def _votes(saved: Saved, asked: _Answered, by_value: bool, options: argparse.Namespace) -> dict[str, Any]:
+    """The accuracy of 1, 2, ... samples' vote, of each path by itself and of all together."""
+    reasoned = [path for path in saved.paths if path != "label"]
+    chosen = saved.choose(options.paths or reasoned or [*saved.paths])
+    draws = {"samples": options.samples, "sampling": Sampling(options.temperature), "seed": options.seed}
+    given = {str(view.path): _answer(saved, view, asked.examples, **draws) for view in chosen}
+    ballots = {path: Ballots(said.answers, said.log_probs.tolist()) for path, said in given.items()}
+    voters = {path: [its] for path, its in ballots.items()}
+    voters["+".join(ballots)] = [*ballots.values()]
+    return {
+        "samples": options.samples,
+        "temperature": options.temperature,
+        "seed": options.seed,
+        "answers_nothing": {path: dict(said.failures.most_common()) for path, said in given.items()},
+        "accuracy": {
+            name: [
+                float(_correct(elected, asked.examples, by_value).mean())
+                for elected in elect(paths, len(asked.examples), by_value)
+            ]
+            for name, paths in voters.items()
+        },
+    }
 
 
 def _information(saved: Saved, splits: Splits, examples: Sequence[Example]) -> dict[str, float]:
@@ -188,7 +235,8 @@ def _information(saved: Saved, splits: Splits, examples: Sequence[Example]) -> d
         raise UserError(f"--mutual_information trains on a training set, which task={splits.task} has not")
     batch_size = -(-saved.config.evaluation.batch_size // jax.device_count()) * jax.device_count()
     train, held_out = (
-        tokenize(views, some, saved.tokenizer, saved.config)[0] for some in (splits.train, examples)
+        tokenize(views, some, saved.tokenizer, saved.config, saved.spelled).views
+        for some in (splits.train, examples)
     )
     estimate = InformationEstimate(saved.student, data_parallel(), train, held_out, batch_size=batch_size)
     trained_on, judged_on = estimate.counts
@@ -224,20 +272,22 @@ def _scaled(asked: _Confidence, temperature: float) -> np.ndarray:
     return calibration.scale_confidence(asked.confidence, temperature)
 
 
-def _write_predictions(file: Path, asked: _Answered, rationales: Sequence[str] | None) -> None:
+def _write_predictions(file: Path, asked: _Answered, written: Mapping[View, Answers]) -> None:
     with file.open("w", encoding="utf-8") as out:
         for n, example in enumerate(asked.examples):
             row = {
                 "id": example.id,
                 "input": example.input,
                 "gold": example.label,
-                "label": asked.answers.texts[n],
+                "label": asked.answers.answers[n],
                 "correct": bool(asked.correct[n]),
                 "confidence": float(asked.confidences["sequence"].confidence[n]),
                 "confidence_per_token": float(asked.confidences["per_token"].confidence[n]),
             }
-            if rationales:
-                row["rationale"] = rationales[n]
+            for view, answers in written.items():
+                row[view.term] = rationale_of(view, answers.texts[n])
+                if view.path:
+                    row[view.path] = answers.answers[n]
             row["teacher_rationale"] = example.rationale
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -265,12 +315,29 @@ def _summary(evaluation: dict[str, Any]) -> list[str]:
                 f"{found['temperature']:.2f} fitted on validation"
             )
         lines.append(line)
+    for path, found in evaluation.get("paths", {}).items():
+        low, high = found["accuracy_interval_95"]
+        line = f"path {path}: accuracy {100 * found['accuracy']:.2f} % ({100 * low:.2f} to {100 * high:.2f})"
+        lines.append(line + _nothing(found["answers_nothing"]))
+    if votes := evaluation.get("votes"):
+        for name, accuracies in votes["accuracy"].items():
+            shown = ", ".join(
+                f"{100 * accuracies[k - 1]:.2f} % of {k}"
+                for k in sorted({1, votes["samples"], *(2**n for n in range(votes["samples"].bit_length()))})
+            )
+            nothing = votes["answers_nothing"].get(name, {})
+            lines.append(f"vote of {name}, samples of each path: {shown}" + _nothing(nothing))
     if found := evaluation.get("mutual_information"):
         lines.append(
             f"mutual information of label and rationale side: at least {found['nats']:.2f} nats (InfoNCE, "
             f"which can show {found['most_nats']:.2f}; {found['held_out_pairs']} pairs)"
         )
     return lines
+
+
+def _nothing(failures: dict[str, int]) -> str:
+    why = ", ".join(f"{reason} {count:,}" for reason, count in failures.items())
+    return f"; {sum(failures.values()):,} answer nothing ({why})" if failures else ""
 
 
 def _draw(
@@ -286,6 +353,10 @@ def _draw(
         pictures.append(f"reliability_{name}.png")
         title = f"{evaluation['task']} {evaluation['split']}, confidence by {name}"
         draw_reliability(before, after, title, directory / pictures[-1])
+    if votes := evaluation.get("votes"):
+        pictures.append("votes.png")
+        alone = {path: found["accuracy"] for path, found in evaluation.get("paths", {}).items()}
+        draw_votes(votes["accuracy"], alone, directory / pictures[-1])
     if "confusion" in evaluation:
         confusion = evaluation["confusion"]
         pictures.append("confusion.png")
@@ -309,14 +380,27 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         "--rationales",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="also let the student write its rationales, where it was taught any",
+        help="also let the student write its rationales and programs, where it was taught any",
     )
+    parser.add_argument("--samples", type=int, default=0, help="answers drawn to vote on; 0 = none are drawn")
+    parser.add_argument(
+        "--paths",
+        type=lambda text: text.split(","),
+        help="whose samples vote: label, cot, pot, joined by commas; if not said, cot and pot, or else label",
+    )
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the draws; above 0")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument(
         "--mutual_information",
         action="store_true",
         help="also estimate what label and rationale side know of each other (InfoNCE)",
     )
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if min(options.samples, options.seed) < 0 or not options.temperature > 0:
+        parser.error("--samples and --seed are not negative, --temperature is above 0")
+    if not options.samples and (options.paths or options.temperature != 1):
+        parser.error("--paths and --temperature are for draws: say how many with --samples")
+    return options
 
 
 if __name__ == "__main__":

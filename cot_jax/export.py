@@ -114,13 +114,21 @@ def _generation_config(student: Saved) -> GenerationConfig:
 
 def _card(student: Saved, result: dict[str, Any], options: argparse.Namespace) -> str:
     config = student.config
-    names = {"label": "the answer", "rationale": "its rationale", "joint": "rationale, then answer"}
+    names = {
+        "label": "the answer",
+        "rationale": "its rationale",
+        "joint": "rationale, then answer",
+        "program": "a program whose `ans` is the answer",
+    }
     prefixes = []
     for view in student.views:
-        explains = view.term == "rationale"
-        longest = config.data.max_target_tokens if explains else config.evaluation.max_new_tokens
+        name = names[view.term]
+        if view.path == "cot":
+            name = "rationale, then answer"
+        if view.name in student.spelled:
+            name += ", spelled by `cot_jax.data.codec`"
         prefix = f"`{view.prefix}`" if view.prefix else "nothing"
-        prefixes.append(f"| {names[view.term]} | {prefix} | {longest} |")
+        prefixes.append(f"| {name} | {prefix} | {student.most_tokens(view)} |")
     base, distillation = config.model.pretrained, config.self_distillation.method
     measured = {split: result.get(f"{split}/accuracy") for split in ("valid", "test")}
     return _CARD.format(

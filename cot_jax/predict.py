@@ -2,7 +2,9 @@
 
 Reads JSON lines {"input": ..., "id"?: ..., "rationale"?: ...}, writes {"id", "input", "label", "rationale"?}
 in the same order, a batch as soon as it is there. With --samples=K the label is the one that most of K
-drawn answers agree on; "votes" is their share and "samples" lists all, [{"label", "log_prob"}, ...].
+drawn answers agree on; "votes" is their share and "samples" lists all, [{"label", "log_prob"}, ...]. With
+--paths=cot it is what the student's own rationale ends in, with --paths=pot what its program gives (which is
+interpreted, never executed), with --paths=cot,pot what most of both agree on, with --samples=K of K of each.
 """
 
 import argparse
@@ -10,11 +12,12 @@ import contextlib
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from cot_jax.data.examples import Example
+from cot_jax.data.views import View, rationale_of
 from cot_jax.errors import UserError
 from cot_jax.metrics.voting import vote
 from cot_jax.models.generation import Sampling
@@ -49,47 +52,47 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _predict(saved: Saved, source: TextIO, sink: TextIO, options: argparse.Namespace) -> None:
-    views = {"label": saved.views[0]}
-    if options.explain:
-        explaining = [view for view in saved.views if view.term == "rationale"]
-        if not explaining:
-            method = saved.config.objective.method
-            raise UserError(f"--explain: method={method} was taught no rationale of its own")
-        views["rationale"] = explaining[0]
-    if options.samples and saved.by_value is None:
+    chosen = saved.choose(options.paths) if options.paths else [saved.views[0]]
+    explaining = [view for view in saved.views if view.term == "rationale"] if options.explain else []
+    if options.explain and not explaining:
+        method = saved.config.objective.method
+        raise UserError(f"--explain: method={method} was taught no rationale of its own")
+    votes = options.samples or len(chosen) > 1
+    if votes and saved.by_value is None:
         raise not_recorded("how the answers of this student compare")
-    by_value = bool(saved.by_value)
-    new_tokens = {
-        "label": options.max_new_tokens or saved.config.evaluation.max_new_tokens,
-        "rationale": options.max_new_tokens or saved.config.data.max_target_tokens,
-    }
+
+    def answerers(views: Sequence[View], **how: Any) -> dict[View, Answerer]:
+        return {
+            view: Answerer(
+                saved,
+                view,
+                batch_size=options.batch_size,
+                max_new_tokens=options.max_new_tokens or saved.most_tokens(view),
+                **how,
+            )
+            for view in views
+        }
+
     draws = {"samples": options.samples, "sampling": options.sampling, "seed": options.seed}
-    answerers = {
-        key: Answerer(
-            saved,
-            view,
-            batch_size=options.batch_size,
-            max_new_tokens=new_tokens[key],
-            beams=options.beams,
-            **(draws if key == "label" else {}),
-        )
-        for key, view in views.items()
-    }
+    drawing = answerers(chosen if options.samples else [], **draws)
+    writing = answerers([*([] if options.samples else chosen), *explaining], beams=options.beams)
     rows = _read(source, options.input)
     while batch := list(itertools.islice(rows, options.batch_size)):
         questions = [_question(row) for row in batch]
-        written = {}
-        for key, answerer in answerers.items():
-            written[key], counted = answerer(questions)
-        print(counted, file=sys.stderr)
+        drawn, written = (
+            {view: _ask(view, answerer, questions) for view, answerer in some.items()}
+            for some in (drawing, writing)
+        )
         for n, row in enumerate(batch):
             answer = {"id": row["id"], "input": row["input"]}
-            if options.samples:
-                answer |= _elect(written["label"], n, options.samples, by_value)
+            if votes:
+                voters = drawn or {view: written[view] for view in chosen}
+                answer |= _elect(voters, n, options.samples or 1, bool(saved.by_value))
             else:
-                answer["label"] = written["label"].texts[n]
-            if options.explain:
-                answer["rationale"] = written["rationale"].texts[n]
+                answer["label"] = written[chosen[0]].answers[n]
+            for view, answers in written.items():
+                if view.term in ("rationale", "program"):
+                    answer[view.term] = rationale_of(view, answers.texts[n])
             sink.write(json.dumps(answer, ensure_ascii=False) + "\n")
         sink.flush()
 
@@ -99,12 +102,21 @@ def _question(row: dict[str, Any]) -> Example:
     return Example(str(row["id"]), row["input"], "", rationales=() if rationale is None else (rationale,))
 
 
-def _elect(drawn: Answers, n: int, samples: int, by_value: bool) -> dict[str, Any]:
-    """What row `n` says of the answers drawn for it."""
-    its = slice(n * samples, (n + 1) * samples)
-    texts, log_probs = drawn.texts[its], drawn.log_probs[its].tolist()
-    label, share = vote(texts, log_probs, by_value)
-    every = [{"label": text, "log_prob": value} for text, value in zip(texts, log_probs, strict=True)]
+def _ask(view: View, answerer: Answerer, questions: Sequence[Example]) -> Answers:
+    answers, counted = answerer(questions)
+    print(f"{view.name}: {counted}", file=sys.stderr)
+    return answers
+
+
+def _elect(voters: Mapping[View, Answers], n: int, each: int, by_value: bool) -> dict[str, Any]:
+    """What row `n` says of the answers given to it, `each` of every view."""
+    every: list[dict[str, Any]] = []
+    for view, given in voters.items():
+        for i in range(n * each, (n + 1) * each):
+            said = {"label": given.answers[i], "log_prob": float(given.log_probs[i])}
+            how = {} if view.path == "label" else {"path": view.path, "text": given.texts[i]}
+            every.append(said | how)
+    label, share = vote([said["label"] for said in every], [said["log_prob"] for said in every], by_value)
     return {"label": label, "votes": share, "samples": every}
 
 
@@ -135,6 +147,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--input", default="-", help="JSON lines; - is standard input")
     parser.add_argument("--output", default="-", help="JSON lines; - is standard output")
     parser.add_argument("--explain", action="store_true", help="also write the rationale")
+    parser.add_argument(
+        "--paths", type=lambda text: text.split(","), help="who answers: label, cot, pot, joined by commas"
+    )
     parser.add_argument(
         "--beams", type=int, default=0, help="of the search; 1 = greedy, 0 = answers as in training"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cot_jax.config import load_config_module, read_json
-from cot_jax.data.views import METHODS
+from cot_jax.data.views import METHODS, WITH_MUTUAL_INFORMATION
 from cot_jax.errors import UserError
 from cot_jax.losses.mutual_information import VARIANTS
 from cot_jax.losses.self_distillation import METHODS as SELF_DISTILLATION_METHODS
@@ -95,12 +95,13 @@ def overrides_of(method: str) -> dict[str, str]:
     if (
         name not in METHODS
         or variant not in (None, *VARIANTS)
-        or (variant and name != "mi")
+        or (variant and name not in WITH_MUTUAL_INFORMATION)
         or distillation not in (None, *SELF_DISTILLATION_METHODS)
     ):
         raise UserError(
             f"--methods: no {method!r}; METHOD[:MI_VARIANT][+SELF_DISTILLATION] with METHOD one of "
-            f"{', '.join(METHODS)}; of mi a variant {', '.join(VARIANTS)}; "
+            f"{', '.join(METHODS)}; of {' and '.join(WITH_MUTUAL_INFORMATION)} a variant "
+            f"{', '.join(VARIANTS)}; "
             f"SELF_DISTILLATION {', '.join(SELF_DISTILLATION_METHODS)}"
         )
     overrides = {"objective.method": name, "self_distillation.method": distillation or "none"}

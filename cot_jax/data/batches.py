@@ -47,10 +47,30 @@ class Ragged:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizedView:
-    """All examples of a split through one view."""
+    """All N examples of a split through one view.
+
+    Attributes:
+      inputs: one each.
+      targets: at least one each, those of an example next to one another.
+      first: (N + 1,) int, where each example's targets begin; None: one each.
+    """
 
     inputs: Ragged
     targets: Ragged
+    first: np.ndarray | None = None
+
+    def longest_targets(self) -> np.ndarray:
+        """(N,) tokens of each example's longest target."""
+        if self.first is None:
+            return self.targets.lengths
+        return np.maximum.reduceat(self.targets.lengths, self.first[:-1])
+
+    def in_turn(self, rows: np.ndarray, turns: np.ndarray | int) -> np.ndarray:
+        """(B,) int, of each example of `rows` the target whose turn it is; -1 remains -1."""
+        if self.first is None:
+            return rows
+        count = self.first[rows + 1] - self.first[rows]
+        return np.where(rows < 0, -1, self.first[rows] + turns % np.where(rows < 0, 1, count))
 
 
 class Batches:
@@ -60,7 +80,7 @@ class Batches:
     no batch is short and every example is seen once an epoch. `random` has one group, as the published
     code, and `sequential` too, in the data's own order; `grouped` has a group for each shape, examples of
     like lengths, and shuffles the groups' turns: far less padding, but batches are no longer uniform
-    samples.
+    samples. Where an example has several targets, each epoch shows the next one, from one drawn by lot.
 
     Overlapping batches move along the stream by half a batch: rows 0, 2, ... of each are rows 1, 3, ... of
     the group's batch before, so that a batch divided among devices keeps an example where it is. Then
@@ -100,36 +120,44 @@ class Batches:
         self.views, self._seed, self._batch_size, self._pad_id = views, seed, batch_size, pad_id
         self._order, self._overlap = order, overlap
         self._stride = batch_size // 2 if overlap else batch_size
-        inputs = np.max([view.inputs.lengths for view in views.values()], axis=0)
-        self._lengths = np.stack([inputs, *(view.targets.lengths for view in views.values())], axis=1)
+        self._inputs = np.max([view.inputs.lengths for view in views.values()], axis=0)
+        self._first_turn = np.random.default_rng([seed, 0, 0, 0]).integers(2**31, size=len(self._inputs))
+        sampled = range(min(steps, _MOST_SAMPLED))
+        most = np.stack([self._inputs, *(view.longest_targets() for view in views.values())], axis=1)
         if order == "grouped":
-            self.shapes, group = choose_shapes(self._lengths, cost, max_shapes, least_count=batch_size)
+            self.shapes, group = choose_shapes(most, cost, max_shapes, least_count=batch_size)
             self._groups = [np.flatnonzero(group == i) for i in range(len(self.shapes))]
+            lengths = [self._lengths(*self._visits(step)) for step in sampled]
         else:
-            self._groups = [np.arange(len(inputs))]
-            seen = range(min(steps, _MOST_SAMPLED))
-            longest = np.array([self._longest(self.rows(step)) for step in seen])
+            self._groups = [np.arange(len(most))]
+            lengths = [self._lengths(*self._visits(step)) for step in sampled]
+            longest = np.max(lengths, axis=1)
             if steps > _MOST_SAMPLED:
-                longest = np.concatenate([longest, self._lengths.max(axis=0, keepdims=True)])
+                longest = np.concatenate([longest, most.max(axis=0, keepdims=True)])
             self.shapes, _ = choose_shapes(longest, cost, max_shapes)
-        sample = [self.rows(step) for step in range(min(steps, _MOST_SAMPLED))]
-        padded = sum(batch_size * cost(np.array(self.shape(rows))) for rows in sample)
-        self.efficiency = float(cost(self._lengths[np.concatenate(sample)]).sum() / padded)
+        padded = sum(batch_size * cost(np.array(cheapest(self.shapes, one.max(axis=0)))) for one in lengths)
+        self.efficiency = float(cost(np.concatenate(lengths)).sum() / padded)
 
     def __call__(self, step: int) -> Batch:
         """Returns the batch of training step `step` (from 0): a pure function of the arguments above."""
-        rows = self.rows(step)
-        return make_batch(self.views, rows, self.shape(rows), self._pad_id)
+        rows, turns = self._visits(step)
+        return make_batch(self.views, rows, self.shape(step), self._pad_id, turns)
 
-    def shape(self, rows: np.ndarray) -> Shape:
-        """Returns the cheapest of the shapes that holds the examples `rows`."""
-        return cheapest(self.shapes, self._longest(rows))
-
-    def _longest(self, rows: np.ndarray) -> np.ndarray:
-        return self._lengths[rows].max(axis=0)
+    def shape(self, step: int) -> Shape:
+        """Returns the cheapest of the shapes that holds the batch of `step`."""
+        return cheapest(self.shapes, self._lengths(*self._visits(step)).max(axis=0))
 
     def rows(self, step: int) -> np.ndarray:
         """Returns the examples, (batch_size,) int64, of training step `step` (from 0)."""
+        return self._visits(step)[0]
+
+    def _lengths(self, rows: np.ndarray, turns: np.ndarray) -> np.ndarray:
+        """(B, axes) tokens of the examples `rows` when it is the turn of these targets."""
+        targets = [view.targets.lengths[view.in_turn(rows, turns)] for view in self.views.values()]
+        return np.stack([self._inputs[rows], *targets], axis=1)
+
+    def _visits(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the examples of a step and whose turn it is among the targets of each, (B,) int64."""
         sizes = np.array([len(group) for group in self._groups])
 
         def batches(epochs):
@@ -148,23 +176,29 @@ class Batches:
         position = index * self._stride + np.arange(self._batch_size)
         if self._overlap:
             position = position.reshape(2, -1).T.reshape(-1)
-        epochs, position = np.divmod(position, sizes[group])
-        if self._order == "sequential":
-            return self._groups[group][position]
-        chosen = np.empty_like(position)
-        for e in np.unique(epochs):
-            permutation = _permutation((self._seed, int(e), int(group)), int(sizes[group]))
-            chosen[epochs == e] = permutation[position[epochs == e]]
-        return self._groups[group][chosen]
+        epochs, chosen = np.divmod(position, sizes[group])
+        if self._order != "sequential":
+            for e in np.unique(epochs):
+                permutation = _permutation((self._seed, int(e), int(group)), int(sizes[group]))
+                chosen[epochs == e] = permutation[chosen[epochs == e]]
+        rows = self._groups[group][chosen]
+        return rows, self._first_turn[rows] + epochs
 
 
-def make_batch(views: Mapping[str, TokenizedView], rows: np.ndarray, shape: Shape, pad_id: int) -> Batch:
-    """Returns the examples `rows`, (B,) int, through every view, padded to `shape`."""
+def make_batch(
+    views: Mapping[str, TokenizedView],
+    rows: np.ndarray,
+    shape: Shape,
+    pad_id: int,
+    turns: np.ndarray | int = 0,
+) -> Batch:
+    """Returns the examples `rows`, (B,) int, through every view, padded to `shape` (`turns`: `in_turn`)."""
     input_width, *target_widths = shape
     taken = {}
     for (name, view), width in zip(views.items(), target_widths, strict=True):
         inputs = view.inputs.take(rows, input_width, pad_id)
-        taken[name] = ViewArrays(*inputs, *view.targets.take(rows, width, pad_id))
+        targets = view.targets.take(view.in_turn(rows, turns), width, pad_id)
+        taken[name] = ViewArrays(*inputs, *targets)
     return Batch(taken, rows.astype(np.int32))
 
 

@@ -24,6 +24,8 @@ import warnings
 from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from typing import Any, NamedTuple
 
+import numpy as np
+
 # The longest of 25,600 published programs has 2,238 characters.
 _MAX_TEXT = 10_000
 _MAX_STEPS = 150_000
@@ -96,6 +98,18 @@ class Result(NamedTuple):
     answer: int | float | str | None
     failure: str | None = None
     detail: str = ""
+
+    @property
+    def text(self) -> str:
+        """The answer as labels are written: a number without exponent, yes or no; '' if there is none."""
+        match self.answer:
+            case None:
+                return ""
+            case bool():
+                return "yes" if self.answer else "no"
+            case float():
+                return np.format_float_positional(self.answer, trim="-")
+        return str(self.answer)
 
 
 def run(program: str, sandbox: Callable[[str], Result] | None = None) -> Result:

@@ -1,15 +1,20 @@
 """Methods as views of an example: what the student reads and what it must write.
 
-A method is a tuple of views; the first one answers the question at test time. Everything downstream
+A method is a tuple of views; the first one answers the question at test time, others that end in an answer
+are further *paths* to one, which `evaluate` and `predict` take alone or let vote. Everything downstream
 (tokens, the step, generation) works on views by name, so a new method is a new row of `METHODS`.
 
 Sources: Hsieh et al. 2023, "Distilling Step-by-Step!", section 3.2 (`predict`, `explain` and their
-prefixes); Wang et al. 2023, "PINTO" (`informed`: a teacher's rationale as part of the input).
+prefixes); Wang et al. 2023, "PINTO" (`informed`: a teacher's rationale as part of the input); Li et al. 2024,
+"Mixed Distillation Helps Smaller Language Models Reason Better" (chains and programs of thought side by side;
+prefixes and the label beside them are ours, the paper gives none).
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
+from cot_jax.data import programs
 from cot_jax.data.examples import Example
 
 # The published single-task baseline does not give its separator; this one is ours.
@@ -25,14 +30,17 @@ class View:
       term: name of its loss.
       prefix: put before the input.
       reads: example -> text after the prefix, or None where the example lacks it.
-      writes: (example, label to train on) -> target, or None where there is nothing to learn.
+      writes: (example, label to train on) -> the targets, to be learned in turn; () where there is nothing.
+      path: how its text answers the question: "label", as it is; "cot", behind `ANSWER_MARK`; "pot", as what
+        the program gives; None: not at all.
     """
 
     name: str
     term: str
     prefix: str
     reads: Callable[[Example], str | None]
-    writes: Callable[[Example, str | None], str | None]
+    writes: Callable[[Example, str | None], tuple[str, ...]]
+    path: str | None
 
     def source(self, example: Example) -> str | None:
         text = self.reads(example)
@@ -47,34 +55,62 @@ def _input_and_rationale(example: Example) -> str | None:
     return None if example.rationale is None else f"{example.input}\nRationale: {example.rationale}"
 
 
-def _label(example: Example, label: str | None) -> str | None:
-    return label
+def _label(example: Example, label: str | None) -> tuple[str, ...]:
+    return () if label is None else (label,)
 
 
-def _rationale(example: Example, label: str | None) -> str | None:
-    return example.rationale
+def _rationales(example: Example, label: str | None) -> tuple[str, ...]:
+    return example.rationales
 
 
-def _rationale_then_label(example: Example, label: str | None) -> str | None:
-    if example.rationale is None or label is None:
-        return None
-    return f"{example.rationale} {ANSWER_MARK} {label}"
+def _rationales_then_label(example: Example, label: str | None) -> tuple[str, ...]:
+    if label is None:
+        return ()
+    return tuple(f"{rationale} {ANSWER_MARK} {label}" for rationale in example.rationales)
 
 
-_PREDICT = View("predict", "label", "predict: ", _input, _label)
-_EXPLAIN = View("explain", "rationale", "explain: ", _input, _rationale)
+def _programs(example: Example, label: str | None) -> tuple[str, ...]:
+    return example.programs
+
+
+_PREDICT = View("predict", "label", "predict: ", _input, _label, "label")
+_EXPLAIN = View("explain", "rationale", "explain: ", _input, _rationales, None)
+_MIXED = (
+    _PREDICT,
+    View("explain", "rationale", "explain: ", _input, _rationales_then_label, "cot"),
+    View("program", "program", "program: ", _input, _programs, "pot"),
+)
 
 METHODS: dict[str, tuple[View, ...]] = {
-    "standard": (View("label", "label", "", _input, _label),),
-    "single_task": (View("joint", "joint", "", _input, _rationale_then_label),),
-    "rationale_input": (View("informed", "label", "", _input_and_rationale, _label),),
+    "standard": (View("label", "label", "", _input, _label, "label"),),
+    "single_task": (View("joint", "joint", "", _input, _rationales_then_label, "cot"),),
+    "rationale_input": (View("informed", "label", "", _input_and_rationale, _label, "label"),),
     "dss": (_PREDICT, _EXPLAIN),
     "mi": (_PREDICT, _EXPLAIN),
+    "mixed": _MIXED,
+    "mixed_mi": _MIXED,
 }
+WITH_MUTUAL_INFORMATION = ("mi", "mixed_mi")
 
 
-def answer_of(view: View, text: str) -> str:
-    """Returns the answer in what the student wrote for `view`; '' where it gave none."""
-    if view.term != "joint":
-        return text
-    return text.rpartition(ANSWER_MARK)[2].strip() if ANSWER_MARK in text else ""
+class Reading(NamedTuple):
+    """What a text answers, '' if nothing, and then why: what failed, as in `programs.Result`."""
+
+    answer: str
+    failure: str | None = None
+
+
+def answer_of(view: View, text: str) -> Reading:
+    """Returns the answer in what the student wrote for `view`; of a view that is no path, all of it."""
+    if view.path == "pot":
+        result = programs.run(text)
+        return Reading(result.text, result.failure)
+    if view.path != "cot":
+        return Reading(text)
+    answer = text.rpartition(ANSWER_MARK)[2].strip() if ANSWER_MARK in text else ""
+    return Reading(answer, None if answer else "NoAnswer")
+
+
+def rationale_of(view: View, text: str) -> str:
+    """Returns the reasons in what the student wrote for `view`: without the answer that they end in."""
+    return text.rpartition(ANSWER_MARK)[0].rstrip() if view.path == "cot" and ANSWER_MARK in text else text

@@ -13,6 +13,7 @@ in Python), digits other than 0-9, units, variables, division by zero, values be
 """
 
 import ast
+import functools
 import math
 import operator
 import re
@@ -36,6 +37,7 @@ _UNARY: dict[type[ast.unaryop], tuple[str, Callable[[float], float]]] = {
 }
 
 
+@functools.lru_cache(maxsize=2**16)  # votes compare the same answers again and again
 def evaluate(equation: str) -> float | None:
     """Returns the value of an equation, or None if `equation` has none (see above)."""
     try:

@@ -167,6 +167,34 @@ def draw_reliability(before: Sequence[Bin], after: Sequence[Bin] | None, title: 
     figure.savefig(picture, dpi=120)
 
 
+def draw_votes(voted: Mapping[str, Sequence[float]], alone: Mapping[str, float], picture: Path) -> None:
+    """Draws accuracy against the number of samples that vote.
+
+    Args:
+      voted: who votes -> accuracy for 1, 2, ... samples of each of its paths.
+      alone: path -> accuracy of its most probable answer.
+      picture: PNG to write.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    colors = _colors(list(dict.fromkeys([*voted, *alone])))
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    panel = figure.subplots()
+    for name, accuracies in voted.items():
+        shares = [100 * accuracy for accuracy in accuracies]
+        ks = range(1, len(shares) + 1)
+        panel.plot(ks, shares, color=colors[name], marker="o", markersize=4, label=f"{name}, vote")
+    for name, accuracy in alone.items():
+        panel.axhline(100 * accuracy, color=colors[name], lw=1, linestyle="--", label=f"{name}, greedy")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.set_xlabel("samples of each path")
+    panel.set_ylabel("accuracy of the vote, %")
+    panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False)
+    figure.savefig(picture, dpi=120)
+
+
 def draw_confusion(labels: Sequence[str], counts: np.ndarray, picture: Path) -> None:
     """Draws how often each gold label was answered with each label.
 

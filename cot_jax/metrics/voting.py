@@ -11,6 +11,13 @@ from cot_jax.metrics.accuracy import is_correct
 from cot_jax.metrics.arithmetic import evaluate
 
 
+class Ballots(NamedTuple):
+    """What one path answers to N questions, K times each: (N * K,), those of a question together."""
+
+    answers: Sequence[str]
+    log_probs: Sequence[float]
+
+
 class Vote(NamedTuple):
     """An answer and its share of all votes, those of no answer among them."""
 
@@ -46,3 +53,18 @@ def vote(answers: Sequence[str], log_probs: Sequence[float], by_value: bool) -> 
 
 def _says_something(text: str, by_value: bool) -> bool:
     return evaluate(text) is not None if by_value else bool(text.strip())
+
+
+def elect(paths: Sequence[Ballots], questions: int, by_value: bool) -> list[list[str]]:
+    """Returns, for k = 1, ..., K, the answers elected by the first k ballots of every path."""
+    each = len(paths[0].answers) // questions
+    elected = []
+    for k in range(1, each + 1):
+        chosen = []
+        for start in range(0, questions * each, each):
+            first = slice(start, start + k)
+            answers = [answer for path in paths for answer in path.answers[first]]
+            log_probs = [value for path in paths for value in path.log_probs[first]]
+            chosen.append(vote(answers, log_probs, by_value).answer)
+        elected.append(chosen)
+    return elected

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 
 from cot_jax.batch import Batch
+from cot_jax.models.student import Params
 from cot_jax.training.report import say
 from cot_jax.training.step import Metrics, TrainState
 
@@ -37,8 +38,8 @@ class CompiledAhead:
     """A jitted train step whose programs are made in the background, in the order in which they come.
 
     The first loss is seen as soon as its own program is ready, the others are compiled meanwhile: a thread
-    of Python suffices, XLA lets go of the interpreter. A context manager; leaving it waits for the program
-    in work and makes no more.
+    of Python suffices, XLA lets go of the interpreter. One that nobody foresaw is made when its batch comes.
+    A context manager; leaving it waits for the program in work and makes no more.
     """
 
     def __init__(
@@ -47,25 +48,28 @@ class CompiledAhead:
         mesh: jax.sharding.Mesh,
         state: TrainState,
         batches: Mapping[str, Batch],
+        frozen: Params | None,
     ):
         """
         Args:
+          step: of (state, batch, frozen).
           state: its shapes and shardings.
           batches: those of one batch of every shape, by name, the first to come first.
+          frozen: weights that are not trained, on the mesh.
         """
-        self._pool = ThreadPoolExecutor(1)
+        self._pool, self._frozen = ThreadPoolExecutor(1), frozen
 
-        def compile_(count, name):
+        def compile_(name, batch):
             began = time.monotonic()
             with jax.set_mesh(mesh):
-                compiled = step.lower(state, batches[name]).compile()
-            seconds = time.monotonic() - began
-            say(f"compiled {count} of {len(batches)} shapes: {name} in {seconds:.1f} s")
+                compiled = step.lower(state, batch, frozen).compile()
+            say(f"compiled {name} in {time.monotonic() - began:.1f} s")
             return compiled
 
+        self._compile = compile_
         self._compiled = {
-            _widths(batches[name]): self._pool.submit(compile_, count, name)
-            for count, name in enumerate(batches, start=1)
+            _widths(batch): self._pool.submit(compile_, f"{count} of {len(batches)} shapes: {name}", batch)
+            for count, (name, batch) in enumerate(batches.items(), start=1)
         }
 
     def __enter__(self) -> "CompiledAhead":
@@ -75,7 +79,10 @@ class CompiledAhead:
         self._pool.shutdown(cancel_futures=True)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return self._compiled[_widths(batch)].result()(state, batch)
+        widths = _widths(batch)
+        if widths not in self._compiled:
+            self._compiled[widths] = self._pool.submit(self._compile, "one more shape", batch)
+        return self._compiled[widths].result()(state, batch, self._frozen)
 
 
 def _widths(batch: Batch) -> tuple[tuple[int, ...], ...]:

@@ -1,5 +1,6 @@
 """Answers in batches, written or chosen among labels."""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from cot_jax.data import codec
 from cot_jax.data.batches import Ragged, evaluation_rows
 from cot_jax.data.shapes import Cost, Shape, cheapest, choose_shapes
 from cot_jax.data.tokenizer import Tokenizer
@@ -31,7 +33,9 @@ class Answers:
     """What a student wrote, in the order of the questions; where it drew several, they are next to another.
 
     Attributes:
-      texts: N answers.
+      texts: N, all that was written.
+      answers: N, what they answer (`views.answer_of`); the texts of a view that answers nothing.
+      failures: how many answer nothing, by why.
       log_probs: (N,) float32, of all that was written, the end included, under the student's distribution.
         A view that writes a rationale before the answer has that in it, too.
       lengths: (N,), how many tokens that is.
@@ -39,6 +43,8 @@ class Answers:
     """
 
     texts: list[str]
+    answers: list[str]
+    failures: collections.Counter[str]
     log_probs: np.ndarray
     lengths: np.ndarray
     cut: int
@@ -165,14 +171,27 @@ def answer_questions(
     view: View,
     tokenizer: Tokenizer,
     *,
+    spelled: bool,
     batch_size: int,
     shapes: Sequence[Shape],
 ) -> Answers:
-    """Returns the student's answers to `questions`; `shapes` as in `ask_all`."""
+    """Returns the student's answers to `questions`; `shapes` as in `ask_all`.
+
+    `spelled` says whether it writes as `data.codec` spells.
+    """
     tokens, log_prob = ask_all(
         generate, params, questions, batch_size=batch_size, shapes=shapes, pad_id=tokenizer.pad_id
     )
     tokens_NT = tokens.reshape(-1, tokens.shape[-1])
-    texts = [answer_of(view, tokenizer.decode(tokens_T)) for tokens_T in tokens_NT.tolist()]
-    cut = int(np.sum(~np.any(tokens_NT == tokenizer.eos_id, axis=1)))
-    return Answers(texts, log_prob.ravel(), written_length(tokens_NT, tokenizer.eos_id), cut)
+    texts = [tokenizer.decode(tokens_T) for tokens_T in tokens_NT.tolist()]
+    if spelled:
+        texts = [codec.decode(text) for text in texts]
+    read = [answer_of(view, text) for text in texts]
+    return Answers(
+        texts,
+        answers=[reading.answer for reading in read],
+        failures=collections.Counter(reading.failure for reading in read if reading.failure),
+        log_probs=log_prob.ravel(),
+        lengths=written_length(tokens_NT, tokenizer.eos_id),
+        cut=int(np.sum(~np.any(tokens_NT == tokenizer.eos_id, axis=1))),
+    )

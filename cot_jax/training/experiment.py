@@ -1,17 +1,18 @@
 """From a config to what a run needs: examples, tokenizer, student, token ids, batches."""
 
 import dataclasses
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cot_jax.config import LORA_LEARNING_RATE, Config, DataConfig, ModelConfig
-from cot_jax.data import tasks, views, word_problems
+from cot_jax.data import codec, selection, tasks, views, word_problems
 from cot_jax.data import tokenizer as tokenizers
 from cot_jax.data.batches import Batches, Ragged, TokenizedView
 from cot_jax.data.examples import Example
@@ -33,7 +34,10 @@ _WORD_PROBLEM_PIECES = 512
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything a run reads; `report` says in plain lines what was counted on the way."""
+    """Everything a run reads; `report` says in plain lines what was counted on the way.
+
+    `spelled` names the views whose targets `data.codec` spells.
+    """
 
     config: Config
     splits: tasks.Splits
@@ -42,6 +46,7 @@ class Experiment:
     pretrained: Params | None  # None: from scratch
     lora: Lora | None  # None: every parameter is trained
     views: tuple[View, ...]
+    spelled: tuple[str, ...]
     train_examples: tuple[Example, ...]
     batches: Batches
     self_distillation: SelfDistillation | None
@@ -67,12 +72,12 @@ def prepare(config: Config) -> Experiment:
     config = config.resolved()
     method = views.METHODS[config.objective.method]
     self_distillation = _self_distillation(config, method)
-    splits, tokenizer = _load_data(config)
+    splits, tokenizer = _load_data(config, method)
     train_examples, report = _training_examples(config, splits, method)
     student, pretrained = _load_student(config.model, tokenizer)
-    train, token_report = tokenize(method, train_examples, tokenizer, config)
+    tokenized = tokenize(method, train_examples, tokenizer, config)
     batches = Batches(
-        train,
+        tokenized.views,
         batch_size=config.train.batch_size,
         steps=config.train.steps,
         seed=config.seed,
@@ -90,10 +95,11 @@ def prepare(config: Config) -> Experiment:
         pretrained=pretrained,
         lora=make_lora(config.model, student),
         views=method,
+        spelled=tokenized.spelled,
         train_examples=train_examples,
         batches=batches,
         self_distillation=self_distillation,
-        report=(*splits.report, *report, *token_report, *_check_lora(config)),
+        report=(*splits.report, *report, *tokenized.report, *_check_lora(config)),
     )
 
 
@@ -104,9 +110,13 @@ def build_objective(experiment: Experiment, batch_axes: tuple[str, ...] = ()) ->
     if len(terms) == 1:
         weights = dict.fromkeys(terms.values(), 1.0)
     else:
-        weights = {"label": config.alpha, "rationale": 1.0 - config.alpha}
+        weights = {
+            "label": config.alpha,
+            "rationale": 1.0 - config.alpha,
+            "program": config.program_weight,
+        }
     mi = None
-    if config.method == "mi":
+    if config.method in views.WITH_MUTUAL_INFORMATION:
         by_term = {term: name for name, term in terms.items()}
         mi = MutualInformation(
             label_view=by_term["label"],
@@ -157,27 +167,58 @@ def _self_distillation(config: Config, method: Sequence[View]) -> SelfDistillati
     )
 
 
+class Tokenized(NamedTuple):
+    """Token ids of examples through every view, which views the codec spelled, and lines for the user."""
+
+    views: dict[str, TokenizedView]
+    spelled: tuple[str, ...]
+    report: list[str]
+
+
 def tokenize(
-    method: Sequence[View], examples: Sequence[Example], tokenizer: Tokenizer, config: Config
-) -> tuple[dict[str, TokenizedView], list[str]]:
-    """Returns the examples' token ids through every view, and lines that say what was cut or unknown."""
-    data, label_source = config.data, config.data.label_source
-    tokenized, report = {}, []
+    method: Sequence[View],
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    config: Config,
+    spelled: Collection[str] | None = None,
+) -> Tokenized:
+    """Returns the examples' token ids through every view, and what was cut or unknown.
+
+    Args:
+      spelled: names of the views whose targets `data.codec` spells; None: those whose targets the tokenizer
+        would not give back, that is, has no tokens for or, of programs, loses line breaks of.
+    """
+    data = config.data
+    tokenized, by_codec, report = {}, [], []
     for view in method:
-        # What a view lacks becomes an empty sequence, which no loss counts.
-        targets = [view.writes(example, training_label(example, label_source)) for example in examples]
         sources = [view.source(example) for example in examples]
-        pairs = [
-            (source, target) if source is not None and target is not None else (None, None)
-            for source, target in zip(sources, targets, strict=True)
+        targets = [
+            view.writes(example, training_label(example, data.label_source)) if source is not None else ()
+            for example, source in zip(examples, sources, strict=True)
         ]
-        inputs, input_line = encode_texts([source for source, _ in pairs], tokenizer, data.max_input_tokens)
-        outputs, target_line = encode_texts(
-            [target for _, target in pairs], tokenizer, data.max_target_tokens
-        )
-        tokenized[view.name] = TokenizedView(inputs, outputs)
+        # What a view lacks becomes an empty sequence, which no loss counts.
+        asked = [source if its else None for source, its in zip(sources, targets, strict=True)]
+        inputs, input_line = encode_texts(asked, tokenizer, data.max_input_tokens)
+        texts = [text for its in targets for text in its or (None,)]
+        spells = _loses(view, texts, tokenizer, config) if spelled is None else view.name in spelled
+        outputs, target_line = encode_texts(texts, tokenizer, data.max_target_tokens, spells)
+        counts = [max(len(its), 1) for its in targets]
+        first = None if max(counts, default=1) == 1 else np.cumsum([0, *counts])
+        tokenized[view.name] = TokenizedView(inputs, outputs, first)
+        by_codec += [view.name] if spells else []
         report += [f"view {view.name}: inputs {input_line}", f"view {view.name}: targets {target_line}"]
-    return tokenized, report
+    return Tokenized(tokenized, tuple(by_codec), report)
+
+
+def _loses(view: View, texts: Sequence[str | None], tokenizer: Tokenizer, config: Config) -> bool:
+    """Whether the tokenizer does not give the targets of `view` back."""
+    present = [text for text in texts if text is not None]
+    if view.term != "program" and config.data.parser == "reference":
+        return False  # the released code trains on unknown tokens
+    rows, _ = tokenizer.encode(present, sys.maxsize)
+    if tokenizer.unknown_rate(rows):
+        return True
+    return view.term == "program" and [tokenizer.decode(row) for row in rows] != present
 
 
 def training_label(example: Example, label_source: str) -> str | None:
@@ -228,9 +269,14 @@ def answer_labels(experiment: Experiment) -> tuple[str, ...] | None:
     return labels
 
 
-def encode_texts(texts: Sequence[str | None], tokenizer: Tokenizer, max_tokens: int) -> tuple[Ragged, str]:
-    """Returns the token ids of the texts, none for None, and a line that says what was counted."""
-    present = [text for text in texts if text is not None]
+def encode_texts(
+    texts: Sequence[str | None], tokenizer: Tokenizer, max_tokens: int, spelled: bool = False
+) -> tuple[Ragged, str]:
+    """Returns the token ids of the texts, none for None, and a line that says what was counted.
+
+    `spelled` texts are those that `data.codec` makes of them.
+    """
+    present = [codec.encode(text) if spelled else text for text in texts if text is not None]
     ids, truncated = tokenizer.encode(present, max_tokens)
     following = iter(ids)
     ragged = Ragged([next(following) if text is not None else [] for text in texts])
@@ -240,10 +286,10 @@ def encode_texts(texts: Sequence[str | None], tokenizer: Tokenizer, max_tokens: 
         f"{lengths.max(initial=0)} at most, {truncated} cut at {max_tokens}, "
         f"{100 * tokenizer.unknown_rate(ids):.3f} % unknown tokens"
     )
-    return ragged, line
+    return ragged, line + (" (spelled by the codec)" if spelled else "")
 
 
-def _load_data(config: Config) -> tuple[tasks.Splits, Tokenizer]:
+def _load_data(config: Config, method: Sequence[View]) -> tuple[tasks.Splits, Tokenizer]:
     data, source = config.data, config.model.tokenizer or config.model.pretrained
     _require_root(data)
     if source:
@@ -255,7 +301,7 @@ def _load_data(config: Config) -> tuple[tasks.Splits, Tokenizer]:
             "--config.model.tokenizer=DIR, e.g. t5-base"
         )
     splits = load_splits(data, config.seed)
-    return splits, _train_tokenizer(splits)
+    return splits, _train_tokenizer(splits, method)
 
 
 def load_splits(data: DataConfig, seed: int, end_token: str = tasks.END_TOKEN) -> tasks.Splits:
@@ -284,12 +330,20 @@ def _require_root(data: DataConfig) -> None:
         )
 
 
-def _train_tokenizer(splits: tasks.Splits) -> Tokenizer:
-    marks = [views.ANSWER_MARK, *sorted({v.prefix for method in views.METHODS.values() for v in method})]
+def _train_tokenizer(splits: tasks.Splits, method: Sequence[View]) -> Tokenizer:
+    # The methods without programs share a tokenizer.
+    prefixes = {v.prefix for m in views.METHODS.values() for v in m if v.term != "program" or v in method}
+    marks = [views.ANSWER_MARK, *sorted(prefixes)]
     texts = [
         text
         for example in splits.train
-        for text in (example.input, example.label, *example.rationales, *example.programs, *marks)
+        for text in (
+            example.input,
+            example.label,
+            *example.rationales,
+            *map(codec.encode, example.programs),
+            *marks,
+        )
     ]
     with tempfile.TemporaryDirectory() as directory:
         return tokenizers.train(texts, _WORD_PROBLEM_PIECES, directory)
@@ -313,15 +367,19 @@ def _training_examples(
         chosen = np.sort(np.random.default_rng(config.seed).permutation(len(examples))[:keep])
         examples = [examples[i] for i in chosen]
         report.append(f"train: {keep} of {len(splits.train)} examples kept by config.data")
-    teachable = [
-        example
-        for example in examples
-        if any(
+    if any(view.term == "program" for view in method):
+        labels = [training_label(example, data.label_source) for example in examples]
+        examples, lines = selection.keep_right(examples, labels, splits.by_value)
+        report += [f"train: {line}" for line in lines]
+    learned = {
+        view.name: [
             view.source(example) is not None
-            and view.writes(example, training_label(example, data.label_source)) is not None
-            for view in method
-        )
-    ]
+            and bool(view.writes(example, training_label(example, data.label_source)))
+            for example in examples
+        ]
+        for view in method
+    }
+    teachable = [example for example, *has in zip(examples, *learned.values(), strict=True) if any(has)]
     if len(teachable) < len(examples):
         report.append(
             f"train: {len(examples) - len(teachable)} examples have nothing to learn and are left out"
@@ -330,6 +388,11 @@ def _training_examples(
         raise UserError(
             f"config.objective.method={config.objective.method} has no training example: the data has no "
             f"{data.label_source} labels or rationales that it could learn from"
+        )
+    if not any(learned.get("program", [True])):
+        raise UserError(
+            f"config.objective.method={config.objective.method} learns from programs, but no training "
+            "example has one that answers right: add them to the data, or take another method"
         )
     return tuple(teachable), report
 

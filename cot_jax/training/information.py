@@ -48,7 +48,7 @@ class InformationEstimate:
         self.most = most_nats(self.counts[1])
         every = [views[name] for views, _ in self._parts for name in views]
         lengths = [np.array([v.inputs.lengths.max() for v in every]).max()]
-        lengths += [max(views[name].targets.lengths.max() for views, _ in self._parts) for name in train]
+        lengths += [max(views[name].longest_targets().max() for views, _ in self._parts) for name in train]
         self._shape = tuple(map(int, lengths))
 
         def states(params, views):
@@ -82,7 +82,7 @@ class InformationEstimate:
 
 def _complete(views: Mapping[str, TokenizedView]) -> np.ndarray:
     """The examples that have every view's target, at most so many, drawn with a fixed seed."""
-    has_all = np.all([view.targets.lengths > 0 for view in views.values()], axis=0)
+    has_all = np.all([view.longest_targets() > 0 for view in views.values()], axis=0)
     rows = np.flatnonzero(has_all)
     return np.sort(np.random.default_rng(0).permutation(rows)[:_MOST_PAIRS])
 

@@ -324,7 +324,7 @@ def _claim(workdir: Path, experiment: Experiment) -> None:
         if not taken:
             _write(workdir / "config.json", to_json(experiment.config))
         labels = answer_labels(experiment)
-        _write(workdir / ANSWERS_FILE, answers_json(experiment.splits.by_value, labels))
+        _write(workdir / ANSWERS_FILE, answers_json(experiment.splits.by_value, labels, experiment.spelled))
         _write(workdir / STUDENT_FILE, json.dumps(architecture, indent=2) + "\n")
         experiment.tokenizer.save(workdir / "tokenizer")
     if jax.process_count() > 1:

@@ -44,7 +44,10 @@ from cot_jax.training.sharding import (
     require_divisible,
     spread,
 )
-from cot_jax.training.step import Metrics, TrainState, init_state, make_train_step
+from cot_jax.training.step import TrainState, init_state, make_train_step
+
+# Steps in which the shapes to compile are looked for: nearly all come soon, and looking takes time.
+_LOOK_AHEAD = 500
 
 
 class Run:
@@ -107,7 +110,8 @@ class Run:
         if (labels := answer_labels(self.experiment)) is None:
             return make_generate(student, self.mesh, evaluation.max_new_tokens, evaluation.beams)
         tokenizer, most = self.experiment.tokenizer, self.experiment.config.data.max_target_tokens
-        encoded, line = encode_texts(labels, tokenizer, most)
+        spelled = self.experiment.answer_view.name in self.experiment.spelled
+        encoded, line = encode_texts(labels, tokenizer, most, spelled)
         say(f"labels: {line}")
         return make_choose(student, self.mesh, encoded, tokenizer.pad_id)
 
@@ -119,10 +123,11 @@ class Run:
                 "config.evaluation.mutual_information=True compares a label view with a rationale view; "
                 f"method={config.objective.method} has not both"
             )
-        held_out, _ = tokenize(list(views.values()), self.examples("valid"), experiment.tokenizer, config)
+        valid = self.examples("valid")
+        held_out = tokenize(list(views.values()), valid, experiment.tokenizer, config, experiment.spelled)
         train = {name: experiment.batches.views[name] for name in views}
         estimate = InformationEstimate(
-            experiment.student, self.mesh, train, held_out, batch_size=config.evaluation.batch_size
+            experiment.student, self.mesh, train, held_out.views, batch_size=config.evaluation.batch_size
         )
         trained_on, judged_on = estimate.counts
         say(
@@ -174,19 +179,15 @@ class Run:
     def restore_best(self, checkpoints: Checkpoints) -> Params:
         return checkpoints.restore_best(self._abstract_state.params)
 
-    def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """One jitted step, which donates the state."""
-        return self._step(state, batch, self._frozen)
-
     def batch(self, step: int) -> Batch:
         """Returns the batch of training step `step` (from 0), on the mesh."""
         return spread(self.experiment.batches(step), self._batch_sharding)
 
     def compiled_ahead(self, first: int) -> CompiledAhead:
-        """Returns `train_step`, compiled in the background for all steps from `first` on (from 0)."""
+        """Returns the step, which donates the state, compiled in the background for those from `first` on."""
         batches, abstract = self.experiment.batches, {}
-        for step in range(first, self.experiment.config.train.steps):
-            shape = batches.shape(batches.rows(step))
+        for step in range(first, min(first + _LOOK_AHEAD, self.experiment.config.train.steps)):
+            shape = batches.shape(step)
             if (name := "x".join(map(str, shape))) not in abstract:
                 abstract[name] = jax.tree.map(
                     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._batch_sharding),
@@ -194,7 +195,7 @@ class Run:
                 )
             if len(abstract) == len(batches.shapes):
                 break
-        return CompiledAhead(self.train_step, self.mesh, self._abstract_state, abstract)
+        return CompiledAhead(self._step, self.mesh, self._abstract_state, abstract, self._frozen)
 
     def examples(self, split: str) -> tuple[Example, ...]:
         examples = tuple(getattr(self.experiment.splits, split))
@@ -226,6 +227,7 @@ class Run:
             questions,
             experiment.answer_view,
             experiment.tokenizer,
+            spelled=experiment.answer_view.name in experiment.spelled,
             batch_size=batch_size,
             shapes=shapes,
         )
@@ -243,7 +245,7 @@ class Run:
         if answers.cut:
             limit = f"config.evaluation.max_new_tokens={self.experiment.config.evaluation.max_new_tokens}"
             say(f"{split}: {answers.cut} of {len(labels)} answers cut at {limit}")
-        row = {f"{split}/accuracy": accuracy(answers.texts, labels, self.experiment.splits.by_value)}
+        row = {f"{split}/accuracy": accuracy(answers.answers, labels, self.experiment.splits.by_value)}
         if self._information and split == "valid":
             row["valid/mutual_information"] = self._information(params)
         return row

@@ -44,6 +44,7 @@ class Saved:
     Attributes:
       by_value: how its answers compare (`data.tasks.Splits`); None: trained before that was recorded.
       labels: those it chooses among; None where it writes (config.evaluation.answers).
+      spelled: names of the views whose texts it writes as `data.codec` spells them.
     """
 
     config: Config
@@ -52,24 +53,50 @@ class Saved:
     tokenizer: Tokenizer
     by_value: bool | None
     labels: tuple[str, ...] | None
+    spelled: tuple[str, ...] = ()
 
     @property
     def views(self) -> tuple[View, ...]:
         """Of the method it was trained with; the first one answers."""
         return METHODS[self.config.objective.method]
 
+    @property
+    def paths(self) -> dict[str, View]:
+        """The views that answer questions, by their paths."""
+        return {view.path: view for view in self.views if view.path}
+
+    def choose(self, paths: Sequence[str]) -> list[View]:
+        """Returns the views of some paths.
+
+        Raises:
+          UserError: the student was not taught one of them.
+        """
+        for path in paths:
+            if path not in self.paths:
+                method, known = self.config.objective.method, ", ".join(self.paths)
+                raise UserError(f"--paths={path}: a student of method={method} has {known} only")
+        return [self.paths[path] for path in dict.fromkeys(paths)]
+
+    def most_tokens(self, view: View) -> int:
+        """Returns the most tokens it writes for `view`: an answer is shorter than reasons beside it."""
+        config = self.config
+        return config.evaluation.max_new_tokens if view == self.views[0] else config.data.max_target_tokens
+
     def export(self, directory: Path) -> None:
         """Writes weights, config.json and tokenizer for Transformers, and what `load` needs beside them."""
         directory.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(directory)
         (directory / CONFIG_FILE).write_text(to_json(self.config), encoding="utf-8")
-        (directory / ANSWERS_FILE).write_text(answers_json(self.by_value, self.labels), encoding="utf-8")
+        (directory / ANSWERS_FILE).write_text(
+            answers_json(self.by_value, self.labels, self.spelled), encoding="utf-8"
+        )
         self.student.save(directory, self.params)
 
 
-def answers_json(by_value: bool | None, labels: Sequence[str] | None) -> str:
+def answers_json(by_value: bool | None, labels: Sequence[str] | None, spelled: Sequence[str] = ()) -> str:
     """What `ANSWERS_FILE` says: of these only a run's data know."""
-    return json.dumps({"by_value": by_value, "labels": labels}, indent=2, ensure_ascii=False) + "\n"
+    values = {"by_value": by_value, "labels": labels, "spelled_by_codec": list(spelled)}
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
 def load(path: Path) -> Saved:
@@ -124,15 +151,19 @@ def refuse_other_base(file: Path, found: int, pretrained: str) -> None:
         )
 
 
-def _read_answers(file: Path) -> tuple[bool | None, tuple[str, ...] | None]:
+def _read_answers(file: Path) -> tuple[bool | None, tuple[str, ...] | None, tuple[str, ...]]:
     if not file.is_file():
-        return None, None
-    match read_json(file):
-        case {"by_value": bool() | None as by_value, "labels": None}:
-            return by_value, None
-        case {"by_value": bool() | None as by_value, "labels": [*labels]} if labels:
-            return by_value, tuple(map(str, labels))
-    raise UserError(f'{file}: expected "by_value", true or false, and "labels", a list or null')
+        return None, None, ()
+    match {"spelled_by_codec": []} | read_json(file):  # older runs spelled nothing
+        case {"by_value": bool() | None as by_value, "labels": None, "spelled_by_codec": [*spelled]}:
+            return by_value, None, tuple(map(str, spelled))
+        case {"by_value": bool() | None as by_value, "labels": [*labels], "spelled_by_codec": [*spelled]} if (
+            labels
+        ):
+            return by_value, tuple(map(str, labels)), tuple(map(str, spelled))
+    raise UserError(
+        f'{file}: expected "by_value", true or false, "labels", a list or null, "spelled_by_codec", a list'
+    )
 
 
 def not_recorded(what: str) -> UserError:
@@ -159,7 +190,8 @@ class _Asker:
 
     def _encode_labels(self, labels: Sequence[str]) -> Ragged:
         saved = self._saved
-        return encode_texts(labels, saved.tokenizer, saved.config.data.max_target_tokens)[0]
+        most, spelled = saved.config.data.max_target_tokens, self._view.name in saved.spelled
+        return encode_texts(labels, saved.tokenizer, most, spelled)[0]
 
 
 class Answerer(_Asker):
@@ -212,11 +244,15 @@ class Answerer(_Asker):
                 encoded,
                 self._view,
                 self._saved.tokenizer,
+                spelled=self._view.name in self._saved.spelled,
                 batch_size=self._batch_size,
                 shapes=self._shapes,
             )
         if answers.cut:
             line += f"; {answers.cut} of {len(answers.texts)} answers cut at {self._max_new_tokens} tokens"
+        if answers.failures:
+            counts = ", ".join(f"{why} {count}" for why, count in answers.failures.most_common())
+            line += f"; {answers.failures.total()} of {len(answers.texts)} answer nothing ({counts})"
         return answers, line
 
 

@@ -83,7 +83,7 @@ def test_grouped_batches_visit_everything_equally_often():
     visits = np.bincount(np.concatenate([batches.rows(step) for step in range(steps)]), minlength=500)
     # A group's stream may be a batch ahead or behind.
     assert (visits.min(), visits.max()) in {(9, 10), (10, 10), (9, 11), (10, 11)}
-    shapes = [batches.shape(batches.rows(step)) for step in range(62)]
+    shapes = [batches.shape(step) for step in range(62)]
     assert len(set(shapes)) > 2
     assert shapes != sorted(shapes), "the groups take turns"
 
@@ -92,7 +92,7 @@ def test_grouped_batches_pad_less():
     views = _views(500)
     random, grouped = _batches(views), _batches(views, "grouped")
     assert grouped.efficiency > 1.3 * random.efficiency
-    padded = [np.sum(random.shape(random.rows(step))) for step in range(200)]
+    padded = [np.sum(random.shape(step)) for step in range(200)]
     lengths = views["explain"].inputs.lengths
     real = [2 * lengths[random.rows(step)].mean() + 2 for step in range(200)]
     np.testing.assert_allclose(random.efficiency, np.sum(real) / np.sum(padded), rtol=1e-12)
@@ -159,6 +159,60 @@ def test_batch_has_one_input_width_and_targets_at_their_own():
     np.testing.assert_array_equal(batch.views["explain"].target_length, [0, 20])
 
 
+def _several(examples):
+    """A view whose example n has n % 3 + 1 targets: [n] * (n % 7 + 1), and 10, and 20 tokens more."""
+    counts = np.arange(examples) % 3 + 1
+    targets = [[n] * (10 * k + n % 7 + 1) for n, count in enumerate(counts) for k in range(count)]
+    views = _views(examples)
+    view = TokenizedView(views["explain"].inputs, Ragged(targets), np.cumsum([0, *counts]))
+    return {"predict": views["predict"], "explain": view}, counts
+
+
+def _shown(batch):
+    """Returns (example, number of its target) of every row."""
+    ids, lengths = batch.views["explain"][2:]
+    for n, row, length in zip(batch.example, ids, lengths, strict=True):
+        assert (row[:length] == n).all()
+    return [(int(n), int(length - 1 - n % 7) // 10) for n, length in zip(batch.example, lengths, strict=True)]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_target_of_an_example_has_its_turn(order):
+    views, counts = _several(60)
+    longest = views["explain"].longest_targets()
+    np.testing.assert_array_equal(longest, 10 * (counts - 1) + np.arange(60) % 7 + 1)
+    batches = _batches(views, order, steps=60, max_shapes=4)
+    seen = {n: [] for n in range(60)}
+    for step in range(60):
+        for n, target in _shown(batches(step)):
+            seen[n].append(target)
+    for n, targets in seen.items():
+        assert len(targets) >= 3
+        assert set(targets) == set(range(counts[n]))
+        assert (np.diff(targets) % counts[n] == 1 % counts[n]).all()
+    # Not everybody begins with the first one, and a resumed run sees what it would have seen.
+    assert {targets[0] for n, targets in seen.items() if counts[n] == 3} == {0, 1, 2}
+    assert _shown(_batches(views, order, steps=60, max_shapes=4)(37)) == _shown(batches(37))
+    other = _batches(views, "sequential", seed=1)(0)
+    assert _shown(other) != _shown(_batches(views, "sequential")(0))
+
+
+def test_overlapping_batches_see_the_same_target_of_an_example():
+    """What is kept of an example is of the target that it is compared on."""
+    views, _ = _several(60)
+    batches = _batches(views, overlap=True, steps=60)
+    shown = [_shown(batches(step)) for step in range(60)]
+    for before, now in itertools.pairwise(shown):
+        assert now[::2] == before[1::2]
+    assert len({pair for batch in shown for pair in batch}) == 120
+
+
+def test_a_row_that_is_none_has_no_target():
+    views, _ = _several(6)
+    batch = make_batch(views, np.array([5, -1]), (64, 8, 32), pad_id=0, turns=1)
+    assert batch.views["explain"].target_length.tolist() == [10 + 6, 0]
+
+
 @pytest.mark.parametrize("task", ["svamp", "cqa", "anli1"])
 def test_grouped_real_data_is_seven_tenths_real_in_few_shapes(task, data_root, tokenizers_root):
     # T5-base, batches of 64: what a run on an accelerator would pay.
@@ -166,7 +220,7 @@ def test_grouped_real_data_is_seven_tenths_real_in_few_shapes(task, data_root, t
     tokenizer = load(str(tokenizers_root / "t5"))
     examples = tasks.load(task, data_root, parser="corrected", end_token="</s>", compare="auto").train
     config = freeze(default_config())
-    views, _ = tokenize(METHODS["dss"], examples, tokenizer, config)
+    views = tokenize(METHODS["dss"], examples, tokenizer, config).views
     options = {"batch_size": 64, "steps": 1000, "seed": 0, "max_shapes": 16, "overlap": False, "pad_id": 0}
     batches = Batches(
         views,

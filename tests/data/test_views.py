@@ -3,9 +3,10 @@
 import pytest
 
 from cot_jax.data.examples import Example
-from cot_jax.data.views import METHODS, answer_of
+from cot_jax.data.views import METHODS, answer_of, rationale_of
 
 EXAMPLE = Example(id="1", input="2 pens and 3 more?", label="( 2 + 3 )", rationales=("2 and 3 are 5.",))
+SEVERAL = Example("4", "q", "( 2 + 3 )", rationales=("One.", "Two."), programs=("ans = 5", "ans = 2 + 3"))
 BARE = Example(id="2", input="2 pens and 3 more?", label="( 2 + 3 )")
 
 
@@ -26,25 +27,54 @@ BARE = Example(id="2", input="2 pens and 3 more?", label="( 2 + 3 )")
     ],
 )
 def test_methods(method, expected):
-    assert [(v.source(EXAMPLE), v.writes(EXAMPLE, EXAMPLE.label)) for v in METHODS[method]] == expected
+    found = [(v.source(EXAMPLE), *v.writes(EXAMPLE, EXAMPLE.label)) for v in METHODS[method]]
+    assert found == expected
 
 
-def test_what_is_missing_is_none_and_never_a_blank():
+@pytest.mark.parametrize("method", ["mixed", "mixed_mi"])
+def test_mixed_learns_label_chain_with_its_answer_and_program(method):
+    assert {v.name: (v.prefix, v.writes(SEVERAL, "5")) for v in METHODS[method]} == {
+        "predict": ("predict: ", ("5",)),
+        "explain": ("explain: ", ("One. So the answer is 5", "Two. So the answer is 5")),
+        "program": ("program: ", ("ans = 5", "ans = 2 + 3")),
+    }
+    assert [v.term for v in METHODS[method]] == ["label", "rationale", "program"]
+
+
+def test_what_is_missing_is_left_out_and_never_a_blank():
     explain = METHODS["dss"][1]
-    assert explain.writes(BARE, BARE.label) is None
+    assert explain.writes(BARE, BARE.label) == ()
     (joint,) = METHODS["single_task"]
-    assert joint.writes(BARE, BARE.label) is None
-    assert joint.writes(EXAMPLE, None) is None
+    assert joint.writes(BARE, BARE.label) == ()
+    assert joint.writes(EXAMPLE, None) == ()
     (informed,) = METHODS["rationale_input"]
     assert informed.source(BARE) is None
     # The reference parser's blank is text, and is trained on as published.
     blank = Example(id="3", input="q", label="l", rationales=(" ",))
-    assert explain.writes(blank, "l") == " "
+    assert explain.writes(blank, "l") == (" ",)
+    assert METHODS["dss"][0].writes(EXAMPLE, None) == ()
 
 
 def test_answers_are_read_back():
     (joint,) = METHODS["single_task"]
-    assert answer_of(joint, joint.writes(EXAMPLE, EXAMPLE.label)) == EXAMPLE.label
-    assert answer_of(joint, "So the answer is 1. No! So the answer is 2") == "2"
-    assert answer_of(joint, "2 and 3 are 5.") == ""
-    assert answer_of(METHODS["dss"][0], "( 2 + 3 )") == "( 2 + 3 )"
+    predict, explain, program = METHODS["mixed"]
+    assert answer_of(joint, *joint.writes(EXAMPLE, EXAMPLE.label)) == (EXAMPLE.label, None)
+    for view in (joint, explain):
+        assert answer_of(view, "So the answer is 1. No! So the answer is 2") == ("2", None)
+        assert answer_of(view, "2 and 3 are 5.") == ("", "NoAnswer")
+        assert answer_of(view, "2 and 3 are 5. So the answer is ") == ("", "NoAnswer")
+    assert answer_of(predict, "( 2 + 3 )") == ("( 2 + 3 )", None)
+    assert answer_of(program, "pens = 2\nans = pens + 3") == ("5", None)
+    assert answer_of(program, "ans = 1 / 0") == ("", "ZeroDivisionError")
+    assert answer_of(program, "2 and 3 are 5.") == ("", "SyntaxError")
+    # What Distilling Step-by-Step calls a rationale has no answer behind it.
+    assert METHODS["dss"][1].path is None
+    assert answer_of(METHODS["dss"][1], "So the answer is 2") == ("So the answer is 2", None)
+
+
+def test_a_rationale_is_shown_without_its_answer():
+    _, explain, program = METHODS["mixed"]
+    assert rationale_of(explain, "2 and 3. So the answer is 5") == "2 and 3."
+    assert rationale_of(explain, "2 and 3 are 5.") == "2 and 3 are 5."
+    assert rationale_of(METHODS["dss"][1], "So the answer is 2") == "So the answer is 2"
+    assert rationale_of(program, "ans = 5") == "ans = 5"

@@ -176,3 +176,31 @@ def test_a_batch_that_does_not_divide_is_named(small_student):
     objective = make_objective(student, TERMS, WEIGHTS, micro_batches=5)
     with pytest.raises(ValueError, match="a batch of 16 does not divide in 5 parts"):
         objective(params, _random_batch(16), None, None)
+
+
+def test_three_views_are_the_sum_of_their_single_terms():
+    """In value and in gradient, with the mutual-information term beside them."""
+    rng = np.random.default_rng(0)
+    lengths = {**LENGTHS, "program": [3, 0, 5]}
+    params = {name: jnp.array(rng.normal(size=(3, 16, D)), jnp.float32) for name in lengths}
+    params["head"] = jnp.array(rng.normal(size=(D, V)), jnp.float32)
+    terms, weights = {**TERMS, "program": "program"}, {**WEIGHTS, "program": 0.4}
+
+    def value_and_grad(terms, weights, mi=None):
+        objective = make_objective(FixedHidden(), terms, weights, mi)
+        views = {name: _batch(2, lengths).views[name] for name in terms}
+        batch = Batch(views, np.arange(3, dtype=np.int32))
+        return jax.value_and_grad(objective, has_aux=True)(params, batch, None, None)
+
+    (total, found), grads = value_and_grad(terms, weights, _mi())
+    assert set(found.terms) == {"label", "rationale", "program", "mi"}
+    singles = [value_and_grad({name: term}, {term: 1.0}) for name, term in terms.items()]
+    with_mi, plain = (value_and_grad(TERMS, WEIGHTS, mi) for mi in (_mi(), None))
+    parts = [*zip(weights.values(), singles, strict=True), (1.0, with_mi), (-1.0, plain)]
+    assert float(total) == pytest.approx(sum(w * float(part[0][0]) for w, part in parts), rel=1e-6)
+    expected = jax.tree.map(
+        lambda *leaves: sum(w * x for (w, _), x in zip(parts, leaves, strict=True)),
+        *[g for _, (_, g) in parts],
+    )
+    for got, wanted in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)

@@ -42,17 +42,20 @@ def test_nowhere_if_nothing_can_be_written(unset, tmp_path, monkeypatch, capsys)
 
 
 def test_every_shape_is_compiled_in_the_background(capsys):
-    step = jax.jit(lambda state, batch: (state + jnp.sum(batch), {"mean": jnp.mean(batch)}), donate_argnums=0)
+    step = jax.jit(
+        lambda state, batch, _: (state + jnp.sum(batch), {"mean": jnp.mean(batch)}), donate_argnums=0
+    )
     mesh, like = make_mesh(MeshConfig(), jax.devices()[:1]), jax.ShapeDtypeStruct((), jnp.float32)
     batches = {f"{n}x2": jax.ShapeDtypeStruct((n, 2), jnp.float32) for n in (3, 5)}
     state = jnp.float32(1.0)
-    with CompiledAhead(step, mesh, like, batches) as ahead:
-        for batch in [jnp.ones((n, 2)) for n in (5, 3, 5)]:
+    with CompiledAhead(step, mesh, like, batches, None) as ahead:
+        for batch in [jnp.ones((n, 2)) for n in (5, 3, 5, 4)]:
             state, metrics = ahead(state, batch)
             assert float(metrics["mean"]) == 1.0
-    assert float(state) == 27.0
+    assert float(state) == 35.0
     assert step._cache_size() == 0  # the jitted step itself never ran: nothing is compiled twice
     assert [line.split(" in ")[0] for line in capsys.readouterr().out.splitlines()] == [
         "compiled 1 of 2 shapes: 3x2",
         "compiled 2 of 2 shapes: 5x2",
+        "compiled one more shape",
     ]

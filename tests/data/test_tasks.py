@@ -386,3 +386,79 @@ def test_examples_are_frozen_and_data_needs_no_jax():
         Example("a", "b", "c").label = "d"  # type: ignore[misc]
     code = "import sys, cot_jax.data.tasks; sys.exit('jax' in sys.modules or 'datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def _taught(tmp_path):
+    _published(tmp_path, "svamp", [SVAMP_ROW] * 20, ["A. The answer is (1)."] * 20)
+    return tasks.load("svamp", tmp_path)
+
+
+def _teacher_file(tmp_path, *rows):
+    path = tmp_path / "teacher.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_teachers_file_stands_in_place_of_the_published_outputs(tmp_path):
+    splits = _taught(tmp_path)
+    first, second, *_ = splits.train
+    assert first.rationale == "A."
+    row = {"id": first.id, "label": "(2)", "rationales": ["B.", "C."], "programs": ["ans = 2"], "hinted": []}
+    other = tasks.taught_by(splits, _teacher_file(tmp_path, row, {"id": splits.test[0].id, "label": "(3)"}))
+    assert (other.train[0].teacher_label, other.train[0].rationales) == ("(2)", ("B.", "C."))
+    assert other.train[0].programs == ("ans = 2",)
+    assert other.test[0].teacher_label == "(3)"
+    assert other.train[1] == dataclasses.replace(second, teacher_label=None, rationales=())
+    without = [e for e in (*other.train, *other.valid, *other.test) if e.teacher_label is None]
+    assert len(without) == 38
+    assert all(e.rationales == e.programs == () for e in without)
+    assert other.report[0].startswith("teacher: ")
+    assert other.report[0].endswith(
+        "teacher.jsonl has rows for 1 of 18 train examples, 1 of 20 test examples"
+    )
+    assert other.report[1].startswith("train: 18 examples, 1 with a rationale, 1 with a teacher label")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"id": "svamp-train-0099"}], r"teacher\.jsonl:1: the data has no example with the id"),
+        ([{"id": "svamp-train-0001"}] * 2, r"teacher\.jsonl:2: the id 'svamp-train-0001' is taken by"),
+    ],
+)
+def test_a_teachers_file_of_other_data_is_refused(tmp_path, rows, message):
+    with pytest.raises(UserError, match=message):
+        tasks.taught_by(_taught(tmp_path), _teacher_file(tmp_path, *rows))
+    with pytest.raises(UserError, match=r"none\.jsonl: no such file"):
+        tasks.taught_by(_taught(tmp_path), tmp_path / "none.jsonl")
+
+
+def test_only_right_rationales_are_left(tmp_path):
+    splits = _taught(tmp_path)
+    ids = [example.id for example in splits.train]
+    gold = splits.train[0].label
+    rows = [
+        {"id": ids[0], "label": gold, "rationale": "A."},
+        {"id": ids[1], "label": "(99)", "rationales": ["B.", "C."], "program": "ans = 1"},
+        {"id": ids[2], "rationale": "D."},
+        {"id": ids[3], "label": "(98)"},
+        {"id": splits.test[0].id, "label": "(97)", "rationale": "E."},
+    ]
+    taught = tasks.taught_by(splits, _teacher_file(tmp_path, *rows))
+    right = tasks.only_right(taught)
+    assert [e.rationale for e in right.train[:4]] == ["A.", None, None, None]
+    assert [e.teacher_label for e in right.train] == [e.teacher_label for e in taught.train]
+    assert right.train[1].programs == ("ans = 1",)
+    assert (right.valid, right.test) == (taught.valid, taught.test)
+    assert right.report[1] == (
+        "rationales=right, training examples with a rationale: 1 kept, 1 left out for a wrong label, "
+        "1 left out without a label"
+    )
+
+
+def test_right_rationales_of_the_published_data(data_root):
+    counts = {"svamp": (530, 158, 22), "cqa": (6607, 1876, 283)}
+    for task, (kept, wrong, without) in counts.items():
+        right = tasks.only_right(tasks.load(task, data_root))
+        assert sum(example.rationale is not None for example in right.train) == kept
+        assert f": {kept:,} kept, {wrong:,} left out for a wrong label, {without:,} left" in right.report[0]

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cot_jax.config import Config
+from cot_jax.config import Config, DataConfig, WordProblemsConfig
 from cot_jax.errors import UserError
 from cot_jax.models import huggingface
 from cot_jax.models.t5 import T5, T5Config
-from cot_jax.training.experiment import encode_questions, prepare
+from cot_jax.training.experiment import encode_questions, load_splits, prepare
 
 
 def _config(root, tokenizer, *, method="dss", **data):
@@ -128,3 +128,19 @@ def test_tokenizer_must_fit_the_model(own_data, tokenizers_root, tmp_path):
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, pretrained=str(model)))
     with pytest.raises(UserError, match="has 64 embedding rows but the tokenizer 32100 tokens"):
         prepare(run)
+
+
+def test_the_teacher_of_the_config_is_the_one_that_teaches(tmp_path):
+    plain = DataConfig(task="word_problems", word_problems=WordProblemsConfig(train=4, valid=2, test=2))
+    examples = load_splits(plain, 0).train
+    rows = [
+        {"id": examples[0].id, "label": "0", "rationale": "R."},
+        {"id": examples[1].id, "label": examples[1].label, "rationale": "R."},
+    ]
+    (tmp_path / "teacher.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = dataclasses.replace(plain, teacher=str(tmp_path / "teacher.jsonl"))
+    assert [e.rationale for e in load_splits(data, 0).train] == ["R.", "R.", None, None]
+    data = dataclasses.replace(data, rationales="right")
+    assert [e.rationale for e in load_splits(data, 0).train] == [None, "R.", None, None]
+    with pytest.raises(UserError, match="the data has no example with the id 'word-problem-0-0'"):
+        load_splits(data, 1)

@@ -457,8 +457,6 @@ def test_only_right_rationales_are_left(tmp_path):
 
 
 def test_right_rationales_of_the_published_data(data_root):
-    counts = {"svamp": (530, 158, 22), "cqa": (6607, 1876, 283)}
-    for task, (kept, wrong, without) in counts.items():
-        right = tasks.only_right(tasks.load(task, data_root))
-        assert sum(example.rationale is not None for example in right.train) == kept
-        assert f": {kept:,} kept, {wrong:,} left out for a wrong label, {without:,} left" in right.report[0]
+    right = tasks.only_right(tasks.load("svamp", data_root))
+    assert sum(example.rationale is not None for example in right.train) == 530
+    assert ": 530 kept, 158 left out for a wrong label, 22 left out without a label" in right.report[0]

@@ -1,20 +1,25 @@
 """From questions and an endpoint to a teacher's file: nothing lost, nothing asked twice, all counted."""
 
 import collections
+import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
+from unittest.mock import ANY
 
 import pytest
 import scripted_teacher
 from scripted_teacher import Server, WordProblems, cut, refuses, stalls, torn
 
 from cot_jax import rationalize
+from cot_jax.config import DataConfig, WordProblemsConfig
 from cot_jax.data import programs
 from cot_jax.data.word_problems import generate
 from cot_jax.metrics.arithmetic import same_value
+from cot_jax.training.experiment import load_splits
 
 
 def write_problems(root, train, test=2):
@@ -180,13 +185,31 @@ def test_models_without_chat_are_asked_too(server, problems, tmp_path, prompt):
     assert all(json.loads(body)["stop"] == ["\nQ:"] for body in server.seen)
 
 
-def test_own_demonstrations_for_own_questions(server, tmp_path):
+def test_generated_problems_are_those_that_training_reads(server, tmp_path):
+    command = ["--task=word_problems", "--limit=5", "--model=m", f"--output={tmp_path / 'out'}"]
+    assert rationalize.main([*command, f"--endpoint={server.url}", "--filters="]) == 0
+    said = {row["id"]: tuple(row.get("rationales", ())) for row in rows(tmp_path / "out/teacher.jsonl")}
+    data = DataConfig(
+        task="word_problems",
+        word_problems=WordProblemsConfig(train=9, valid=2, test=2),
+        teacher=str(tmp_path / "out/teacher.jsonl"),
+    )
+    taught = load_splits(data, seed=0).train
+    assert {example.id: example.rationales for example in taught[:5]} == said
+    assert any(said.values())
+    assert all(example.rationales == () for example in taught[5:])
+
+
+def test_own_demonstrations_for_own_questions(server, tmp_path, capsys):
     questions = [{"id": n, "input": f"Which is number {n}?", "label": f"item {n}"} for n in range(12)]
     for split in ("train", "valid", "test"):
         given = [row | {"id": f"{split} {row['id']}"} for row in questions]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
     server.answer = lambda request: "The list says so. So the answer is item 3.\n\nQ: And"
     run(tmp_path, f"--endpoint={server.url}", status=2)
+    assert "there are no demonstrations for task=jsonl" in capsys.readouterr().err
+    run(tmp_path, f"--endpoint={server.url}", "--kind=pot", status=2)
+    assert "--kind=pot: the labels of jsonl are no numbers" in capsys.readouterr().err
     shown = {"input": "Which is first?", "rationale": "It leads.", "label": "item 1"}
     (tmp_path / "shown.jsonl").write_text(json.dumps(shown))
     run(tmp_path, f"--endpoint={server.url}", f"--demonstrations={tmp_path / 'shown.jsonl'}", "--filters=")
@@ -208,6 +231,7 @@ def test_own_demonstrations_for_own_questions(server, tmp_path):
         (("--demonstrations=none.jsonl",), "none.jsonl: no such file"),
         (("--endpoint=localhost",), "is not a URL"),
         (("--output=/dev/null/x",), "/dev/null/x cannot be made"),
+        (("--root=none", "--endpoint=http://127.0.0.1:1/v1"), "none/train.jsonl: no such file"),
         (("--split=valid", "--endpoint=http://127.0.0.1:1/v1"), "no server there"),
     ],
 )
@@ -225,11 +249,74 @@ def test_mistakes_are_one_line(problems, tmp_path, capsys, more, message):
         ("--endpoint=http://x/v1", "--write_batch=y"),
         ("--endpoint=http://x/v1", "--filters=right,nice"),
         ("--endpoint=http://x/v1", "--hint", "--filters=leaks"),
+        ("--endpoint=http://x/v1", "--task=word_problems"),
+        ("--endpoint=http://x/v1", "--task=word_problems", "--limit=3", "--split=test"),
         ("--endpoint=http://x/v1", "--samples=0"),
         ("--endpoint=http://x/v1", "--timeout=0"),
         ("--endpoint=http://x/v1", "--max_words=-1"),
     ],
 )
 def test_flags_that_do_not_fit(tmp_path, more):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         run(tmp_path, *more)
+
+
+def test_files_need_a_folder(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        rationalize.main(["--task=svamp", "--model=m", "--output=out", "--endpoint=http://x/v1"])
+    assert "--task=svamp reads files: give their folder with --root=DIR" in capsys.readouterr().err
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A tiny random Llama behind `transformers serve`: a server that nobody here wrote."""
+    torch = pytest.importorskip("torch", reason="transformers serve needs PyTorch")
+    pytest.importorskip("fastapi", reason="transformers serve needs transformers[serving]")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    vocabulary = {piece: n for n, piece in enumerate(["</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    pieces = Tokenizer(models.BPE(vocabulary, []))
+    pieces.pre_tokenizer, pieces.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, eos_token="</s>", pad_token="</s>")
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), eos_token_id=0, pad_token_id=0, **sizes))
+    model.generation_config.do_sample = True  # a request cannot ask for it
+    folder = tmp_path / "llama"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve = "from transformers.cli.transformers import main; main()"
+    command = [sys.executable, "-c", serve, "serve", str(folder), "--host=127.0.0.1", f"--port={port}"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        yield folder, f"http://127.0.0.1:{port}/v1"
+        process.kill()
+
+
+def test_a_server_that_nobody_here_wrote(served, tmp_path):
+    write_problems(tmp_path, 3)
+    model, url = served
+    for api in ("chat", "completions"):
+        asked = (f"--endpoint={url}", f"--model={model}", f"--api={api}", *BOTH[:2])
+        for sent in (18, 0):
+            run(tmp_path, *asked, "--max_tokens=6", "--prompt=zero_shot", output=api)
+            report = json.loads((tmp_path / api / "report.json").read_text())
+            assert (report["requests_sent"], report["answers"]) == (sent, 18)
+        assert report["completion_tokens"] == 18 * 6
+        assert report["prompt_tokens"] > 18 * 100
+        assert report["kinds"]["rationales"]["left_out"] == {"cut off": {"count": 9, "examples": ANY}}
+        outputs = [row["output"] for row in rows(tmp_path / api / "samples.jsonl")]
+        assert len(set(outputs)) == 18  # questions and seeds matter

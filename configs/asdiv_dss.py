@@ -1,6 +1,6 @@
 """Distilling Step-by-Step on ASDiv, T5-base, with the published rationales of GPT-3.5 (pot/asdiv).
 
-Five in twelve training problems have one; the others teach their label only.
+Five in twelve training problems have one; the others teach their label.
 
 The student writes SVAMP's equations; the test set is the authors' fold 4.
 

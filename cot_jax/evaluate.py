@@ -121,7 +121,7 @@ def _evaluate(saved: Saved, splits: Splits, options: argparse.Namespace, directo
         evaluation["votes"] = _votes(saved, asked, splits.by_value, options)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n", encoding="utf-8")
-    _write_predictions(directory / "predictions.jsonl", asked, reasoned)
+    _write_predictions(directory / "predictions.jsonl", asked, saved.views[0], reasoned)
     for line in _summary(evaluation):
         print(line)
     written = ["evaluation.json", "predictions.jsonl"]
@@ -272,7 +272,7 @@ def _scaled(asked: _Confidence, temperature: float) -> np.ndarray:
     return calibration.scale_confidence(asked.confidence, temperature)
 
 
-def _write_predictions(file: Path, asked: _Answered, written: Mapping[View, Answers]) -> None:
+def _write_predictions(file: Path, asked: _Answered, view: View, written: Mapping[View, Answers]) -> None:
     with file.open("w", encoding="utf-8") as out:
         for n, example in enumerate(asked.examples):
             row = {
@@ -284,10 +284,12 @@ def _write_predictions(file: Path, asked: _Answered, written: Mapping[View, Answ
                 "confidence": float(asked.confidences["sequence"].confidence[n]),
                 "confidence_per_token": float(asked.confidences["per_token"].confidence[n]),
             }
-            for view, answers in written.items():
-                row[view.term] = rationale_of(view, answers.texts[n])
-                if view.path:
-                    row[view.path] = answers.answers[n]
+            if view.path == "cot":
+                row["rationale"] = rationale_of(view, asked.answers.texts[n])
+            for other, answers in written.items():
+                row[other.term] = rationale_of(other, answers.texts[n])
+                if other.path:
+                    row[other.path] = answers.answers[n]
             row["teacher_rationale"] = example.rationale
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
 

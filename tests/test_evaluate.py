@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ import pytest
 from cot_jax import evaluate
 from cot_jax.config import Config
 from cot_jax.data.examples import Example
+from cot_jax.data.views import METHODS
+from cot_jax.errors import UserError
 from cot_jax.metrics import calibration
 from cot_jax.training import saved
-from cot_jax.training.experiment import load_splits
+from cot_jax.training.evaluation import Answers
+from cot_jax.training.experiment import load_splits, prepare
 from cot_jax.training.saved import LabelScorer
 
 LABELS = ["no", "perhaps not", "yes"]
@@ -126,6 +130,52 @@ def test_validation_is_judged_without_a_temperature(run, tmp_path):
     evaluation, rows = _read(tmp_path)
     assert len(rows) == 8
     assert set(evaluation["calibration"]["sequence"]) == {"accuracy", "as_trained"}
+
+
+def test_a_data_set_with_a_test_alone(run, tmp_path, capsys):
+    row = {"instruction": "Two pens ? The options: A ) 1 , B ) 2 , C ) 3 , D ) 4 , E ) 5", "answer": "B"}
+    (tmp_path / "mathqa").mkdir()
+    (tmp_path / "mathqa/mathqa_test_instruct.json").write_text(json.dumps([row] * 8))
+    command = [f"--workdir={run}", "--task=mathqa", f"--root={tmp_path}", f"--output={tmp_path}"]
+    assert evaluate.main([*command, "--no-rationales"]) == 0
+    evaluation, rows = _read(tmp_path)
+    assert (evaluation["labels"], len(rows)) == (list("ABCDE"), 8)
+    # Nothing to fit a temperature on.
+    assert set(evaluation["calibration"]["label_set"]) == {"accuracy", "as_trained"}
+    for more, message in [
+        ("--split=valid", "task=mathqa has no valid set: take --split=test"),
+        ("--mutual_information", "trains on a training set, which task=mathqa has not"),
+    ]:
+        assert evaluate.main([*command, more]) == 2
+        assert message in capsys.readouterr().err
+    config = saved.load(run).config
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, task="mathqa", root=str(tmp_path)),
+        model=dataclasses.replace(config.model, tokenizer=str(run / "tokenizer")),
+    )
+    with pytest.raises(
+        UserError, match=r"task=mathqa has a test set only: .*evaluate --workdir=RUN --task=m"
+    ):
+        prepare(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "rationale", "label"),
+    [
+        ("2 and 3 are 5. So the answer is ( 2 + 3 )", "2 and 3 are 5.", "( 2 + 3 )"),
+        ("2 and 3 are", "2 and 3 are", ""),
+    ],
+)
+def test_what_stands_before_an_answer_is_a_rationale(tmp_path, text, rationale, label):
+    (view,) = METHODS["single_task"]
+    answers = Answers([text], [label], Counter(), np.zeros(1), np.ones(1), 0)
+    sure = evaluate._Confidence(np.ones(1), np.ones(1))
+    example = Example("1", "2 and 3?", "( 2 + 3 )", rationales=("the teacher's",))
+    asked = evaluate._Answered([example], answers, np.ones(1), {"sequence": sure, "per_token": sure})
+    evaluate._write_predictions(tmp_path / "predictions.jsonl", asked, view, {})
+    (row,) = map(json.loads, (tmp_path / "predictions.jsonl").read_text().splitlines())
+    assert (row["rationale"], row["label"], row["teacher_rationale"]) == (rationale, label, "the teacher's")
 
 
 @pytest.mark.parametrize(

@@ -113,12 +113,8 @@ def test_a_finished_run_is_not_run_again(uninterrupted, environment):
     assert (workdir / "metrics.jsonl").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize(
-    ("number", "status"),
-    [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)],
-    ids=["SIGKILL", "SIGTERM"],
-)
-def test_stopped_and_started_again_equals_uninterrupted(uninterrupted, environment, tmp_path, number, status):
+def test_sigterm_saves_and_the_same_command_goes_on(uninterrupted, environment, tmp_path):
+    """SIGKILL: tests/kill_and_resume.py."""
     workdir = tmp_path / "stopped"
     process = _start(workdir, environment)
     deadline = time.monotonic() + 240
@@ -127,15 +123,56 @@ def test_stopped_and_started_again_equals_uninterrupted(uninterrupted, environme
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == status, err
+    assert process.returncode == 75, err
     assert not (workdir / "result.json").exists()
     assert "going on from step" in _finish(workdir, environment)
-    assert _rows(workdir) == _rows(uninterrupted[0])
-    results = [json.loads((d / "result.json").read_text()) for d in (workdir, uninterrupted[0])]
+    _assert_equal(workdir, uninterrupted[0])
+
+
+def _assert_equal(workdir, whole):
+    assert _rows(workdir) == _rows(whole)
+    results = [json.loads((d / "result.json").read_text()) for d in (workdir, whole)]
     assert results[0]["best_step"] == results[1]["best_step"]
     assert results[0]["test/accuracy"] == results[1]["test/accuracy"]
+
+
+# A file system of its own, in a namespace of its own: nothing outside sees or fills it.
+_ON_A_SMALL_DISK = """
+mount -t tmpfs -o size=16k tmpfs disk && for size in 16k 4m 64m; do
+    mount -o remount,size=$size disk && "$@" 2>&1 >log; echo "status $?"
+done && cp -r disk kept
+"""
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode != 0,
+    reason="a small disk needs unprivileged namespaces (unshare -rm)",
+)
+def test_a_full_disk_is_one_line_and_with_more_room_the_same_command_goes_on(
+    uninterrupted, environment, tmp_path
+):
+    (tmp_path / "disk").mkdir()
+    train = [sys.executable, "-m", "cot_jax.train", *SMALL, "--workdir=disk/run"]
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", _ON_A_SMALL_DISK, "sh", *train],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=600,
+    )
+    goes_on = "and the same command goes on\nstatus 2\n"
+    assert re.fullmatch(
+        rf"error: disk/run cannot be written: No space left on device.*; mend that, {goes_on}"
+        rf"error: .*/latest: the checkpoint of step 4 needs .* MiB, .* are free; make room, {goes_on}"
+        "status 0\n",
+        done.stdout,
+    )
+    assert "going on from step 2" in (tmp_path / "log").read_text()
+    _assert_equal(tmp_path / "kept" / "run", uninterrupted[0])
 
 
 def test_another_config_is_refused(uninterrupted, capsys):
@@ -145,6 +182,13 @@ def test_another_config_is_refused(uninterrupted, capsys):
         f"error: {workdir} holds a run with config.objective.beta=0.1, not 0.2: "
         "choose another directory, or delete it\n"
     )
+
+
+def test_checkpoints_of_which_nobody_says_of_what_run(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    (workdir / "checkpoints").mkdir(parents=True)
+    assert main(["train", *SMALL, f"--workdir={workdir}"]) == 2
+    assert "has checkpoints, but no config.json" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, environment):

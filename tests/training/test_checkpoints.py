@@ -1,6 +1,7 @@
 """Checkpoints: the newest state and the best parameters come back as they were."""
 
 import gc
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +107,52 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_goes_on(tmp_path, c
         checkpoints.save(4, _state(4))
         assert int(checkpoints.restore_latest(like).step) == 4
         assert capsys.readouterr().out == ""
+
+
+def test_those_of_another_student_stay_as_they_are(tmp_path, capsys):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (3, 4):
+            checkpoints.save(step, _state(step))
+    params = {"layer": {"w": jnp.zeros((4, 2))}}
+    other = _placed(init_state(params, OPTIMIZER, jax.random.key(0, impl="rbg")))
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(UserError, match="no checkpoint can be read"):
+            checkpoints.restore_latest(other)
+        assert "shape" in capsys.readouterr().out
+        assert int(checkpoints.restore_latest(_placed(_state(0))).step) == 4
+
+
+def test_what_was_half_written_is_removed_by_the_run_alone(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, _state(1))
+    unfinished = tmp_path / "latest" / "2.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    with Checkpoints(tmp_path) as checkpoints:  # as `predict` does while the run saves
+        assert checkpoints.latest_step == 1
+    assert unfinished.exists()
+    with Checkpoints(tmp_path, clean=True) as checkpoints:
+        checkpoints.save(2, _state(2))
+    assert sorted(path.name for path in (tmp_path / "latest").iterdir()) == ["1", "2"]
+
+
+def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=50))
+        with pytest.raises(UserError, match=r"the checkpoint of step 1 needs .* 0.0 are free; make room"):
+            checkpoints.save(1, _state(1))
+        assert not any((tmp_path / "latest").iterdir())
+
+
+def test_a_failure_in_the_background_is_said(tmp_path, monkeypatch):
+    def fail(_):
+        raise ValueError("RESOURCE_EXHAUSTED: Disk quota exceeded")
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, _state(1))
+        with monkeypatch.context() as patch:
+            patch.setattr("orbax.checkpoint.CheckpointManager.wait_until_finished", fail)
+            with pytest.raises(UserError, match=r"cannot be written \(ValueError: .* quota exceeded\); mend"):
+                checkpoints.save(2, _state(2))
 
 
 @_IGNORE

@@ -1,0 +1,13 @@
+"""A run killed at any moment, also while it saves, goes on to the very rows of one left alone."""
+
+from tests.kill_and_resume import main
+
+
+def test_two_kills(capsys):
+    """Twenty: `python -m tests.kill_and_resume --kills=20`."""
+    status = main(["--kills=2"])
+    printed = capsys.readouterr().out
+    assert status == 0, printed
+    assert "kill 1: killed after" in printed
+    assert "half written: " in printed.splitlines()[0]
+    assert "every row and the result equal" in printed

@@ -1,6 +1,6 @@
 """Kills a small training run with SIGKILL again and again, and compares every row with the undisturbed run's.
 
-    python -m tests.kill_and_resume --kills=20 [--processes=2] [--directory=DIR]
+    python -m tests.kill_and_resume --kills=20 [--processes=2] [--seed=1] [--directory=DIR]
 
 Every second kill waits for a checkpoint to be begun and hits its save; the others come at any moment. A run
 that reaches its end is compared, bit for bit, and the next one begins. Ends with status 1 at a difference.
@@ -146,6 +146,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1, help="one of them, or all, are killed")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
     parser.add_argument("--directory", type=Path, help="where the runs are kept; else nowhere")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
@@ -155,7 +156,7 @@ def main(argv: Sequence[str]) -> int:
         began = time.monotonic()
         undisturbed.start()
         undisturbed.finish()
-        seconds, draw = time.monotonic() - began, random.Random(0)
+        seconds, draw = time.monotonic() - began, random.Random(options.seed)
         kills, hits, different, round_ = 0, 0, 0, 0
         while kills < options.kills:
             run, round_ = Run(directory / f"round{round_}", options.processes), round_ + 1

@@ -1,7 +1,10 @@
 """Train a student: python -m cot_jax.train --config=configs/demo_mi.py [--workdir=DIR] [--config.x=y]"""
 
+import os
 import sys
 from collections.abc import Sequence
+
+import jax
 
 from cot_jax.config import parse_command_line
 from cot_jax.errors import UserError, writing
@@ -31,6 +34,15 @@ def main(argv: Sequence[str]) -> int:
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        print(
+            f"error: {str(error).partition(chr(10))[0]}; if another process of this run was lost, start all "
+            "of them again: they go on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return 1
     except Preempted as notice:
         if leads():
             print(notice, file=sys.stderr)
@@ -44,4 +56,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    status = main(sys.argv)
+    if status in (1, 2) and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(status)  # the others may be lost: JAX would wait for them and then abort
+    sys.exit(status)

@@ -32,7 +32,7 @@ from cot_jax.losses.self_distillation import (
     UNCERTAINTIES,
 )
 from cot_jax.losses.self_distillation import METHODS as SELF_DISTILLATION_METHODS
-from cot_jax.models.student import PRESETS
+from cot_jax.models.student import PRESETS, REMAT
 
 # The published recipe of Hsieh et al. 2023, and that of Raffel et al. 2020, section 3.1.2.
 LEARNING_RATES = {"adamw": 5e-5, "adafactor": 1e-3}
@@ -109,6 +109,11 @@ class ModelConfig:
         "auto",
         "auto = bfloat16 on GPU and TPU, float32 on CPU",
         choices=("auto", "float32", "bfloat16"),
+    )
+    remat: str = _key(
+        "none",
+        "what the backward pass computes again of a layer, to save memory: elementwise = all but linear maps",
+        choices=tuple(REMAT),
     )
     lora_rank: int = _key(0, "train LoRA's low-rank updates of this rank only; 0 = all weights", low=0)
     lora_alpha: float = _key(16.0, "these updates are multiplied by alpha / rank", low=0.0)

@@ -122,6 +122,16 @@ def load(path_or_id: str) -> tuple[T5Config, dict[str, Any]]:
     return config, unflatten_dict(params, sep="/")
 
 
+def load_config(path_or_id: str) -> T5Config:
+    """What `load` finds of the architecture; a local directory needs no weights.
+
+    Raises:
+      UserError: nothing to read.
+    """
+    directory = Path(path_or_id) if Path(path_or_id).is_dir() else _download(path_or_id, weights=False)
+    return _read_config(directory / "config.json")
+
+
 def save(directory: Path, config: T5Config, params: dict[str, Any]) -> None:
     """Writes model.safetensors and config.json for `transformers.T5ForConditionalGeneration`."""
     flat = flatten_dict(params, sep="/")
@@ -212,10 +222,12 @@ _READERS = {
 }
 
 
-def _download(repository: str) -> Path:
+def _download(repository: str, *, weights: bool = True) -> Path:
     """A snapshot with config.json and the weights in one format, from the Hub or its local cache."""
     mend = "give a local directory with --config.model.pretrained=DIR"
     try:
+        if not weights:
+            return Path(huggingface_hub.snapshot_download(repository, allow_patterns=["config.json"]))
         for name in _READERS:
             stem, suffix = name.split(".")
             patterns = ["config.json", f"{stem}*.{suffix}", f"{name}.index.json"]

@@ -18,6 +18,7 @@ from cot_jax.errors import UserError
 from cot_jax.models import generation, huggingface
 from cot_jax.models.generation import Sampling
 from cot_jax.models.t5 import PARTITION, PRESETS, T5, Memory, T5Config, empty_cache
+from cot_jax.models.t5 import REMAT as REMAT
 
 Params = dict[str, Any]
 # (regular expression for the end of a parameter's path "a/b/c", the mesh axes of its dimensions) ...
@@ -141,7 +142,7 @@ class Student(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class T5Student:
-    """T5 as a `Student`; `dtype` and `scan_unroll` as in `T5`.
+    """T5 as a `Student`; `dtype`, `scan_unroll` and `remat` as in `T5`, the last for `hidden` only.
 
     `hidden` unrolls the loop over layers: on CPU, v1.1-small, a training step then takes 0.91 of
     the time (2.92 against 3.21 CPU seconds) and compiling 1.5 times as long (18.7 against 12.7).
@@ -152,6 +153,7 @@ class T5Student:
     config: T5Config
     dtype: DTypeLike = jnp.float32
     scan_unroll: int | bool = True
+    remat: str = "none"
 
     @property
     def vocab_size(self) -> int:
@@ -185,7 +187,7 @@ class T5Student:
         passes = 1 + len(views)
         keys = [None] * passes if dropout_rng is None else jax.random.split(dropout_rng, passes)
 
-        module = T5(self.config, self.dtype, self.scan_unroll)
+        module = T5(self.config, self.dtype, self.scan_unroll, self.remat)
 
         def apply(key, *args, method):
             rngs = {} if key is None else {"dropout": key}
@@ -348,7 +350,14 @@ class T5Student:
 
 
 def from_scratch(
-    preset: str, *, vocab_size: int, dropout_rate: float, dtype: DTypeLike, pad_id: int, eos_id: int
+    preset: str,
+    *,
+    vocab_size: int,
+    dropout_rate: float,
+    dtype: DTypeLike,
+    pad_id: int,
+    eos_id: int,
+    remat: str = "none",
 ) -> Student:
     """An untrained T5 for a tokenizer of `vocab_size` ids.
 
@@ -368,7 +377,7 @@ def from_scratch(
         decoder_start_token_id=pad_id,
         eos_token_id=eos_id,
     )
-    return T5Student(config, dtype)
+    return T5Student(config, dtype, remat=remat)
 
 
 def from_architecture(json: Mapping[str, Any], *, dtype: DTypeLike) -> Student:
@@ -376,11 +385,23 @@ def from_architecture(json: Mapping[str, Any], *, dtype: DTypeLike) -> Student:
     return T5Student(T5Config.from_json(json), dtype)
 
 
-def from_pretrained(path_or_id: str, *, dropout_rate: float, dtype: DTypeLike) -> tuple[Student, Params]:
+def from_pretrained(
+    path_or_id: str, *, dropout_rate: float, dtype: DTypeLike, remat: str = "none"
+) -> tuple[Student, Params]:
     """A T5 of a local directory or Hub repository, and its parameters as NumPy arrays.
 
     Raises:
       UserError: see `huggingface.load`.
     """
     config, params = huggingface.load(path_or_id)
-    return T5Student(dataclasses.replace(config, dropout_rate=dropout_rate), dtype), params
+    return T5Student(dataclasses.replace(config, dropout_rate=dropout_rate), dtype, remat=remat), params
+
+
+def without_weights(path_or_id: str, *, dropout_rate: float, dtype: DTypeLike, remat: str) -> Student:
+    """The T5 of `from_pretrained`, of which config.json alone is read.
+
+    Raises:
+      UserError: see `huggingface.load_config`.
+    """
+    config = dataclasses.replace(huggingface.load_config(path_or_id), dropout_rate=dropout_rate)
+    return T5Student(config, dtype, remat=remat)

@@ -29,6 +29,14 @@ _MASKED = float(np.finfo(np.float32).min)
 # Attention with more scores than this, for one example and head, is computed by chunks of queries.
 _WHOLE, _QUERIES = 512 * 512, 128
 
+# What a layer keeps for the backward pass, beside its input, and does not compute again (Chen et al. 2016,
+# "Training Deep Nets with Sublinear Memory Cost"): everything, the outputs of its linear maps, nothing.
+REMAT = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "elementwise": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "layers": jax.checkpoint_policies.nothing_saveable,
+}
+
 # feed_forward_proj -> (activation, gated)
 _FEED_FORWARD = {"relu": (nn.relu, False), "gated-gelu": (lambda x: nn.gelu(x, approximate=True), True)}
 
@@ -351,6 +359,7 @@ class _Stack(_Part):
     """Layers with stacked parameters, the position bias they share, and the norm after the last."""
 
     scan_unroll: int | bool
+    remat: str
 
     def assemble(self, layer: type[_Part], num_layers: int, in_axes: dict[str, tuple]) -> None:
         """Sets up the stack; `in_axes` says of each method which arguments differ between layers (0)."""
@@ -363,6 +372,8 @@ class _Stack(_Part):
             "unroll": self.scan_unroll,
         }
         methods = {name: common | {"in_axes": axes} for name, axes in in_axes.items()}
+        if self.remat != "none":
+            layer = nn.remat(layer, policy=REMAT[self.remat], methods=["__call__"])
         self.layers = nn.scan(layer, methods=methods)(self.config, self.dtype)
         self.final_norm = self.norm()
 
@@ -421,9 +432,11 @@ class T5(_Part):
       config: the architecture.
       dtype: of the arithmetic; parameters, norms, softmax and attention scores are float32.
       scan_unroll: layers in one iteration of the loop over layers; True is all of them, no loop.
+      remat: what of a layer the backward pass computes again, one of `REMAT`.
     """
 
     scan_unroll: int | bool = 1
+    remat: str = "none"
 
     def setup(self):
         D, V = self.config.d_model, self.config.vocab_size
@@ -433,8 +446,8 @@ class T5(_Part):
             # does not scale it, so this is what makes the first logits N(0, 1) and the first loss
             # about log V.
             self.param("lm_head", nn.initializers.normal(D**-0.5), (D, V))
-        self.encoder = Encoder(self.config, self.dtype, self.scan_unroll)
-        self.decoder = Decoder(self.config, self.dtype, self.scan_unroll)
+        self.encoder = Encoder(self.config, self.dtype, self.scan_unroll, self.remat)
+        self.decoder = Decoder(self.config, self.dtype, self.scan_unroll, self.remat)
 
     def init_params(self, rng: jax.Array) -> dict[str, Any]:
         """Parameters with T5's initial distributions (float32)."""

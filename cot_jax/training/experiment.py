@@ -63,8 +63,10 @@ class Experiment:
         return self.views[0]
 
 
-def prepare(config: Config) -> Experiment:
+def prepare(config: Config, *, weights: bool = True) -> Experiment:
     """Loads and checks everything `config` names; writes nothing.
+
+    Without `weights` no parameters are read: enough to know what a run would need.
 
     Raises:
       UserError: data, tokenizer or weights that are missing or do not fit.
@@ -74,7 +76,7 @@ def prepare(config: Config) -> Experiment:
     self_distillation = _self_distillation(config, method)
     splits, tokenizer = _load_data(config, method)
     train_examples, report = _training_examples(config, splits, method)
-    student, pretrained = _load_student(config.model, tokenizer)
+    student, pretrained = _load_student(config.model, tokenizer, weights)
     tokenized = tokenize(method, train_examples, tokenizer, config)
     batches = Batches(
         tokenized.views,
@@ -99,7 +101,7 @@ def prepare(config: Config) -> Experiment:
         train_examples=train_examples,
         batches=batches,
         self_distillation=self_distillation,
-        report=(*splits.report, *report, *tokenized.report, *_check_lora(config)),
+        report=(*splits.report, *report, *tokenized.report, *_check_lora(config, weights)),
     )
 
 
@@ -411,7 +413,7 @@ def make_lora(config: ModelConfig, student: Student) -> Lora | None:
     return Lora(shapes, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets)
 
 
-def _check_lora(config: Config) -> list[str]:
+def _check_lora(config: Config, weights: bool) -> list[str]:
     """Returns a warning where LoRA would learn next to nothing.
 
     Raises:
@@ -420,7 +422,7 @@ def _check_lora(config: Config) -> list[str]:
     if not config.model.lora_rank:
         return []
     key = f"config.model.lora_rank={config.model.lora_rank}"
-    if not config.model.pretrained:
+    if weights and not config.model.pretrained:
         raise UserError(f"{key} adapts pretrained weights: give them with --config.model.pretrained=DIR")
     if config.optimizer.name == "adafactor":
         raise UserError(
@@ -432,7 +434,7 @@ def _check_lora(config: Config) -> list[str]:
     return [f"warning: {key} learns little at learning rate {rate:g}; usual is {LORA_LEARNING_RATE:g}"]
 
 
-def _load_student(config: ModelConfig, tokenizer: Tokenizer) -> tuple[Student, Params | None]:
+def _load_student(config: ModelConfig, tokenizer: Tokenizer, weights: bool) -> tuple[Student, Params | None]:
     dtype = compute_dtype(config)
     if not config.pretrained:
         student = students.from_scratch(
@@ -442,11 +444,15 @@ def _load_student(config: ModelConfig, tokenizer: Tokenizer) -> tuple[Student, P
             dtype=dtype,
             pad_id=tokenizer.pad_id,
             eos_id=tokenizer.eos_id,
+            remat=config.remat,
         )
         return student, None
-    student, params = students.from_pretrained(
-        config.pretrained, dropout_rate=config.dropout_rate, dtype=dtype
-    )
+    options: dict[str, Any] = {"dropout_rate": config.dropout_rate, "dtype": dtype, "remat": config.remat}
+    params = None
+    if weights:
+        student, params = students.from_pretrained(config.pretrained, **options)
+    else:
+        student = students.without_weights(config.pretrained, **options)
     if student.vocab_size < tokenizer.size:
         raise UserError(
             f"{config.pretrained} has {student.vocab_size} embedding rows but the tokenizer {tokenizer.size} "

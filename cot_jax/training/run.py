@@ -2,12 +2,13 @@
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from cot_jax.batch import Batch
-from cot_jax.data.batches import Ragged
+from cot_jax.data.batches import Ragged, make_batch
 from cot_jax.data.examples import Example
 from cot_jax.errors import UserError
 from cot_jax.losses.self_distillation import LastBatch
@@ -56,13 +57,20 @@ class Run:
     Its `params` are what is trained: of a student with LoRA the adapter.
     """
 
-    def __init__(self, experiment: Experiment):
+    def __init__(self, experiment: Experiment, devices: Sequence[jax.Device] | None = None):
+        """
+        Args:
+          devices: None for all there are. Of others, which need not exist, only `compile` makes use.
+
+        Raises:
+          UserError: the batch or a dimension does not divide among them.
+        """
         config = experiment.config
         self.experiment = experiment
         distills = experiment.self_distillation is not None and experiment.self_distillation.distills
         # Half of a batch was in the one before: each device has as many rows of either half.
         parts = (2 if distills else 1) * config.train.micro_batches
-        self.mesh = make_mesh(config.mesh)
+        self.mesh = make_mesh(config.mesh, devices)
         require_divisible(self.mesh, config.train.batch_size, parts)
         require_divisible(self.mesh, config.evaluation.batch_size)
         optimizer = make_optimizer(config.optimizer, config.train.steps)
@@ -169,6 +177,27 @@ class Run:
             experiment.student.vocab_size,
             dict(zip((view.name for view in experiment.views), map(int, widths), strict=True)),
         )
+
+    def abstract_arguments(self) -> tuple[TrainState, Batch, Params | None]:
+        """Shapes and shardings of what the step takes, the batch of the costliest shape."""
+        experiment, rows = self.experiment, self.experiment.batches.rows(0)
+        shape = experiment.batches.shapes[-1]
+        batch = make_batch(experiment.batches.views, rows, shape, experiment.tokenizer.pad_id)
+
+        def place(tree, shardings):
+            return jax.tree.map(
+                lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+                tree,
+                jax.tree.broadcast(shardings, tree),
+            )
+
+        frozen = place(self._student_shapes, self._frozen_sharding) if self._frozen_sharding else None
+        return self._abstract_state, place(batch, self._batch_sharding), frozen
+
+    def compile(self) -> jax.stages.Compiled:
+        """The step for `abstract_arguments`."""
+        with jax.set_mesh(self.mesh):
+            return self._step.lower(*self.abstract_arguments()).compile()
 
     def initial_state(self) -> TrainState:
         return self._create()

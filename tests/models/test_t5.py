@@ -13,7 +13,7 @@ from cot_jax.batch import ViewArrays
 from cot_jax.errors import UserError
 from cot_jax.models import huggingface, t5
 from cot_jax.models.student import T5Student, from_scratch
-from cot_jax.models.t5 import PRESETS, T5, DecoderLayer, EncoderLayer, T5Config, empty_cache
+from cot_jax.models.t5 import PRESETS, REMAT, T5, DecoderLayer, EncoderLayer, T5Config, empty_cache
 from cot_jax.models.t5 import relative_position_bucket as bucket
 
 KINDS = ["v1.0", "v1.1-tied", "v1.1"]
@@ -208,6 +208,30 @@ def test_long_sequences_never_hold_all_scores(monkeypatch):
     # Three attentions, each of which keeps its float32 weights and which of them were dropped.
     assert whole > 3 * 4 * B * config.num_heads * length**2
     assert chunked < whole / 2
+
+
+def test_remat_gives_the_same_gradients_in_less_memory():
+    config = dataclasses.replace(SMALL, num_layers=3, num_decoder_layers=3, dropout_rate=0.1)
+    B, length = 8, 64
+    rng = np.random.default_rng(0)
+    ids = rng.integers(2, config.vocab_size, size=(B, length)).astype(np.int32)
+    lengths = np.full(B, length, np.int32)
+    view, key = ViewArrays(ids, lengths, ids, lengths), jax.random.key(0)
+    params, found = None, {}
+    for remat in REMAT:
+        student = T5Student(config, remat=remat)
+        params = params or jax.jit(student.init)(key)
+
+        def total(params, student=student):
+            return jnp.sum(student.hidden(params, {"x": view}, key)["x"] ** 2)
+
+        compiled = jax.jit(jax.grad(total)).lower(params).compile()
+        found[remat] = compiled.memory_analysis().temp_size_in_bytes, compiled(params)
+    for _, gradient in found.values():
+        for a, b in zip(jax.tree.leaves(found["none"][1]), jax.tree.leaves(gradient), strict=True):
+            assert largest(a - b) <= 2e-5 * largest(a)
+    whole, elementwise, layers = (memory for memory, _ in found.values())
+    assert layers < elementwise < 0.8 * whole
 
 
 def test_an_empty_input_stays_finite(untied, view):

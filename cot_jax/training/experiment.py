@@ -76,7 +76,7 @@ def prepare(config: Config, *, weights: bool = True) -> Experiment:
     self_distillation = _self_distillation(config, method)
     splits, tokenizer = _load_data(config, method)
     train_examples, report = _training_examples(config, splits, method)
-    student, pretrained = _load_student(config.model, tokenizer, weights)
+    student, pretrained = load_student(config.model, tokenizer, weights=weights)
     tokenized = tokenize(method, train_examples, tokenizer, config)
     batches = Batches(
         tokenized.views,
@@ -434,7 +434,9 @@ def _check_lora(config: Config, weights: bool) -> list[str]:
     return [f"warning: {key} learns little at learning rate {rate:g}; usual is {LORA_LEARNING_RATE:g}"]
 
 
-def _load_student(config: ModelConfig, tokenizer: Tokenizer, weights: bool) -> tuple[Student, Params | None]:
+def load_student(
+    config: ModelConfig, tokenizer: Tokenizer, *, weights: bool
+) -> tuple[Student, Params | None]:
     dtype = compute_dtype(config)
     if not config.pretrained:
         student = students.from_scratch(

@@ -1,0 +1,291 @@
+"""Does it fit? python -m cot_jax.plan --config=FILE --topology=v5e:4x4 | --devices=8 --memory=80GiB
+
+Compiles the training step of FILE at its costliest shape, from shapes alone, and says what of a device's
+memory parameters, optimizer, the last batch of self-distillation and activations take, and where they do not
+fit the least costly change with which they do. TPU slices are compiled for by their own compiler, without the
+hardware (pip install 'cot-jax[tpu]'); --devices by the one for CPU, on so many virtual devices, in the
+precision of a GPU. Weights are not read: --config.model.pretrained= --config.model.preset=xxl plans for a
+size. All other flags are those of cot_jax.train.
+"""
+
+import argparse
+import dataclasses
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+
+from cot_jax.config import Config, parse_command_line
+from cot_jax.errors import UserError
+from cot_jax.training.experiment import Experiment, load_student, make_lora, prepare
+from cot_jax.training.run import Run
+
+# Of one chip, GiB.
+_TPU_MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """What a step takes of one device, in bytes; `rest` are activations, gradients and other temporaries.
+
+    None: it was not compiled, as what is known without is already too much. `compiler` is what that said.
+    """
+
+    parameters: int
+    optimizer: int
+    last_batch: int
+    batch: int
+    rest: int | None
+    compiler: str = ""
+
+    @property
+    def resident(self) -> int:
+        """What stays in memory from step to step."""
+        return self.parameters + self.optimizer + self.last_batch + self.batch
+
+    @property
+    def total(self) -> int | None:
+        return None if self.rest is None else self.resident + self.rest
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status: 0 it fits, 1 it does not, 2 usage."""
+    try:
+        options, rest = _options(argv)
+        config = parse_command_line([argv[0], *rest], __doc__).config
+        devices, memory, source = _devices(options)
+        if config.model.compute_dtype == "auto":
+            config = _changed(config, {"model.compute_dtype": "bfloat16"})
+        experiment = prepare(config, weights=False)
+        print(*_describe(experiment, devices, memory, source), sep="\n", flush=True)
+        need = measure(experiment, devices, memory)
+        print(*_table(need, memory), sep="\n", flush=True)
+        if _fits(need, memory):
+            print("fits")
+            return 0
+        print(f"does not fit, because {_why(need, memory)}", flush=True)
+        print(
+            remedy(experiment, devices, memory)
+            or "no change of memory settings makes it fit: take more devices"
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 1
+
+
+def measure(experiment: Experiment, devices: Sequence[jax.Device], memory: int) -> Need:
+    """Returns what a device needs, compiling the step unless its state alone is too much.
+
+    Raises:
+      UserError: the batch or a dimension does not divide among the devices.
+    """
+    run = Run(experiment, devices)
+    state, batch, frozen = run.abstract_arguments()
+    gradients = _bytes(state.params)
+    need = Need(
+        parameters=_bytes((state.params, frozen)),
+        optimizer=_bytes(state.opt_state),
+        last_batch=_bytes(state.last_batch),
+        batch=_bytes(batch),
+        rest=None,
+    )
+    if need.resident + gradients > memory:
+        return need
+    try:
+        found = run.compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        # The TPU's compiler refuses what does not fit, and says how much it is.
+        used = re.search(r"Used ([\d.]+)([MG]) of ([\d.]+)([MG]) hbm", str(error))
+        if not used:
+            raise
+        total = float(used[1]) * {"M": 2**20, "G": 2**30}[used[2]]
+        return dataclasses.replace(need, rest=int(total) - need.resident, compiler=used[0])
+    rest = found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return dataclasses.replace(need, rest=rest)
+
+
+def remedy(experiment: Experiment, devices: Sequence[jax.Device], memory: int) -> str | None:
+    """Returns the flags of the least costly change with which it fits, and what it then needs; or None."""
+    *weaker, strongest = _activation_changes(experiment.config.train.batch_size)
+    for state in _state_changes(len(devices)):
+        # The strongest first: where it is not enough, the weaker ones need not be compiled.
+        if not _needed(experiment, {**state, **strongest}, devices, memory):
+            continue
+        for activations in (*weaker, strongest):
+            change = {**state, **activations}
+            if total := _needed(experiment, change, devices, memory):
+                flags = " ".join(f"--config.{key}={value}" for key, value in change.items())
+                return f"fits with {flags}: {_gib(total)} of each device"
+    return None
+
+
+def _needed(
+    experiment: Experiment, change: dict[str, Any], devices: Sequence[jax.Device], memory: int
+) -> int | None:
+    """Returns the bytes of a device with `change`; None where it does not fit or does not divide."""
+    try:
+        need = measure(_with(experiment, change), devices, memory)
+    except UserError:
+        return None
+    return need.total if _fits(need, memory) else None
+
+
+def _state_changes(devices: int) -> list[dict[str, Any]]:
+    """What makes parameters and optimizer smaller, the least costly first.
+
+    Nothing; moments in bfloat16 (4 bytes a parameter for 8); parameters divided among devices (more
+    communication), over heads and feed-forward too; then what gives other results: Adafactor, LoRA.
+    """
+    divisors = [n for n in range(2, devices + 1) if devices % n == 0]
+    divided: list[dict[str, Any]] = [{"mesh.data": -1, "mesh.fsdp": n} for n in divisors]
+    divided += [{"mesh.data": 1, "mesh.fsdp": -1, "mesh.model": n} for n in (2, 4, 8) if n in divisors]
+    narrow = {"optimizer.moment_dtype": "bfloat16"}
+    changes: list[dict[str, Any]] = [{}, narrow, *divided, *({**narrow, **mesh} for mesh in divided)]
+    for other in ({"optimizer.name": "adafactor"}, {"model.lora_rank": 16}):
+        changes += [other, *({**other, **mesh} for mesh in divided)]
+    return changes
+
+
+def _activation_changes(batch_size: int) -> list[dict[str, Any]]:
+    """What makes activations smaller, the least costly first: computing them in parts, or again."""
+    parts = [n for n in (2, 4, 8, 16) if batch_size % n == 0]
+    return [
+        {},
+        *({"train.micro_batches": n} for n in parts[:2]),
+        {"model.remat": "elementwise"},
+        {"model.remat": "layers"},
+        *({"model.remat": "layers", "train.micro_batches": n} for n in parts[-1:]),
+    ]
+
+
+def _with(experiment: Experiment, change: dict[str, Any]) -> Experiment:
+    config = _changed(experiment.config, change)
+    student, _ = load_student(config.model, experiment.tokenizer, weights=False)
+    return dataclasses.replace(
+        experiment, config=config, student=student, lora=make_lora(config.model, student)
+    )
+
+
+def _changed(config: Config, change: dict[str, Any]) -> Config:
+    for key, value in change.items():
+        section, name = key.split(".")
+        part = dataclasses.replace(getattr(config, section), **{name: value})
+        config = dataclasses.replace(config, **{section: part})
+    return config
+
+
+def _bytes(tree: Any) -> int:
+    """Of one device's part of a tree of shapes."""
+
+    def one(x):
+        return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+    return sum(map(one, jax.tree.leaves(tree)))
+
+
+def _fits(need: Need, memory: int) -> bool:
+    return need.total is not None and not need.compiler and need.total <= memory
+
+
+def _why(need: Need, memory: int) -> str:
+    if need.rest is None:
+        return f"what stays in memory and the gradients alone are more than {_gib(memory)}"
+    if need.compiler:
+        return f"the compiler says: {need.compiler}"
+    return f"{_gib(need.total)} are more than {_gib(memory)}"
+
+
+def _table(need: Need, memory: int) -> list[str]:
+    rest = "not compiled" if need.rest is None else _gib(need.rest)
+    rows = {
+        "parameters": _gib(need.parameters),
+        "optimizer": _gib(need.optimizer),
+        "last batch of self-distillation": _gib(need.last_batch),
+        "batch": _gib(need.batch),
+        "activations, gradients, temporary": rest,
+        "sum": _gib(need.resident if need.total is None else need.total),
+        "memory of a device": _gib(memory),
+    }
+    return [f"{name:34}{value:>14}" for name, value in rows.items()]
+
+
+def _describe(
+    experiment: Experiment, devices: Sequence[jax.Device], memory: int, source: str
+) -> Iterator[str]:
+    config = experiment.config
+    shape = experiment.batches.shapes[-1]
+    shapes = jax.eval_shape(experiment.student.init, jax.random.key(0))
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+    flops = 3 * config.train.batch_size * float(experiment.student.flops(shape[0], shape[1:]))
+    tokens = "x".join(map(str, shape))
+    yield (
+        f"{count:,} parameters, method {config.objective.method}, self-distillation "
+        f"{config.self_distillation.method}, {config.train.batch_size} examples of {tokens} tokens (inputs, "
+        "targets of each view), the costliest shape"
+    )
+    yield (
+        f"a step: {flops / 1e12:.3g} TFLOP in matrix products, {flops / len(devices) / 1e12:.3g} a device; "
+        "what saves activations computes part of them again"
+    )
+    yield f"{len(devices)} x {devices[0].device_kind}, {_gib(memory)} each; {source}"
+
+
+def _gib(count: int | None) -> str:
+    return "unknown" if count is None else f"{count / 2**30:.2f} GiB"
+
+
+def _devices(options: argparse.Namespace) -> tuple[Sequence[jax.Device], int, str]:
+    """What is planned for: devices, which need not exist, bytes of one, and where figures come from.
+
+    Raises:
+      UserError: there is no such topology, or no compiler for it.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    if options.devices:
+        jax.config.update("jax_num_cpu_devices", options.devices)
+        source = "figures of the compiler for CPU: it widens bfloat16, so activations are an upper bound"
+        return jax.devices(), options.memory, source
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no such machine to ask
+    from jax.experimental import topologies
+
+    kind = options.topology.partition(":")[0]
+    if kind not in _TPU_MEMORY:
+        raise UserError(f"--topology={options.topology}: {kind} is none of {', '.join(_TPU_MEMORY)}")
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=options.topology)
+    except Exception as error:  # whatever libtpu, or its absence, comes up with
+        raise UserError(
+            f"--topology={options.topology}: {' '.join(str(error).split())[:200]} (needs pip install "
+            "'cot-jax[tpu]' and a slice such as v5e:4x4 or v5p:2x2x4)"
+        ) from None
+    memory = options.memory or _TPU_MEMORY[kind] * 2**30
+    return found.devices, memory, "figures of the TPU's compiler, without hardware"
+
+
+def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--topology")
+    where.add_argument("--devices", type=int)
+    parser.add_argument("--memory", type=_memory)
+    options, rest = parser.parse_known_args(list(argv[1:]))
+    asks = any(flag in rest for flag in ("--help", "-h", "-help"))
+    if not (options.topology or (options.devices and options.memory)) and not asks:
+        raise UserError("what for? --topology=v5e:4x4, or --devices=8 --memory=80GiB")
+    return options, rest
+
+
+def _memory(text: str) -> int:
+    found = re.fullmatch(r"([\d.]+)\s*(GiB|GB)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r}: a number and GiB or GB, e.g. 80GiB")
+    return int(float(found[1]) * {"GiB": 2**30, "GB": 10**9}[found[2]])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -245,17 +245,18 @@ def _devices(options: argparse.Namespace) -> tuple[Sequence[jax.Device], int, st
     Raises:
       UserError: there is no such topology, or no compiler for it.
     """
-    jax.config.update("jax_platforms", "cpu")
     if options.devices:
+        jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", options.devices)
         source = "figures of the compiler for CPU: it widens bfloat16, so activations are an upper bound"
         return jax.devices(), options.memory, source
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no such machine to ask
-    from jax.experimental import topologies
-
     kind = options.topology.partition(":")[0]
     if kind not in _TPU_MEMORY:
         raise UserError(f"--topology={options.topology}: {kind} is none of {', '.join(_TPU_MEMORY)}")
+    jax.config.update("jax_platforms", "cpu")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no such machine to ask
+    from jax.experimental import topologies
+
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=options.topology)
     except Exception as error:  # whatever libtpu, or its absence, comes up with
@@ -268,12 +269,15 @@ def _devices(options: argparse.Namespace) -> tuple[Sequence[jax.Device], int, st
 
 
 def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--topology")
     where.add_argument("--devices", type=int)
     parser.add_argument("--memory", type=_memory)
-    options, rest = parser.parse_known_args(list(argv[1:]))
+    try:
+        options, rest = parser.parse_known_args(list(argv[1:]))
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from None
     asks = any(flag in rest for flag in ("--help", "-h", "-help"))
     if not (options.topology or (options.devices and options.memory)) and not asks:
         raise UserError("what for? --topology=v5e:4x4, or --devices=8 --memory=80GiB")

@@ -1,0 +1,129 @@
+"""The plan of a run's memory: what it counts is what a run holds, and what it advises."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from cot_jax import plan
+from cot_jax.config import Config, freeze, load_config_module
+from cot_jax.plan import Need, main, measure, remedy
+from cot_jax.training.experiment import prepare
+from cot_jax.training.run import Run
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "configs" / "demo_dynsdpb.py"
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    config: Config = freeze(load_config_module(DEMO, "get_config"))
+    data = dataclasses.replace(
+        config.data,
+        max_shapes=1,
+        word_problems=dataclasses.replace(config.data.word_problems, train=48, valid=8, test=8),
+    )
+    return prepare(dataclasses.replace(config, data=data), weights=False)
+
+
+def _held(tree):
+    """Bytes that arrays take of the first device."""
+    here = jax.devices()[0]
+    shards = [s for x in jax.tree.leaves(tree) for s in x.addressable_shards if s.device == here]
+    return sum(shard.data.nbytes for shard in shards)
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"mesh.fsdp": 8, "optimizer.moment_dtype": "bfloat16"}, {"optimizer.name": "adafactor"}]
+)
+def test_what_is_counted_is_what_a_run_holds(experiment, change):
+    experiment = plan._with(experiment, change)
+    need = measure(experiment, jax.devices(), memory=1)
+    state = Run(experiment).initial_state()
+    assert need.parameters == _held(state.params)
+    assert need.optimizer == _held(state.opt_state)
+    assert need.last_batch == _held(state.last_batch)
+    assert need.rest is None  # what stays is more than a byte: nothing was compiled
+
+
+def test_an_adapter_has_no_moments_for_what_is_frozen(experiment):
+    whole = measure(experiment, jax.devices(), memory=1)
+    lora = measure(plan._with(experiment, {"model.lora_rank": 2}), jax.devices(), memory=1)
+    assert lora.parameters > whole.parameters  # the frozen ones, and the adapter
+    assert lora.optimizer < 0.1 * whole.optimizer
+
+
+def test_activations_are_what_the_compiler_says(experiment):
+    need = measure(experiment, jax.devices(), memory=GIB)
+    assert need.rest is not None
+    assert need.rest > need.parameters  # the gradients are among them
+    assert need.total == need.resident + need.rest
+    assert plan._fits(need, need.total)
+    assert not plan._fits(need, need.total - 1)
+
+
+def test_the_least_costly_change_is_found(experiment, monkeypatch):
+    """With a compiler that is known: so much for a layer's activations, divided by the parts."""
+    tried = []
+
+    def needs(experiment, devices, memory):
+        c = experiment.config
+        tried.append(c)
+        moments = 4 if c.optimizer.moment_dtype == "bfloat16" else 8
+        rest = 64 / c.train.micro_batches * {"none": 1, "elementwise": 1 / 2, "layers": 1 / 8}[c.model.remat]
+        need = Need(8 // c.mesh.fsdp, moments // c.mesh.fsdp, 0, 0, int(rest))
+        return need if need.resident < memory else dataclasses.replace(need, rest=None)
+
+    monkeypatch.setattr(plan, "measure", needs)
+    devices = list(range(8))
+
+    def flags(memory):
+        found = remedy(experiment, devices, memory)
+        return found and found.replace("fits with ", "").partition(":")[0].split()
+
+    assert flags(48) == ["--config.train.micro_batches=2"]
+    assert flags(32) == ["--config.train.micro_batches=4"]
+    assert flags(25) == ["--config.model.remat=layers"]
+    assert flags(16)[0] == "--config.optimizer.moment_dtype=bfloat16"
+    assert flags(10)[:2] == ["--config.mesh.data=-1", "--config.mesh.fsdp=2"]
+    assert len(flags(10)) > 2
+    assert flags(1) is None
+    assert {c.optimizer.name for c in tried} == {"adamw", "adafactor"}
+    assert {c.model.lora_rank for c in tried} == {0, 16}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "what for?"),
+        (["--devices=8"], "what for?"),
+        (["--devices=8", "--memory=80"], "a number and GiB or GB"),
+        (["--topology=v5e:4x4", "--devices=8"], "not allowed with"),
+        (["--topology=v9:4x4"], "v9 is none of v4, v5e, v5p, v6e"),
+    ],
+)
+def test_what_is_planned_for_must_be_said(flags, message, capsys):
+    assert main(["plan", f"--config={DEMO}", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["--devices=2 --memory=0.002GiB", "--topology=v5e:2x2"])
+def test_the_command(target):
+    if "topology" in target:
+        pytest.importorskip("libtpu", reason="compiling for a TPU needs its compiler")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    command = [sys.executable, "-m", "cot_jax.plan", f"--config={DEMO}", *target.split()]
+    command += ["--config.data.word_problems.train=48", "--config.data.max_shapes=1"]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if "topology" in target:
+        assert process.returncode == 0, process.stderr
+        assert process.stdout.endswith("fits\n")
+    else:
+        assert process.returncode == 1, process.stderr
+        assert "does not fit, because what stays in memory and the gradients alone" in process.stdout
+        assert process.stdout.endswith("no change of memory settings makes it fit: take more devices\n")

@@ -30,15 +30,19 @@ _TPU_MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """What a step takes of one device, in bytes; `rest` are activations, gradients and other temporaries.
+    """What a step takes of one device, in bytes.
 
-    None: it was not compiled, as what is known without is already too much. `compiler` is what that said.
+    Attributes:
+      rest: gradients, activations and other temporaries; None: not compiled, what is known without them being
+        too much already.
+      compiler: what it said where it refused.
     """
 
     parameters: int
     optimizer: int
     last_batch: int
     batch: int
+    gradients: int
     rest: int | None
     compiler: str = ""
 
@@ -48,8 +52,16 @@ class Need:
         return self.parameters + self.optimizer + self.last_batch + self.batch
 
     @property
+    def least(self) -> int:
+        """What it takes whatever the activations: all gradients are there at once, to be clipped."""
+        return self.resident + self.gradients
+
+    @property
     def total(self) -> int | None:
         return None if self.rest is None else self.resident + self.rest
+
+    def fits(self, memory: int) -> bool:
+        return self.total is not None and not self.compiler and self.total <= memory
 
 
 def main(argv: Sequence[str]) -> int:
@@ -64,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
         print(*_describe(experiment, devices, memory, source), sep="\n", flush=True)
         need = measure(experiment, devices, memory)
         print(*_table(need, memory), sep="\n", flush=True)
-        if _fits(need, memory):
+        if need.fits(memory):
             print("fits")
             return 0
         print(f"does not fit, because {_why(need, memory)}", flush=True)
@@ -86,25 +98,26 @@ def measure(experiment: Experiment, devices: Sequence[jax.Device], memory: int) 
     """
     run = Run(experiment, devices)
     state, batch, frozen = run.abstract_arguments()
-    gradients = _bytes(state.params)
     need = Need(
         parameters=_bytes((state.params, frozen)),
         optimizer=_bytes(state.opt_state),
         last_batch=_bytes(state.last_batch),
         batch=_bytes(batch),
+        gradients=_bytes(state.params),
         rest=None,
     )
-    if need.resident + gradients > memory:
+    if need.least > memory:
         return need
     try:
         found = run.compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
-        # The TPU's compiler refuses what does not fit, and says how much it is.
+        # The TPU's compiler refuses what does not fit, and says how much it is; a part of a chip is its own.
         used = re.search(r"Used ([\d.]+)([MG]) of ([\d.]+)([MG]) hbm", str(error))
         if not used:
             raise
         total = float(used[1]) * {"M": 2**20, "G": 2**30}[used[2]]
         return dataclasses.replace(need, rest=int(total) - need.resident, compiler=used[0])
+    assert found is not None
     rest = found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
     return dataclasses.replace(need, rest=rest)
 
@@ -129,10 +142,10 @@ def _needed(
 ) -> int | None:
     """Returns the bytes of a device with `change`; None where it does not fit or does not divide."""
     try:
-        need = measure(_with(experiment, change), devices, memory)
+        need = measure(changed(experiment, change), devices, memory)
     except UserError:
         return None
-    return need.total if _fits(need, memory) else None
+    return need.total if need.fits(memory) else None
 
 
 def _state_changes(devices: int) -> list[dict[str, Any]]:
@@ -163,7 +176,8 @@ def _activation_changes(batch_size: int) -> list[dict[str, Any]]:
     ]
 
 
-def _with(experiment: Experiment, change: dict[str, Any]) -> Experiment:
+def changed(experiment: Experiment, change: dict[str, Any]) -> Experiment:
+    """Returns the experiment with other values of the keys "SECTION.NAME"."""
     config = _changed(experiment.config, change)
     student, _ = load_student(config.model, experiment.tokenizer, weights=False)
     return dataclasses.replace(
@@ -188,27 +202,24 @@ def _bytes(tree: Any) -> int:
     return sum(map(one, jax.tree.leaves(tree)))
 
 
-def _fits(need: Need, memory: int) -> bool:
-    return need.total is not None and not need.compiler and need.total <= memory
-
-
 def _why(need: Need, memory: int) -> str:
     if need.rest is None:
-        return f"what stays in memory and the gradients alone are more than {_gib(memory)}"
+        return f"what stays in memory and the gradients alone take {_gib(need.least)} of {_gib(memory)}"
     if need.compiler:
         return f"the compiler says: {need.compiler}"
     return f"{_gib(need.total)} are more than {_gib(memory)}"
 
 
 def _table(need: Need, memory: int) -> list[str]:
-    rest = "not compiled" if need.rest is None else _gib(need.rest)
+    rest = "not compiled" if need.rest is None else _gib(need.rest - need.gradients)
     rows = {
         "parameters": _gib(need.parameters),
         "optimizer": _gib(need.optimizer),
         "last batch of self-distillation": _gib(need.last_batch),
         "batch": _gib(need.batch),
-        "activations, gradients, temporary": rest,
-        "sum": _gib(need.resident if need.total is None else need.total),
+        "gradients": _gib(need.gradients),
+        "activations, temporary": rest,
+        "sum": _gib(need.least if need.total is None else need.total),
         "memory of a device": _gib(memory),
     }
     return [f"{name:34}{value:>14}" for name, value in rows.items()]
@@ -250,22 +261,31 @@ def _devices(options: argparse.Namespace) -> tuple[Sequence[jax.Device], int, st
         jax.config.update("jax_num_cpu_devices", options.devices)
         source = "figures of the compiler for CPU: it widens bfloat16, so activations are an upper bound"
         return jax.devices(), options.memory, source
-    kind = options.topology.partition(":")[0]
+    devices, memory = topology(options.topology)
+    return devices, options.memory or memory, "figures of the TPU's compiler, without hardware"
+
+
+def topology(name: str) -> tuple[Sequence[jax.Device], int]:
+    """The chips of a TPU slice, e.g. "v5e:4x4", and the bytes of one.
+
+    Raises:
+      UserError: there is no such slice, or no compiler for it.
+    """
+    kind = name.partition(":")[0]
     if kind not in _TPU_MEMORY:
-        raise UserError(f"--topology={options.topology}: {kind} is none of {', '.join(_TPU_MEMORY)}")
+        raise UserError(f"--topology={name}: {kind} is none of {', '.join(_TPU_MEMORY)}")
     jax.config.update("jax_platforms", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no such machine to ask
     from jax.experimental import topologies
 
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=options.topology)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except Exception as error:  # whatever libtpu, or its absence, comes up with
         raise UserError(
-            f"--topology={options.topology}: {' '.join(str(error).split())[:200]} (needs pip install "
-            "'cot-jax[tpu]' and a slice such as v5e:4x4 or v5p:2x2x4)"
+            f"--topology={name}: {' '.join(str(error).split())[:200]} (it needs pip install 'cot-jax[tpu]' "
+            "and a slice such as v5e:4x4 or v5p:2x2x4)"
         ) from None
-    memory = options.memory or _TPU_MEMORY[kind] * 2**30
-    return found.devices, memory, "figures of the TPU's compiler, without hardware"
+    return found.devices, _TPU_MEMORY[kind] * 2**30
 
 
 def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

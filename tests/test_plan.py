@@ -42,7 +42,7 @@ def _held(tree):
     "change", [{}, {"mesh.fsdp": 8, "optimizer.moment_dtype": "bfloat16"}, {"optimizer.name": "adafactor"}]
 )
 def test_what_is_counted_is_what_a_run_holds(experiment, change):
-    experiment = plan._with(experiment, change)
+    experiment = plan.changed(experiment, change)
     need = measure(experiment, jax.devices(), memory=1)
     state = Run(experiment).initial_state()
     assert need.parameters == _held(state.params)
@@ -53,7 +53,7 @@ def test_what_is_counted_is_what_a_run_holds(experiment, change):
 
 def test_an_adapter_has_no_moments_for_what_is_frozen(experiment):
     whole = measure(experiment, jax.devices(), memory=1)
-    lora = measure(plan._with(experiment, {"model.lora_rank": 2}), jax.devices(), memory=1)
+    lora = measure(plan.changed(experiment, {"model.lora_rank": 2}), jax.devices(), memory=1)
     assert lora.parameters > whole.parameters  # the frozen ones, and the adapter
     assert lora.optimizer < 0.1 * whole.optimizer
 
@@ -63,8 +63,8 @@ def test_activations_are_what_the_compiler_says(experiment):
     assert need.rest is not None
     assert need.rest > need.parameters  # the gradients are among them
     assert need.total == need.resident + need.rest
-    assert plan._fits(need, need.total)
-    assert not plan._fits(need, need.total - 1)
+    assert need.fits(need.total)
+    assert not need.fits(need.total - 1)
 
 
 def test_the_least_costly_change_is_found(experiment, monkeypatch):
@@ -76,7 +76,7 @@ def test_the_least_costly_change_is_found(experiment, monkeypatch):
         tried.append(c)
         moments = 4 if c.optimizer.moment_dtype == "bfloat16" else 8
         rest = 64 / c.train.micro_batches * {"none": 1, "elementwise": 1 / 2, "layers": 1 / 8}[c.model.remat]
-        need = Need(8 // c.mesh.fsdp, moments // c.mesh.fsdp, 0, 0, int(rest))
+        need = Need(8 // c.mesh.fsdp, moments // c.mesh.fsdp, 0, 0, 0, int(rest))
         return need if need.resident < memory else dataclasses.replace(need, rest=None)
 
     monkeypatch.setattr(plan, "measure", needs)
@@ -125,5 +125,5 @@ def test_the_command(target):
         assert process.stdout.endswith("fits\n")
     else:
         assert process.returncode == 1, process.stderr
-        assert "does not fit, because what stays in memory and the gradients alone" in process.stdout
+        assert "does not fit, because what stays in memory and the gradients alone take" in process.stdout
         assert process.stdout.endswith("no change of memory settings makes it fit: take more devices\n")

@@ -118,7 +118,7 @@ def _card(student: Saved, result: dict[str, Any], options: argparse.Namespace) -
         "label": "the answer",
         "rationale": "its rationale",
         "joint": "rationale, then answer",
-        "program": "a program whose `ans` is the answer",
+        "program": "a program that gives it",
     }
     prefixes = []
     for view in student.views:

@@ -1,0 +1,261 @@
+"""Mixed Distillation the whole way: trained, stopped and resumed, saved, exported, asked by every path."""
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+
+from cot_jax import evaluate, export, predict
+from cot_jax.config import Config
+from cot_jax.data import codec
+from cot_jax.data import tokenizer as tokenizers
+from cot_jax.data.views import METHODS
+from cot_jax.errors import UserError
+from cot_jax.models import student as students
+from cot_jax.models.t5 import T5Config
+from cot_jax.training import loop, saved
+from cot_jax.training.experiment import prepare
+
+SIZES = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
+QUESTION = "Tom has {} pens and gets {} pens ."
+
+
+def _program(a, b, name="ans"):
+    return f"def solution():\n    pens = {a}\n    {name} = pens + {b}\n    return {name}"
+
+
+def _row(split, n):
+    a, b = n + 2, n + 3
+    return {
+        "id": f"{split}-{n}",
+        "input": QUESTION.format(a, b),
+        "label": f"( {a} + {b} )",
+        "rationales": [f"Tom has {a} and {b} .", f"{a} and {b} more ."],
+        "programs": [_program(a, b), _program(a, b, "sum"), _program(a, b + 1), f"ans = {a} +"],
+    }
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Data of the user's own, and a tokenizer that has seen the codec's spelling."""
+    root = tmp_path_factory.mktemp("data")
+    texts = [view.prefix for view in METHODS["mixed"]] + ["So the answer is"]
+    for split, count in (("train", 32), ("valid", 8), ("test", 4)):
+        rows = [_row(split, n) for n in range(count)]
+        (root / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        texts += [codec.encode(text) for row in rows for text in (row["input"], row["label"])]
+        texts += [codec.encode(text) for row in rows for text in (*row["rationales"], *row["programs"])]
+    tokenizers.train(texts, 300, root / "tokenizer")
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(data):
+    config = Config()
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, task="jsonl", root=str(data), max_shapes=1),
+        model=dataclasses.replace(config.model, preset="tiny", tokenizer=str(data / "tokenizer")),
+        objective=dataclasses.replace(config.objective, method="mixed_mi", program_weight=0.25),
+        self_distillation=dataclasses.replace(config.self_distillation, method="dynsdpb", views="program"),
+        train=dataclasses.replace(config.train, steps=6, batch_size=16, eval_every=6, checkpoint_every=2),
+        evaluation=dataclasses.replace(config.evaluation, batch_size=8, max_new_tokens=2),
+    )
+
+
+@pytest.fixture(scope="module")
+def experiment(config):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(students.PRESETS, "tiny", T5Config(**SIZES))
+        return prepare(config)
+
+
+@pytest.fixture(scope="module")
+def run(experiment, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "whole"
+    loop.train(experiment, workdir)
+    return workdir
+
+
+def _steps(workdir):
+    return [row for row in map(json.loads, (workdir / "metrics.jsonl").open()) if "loss" in row]
+
+
+def test_what_is_learned(experiment):
+    assert experiment.spelled == ("program",)  # SentencePiece drops line breaks
+    lines = "\n".join(experiment.report)
+    assert "train: 64 of 64 rationales arrive at the label, 32 examples have one (left out: none)" in lines
+    assert "train: 64 of 128 programs arrive at the label, 32 examples have one (left out: " in lines
+    assert "view explain: targets 64 texts" in lines
+    spelled = next(line for line in experiment.report if line.startswith("view program: targets"))
+    assert spelled.endswith("0.000 % unknown tokens (spelled by the codec)")
+    batch = experiment.batches(0)
+    for name, decode in (("program", codec.decode), ("explain", str)):
+        ids, lengths = batch.views[name][2:]
+        for n, row, length in zip(batch.example, ids, lengths, strict=True):
+            text = decode(experiment.tokenizer.decode(row[:length].tolist()))
+            view = next(view for view in experiment.views if view.name == name)
+            example = experiment.train_examples[n]
+            assert text in view.writes(example, example.label)
+    # The second epoch shows the others.
+    shown = [
+        {int(n): tuple(row) for n, row in zip(b.example, b.views["program"].target_ids, strict=True)}
+        for b in (experiment.batches(0), experiment.batches(4))
+    ]
+    common = shown[0].keys() & shown[1].keys()
+    assert common
+    assert all(shown[0][n] != shown[1][n] for n in common)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms(run):
+    for row in _steps(run):
+        total = 0.5 * row["loss/label"] + 0.5 * row["loss/rationale"] + 0.25 * row["loss/program"]
+        total += 0.1 * row["loss/mi"] + row["loss/self_distillation"]
+        assert row["loss"] == pytest.approx(total, rel=1e-5)
+        assert (row["loss/self_distillation"] > 0) == (row["step"] > 1)
+
+
+def test_a_resumed_run_sees_the_same_samples(experiment, run, tmp_path, monkeypatch):
+    stops = iter([False, False, True])
+    monkeypatch.setattr(loop._StopSignal, "reached", lambda self, step: next(stops, False))
+    workdir = tmp_path / "stopped"
+    with pytest.raises(loop.Preempted, match="stopped at step 3"):
+        loop.train(experiment, workdir)
+    loop.train(experiment, workdir)
+    assert _steps(workdir) == _steps(run)
+
+
+class Script:
+    """A student that writes what is scripted for a question: texts of each view, one or several."""
+
+    def __init__(self, student, written):
+        self._student, self._written = student, written
+
+    def _tokens(self, ids_BS, length_B, samples, most):
+        tokenizer, tokens, log_probs = self._student.tokenizer, [], []
+        for ids, length in zip(np.asarray(ids_BS), np.asarray(length_B), strict=True):
+            prefix, _, question = tokenizer.decode(ids[:length].tolist()).partition(": ")
+            texts, log_prob = self._written(prefix, question) if length else ([""] * samples, 0.0)
+            rows = tokenizer.encode([codec.encode(t) for t in texts[:samples]], most)[0]
+            tokens.append([row + [0] * (most - len(row)) for row in rows])
+            log_probs.append([log_prob] * samples)
+        return np.array(tokens, np.int32), np.array(log_probs, np.float32)
+
+    def make_generate(self, student, mesh, most, beams):
+        def generate(params, *inputs):
+            tokens, log_probs = self._tokens(*inputs, 1, most)
+            return tokens[:, 0], log_probs[:, 0]
+
+        return generate
+
+    def make_sample(self, student, mesh, most, samples, sampling, seed):
+        return lambda params, *inputs: self._tokens(*inputs, samples, most)
+
+
+def _written(prefix, question):
+    """Labels are wrong, one chain in two and two programs in three are right, one does not run."""
+    a, b = (int(word) for word in question.split() if word.isdigit())
+    chain = f"Tom has {a} and {b} . So the answer is ( {a} + {b} )"
+    if prefix == "predict":
+        return ["( 2 + 2 )"] * 3, -1.0
+    if prefix == "explain":
+        return [chain.replace(f"( {a} +", "( 3 +") if a != 3 else chain, chain, f"Tom has {a} ."], -3.0
+    return [_program(a, b), _program(a, b + 1), f"ans = {a} +"], -2.0
+
+
+@pytest.fixture
+def scripted(run, monkeypatch):
+    script = Script(saved.load(run), _written)
+    for name in ("make_generate", "make_sample"):
+        monkeypatch.setattr(saved, name, getattr(script, name))
+    # Two tokens are too short for an answer.
+    monkeypatch.setattr(saved.Saved, "most_tokens", lambda self, view: 64)
+    return run
+
+
+def test_every_path_is_evaluated_and_votes(scripted, tmp_path, capsys):
+    assert evaluate.main([f"--workdir={scripted}", f"--output={tmp_path}", "--samples=3"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["accuracy"] == found["paths"]["label"]["accuracy"] == 0.0
+    # Question 1 is 3 + 4, so that its first chain is right too.
+    assert found["paths"]["cot"]["accuracy"] == 0.25
+    assert found["paths"]["pot"] == {
+        "accuracy": 1.0,
+        "accuracy_interval_95": [1.0, 1.0],
+        "answers_nothing": {},
+    }
+    votes = found["votes"]
+    assert votes["answers_nothing"] == {"cot": {"NoAnswer": 4}, "pot": {"SyntaxError": 4}}
+    # A tie goes to the sum of log-probabilities, then to the first; what answers nothing has no vote.
+    assert votes["accuracy"]["cot"] == [0.25, 0.25, 0.25]
+    assert votes["accuracy"]["pot"] == [1.0, 1.0, 1.0]
+    # k = 1: one vote each, and the program is the likelier one. k = 2: two of four agree.
+    assert votes["accuracy"]["cot+pot"] == [1.0, 1.0, 1.0]
+    assert "path pot: accuracy 100.00 %" in out
+    assert "vote of cot, samples of each path: 25.00 % of 1, 25.00 % of 2, 25.00 % of 3; 4 answer" in out
+    assert "program: 4 texts" in err
+    assert "4 of 12 answer nothing (SyntaxError 4)" in err
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").open()]
+    assert rows[0]["program"] == _program(2, 3)
+    assert (rows[0]["pot"], rows[0]["cot"]) == ("5", "( 3 + 3 )")
+    assert rows[0]["rationale"] == "Tom has 2 and 3 ."
+    assert (tmp_path / "votes.png").stat().st_size > 5000
+
+
+def _predict(model, capsys, monkeypatch, *arguments):
+    question = json.dumps({"id": "q", "input": QUESTION.format(2, 3)})
+    monkeypatch.setattr("sys.stdin", io.StringIO(question + "\n"))
+    assert predict.main([f"--model={model}", "--batch_size=8", *arguments]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_every_path_predicts(scripted, capsys, monkeypatch):
+    assert _predict(scripted, capsys, monkeypatch)["label"] == "( 2 + 2 )"
+    alone = _predict(scripted, capsys, monkeypatch, "--paths=pot")
+    assert alone == {"id": "q", "input": QUESTION.format(2, 3), "label": "5", "program": _program(2, 3)}
+    voted = _predict(scripted, capsys, monkeypatch, "--paths=cot,pot", "--explain")
+    assert (voted["label"], voted["votes"]) == ("5", 0.5)
+    assert [sample["path"] for sample in voted["samples"]] == ["cot", "pot"]
+    assert voted["samples"][0]["label"] == "( 3 + 3 )"
+    assert voted["rationale"] == "Tom has 2 and 3 ."
+    drawn = _predict(scripted, capsys, monkeypatch, "--paths=cot,pot,label", "--samples=3")
+    assert [len(drawn["samples"]), drawn["votes"]] == [9, pytest.approx(3 / 9)]
+    assert drawn["label"] == "( 2 + 2 )"  # all three labels agree
+    assert drawn["samples"][3] == {"path": "pot", "label": "5", "log_prob": -2.0, "text": _program(2, 3)}
+
+
+def test_an_export_knows_the_spelling(scripted, tmp_path, capsys, monkeypatch):
+    directory = tmp_path / "student"
+    assert export.main([f"--workdir={scripted}", f"--output={directory}"]) == 0
+    capsys.readouterr()
+    assert json.loads((directory / saved.ANSWERS_FILE).read_text())["spelled_by_codec"] == ["program"]
+    card = (directory / "README.md").read_text()
+    assert "| a program that gives it, spelled by `cot_jax.data.codec` | `program: ` | 64 |" in card
+    assert "| rationale, then answer | `explain: ` | 64 |" in card
+    assert _predict(directory, capsys, monkeypatch, "--paths=pot")["program"] == _program(2, 3)
+
+
+def test_without_the_codec_a_program_would_be_lost(scripted, capsys, monkeypatch):
+    """What the records are for: a run that says nothing of the spelling is read as it is written."""
+    bare = dataclasses.replace(saved.load(scripted), spelled=())
+    monkeypatch.setattr(predict, "load", lambda path: bare)
+    answer = _predict(scripted, capsys, monkeypatch, "--paths=pot")
+    assert answer["label"] == ""
+    assert answer["program"] == codec.encode(_program(2, 3))
+
+
+def test_mistakes_are_named(config, scripted, capsys):
+    assert predict.main([f"--model={scripted}", "--paths=pod"]) == 2
+    assert "--paths=pod: a student of method=mixed_mi has label, cot, pot only" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate.main([f"--workdir={scripted}", "--paths=pot"])
+    assert "--paths and --temperature are for draws" in capsys.readouterr().err
+    without = dataclasses.replace(config.data, task="word_problems")
+    objective = dataclasses.replace(config.objective, method="mixed")
+    problems = dataclasses.replace(without.word_problems, train=8, teacher_error_rate=1.0)
+    data = dataclasses.replace(without, word_problems=problems)
+    with pytest.raises(UserError, match="method=mixed learns from programs, but no training example has one"):
+        prepare(dataclasses.replace(config, data=data, objective=objective))

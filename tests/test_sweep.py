@@ -36,9 +36,14 @@ def test_methods_are_written_as_parts():
     assert (config.objective.method, config.objective.mi_variant) == ("mi", "normalized")
     assert config.self_distillation.method == "dynsdpb"
     assert _config("standard").self_distillation.method == "none"
+    config = _config("mixed_mi:masked+dlb")
+    assert (config.objective.method, config.objective.mi_variant) == ("mixed_mi", "masked")
+    assert _config("mixed").objective.method == "mixed"
 
 
-@pytest.mark.parametrize("method", ["", "nonesuch", "dss:masked", "mi:nonesuch", "dss+none", "dss+"])
+@pytest.mark.parametrize(
+    "method", ["", "nonesuch", "dss:masked", "mixed:masked", "mi:nonesuch", "dss+none", "dss+"]
+)
 def test_a_method_that_is_none_is_refused(method, capsys, tmp_path):
     status = sweep.main([*TINY, f"--methods={method or ','}", "--seeds=0", f"--output={tmp_path}"])
     assert status == 2

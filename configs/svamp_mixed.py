@@ -1,7 +1,7 @@
-"""Mixed Distillation on SVAMP, T5-base: PaLM's rationales and Codex's programs (pot/svamp).
+"""Mixed Distillation on SVAMP, T5-base: PaLM's rationales and Codex's programs (pot/svamp), the right ones.
 
 Published test accuracy of Mistral-7B, several paths: 87.5 % (Li et al. 2024; theirs, not reproduced here;
-none is published for T5). Of the teachers' samples those are learned from whose answer is right.
+none is published for T5).
 
     python -m cot_jax.train --config=configs/svamp_mixed.py --config.data.root=DIR
     python -m cot_jax.evaluate --workdir=runs/svamp_mixed --samples=8
@@ -11,4 +11,6 @@ from configs import common
 
 
 def get_config():
-    return common.published("svamp", "mixed")
+    config = common.published("svamp", "mixed")
+    config.data.rationales = "right"
+    return config

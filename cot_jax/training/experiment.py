@@ -371,8 +371,8 @@ def _training_examples(
         report.append(f"train: {keep} of {len(splits.train)} examples kept by config.data")
     if any(view.term == "program" for view in method):
         labels = [training_label(example, data.label_source) for example in examples]
-        examples, lines = selection.keep_right(examples, labels, splits.by_value)
-        report += [f"train: {line}" for line in lines]
+        examples, line = selection.keep_right_programs(examples, labels, splits.by_value)
+        report.append(f"train: {line}")
     learned = {
         view.name: [
             view.source(example) is not None

@@ -130,7 +130,7 @@ class Maps:
         saved = load(run)
         self.objective, pieces = saved.config.objective, saved.tokenizer.hf
         self.examples = load_splits(saved.config.data, saved.config.seed).valid[:count]
-        views, _ = tokenize(saved.views, self.examples, saved.tokenizer, saved.config)
+        views = tokenize(saved.views, self.examples, saved.tokenizer, saved.config).views
         every = [[view.inputs for view in views.values()], *([view.targets] for view in views.values())]
         shape = tuple(int(max(part.lengths.max() for part in parts)) for parts in every)
         batch = make_batch(views, np.arange(len(self.examples)), shape, saved.tokenizer.pad_id)

@@ -10,4 +10,6 @@ from configs import common
 
 
 def get_config():
-    return common.published("asdiv", "mixed")
+    config = common.published("asdiv", "mixed")
+    config.data.rationales = "right"
+    return config

@@ -133,7 +133,7 @@ def remedy(experiment: Experiment, devices: Sequence[jax.Device], memory: int) -
             change = {**state, **activations}
             if total := _needed(experiment, change, devices, memory):
                 flags = " ".join(f"--config.{key}={value}" for key, value in change.items())
-                return f"fits with {flags}: {_gib(total)} of each device"
+                return f"fits with {flags}: {_size(total)} of each device"
     return None
 
 
@@ -204,23 +204,23 @@ def _bytes(tree: Any) -> int:
 
 def _why(need: Need, memory: int) -> str:
     if need.rest is None:
-        return f"what stays in memory and the gradients alone take {_gib(need.least)} of {_gib(memory)}"
+        return f"what stays in memory and the gradients alone take {_size(need.least)} of {_size(memory)}"
     if need.compiler:
         return f"the compiler says: {need.compiler}"
-    return f"{_gib(need.total)} are more than {_gib(memory)}"
+    return f"{_size(need.total)} are more than {_size(memory)}"
 
 
 def _table(need: Need, memory: int) -> list[str]:
-    rest = "not compiled" if need.rest is None else _gib(need.rest - need.gradients)
+    rest = "not compiled" if need.rest is None else _size(need.rest - need.gradients)
     rows = {
-        "parameters": _gib(need.parameters),
-        "optimizer": _gib(need.optimizer),
-        "last batch of self-distillation": _gib(need.last_batch),
-        "batch": _gib(need.batch),
-        "gradients": _gib(need.gradients),
+        "parameters": _size(need.parameters),
+        "optimizer": _size(need.optimizer),
+        "last batch of self-distillation": _size(need.last_batch),
+        "batch": _size(need.batch),
+        "gradients": _size(need.gradients),
         "activations, temporary": rest,
-        "sum": _gib(need.least if need.total is None else need.total),
-        "memory of a device": _gib(memory),
+        "sum": _size(need.least if need.total is None else need.total),
+        "memory of a device": _size(memory),
     }
     return [f"{name:34}{value:>14}" for name, value in rows.items()]
 
@@ -243,11 +243,13 @@ def _describe(
         f"a step: {flops / 1e12:.3g} TFLOP in matrix products, {flops / len(devices) / 1e12:.3g} a device; "
         "what saves activations computes part of them again"
     )
-    yield f"{len(devices)} x {devices[0].device_kind}, {_gib(memory)} each; {source}"
+    yield f"{len(devices)} x {devices[0].device_kind}, {_size(memory)} each; {source}"
 
 
-def _gib(count: int | None) -> str:
-    return "unknown" if count is None else f"{count / 2**30:.2f} GiB"
+def _size(count: int | None) -> str:
+    if count is None:
+        return "unknown"
+    return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.2f} MiB"
 
 
 def _devices(options: argparse.Namespace) -> tuple[Sequence[jax.Device], int, str]:
@@ -275,7 +277,8 @@ def topology(name: str) -> tuple[Sequence[jax.Device], int]:
     if kind not in _TPU_MEMORY:
         raise UserError(f"--topology={name}: {kind} is none of {', '.join(_TPU_MEMORY)}")
     jax.config.update("jax_platforms", "cpu")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no such machine to ask
+    # There is no such machine to ask, and where there is one a run may hold it.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     from jax.experimental import topologies
 
     try:

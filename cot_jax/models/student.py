@@ -187,7 +187,9 @@ class T5Student:
         passes = 1 + len(views)
         keys = [None] * passes if dropout_rng is None else jax.random.split(dropout_rng, passes)
 
-        module = T5(self.config, self.dtype, self.scan_unroll, self.remat)
+        # In a loop a layer is computed again when its turn comes, whatever order the compiler prefers.
+        unroll = self.scan_unroll if self.remat == "none" else 1
+        module = T5(self.config, self.dtype, unroll, self.remat)
 
         def apply(key, *args, method):
             rngs = {} if key is None else {"dropout": key}

@@ -210,9 +210,12 @@ def _report(
         these = [one for one in judged if one[0].asked[1::2] == (kind, hinted)]
         left_out: dict[str, Any] = {}
         for reason, count in Counter(dropped for _, dropped in these if dropped).most_common():
-            shown = [sample for sample, dropped in these if dropped == reason][:_SHOWN]
-            excerpts = [{"id": s.asked.example.id, "output": s.output} for s in shown]
-            left_out[reason] = {"count": count, "examples": excerpts}
+            different = {s.output: s.asked.example for s, dropped in these if dropped == reason}
+            shown = [
+                {"id": example.id, "gold": example.label, "output": output}
+                for output, example in list(different.items())[:_SHOWN]
+            ]
+            left_out[reason] = {"count": count, "examples": shown}
         kinds[f"{_FIELDS[kind]}{', hinted' if hinted else ''}"] = {
             "samples": len(these),
             "answers_read": sum(sample.label is not None for sample, _ in these),
@@ -293,7 +296,7 @@ def _left_out(report: dict[str, Any]) -> list[str]:
         for reason, found in of["left_out"].items():
             lines += ["", f"## {name}: {reason} ({found['count']:,})"]
             for example in found["examples"]:
-                lines += ["", f"{example['id']}:", ""]
+                lines += ["", f"{example['id']}, gold `{example['gold']}`:", ""]
                 lines += [f"    {line}" for line in example["output"].splitlines() or ["(no text)"]]
     return lines
 

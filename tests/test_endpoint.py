@@ -219,6 +219,11 @@ def test_requests_of_a_minute_are_spread_over_it(server, tmp_path):
     server.faults = [refuses(503)]
     ask(server, tmp_path / "cache.jsonl", asks(5), per_minute=600)  # the one tried again is the sixth
     assert time.monotonic() - began >= 0.5
+    with Endpoint(server.url, tmp_path / "cache.jsonl", per_minute=6) as endpoint:
+        waits = [endpoint._turn() for _ in range(5)]
+    assert waits == pytest.approx([0, 10, 20, 30, 40], abs=5)
+    with Endpoint(server.url, tmp_path / "cache.jsonl") as endpoint:
+        assert max(endpoint._turn() for _ in range(5)) <= 0
 
 
 def test_a_request_refused_among_others_is_settled_and_its_reason_kept(server, tmp_path):

@@ -198,10 +198,13 @@ def _steps(
                     record(*pending)
                 pending = (step, metrics)
                 stopping = stop.reached(step)
-                if not (due(step) or step % config.checkpoint_every == 0 or stopping):
-                    continue
-                record(*pending)
-                pending = None
+                saving = due(step) or step % config.checkpoint_every == 0 or stopping
+                # The first at once: the program of the second may take minutes to compile.
+                if saving or step == first + 1:
+                    record(*pending)
+                    pending = None
+            if not saving:
+                continue
             writer.flush()
             checkpoints.save(step, state)
             if due(step) and not stopping:

@@ -58,8 +58,7 @@ def _distillation(method, output):
 
 METHODS = {
     "standard": ({"predict": "label"}, None, None),
-    "dss": (TERMS, None, None),
-    "mi": (TERMS, MI, None),
+    "dss with mi": (TERMS, MI, None),
     "mi, both sides, and dynsdpb": (
         TERMS,
         MutualInformation("predict", "explain", 0.1, "normalized", "mean", "none"),
@@ -93,8 +92,10 @@ def _batch(step, terms, mesh):
     return spread(make_batch(views, rows, (20, *(WIDTHS[name] for name in terms)), 0), by_example(mesh))
 
 
-def _start(method, mesh):
-    """Returns the initial state and the jitted step, made as by `Run`."""
+@functools.cache
+def _start(method, arrangement):
+    """Returns the mesh, the initial state, its shardings and the compiled step, made as by `Run`."""
+    mesh = _mesh(arrangement)
     terms, mi, distillation = METHODS[method]
     objective = make_objective(
         STUDENT, terms, {"label": 0.5, "rationale": 0.5}, mi, distillation, batch_axes=BATCH_AXES
@@ -113,26 +114,26 @@ def _start(method, mesh):
         donate_argnums=0,
     )
     # Drawn on one device: what a key gives may depend on how it is drawn.
-    return spread(
-        jax.device_get(jax.jit(create)()._replace(rng=None)), shardings._replace(rng=None)
-    )._replace(rng=jax.device_put(jax.random.key(1), replicated(mesh))), step
+    state = jax.jit(create)()
+    with jax.set_mesh(mesh):
+        compiled = step.lower(state, _batch(0, terms, mesh)).compile()
+    return mesh, state, shardings, compiled
 
 
 @functools.cache
 def _trajectory(method, arrangement):
     """Returns every step's metrics, the gradient's norm among them, and the last parameters."""
-    mesh, rows = _mesh(arrangement), []
-    with jax.set_mesh(mesh):
-        state, step = _start(method, mesh)
-        for number in range(STEPS):
-            state, metrics = step(state, _batch(number, METHODS[method][0], mesh))
-            rows.append(jax.device_get(metrics))
+    mesh, state, shardings, step = _start(method, arrangement)
+    state, rows = jax.device_put(state, shardings, may_alias=False), []
+    for number in range(STEPS):
+        state, metrics = step(state, _batch(number, METHODS[method][0], mesh))
+        rows.append(jax.device_get(metrics))
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}, jax.device_get(state.params)
 
 
 RUNS = [
     *((method, "2x2x2") for method in METHODS),
-    *(("mi", arrangement) for arrangement in ("8x1x1", "1x8x1", "1x1x8")),
+    *(("dss with mi", arrangement) for arrangement in ("8x1x1", "1x8x1", "1x1x8")),
     *(("mi, both sides, and dynsdpb", arrangement) for arrangement in ("8x1x1", "1x8x1")),
 ]
 
@@ -153,9 +154,8 @@ def test_losses_gradients_and_trajectories_are_those_of_one_device(method, arran
 
 
 def test_no_device_has_all_of_a_parameter_or_of_what_goes_with_it():
-    mesh = _mesh("2x2x2")
-    with jax.set_mesh(mesh):
-        state, _ = _start("dlb, all logits", mesh)
+    _, state, shardings, _ = _start("dlb, all logits", "2x2x2")
+    state = jax.device_put(state, shardings)
     for tree in (state.params, state.opt_state):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             name, parts = jax.tree_util.keystr(path), leaf.size // leaf.addressable_shards[0].data.size
@@ -177,10 +177,7 @@ def _crossing(compiled, kind):
     "method", ["mi, both sides, and dynsdpb", "dlb, all logits", "dlb, the largest logits"]
 )
 def test_what_is_gathered_is_a_layer_of_weights_over_fsdp_and_no_logits(method):
-    mesh = _mesh("2x2x2")
-    with jax.set_mesh(mesh):
-        state, step = _start(method, mesh)
-        compiled = step.lower(state, _batch(0, METHODS[method][0], mesh)).compile()
+    *_, compiled = _start(method, "2x2x2")
     D, H, K, F, half = 48, 8, 4, 40, 2
     weights = {(D, H // half, K), (H // half, K, D), (D, F // half), (F // half, D)}
     heads = {(V // half, D), (D, V // half)}

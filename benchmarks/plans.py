@@ -1,19 +1,20 @@
-"""What T5 of every size needs of TPU slices, without the hardware: the tables of docs/scaling.md.
+"""What T5 of every size needs of sixteen devices, without the hardware: the tables of docs/scaling.md.
 
-    python -m benchmarks.plans --out=plans.jsonl --root=DATA --tokenizer=DIR [--compile] [--sizes small base]
+    python -m benchmarks.plans --out=plans.jsonl --root=DATA --tokenizer=DIR [--sizes base xl]
+    python -m benchmarks.plans --out=plans.jsonl --root=DATA --tokenizer=DIR --slices v5e:4x4 v5p:2x2x4
     python -m benchmarks.plans --out=plans.jsonl --write
 
-SVAMP by the published recipe (batch 64, AdamW), MI and DynSDPB. A row is what stays of a step in each
-device's memory with its gradients, exact and not compiled, data parallel and divided among all (fsdp). With
---compile it is what `cot_jax.plan` says: the whole step as the TPU's compiler makes it, and the least costly
-change with which it fits. Rows that --out has are not made again; --write puts them on the page.
+SVAMP by the published recipe, batch 64. The first command counts what stays of a DynSDPB step in each
+device's memory, with its gradients: exact, nothing is compiled. The second is `cot_jax.plan` for MI and
+DynSDPB on TPU slices: the whole step as their compiler makes it and the least costly change with which it
+fits; that takes minutes a row. Rows that --out has are not made again; --write puts them on the page.
 """
 
 import argparse
 import datetime
 import importlib.metadata
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,14 @@ from cot_jax.training.experiment import Experiment, prepare
 _PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 _BEGIN, _END = "<!-- plans: begin, made by benchmarks.plans -->", "<!-- plans: end -->"
 _SIZES = ("t5-small", "base", "large", "xl", "xxl")
-_SLICES = ("v5e:4x4", "v5p:2x2x4", "v6e:4x4")
+_FSDP = {"mesh.fsdp": 16}
+_STATES: dict[str, dict[str, Any]] = {
+    "data 16": {},
+    "fsdp 16": _FSDP,
+    "bfloat16 moments": _FSDP | {"optimizer.moment_dtype": "bfloat16"},
+    "Adafactor": _FSDP | {"optimizer.name": "adafactor"},
+    "LoRA of rank 16": _FSDP | {"model.lora_rank": 16},
+}
 
 
 def main() -> None:
@@ -39,14 +47,16 @@ def main() -> None:
         made = "\n".join(_markdown(rows))
         _PAGE.write_text(f"{before}{_BEGIN}\n{made}\n{_END}{after}", encoding="utf-8")
         return
-    done = {(row["size"], row["method"], row["slice"], row["compiled"]) for row in rows}
+    jax.config.update("jax_num_cpu_devices", 16)
+    done = {(row["size"], row["method"], row["slice"]) for row in rows}
     for size in options.sizes:
-        for method in ("mi", "dynsdpb"):
-            experiment = prepare(_config(options, size, method), weights=False)
-            for name in options.slices:
-                if (size, method, name, options.compile) not in done:
-                    row = {"size": size, "method": method, "slice": name, "compiled": options.compile}
-                    row |= _row(experiment, name, compiled=options.compile)
+        for method in ("mi", "dynsdpb") if options.slices else ("dynsdpb",):
+            for name in options.slices or ("",):
+                if (size, method, name) not in done:
+                    experiment = prepare(_config(options, size, method), weights=False)
+                    row = {"size": size, "method": method, "slice": name, "date": str(datetime.date.today())}
+                    row["jax"] = jax.__version__
+                    row |= _step(experiment, name) if name else _state(experiment)
                     with options.out.open("a") as file:
                         file.write(json.dumps(row) + "\n")
                     print(row, flush=True)
@@ -62,62 +72,68 @@ def _config(options: argparse.Namespace, size: str, method: str) -> Config:
     return freeze(values)
 
 
-def _row(experiment: Experiment, name: str, *, compiled: bool) -> dict[str, Any]:
-    devices, memory = plan.topology(name)
-    whole = plan.measure(experiment, devices, memory if compiled else 0)
-    row = {
-        "memory": memory,
-        "parameters": sum(x.size for x in jax.tree.leaves(_shapes(experiment))),
-        "data": whole.least,
-        "fsdp": plan.measure(plan.changed(experiment, {"mesh.fsdp": len(devices)}), devices, 0).least,
-        "date": datetime.date.today().isoformat(),
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
+def _state(experiment: Experiment) -> dict[str, Any]:
+    shapes = jax.eval_shape(experiment.student.init, jax.random.key(0))
+    found = {
+        name: plan.measure(plan.changed(experiment, change), jax.devices(), 0).least
+        for name, change in _STATES.items()
     }
-    if compiled:
-        row["total"], row["fits"] = whole.total, whole.fits(memory)
-        row["remedy"] = None if row["fits"] else plan.remedy(experiment, devices, memory)
-    return row
+    return {"parameters": sum(x.size for x in jax.tree.leaves(shapes)), "least": found}
 
 
-def _shapes(experiment: Experiment) -> Any:
-    return jax.eval_shape(experiment.student.init, jax.random.key(0))
+def _step(experiment: Experiment, name: str) -> dict[str, Any]:
+    devices, memory = plan.topology(name)
+    need = plan.measure(experiment, devices, memory)
+    fits = need.fits(memory)
+    remedy = None if fits else plan.remedy(experiment, devices, memory)
+    libtpu = importlib.metadata.version("libtpu")
+    return {
+        "memory": memory,
+        "total": need.total,
+        "least": need.least,
+        "fits": fits,
+        "remedy": remedy,
+        "libtpu": libtpu,
+    }
 
 
 def _markdown(rows: list[dict[str, Any]]) -> Iterator[str]:
-    made = sorted({(row["date"], *row["versions"].items()) for row in rows})
-    yield "Made " + "; ".join(f"{date} with " + ", ".join(map(" ".join, of)) for date, *of in made) + "."
-    yield ""
-    names = (
-        "student",
-        "method",
-        "slice",
-        "of a device",
-        "stays, data 16",
-        "stays, fsdp 16",
-        "step",
-        "fits with",
+    states = [row for row in rows if not row["slice"]]
+    steps = [row for row in rows if row["slice"]]
+    yield f"Parameters, optimizer, maps of DynSDPB and gradients on each of 16 devices ({_made(states)}):"
+    yield from _lines(
+        ("student", "parameters", *_STATES),
+        [(r["size"], f"{r['parameters'] / 1e9:.2f} B", *map(_gib, r["least"].values())) for r in states],
     )
-    yield f"| {' | '.join(names)} |"
-    yield "|---|---|---|---|---|---|---|---|"
-    compiled = {(row["size"], row["method"], row["slice"]): row for row in rows if row["compiled"]}
-    for row in rows:
-        key = row["size"], row["method"], row["slice"]
-        if row["compiled"]:
-            continue
-        found = compiled.get(key)
-        total = remedy = "not compiled"
-        if found:
-            total = _gib(found["total"]) if found["total"] else "too much before activations"
-            remedy = "as it is" if found["fits"] else found["remedy"] or "nothing"
-        cells = (
-            f"{row['size']} ({row['parameters'] / 1e9:.2f} B)",
-            row["method"],
-            row["slice"],
-            *(_gib(row[name]) for name in ("memory", "data", "fsdp")),
-            total,
-            remedy.removeprefix("fits with "),
+    if steps:
+        yield ""
+        yield f"The whole step, data parallel, by the TPU's compiler ({_made(steps)}):"
+        yield from _lines(
+            ("student", "method", "slice", "of a device", "step", ""),
+            [
+                (
+                    *(r[name] for name in ("size", "method", "slice")),
+                    _gib(r["memory"]),
+                    _gib(r["total"]) if r["total"] else f"more than {_gib(r['least'])}",
+                    "fits" if r["fits"] else r["remedy"] or "does not fit",
+                )
+                for r in steps
+            ],
         )
+
+
+def _lines(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield ""
+    for cells in (names, len(names) * ["---"], *rows):
         yield f"| {' | '.join(cells)} |"
+
+
+def _made(rows: list[dict[str, Any]]) -> str:
+    versions = {
+        f"{row['date']}, jax {row['jax']}" + (f", libtpu {row['libtpu']}" if row["slice"] else "")
+        for row in rows
+    }
+    return "; ".join(sorted(versions))
 
 
 def _gib(count: float) -> str:
@@ -132,8 +148,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--root", help="folder of the data sets")
     parser.add_argument("--tokenizer", help="T5's")
     parser.add_argument("--sizes", nargs="+", default=_SIZES)
-    parser.add_argument("--slices", nargs="+", default=_SLICES)
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--slices", nargs="+", default=())
     parser.add_argument("--write", action="store_true")
     return parser.parse_args()
 

@@ -76,7 +76,8 @@ def test_the_least_costly_change_is_found(experiment, monkeypatch):
         tried.append(c)
         moments = 4 if c.optimizer.moment_dtype == "bfloat16" else 8
         rest = 64 / c.train.micro_batches * {"none": 1, "elementwise": 1 / 2, "layers": 1 / 8}[c.model.remat]
-        need = Need(8 // c.mesh.fsdp, moments // c.mesh.fsdp, 0, 0, 0, int(rest))
+        parts = 8 if c.mesh.fsdp == -1 else c.mesh.fsdp  # fsdp x model
+        need = Need(8 // parts, moments // parts, 0, 0, 0, int(rest))
         return need if need.resident < memory else dataclasses.replace(need, rest=None)
 
     monkeypatch.setattr(plan, "measure", needs)

@@ -34,7 +34,7 @@ from cot_jax.training.evaluation import Answers
 from cot_jax.training.experiment import load_splits, tokenize
 from cot_jax.training.information import InformationEstimate
 from cot_jax.training.saved import Answerer, LabelScorer, Saved, load
-from cot_jax.training.sharding import data_parallel
+from cot_jax.training.sharding import data_parallel, replicated
 
 # A task with more distinct labels than this is not a classification.
 _MOST_LABELS = 20
@@ -238,10 +238,11 @@ def _information(saved: Saved, splits: Splits, examples: Sequence[Example]) -> d
         tokenize(views, some, saved.tokenizer, saved.config, saved.spelled).views
         for some in (splits.train, examples)
     )
-    estimate = InformationEstimate(saved.student, data_parallel(), train, held_out, batch_size=batch_size)
+    mesh = data_parallel()
+    estimate = InformationEstimate(saved.student, mesh, train, held_out, batch_size=batch_size)
     trained_on, judged_on = estimate.counts
     return {
-        "nats": estimate(saved.params),
+        "nats": estimate(jax.device_put(saved.params, replicated(mesh))),
         "most_nats": estimate.most,
         "training_pairs": trained_on,
         "held_out_pairs": judged_on,

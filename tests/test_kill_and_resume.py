@@ -10,4 +10,4 @@ def test_two_kills(capsys):
     assert status == 0, printed
     assert "kill 1: killed after" in printed
     assert "half written: " in printed.splitlines()[0]
-    assert "every row and the result equal" in printed
+    assert "all rows and the result equal" in printed

@@ -94,7 +94,7 @@ def _batch(step, terms, mesh):
 
 @functools.cache
 def _start(method, arrangement):
-    """Returns the mesh, the initial state, its shardings and the compiled step, made as by `Run`."""
+    """Returns the mesh, what makes the first state, its shardings and the compiled step, as `Run` does."""
     mesh = _mesh(arrangement)
     terms, mi, distillation = METHODS[method]
     objective = make_objective(
@@ -114,17 +114,17 @@ def _start(method, arrangement):
         donate_argnums=0,
     )
     # Drawn on one device: what a key gives may depend on how it is drawn.
-    state = jax.jit(create)()
+    create = jax.jit(create)
     with jax.set_mesh(mesh):
-        compiled = step.lower(state, _batch(0, terms, mesh)).compile()
-    return mesh, state, shardings, compiled
+        compiled = step.lower(jax.eval_shape(create), _batch(0, terms, mesh)).compile()
+    return mesh, create, shardings, compiled
 
 
 @functools.cache
 def _trajectory(method, arrangement):
     """Returns every step's metrics, the gradient's norm among them, and the last parameters."""
-    mesh, state, shardings, step = _start(method, arrangement)
-    state, rows = jax.device_put(state, shardings, may_alias=False), []
+    mesh, create, shardings, step = _start(method, arrangement)
+    state, rows = jax.device_put(create(), shardings), []
     for number in range(STEPS):
         state, metrics = step(state, _batch(number, METHODS[method][0], mesh))
         rows.append(jax.device_get(metrics))
@@ -154,8 +154,8 @@ def test_losses_gradients_and_trajectories_are_those_of_one_device(method, arran
 
 
 def test_no_device_has_all_of_a_parameter_or_of_what_goes_with_it():
-    _, state, shardings, _ = _start("dlb, all logits", "2x2x2")
-    state = jax.device_put(state, shardings)
+    _, create, shardings, _ = _start("dlb, all logits", "2x2x2")
+    state = jax.device_put(create(), shardings)
     for tree in (state.params, state.opt_state):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             name, parts = jax.tree_util.keystr(path), leaf.size // leaf.addressable_shards[0].data.size

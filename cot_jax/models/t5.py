@@ -11,7 +11,7 @@ F feed-forward, V vocabulary, N layers, R position buckets.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -224,7 +224,35 @@ class _Part(nn.Module):
 
 
 def _drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    return x if key is None else jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+    if key is None:
+        return x
+    kept = _bits(key, x.shape) < np.uint32((1 - rate) * 2**32)
+    return jnp.where(kept, x / (1 - rate), 0)
+
+
+def _bits(key: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Random uint32: a hash of each element's number and the key.
+
+    Masks are all that it is for. A step needs as many bits as it has activations; threefry makes them at
+    ten times the arithmetic, and those of "rbg" each device makes for all others, too. These are the
+    same on any mesh, divided as what they mask, and computed where they are used.
+    """
+    number, stride = jnp.uint32(0), 1
+    for axis in reversed(range(len(shape))):
+        number += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride % 2**32)
+        stride *= shape[axis]
+    first, second, *_ = jax.random.key_data(key)
+    return _mix(_mix(number + first) ^ second)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """A bijection of uint32 in which each bit of `x` turns each of the result over half of the time.
+
+    Multipliers: Wellons 2018, "Prospecting for Hash Functions" (lowbias32).
+    """
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    return x ^ (x >> 16)
 
 
 class Attention(_Part):

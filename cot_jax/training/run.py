@@ -79,7 +79,7 @@ class Run:
         pretrained = experiment.pretrained if lora is None else None
 
         def create(pretrained):
-            # rbg, because threefry's dropout masks cost as much as a tiny student's whole step.
+            # rbg, as every measured figure has it: another generator draws other parameters.
             init_rng, step_rng = jax.random.split(jax.random.key(config.seed, impl="rbg"))
             fresh = student.init if lora is None else lora.init
             params = fresh(init_rng) if pretrained is None else pretrained

@@ -316,14 +316,14 @@ def test_norms_scores_and_softmax_are_float32_under_bfloat16(untied, view):
 def test_each_place_of_each_layer_has_its_own_mask(monkeypatch):
     keys = set()
 
-    def spy(key, p, shape):
+    def spy(key, shape):
         def record(data):
             keys.add(tuple(data.tolist()))
-            return np.ones(shape, bool)
+            return np.zeros(shape, np.uint32)
 
-        return jax.pure_callback(record, jax.ShapeDtypeStruct(shape, bool), jax.random.key_data(key))
+        return jax.pure_callback(record, jax.ShapeDtypeStruct(shape, jnp.uint32), jax.random.key_data(key))
 
-    monkeypatch.setattr(jax.random, "bernoulli", spy)
+    monkeypatch.setattr(t5, "_bits", spy)
     student = T5Student(SMALL, scan_unroll=1)
     ids, length = np.ones((1, 3), np.int32), np.array([3], np.int32)
     views = dict.fromkeys(("predict", "explain"), ViewArrays(ids, length, ids, length))
@@ -343,6 +343,33 @@ def test_dropout_keeps_the_mean_and_the_rate():
     assert abs(kept.mean() - 0.7) < 0.005
     np.testing.assert_allclose(dropped[kept], x[kept] / 0.7, rtol=1e-6)
     assert abs(dropped.mean() / x.mean() - 1) < 0.005
+
+
+def test_masks_are_as_good_as_drawn():
+    """Of 20 keys: sums of what must be independent are normal within five deviations."""
+    n = 2**18
+    keys = jax.random.split(jax.random.key(0), 20)
+    bits = jax.jit(jax.vmap(lambda key: t5._bits(key, (n // 256, 256))))(keys)
+    kept = np.asarray(bits).reshape(20, n) < 0.9 * 2**32
+    centered = (kept - 0.9) / 0.3
+    sums = [centered.sum(axis=1)]
+    sums += [(centered[:, lag:] * centered[:, :-lag]).sum(axis=1) for lag in (1, 2, 16, 255, 256, 257, 4096)]
+    sums += [(centered[1:] * centered[:-1]).sum(axis=1)]  # of different keys
+    assert max(np.abs(z).max() for z in sums) < 5 * n**0.5
+    for bit in range(32):
+        assert abs(((np.asarray(bits) >> bit) & 1).mean() - 0.5) < 5 * 0.5 * (20 * n) ** -0.5
+
+
+def test_masks_are_the_same_on_any_devices_and_each_makes_its_own():
+    x, key = jnp.ones((16, 24, 5)), jax.random.key(1)
+    drop = functools.partial(t5._drop, rate=0.5)
+    mesh = jax.make_mesh((8,), ("data",))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    divided = jax.jit(lambda x, key: drop(x, key=key), in_shardings=(rows, None), out_shardings=rows)
+    np.testing.assert_array_equal(divided(x, key), drop(x, key=key))
+    program = divided.lower(x, key).compile().as_text()
+    assert "u32[2,24,5]" in program
+    assert "[16,24,5]" not in program
 
 
 # --- Initialisation and configuration ---

@@ -37,7 +37,7 @@ WIDTHS = {"predict": 6, "explain": 14}
 STUDENT = T5Student(
     T5Config(
         vocab_size=V,
-        dropout_rate=0.0,
+        dropout_rate=0.1,
         d_model=48,
         d_kv=4,
         d_ff=40,
@@ -48,6 +48,7 @@ STUDENT = T5Student(
     )
 )
 TERMS = {"predict": "label", "explain": "rationale"}
+OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-3), 100)
 MI = MutualInformation("predict", "explain", 0.1, "reference", "max", "label")
 
 
@@ -93,38 +94,43 @@ def _batch(step, terms, mesh):
 
 
 @functools.cache
+def _create(method):
+    """Makes the first state on one device: what a key gives may depend on where it is drawn."""
+    distillation = METHODS[method][2]
+
+    def create():
+        last = distillation.empty(BATCH // 2, V, WIDTHS) if distillation else None
+        return init_state(STUDENT.init(jax.random.key(0)), OPTIMIZER, jax.random.key(1), last)
+
+    return jax.jit(create)
+
+
+@functools.cache
 def _start(method, arrangement):
-    """Returns the mesh, what makes the first state, its shardings and the compiled step, as `Run` does."""
+    """Returns the mesh, the shardings of a state and the compiled step, as `Run` does."""
     mesh = _mesh(arrangement)
     terms, mi, distillation = METHODS[method]
     objective = make_objective(
         STUDENT, terms, {"label": 0.5, "rationale": 0.5}, mi, distillation, batch_axes=BATCH_AXES
     )
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), 100)
-
-    def create():
-        last = distillation.empty(BATCH // 2, V, WIDTHS) if distillation else None
-        return init_state(STUDENT.init(jax.random.key(0)), optimizer, jax.random.key(1), last)
-
-    shardings = of_state(mesh, jax.eval_shape(create), STUDENT.partition, V)
+    state = jax.eval_shape(_create(method))
+    shardings = of_state(mesh, state, STUDENT.partition, V)
     step = jax.jit(
-        make_train_step(objective, optimizer),
+        make_train_step(objective, OPTIMIZER),
         in_shardings=(shardings, by_example(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
-    # Drawn on one device: what a key gives may depend on how it is drawn.
-    create = jax.jit(create)
     with jax.set_mesh(mesh):
-        compiled = step.lower(jax.eval_shape(create), _batch(0, terms, mesh)).compile()
-    return mesh, create, shardings, compiled
+        compiled = step.lower(state, _batch(0, terms, mesh)).compile()
+    return mesh, shardings, compiled
 
 
 @functools.cache
 def _trajectory(method, arrangement):
     """Returns every step's metrics, the gradient's norm among them, and the last parameters."""
-    mesh, create, shardings, step = _start(method, arrangement)
-    state, rows = jax.device_put(create(), shardings), []
+    mesh, shardings, step = _start(method, arrangement)
+    state, rows = jax.device_put(_create(method)(), shardings), []
     for number in range(STEPS):
         state, metrics = step(state, _batch(number, METHODS[method][0], mesh))
         rows.append(jax.device_get(metrics))
@@ -154,8 +160,8 @@ def test_losses_gradients_and_trajectories_are_those_of_one_device(method, arran
 
 
 def test_no_device_has_all_of_a_parameter_or_of_what_goes_with_it():
-    _, create, shardings, _ = _start("dlb, all logits", "2x2x2")
-    state = jax.device_put(create(), shardings)
+    _, shardings, _ = _start("dlb, all logits", "2x2x2")
+    state = jax.device_put(_create("dlb, all logits")(), shardings)
     for tree in (state.params, state.opt_state):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             name, parts = jax.tree_util.keystr(path), leaf.size // leaf.addressable_shards[0].data.size

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from cot_jax.config import Config, freeze, read_json, to_json, with_defaults
+from cot_jax.data import programs
 from cot_jax.data import tokenizer as tokenizers
 from cot_jax.data.batches import Ragged
 from cot_jax.data.examples import Example
+from cot_jax.data.programs import Run
 from cot_jax.data.tokenizer import Tokenizer
 from cot_jax.data.views import METHODS, View
 from cot_jax.errors import UserError
@@ -31,7 +34,7 @@ from cot_jax.training.evaluation import (
     make_score,
 )
 from cot_jax.training.experiment import BASE, compute_dtype, encode_questions, encode_texts, make_lora
-from cot_jax.training.sharding import data_parallel, replicated
+from cot_jax.training.sharding import by_table, mesh_here, spread
 
 # Of a run: the student's architecture. Of an export: the run's config. Of both: what its data say of answers.
 STUDENT_FILE, CONFIG_FILE, ANSWERS_FILE = "student.json", "cot_jax.json", "answers.json"
@@ -42,6 +45,7 @@ class Saved:
     """A student ready to answer, and how it was taught.
 
     Attributes:
+      params: divided among the devices of `mesh`, which are all there are.
       by_value: how its answers compare (`data.tasks.Splits`); None: trained before that was recorded.
       labels: those it chooses among; None where it writes (config.evaluation.answers).
       spelled: names of the views whose texts it writes as `data.codec` spells them.
@@ -50,6 +54,7 @@ class Saved:
     config: Config
     student: Student
     params: Params
+    mesh: Mesh
     tokenizer: Tokenizer
     by_value: bool | None
     labels: tuple[str, ...] | None
@@ -100,7 +105,7 @@ def answers_json(by_value: bool | None, labels: Sequence[str] | None, spelled: S
 
 
 def load(path: Path) -> Saved:
-    """Reads the best parameters of a run, or an exported student.
+    """Reads the best parameters of a run, or an exported student, onto the devices at hand.
 
     Raises:
       UserError: `path` is neither, or the run has not been evaluated yet.
@@ -117,26 +122,33 @@ def load(path: Path) -> Saved:
             f"{path} is neither a run ({STUDENT_FILE}, config.json) nor an exported student ({CONFIG_FILE})"
         )
     answers = _read_answers(path / ANSWERS_FILE)
-    dtype = compute_dtype(config.model)
+    dtype, mesh = compute_dtype(config.model), mesh_here(config.mesh)
     if file.name == CONFIG_FILE:
-        student, params = students.from_pretrained(str(path), dropout_rate=0.0, dtype=dtype)
-        return Saved(config, student, params, tokenizers.load(path), *answers)
+        student, read = students.from_pretrained(str(path), dropout_rate=0.0, dtype=dtype)
+        params = spread(read, by_table(mesh, read, student.partition))
+        return Saved(config, student, params, mesh, tokenizers.load(path), *answers)
     architecture = read_json(path / STUDENT_FILE)
     student = students.from_architecture(architecture, dtype=dtype)
     lora = make_lora(config.model, student)
     if lora:
         _, base = students.from_pretrained(config.model.pretrained, dropout_rate=0.0, dtype=dtype)
         refuse_other_base(path / STUDENT_FILE, fingerprint(base), config.model.pretrained)
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.eval_shape(lora.init if lora else student.init, jax.random.key(0))
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    learner = lora or student
+    shapes = jax.eval_shape(learner.init, jax.random.key(0))
+    like = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        by_table(mesh, shapes, learner.partition),
+    )
     with Checkpoints(path / "checkpoints") as checkpoints:
         if checkpoints.best is None:
             raise UserError(f"{path} has no best parameters yet: train until its first evaluation")
         params = checkpoints.restore_best(like)
     if lora:
-        params = lora.merge(base, params)
-    return Saved(config, student, params, tokenizers.load(path / "tokenizer"), *answers)
+        shardings = by_table(mesh, base, student.partition)
+        merge = jax.jit(lora.merge, donate_argnums=0, out_shardings=shardings)
+        params = merge(spread(base, shardings), params)
+    return Saved(config, student, params, mesh, tokenizers.load(path / "tokenizer"), *answers)
 
 
 def refuse_other_base(file: Path, found: int, pretrained: str) -> None:
@@ -178,8 +190,6 @@ class _Asker:
     def __init__(self, saved: Saved, view: View, batch_size: int):
         self._saved, self._view = saved, view
         self._batch_size = -(-batch_size // jax.device_count()) * jax.device_count()
-        self._mesh = data_parallel()
-        self._params = jax.device_put(saved.params, replicated(self._mesh))
         most = saved.config.data.max_input_tokens
         # Questions come as they come: few widths, and any length fits one.
         self._shapes = [*((width,) for width in (32, 64, 128, 256, 512) if width < most), (most,)]
@@ -208,6 +218,7 @@ class Answerer(_Asker):
         samples: int = 0,
         sampling: Sampling | None = None,
         seed: int = 0,
+        run: Run = programs.run,
     ):
         """
         Args:
@@ -217,13 +228,14 @@ class Answerer(_Asker):
           samples: so many answers are drawn instead, for each question; 0 is none.
           sampling: what they are drawn from; None is the student's distribution.
           seed: of the draws.
+          run: gives the answers of programs it writes.
 
         Raises:
           UserError: it chose among labels, but which is not recorded.
         """
         super().__init__(saved, view, batch_size)
-        self._max_new_tokens = max_new_tokens
-        where, evaluation = (saved.student, self._mesh), saved.config.evaluation
+        self._max_new_tokens, self._run = max_new_tokens, run
+        where, evaluation = (saved.student, saved.mesh), saved.config.evaluation
         if samples:
             self._generate = make_sample(*where, max_new_tokens, samples, sampling or Sampling(), seed)
         elif beams or evaluation.answers == "generate" or view != saved.views[0]:
@@ -237,16 +249,17 @@ class Answerer(_Asker):
     def __call__(self, questions: Sequence[Example]) -> tuple[Answers, str]:
         """Returns what the student writes for each, in their order, and a line that says what was counted."""
         encoded, line = self._encode(questions)
-        with jax.set_mesh(self._mesh):
+        with jax.set_mesh(self._saved.mesh):
             answers = answer_questions(
                 self._generate,
-                self._params,
+                self._saved.params,
                 encoded,
                 self._view,
                 self._saved.tokenizer,
                 spelled=self._view.name in self._saved.spelled,
                 batch_size=self._batch_size,
                 shapes=self._shapes,
+                run=self._run,
             )
         if answers.cut:
             line += f"; {answers.cut} of {len(answers.texts)} answers cut at {self._max_new_tokens} tokens"
@@ -268,14 +281,14 @@ class LabelScorer(_Asker):
         """
         super().__init__(saved, view, batch_size)
         encoded = self._encode_labels(labels)
-        self._score = make_score(saved.student, self._mesh, encoded, saved.tokenizer.pad_id)
+        self._score = make_score(saved.student, saved.mesh, encoded, saved.tokenizer.pad_id)
 
     def __call__(self, questions: Sequence[Example]) -> np.ndarray:
         """Returns the log-probabilities (N, L) float32 of the labels, each summed over its tokens."""
-        with jax.set_mesh(self._mesh):
+        with jax.set_mesh(self._saved.mesh):
             return ask_all(
                 self._score,
-                self._params,
+                self._saved.params,
                 self._encode(questions)[0],
                 batch_size=self._batch_size,
                 shapes=self._shapes,

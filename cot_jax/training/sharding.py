@@ -56,6 +56,18 @@ def data_parallel() -> Mesh:
     return make_mesh(MeshConfig())
 
 
+def mesh_here(trained: MeshConfig) -> Mesh:
+    """A mesh of all devices for a trained student: as in its training, or if these are others, alike.
+
+    A student that was divided is divided among them; what each had all of, each has all of.
+    """
+    try:
+        return make_mesh(trained)
+    except UserError:
+        divided = trained.fsdp != 1 or trained.model != 1
+        return make_mesh(MeshConfig(data=1, fsdp=-1)) if divided else data_parallel()
+
+
 def require_divisible(mesh: Mesh, batch_size: int, parts: int = 1) -> None:
     """Checks a batch against the devices.
 

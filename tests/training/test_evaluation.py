@@ -171,7 +171,8 @@ def test_a_run_answers_as_the_config_says_and_so_does_what_it_saved(own_data, tm
     assert answers.lengths.tolist() == [len(ids) for ids in tokenized]
     assert answers.log_probs.shape == (9,)
     assert (answers.log_probs < 0).all()
-    saved = Saved(experiment.config, experiment.student, params, experiment.tokenizer, False, tuple(LABELS))
+    student = (experiment.student, params, scoring.mesh)
+    saved = Saved(experiment.config, *student, experiment.tokenizer, False, tuple(LABELS))
     answerer = Answerer(saved, saved.views[0], batch_size=8, max_new_tokens=4)
     again, _ = answerer(experiment.splits.test)
     assert again.texts == answers.texts

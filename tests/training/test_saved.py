@@ -1,0 +1,57 @@
+"""A saved student lies on the devices at hand as it did in its training."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from cot_jax.config import Config, MeshConfig
+from cot_jax.data.examples import Example
+from cot_jax.training.saved import Answerer, load
+from cot_jax.training.sharding import mesh_here
+
+QUESTIONS = [Example(str(n), f"Tom has {n} pens and {n} hats ?", "") for n in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("trained", "here"),
+    [
+        (MeshConfig(2, 2, 2), (2, 2, 2)),
+        (MeshConfig(-1, 4, 1), (2, 4, 1)),
+        (MeshConfig(16, 1, 1), (8, 1, 1)),
+        (MeshConfig(1, 16, 1), (1, 8, 1)),
+        (MeshConfig(1, 1, 16), (1, 8, 1)),
+        (MeshConfig(-1, 3, 1), (1, 8, 1)),
+    ],
+)
+def test_a_mesh_of_other_devices_divides_what_was_divided(trained, here):
+    assert tuple(mesh_here(trained).shape.values()) == here
+
+
+def test_a_divided_student_is_read_divided_and_answers_alike(random_run, tmp_path):
+    config = Config()
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, max_input_tokens=32))
+    answers = {}
+    for mesh in (MeshConfig(), MeshConfig(2, 2, 2)):
+        workdir = tmp_path / f"run{mesh.data}"
+        workdir.mkdir()
+        random_run(
+            workdir,
+            dataclasses.replace(config, mesh=mesh),
+            [e.input for e in QUESTIONS] + ["predict: explain:"],
+            64,
+        )
+        saved = load(workdir)
+        saved.export(workdir / "export")
+        for student in (saved, load(workdir / "export")):
+            parts = mesh.fsdp * mesh.model
+            for leaf in jax.tree.leaves(student.params):
+                if leaf.ndim > 2 or leaf.shape[0] == student.student.vocab_size:
+                    assert leaf.addressable_shards[0].data.size * parts == leaf.size
+            ask = Answerer(student, student.views[0], batch_size=8, max_new_tokens=5)
+            answers.setdefault(mesh, []).append(ask(QUESTIONS)[0])
+    whole, *others = [one for both in answers.values() for one in both]
+    for one in others:
+        assert one.texts == whole.texts
+        np.testing.assert_allclose(one.log_probs, whole.log_probs, rtol=1e-4)

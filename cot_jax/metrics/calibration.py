@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
+_MOST = 100.0  # a fitted temperature
+
 
 @dataclasses.dataclass(frozen=True)
 class Bin:
@@ -111,7 +113,14 @@ def _logit(confidence: ArrayLike) -> np.ndarray:
     return special.logit(np.clip(np.asarray(confidence, float), 1e-7, 1 - 1e-7))
 
 
+def at_limit(temperature: float) -> bool:
+    """Whether a fitted temperature is an end of the range that is searched: the fit has no optimum."""
+    return bool(np.isclose(max(temperature, 1 / temperature), _MOST))
+
+
 def _minimize(loss) -> float:
-    """The log of a temperature between 1/100 and 100."""
-    bounds = (-np.log(100.0), np.log(100.0))
-    return optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8}).x
+    """The log of a temperature between 1 / _MOST and _MOST."""
+    bounds = (-np.log(_MOST), np.log(_MOST))
+    within = optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8}).x
+    # Where the loss falls to the end, it is soon flat to rounding, and the search stops anywhere.
+    return min((*bounds, within), key=loss)

@@ -81,3 +81,11 @@ def test_the_fitted_temperature_of_open_answers_mends_their_confidence():
     before = calibration.expected_error(bins(confidence, correct))
     assert calibration.expected_error(bins(scaled, correct)) < before / 4
     assert np.all(np.isfinite(calibration.scale_confidence([0.0, 1.0], 0.5)))
+
+
+@pytest.mark.parametrize(("correct", "end"), [([1, 1, 1], 0.01), ([0, 0, 0], 100.0), ([0, 1, 1], None)])
+def test_a_fit_without_an_optimum_is_told(correct, end):
+    confidence = [0.7, 0.8, 0.9]
+    temperature = calibration.fit_binary_temperature(confidence, correct)
+    assert calibration.at_limit(temperature) == (end is not None)
+    assert end is None or temperature == pytest.approx(end, rel=0.01)

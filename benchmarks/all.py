@@ -34,6 +34,7 @@ ROWS = {
         "gpu-head-short": "head --batch=64 --targets 8 48 --width=768 --chunk_rows 1024 2048 4096 8192",
         "gpu-batch": "scaling --axis=batch --values 16 64 256 --model=base --lengths=cqa --calls=10",
         "gpu-startup": "startup --preset=base --repeats=1",
+        "gpu-experiment": "experiment --model=base --repeats=1",
     },
     "cpu": {
         "cpu-small-same": "step_throughput --lengths=svamp --pad_to=1",

@@ -69,6 +69,13 @@ TARGETS = (
         0.7,
         0.4,
     ),
+    Target(
+        "H100, T5-base, whole SVAMP experiment, minutes (at most)",
+        "gpu-experiment",
+        "minutes of 10,000 steps and 40 evaluations",
+        15,
+        6,
+    ),
     Target("H100, generation", "gpu-generate", "times as fast, batch 64", 3, 8),
     Target("CPU, T5-small, same shapes: against float32 eager", "cpu-small-same", _PUBLISHED, 1.1, 1.2),
     Target(

@@ -81,6 +81,7 @@ class DataConfig:
         "which are trained on; right = of questions only that the teacher's label is right for",
         choices=("all", "right"),
     )
+    sandbox: bool = _key(False, "run a teacher's programs that the interpreter refuses, in bubblewrap")
     compare: str = _key(
         "auto",
         "how task=jsonl compares answers; auto = by value if all are equations",

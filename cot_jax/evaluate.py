@@ -19,6 +19,8 @@ import numpy as np
 from scipy import special
 
 from cot_jax.data.examples import Example
+from cot_jax.data.programs import Run
+from cot_jax.data.sandbox import runner
 from cot_jax.data.tasks import TASKS, Splits
 from cot_jax.data.views import View, rationale_of
 from cot_jax.errors import UserError
@@ -34,7 +36,6 @@ from cot_jax.training.evaluation import Answers
 from cot_jax.training.experiment import load_splits, tokenize
 from cot_jax.training.information import InformationEstimate
 from cot_jax.training.saved import Answerer, LabelScorer, Saved, load
-from cot_jax.training.sharding import data_parallel, replicated
 
 # A task with more distinct labels than this is not a classification.
 _MOST_LABELS = 20
@@ -87,7 +88,7 @@ def _splits(saved: Saved, options: argparse.Namespace) -> Splits:
 def _evaluate(saved: Saved, splits: Splits, options: argparse.Namespace, directory: Path) -> None:
     if not getattr(splits, options.split):
         raise UserError(f"task={splits.task} has no {options.split} set: take --split=test")
-    labels = _closed_labels(splits)
+    labels, run = _closed_labels(splits), runner(options.sandbox)
     asked = _ask(saved, splits, options.split, labels)
     # Temperatures are fitted where the student was chosen, never where it is judged.
     fitted_on = _ask(saved, splits, "valid", labels) if options.split == "test" and splits.valid else None
@@ -115,10 +116,10 @@ def _evaluate(saved: Saved, splits: Splits, options: argparse.Namespace, directo
         evaluation["mutual_information"] = _information(saved, splits, asked.examples)
     reasoned = {}
     for view in saved.views[1:] if options.rationales else ():
-        reasoned[view] = _answer(saved, view, asked.examples)
+        reasoned[view] = _answer(saved, view, asked.examples, run=run)
     evaluation |= _paths(saved, asked, reasoned, splits.by_value)
     if options.samples:
-        evaluation["votes"] = _votes(saved, asked, splits.by_value, options)
+        evaluation["votes"] = _votes(saved, asked, splits.by_value, run, options)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n", encoding="utf-8")
     _write_predictions(directory / "predictions.jsonl", asked, saved.views[0], reasoned)
@@ -199,12 +200,14 @@ def _paths(
     return {"paths": paths} if given else {}
 
 
-def _votes(saved: Saved, asked: _Answered, by_value: bool, options: argparse.Namespace) -> dict[str, Any]:
+def _votes(
+    saved: Saved, asked: _Answered, by_value: bool, run: Run, options: argparse.Namespace
+) -> dict[str, Any]:
     """The accuracy of 1, 2, ... samples' vote, of each path by itself and of all together."""
     reasoned = [path for path in saved.paths if path != "label"]
     chosen = saved.choose(options.paths or reasoned or [*saved.paths])
     draws = {"samples": options.samples, "sampling": Sampling(options.temperature), "seed": options.seed}
-    given = {str(view.path): _answer(saved, view, asked.examples, **draws) for view in chosen}
+    given = {str(view.path): _answer(saved, view, asked.examples, run=run, **draws) for view in chosen}
     ballots = {path: Ballots(said.answers, said.log_probs.tolist()) for path, said in given.items()}
     voters = {path: [its] for path, its in ballots.items()}
     voters["+".join(ballots)] = [*ballots.values()]
@@ -238,11 +241,10 @@ def _information(saved: Saved, splits: Splits, examples: Sequence[Example]) -> d
         tokenize(views, some, saved.tokenizer, saved.config, saved.spelled).views
         for some in (splits.train, examples)
     )
-    mesh = data_parallel()
-    estimate = InformationEstimate(saved.student, mesh, train, held_out, batch_size=batch_size)
+    estimate = InformationEstimate(saved.student, saved.mesh, train, held_out, batch_size=batch_size)
     trained_on, judged_on = estimate.counts
     return {
-        "nats": estimate(jax.device_put(saved.params, replicated(mesh))),
+        "nats": estimate(saved.params),
         "most_nats": estimate.most,
         "training_pairs": trained_on,
         "held_out_pairs": judged_on,
@@ -317,6 +319,8 @@ def _summary(evaluation: dict[str, Any]) -> list[str]:
                 f", {found['scaled']['expected_calibration_error']:.3f} at temperature "
                 f"{found['temperature']:.2f} fitted on validation"
             )
+            if calibration.at_limit(found["temperature"]):
+                line += " (an end of its range: the fit has no optimum)"
         lines.append(line)
     for path, found in evaluation.get("paths", {}).items():
         low, high = found["accuracy_interval_95"]
@@ -397,6 +401,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         "--mutual_information",
         action="store_true",
         help="also estimate what label and rationale side know of each other (InfoNCE)",
+    )
+    parser.add_argument(
+        "--sandbox", action="store_true", help="run programs that the interpreter refuses, in bubblewrap"
     )
     options = parser.parse_args(argv)
     if min(options.samples, options.seed) < 0 or not options.temperature > 0:

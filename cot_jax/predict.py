@@ -4,7 +4,8 @@ Reads JSON lines {"input": ..., "id"?: ..., "rationale"?: ...}, writes {"id", "i
 in the same order, a batch as soon as it is there. With --samples=K the label is the one that most of K
 drawn answers agree on; "votes" is their share and "samples" lists all, [{"label", "log_prob"}, ...]. With
 --paths=cot it is what the student's own rationale ends in, with --paths=pot what its program gives (which is
-interpreted, never executed), with --paths=cot,pot what most of both agree on, with --samples=K of K of each.
+interpreted, never executed but with --sandbox), with --paths=cot,pot what most of both agree on, with
+--samples=K of K of each.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cot_jax.data.examples import Example
+from cot_jax.data.sandbox import runner
 from cot_jax.data.views import View, rationale_of
 from cot_jax.errors import UserError
 from cot_jax.metrics.voting import vote
@@ -57,7 +59,7 @@ def _predict(saved: Saved, source: TextIO, sink: TextIO, options: argparse.Names
     if options.explain and not explaining:
         method = saved.config.objective.method
         raise UserError(f"--explain: method={method} was taught no rationale of its own")
-    votes = options.samples or len(chosen) > 1
+    votes, run = options.samples or len(chosen) > 1, runner(options.sandbox)
     if votes and saved.by_value is None:
         raise not_recorded("how the answers of this student compare")
 
@@ -68,6 +70,7 @@ def _predict(saved: Saved, source: TextIO, sink: TextIO, options: argparse.Names
                 view,
                 batch_size=options.batch_size,
                 max_new_tokens=options.max_new_tokens or saved.most_tokens(view),
+                run=run,
                 **how,
             )
             for view in views
@@ -162,6 +165,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--batch_size", type=int, default=64, help="questions at once")
     parser.add_argument("--max_new_tokens", type=int, default=0, help="longest answer; 0 = as in training")
+    parser.add_argument(
+        "--sandbox", action="store_true", help="run programs that the interpreter refuses, in bubblewrap"
+    )
     options = parser.parse_args(argv)
     numbers = (options.beams, options.samples, options.top_k, options.seed, options.max_new_tokens)
     if options.batch_size < 1 or min(numbers) < 0:

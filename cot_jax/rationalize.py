@@ -17,8 +17,10 @@ from typing import Any
 
 from cot_jax.data import prompts, tasks, word_problems
 from cot_jax.data.examples import Example, Row, read_json_lines
+from cot_jax.data.programs import Run
 from cot_jax.data.prompts import Demonstration, Style
 from cot_jax.data.samples import FILTERS, KINDS, Asked, Sample, drops, majority, read
+from cot_jax.data.sandbox import runner
 from cot_jax.data.tasks import Splits
 from cot_jax.endpoint import Batch, Endpoint, Reply, Request, chat, completion
 from cot_jax.errors import UserError
@@ -51,7 +53,7 @@ def _run(options: argparse.Namespace) -> None:
     examples = getattr(splits, options.split)[: options.limit or None]
     if not examples:
         raise UserError(f"task={options.task} has no {options.split} questions: choose another --split")
-    style = _style(options, splits, kinds)
+    style, run = _style(options, splits, kinds), runner(options.sandbox)
     seeds = range(options.seed, options.seed + options.samples)
     asked = [Asked(example, kind, seed) for example in examples for kind in kinds for seed in seeds]
     try:
@@ -59,10 +61,10 @@ def _run(options: argparse.Namespace) -> None:
     except OSError as error:
         raise UserError(f"{options.output} cannot be made: {error.strerror}") from None
     with _source(options) as source:
-        replies, samples = _ask(source, asked, style, splits.by_value, options)
+        replies, samples = _ask(source, asked, style, splits.by_value, run, options)
         if options.hint:
             again = _never_right(samples, options.seed)
-            more = _ask(source, again, style, splits.by_value, options)
+            more = _ask(source, again, style, splits.by_value, run, options)
             replies, samples = replies + more[0], samples + more[1]
         if isinstance(source, Batch):
             if options.write_batch:
@@ -134,11 +136,12 @@ def _ask(
     asked: Sequence[Asked],
     style: Style,
     by_value: bool,
+    run: Run,
     options: argparse.Namespace,
 ) -> tuple[list[Reply | None], list[Sample]]:
     replies = list(source.ask([_request(one, style, options) for one in asked]))
     return replies, [
-        read(one, reply.text, reply.finish_reason, style, by_value)
+        read(one, reply.text, reply.finish_reason, style, by_value, run)
         if reply
         else Sample(one, "", None, None, False, "not answered")
         for one, reply in zip(asked, replies, strict=True)
@@ -369,6 +372,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     add("--filters", type=_filters, default=frozenset(FILTERS), metavar="LIST",
         help=f"what to leave out, of {','.join(FILTERS)} (default: all three)")  # fmt: skip
     add("--max_words", type=int, default=0, help="of a rationale or program; 0 = any")
+    add("--sandbox", action="store_true", help="run programs that the interpreter refuses, in bubblewrap")
     add("--concurrency", type=int, default=8, help="requests under way at once")
     add("--per_minute", type=float, default=0.0, help="most requests a minute; 0 = any")
     add("--timeout", type=float, default=120.0, help="seconds without an answer before the next attempt")

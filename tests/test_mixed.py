@@ -9,8 +9,9 @@ import pytest
 
 from cot_jax import evaluate, export, predict
 from cot_jax.config import Config
-from cot_jax.data import codec
+from cot_jax.data import codec, programs, sandbox
 from cot_jax.data import tokenizer as tokenizers
+from cot_jax.data.programs import Result
 from cot_jax.data.views import METHODS
 from cot_jax.errors import UserError
 from cot_jax.models import student as students
@@ -227,6 +228,19 @@ def test_every_path_predicts(scripted, capsys, monkeypatch):
     assert [len(drawn["samples"]), drawn["votes"]] == [9, pytest.approx(3 / 9)]
     assert drawn["label"] == "( 2 + 2 )"  # all three labels agree
     assert drawn["samples"][3] == {"path": "pot", "label": "5", "log_prob": -2.0, "text": _program(2, 3)}
+
+
+def test_the_sandbox_is_for_what_the_interpreter_refuses(scripted, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(programs, "_interpret", lambda program: Result(None, "Unsupported"))
+    monkeypatch.setattr(
+        sandbox, "Sandbox", lambda: lambda program: Result(5) if "ans = " in program else None
+    )
+    assert _predict(scripted, capsys, monkeypatch, "--paths=pot")["label"] == ""
+    assert _predict(scripted, capsys, monkeypatch, "--paths=pot", "--sandbox")["label"] == "5"
+    for more, right in (((), 0.0), (("--sandbox",), 0.25)):  # 2 + 3 is the first of four sums
+        assert evaluate.main([f"--workdir={scripted}", f"--output={tmp_path}", *more]) == 0
+        found = json.loads((tmp_path / "evaluation.json").read_text())
+        assert found["paths"]["pot"]["accuracy"] == right
 
 
 def test_an_export_knows_the_spelling(scripted, tmp_path, capsys, monkeypatch):

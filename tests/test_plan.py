@@ -113,7 +113,7 @@ def test_what_is_planned_for_must_be_said(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("target", ["--devices=2 --memory=0.002GiB", "--topology=v5e:2x2"])
+@pytest.mark.parametrize("target", ["--devices=2 --memory=0.0002GiB", "--topology=v5e:2x2"])
 def test_the_command(target):
     if "topology" in target:
         pytest.importorskip("libtpu", reason="compiling for a TPU needs its compiler")

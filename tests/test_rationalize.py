@@ -243,6 +243,12 @@ def test_mistakes_are_one_line(problems, tmp_path, capsys, more, message):
     assert said.count("\n") == 1
 
 
+def test_without_a_sandbox_none_is_promised(problems, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    run(tmp_path, "--endpoint=http://127.0.0.1:1/v1", "--sandbox", status=2)
+    assert "error: no sandbox for programs that the interpreter refuses: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "more",
     [

@@ -112,7 +112,11 @@ class Result(NamedTuple):
         return str(self.answer)
 
 
-def run(program: str, sandbox: Callable[[str], Result] | None = None) -> Result:
+# Runs a program in its own way: `run`, or with a sandbox (`data.sandbox.runner`).
+Run = Callable[[str], Result]
+
+
+def run(program: str, sandbox: Run | None = None) -> Result:
     """Returns the answer of a program; never raises, never takes much longer than `_MAX_SECONDS`.
 
     The answer is the value of `ans` or `answer`; without either, what `solution()` or `solver()` returns;

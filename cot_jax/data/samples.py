@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from cot_jax.data import programs, teacher
 from cot_jax.data.examples import Example
+from cot_jax.data.programs import Run
 from cot_jax.data.prompts import Style
 from cot_jax.metrics.accuracy import is_correct
 from cot_jax.metrics.rationales import choices
@@ -47,8 +48,15 @@ class Sample(NamedTuple):
     failure: str | None
 
 
-def read(asked: Asked, output: str, finish_reason: str | None, style: Style, by_value: bool) -> Sample:
-    """Returns what an output says in answer to the question that was asked."""
+def read(
+    asked: Asked,
+    output: str,
+    finish_reason: str | None,
+    style: Style,
+    by_value: bool,
+    run: Run = programs.run,
+) -> Sample:
+    """Returns what an output says in answer to the question that was asked; `run` runs programs."""
     text, label, failure = None, None, None
     plain = _THOUGHTS.sub("", output).replace("**", "").strip()
     if finish_reason and finish_reason.startswith("refused"):
@@ -58,7 +66,7 @@ def read(asked: Asked, output: str, finish_reason: str | None, style: Style, by_
     elif asked.kind == "pot":
         fenced = _FENCED.search(plain)
         text = (fenced[1] if fenced else plain.split("\nQ:")[0]).strip()
-        result = programs.run(text)
+        result = run(text)
         if result.failure is None:
             label = str(result.answer)
         else:

@@ -20,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 
-from cot_jax.data.programs import Result, answered
+from cot_jax.data import programs
+from cot_jax.data.programs import Result, Run, answered
 from cot_jax.errors import UserError
 
 _MAX_SECONDS = 5  # of the processor; by the clock four times as long
@@ -171,6 +172,15 @@ class Sandbox:
             _DRIVER, str(_MAX_SECONDS), str(_MAX_MEMORY), str(_MAX_OUTPUT),
         ]
         # fmt: on
+
+
+def runner(sandboxed: bool) -> Run:
+    """Returns what runs programs: the interpreter or, if `sandboxed`, with this sandbox for what it refuses.
+
+    Raises:
+      UserError: there is no sandbox here that holds.
+    """
+    return functools.partial(programs.run, sandbox=Sandbox()) if sandboxed else programs.run
 
 
 def _none(why: str) -> UserError:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from cot_jax.data import programs
 from cot_jax.data.examples import Example
+from cot_jax.data.programs import Run
 
 # The published single-task baseline does not give its separator; this one is ours.
 ANSWER_MARK = "So the answer is"
@@ -100,10 +101,13 @@ class Reading(NamedTuple):
     failure: str | None = None
 
 
-def answer_of(view: View, text: str) -> Reading:
-    """Returns the answer in what the student wrote for `view`; of a view that is no path, all of it."""
+def answer_of(view: View, text: str, run: Run = programs.run) -> Reading:
+    """Returns the answer in what the student wrote for `view`; of a view that is no path, all of it.
+
+    `run` gives that of a program.
+    """
     if view.path == "pot":
-        result = programs.run(text)
+        result = run(text)
         return Reading(result.text, result.failure)
     if view.path != "cot":
         return Reading(text)

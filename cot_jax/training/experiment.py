@@ -16,6 +16,7 @@ from cot_jax.data import codec, selection, tasks, views, word_problems
 from cot_jax.data import tokenizer as tokenizers
 from cot_jax.data.batches import Batches, Ragged, TokenizedView
 from cot_jax.data.examples import Example
+from cot_jax.data.sandbox import runner
 from cot_jax.data.tokenizer import Tokenizer
 from cot_jax.data.views import View
 from cot_jax.errors import UserError
@@ -371,7 +372,8 @@ def _training_examples(
         report.append(f"train: {keep} of {len(splits.train)} examples kept by config.data")
     if any(view.term == "program" for view in method):
         labels = [training_label(example, data.label_source) for example in examples]
-        examples, line = selection.keep_right_programs(examples, labels, splits.by_value)
+        run = runner(data.sandbox)
+        examples, line = selection.keep_right_programs(examples, labels, splits.by_value, run)
         report.append(f"train: {line}")
     learned = {
         view.name: [

@@ -346,18 +346,22 @@ def test_dropout_keeps_the_mean_and_the_rate():
 
 
 def test_masks_are_as_good_as_drawn():
-    """Of 20 keys: sums of what must be independent are normal within five deviations."""
+    """Of 22 keys: sums of what must be independent are normal within five deviations."""
     n = 2**18
     keys = jax.random.split(jax.random.key(0), 20)
     bits = jax.jit(jax.vmap(lambda key: t5._bits(key, (n // 256, 256))))(keys)
-    kept = np.asarray(bits).reshape(20, n) < 0.9 * 2**32
+    assert all(len(np.unique(of_key)) == n for of_key in bits)  # a number each, and a bijection
+    # Both words of a key count, however alike two keys are.
+    alike = [jax.random.wrap_key_data(np.array([5, word], np.uint32)) for word in (1, 2)]
+    bits = np.concatenate([bits, [t5._bits(key, (n // 256, 256)) for key in alike]])
+    kept = bits.reshape(22, n) < 0.9 * 2**32
     centered = (kept - 0.9) / 0.3
     sums = [centered.sum(axis=1)]
     sums += [(centered[:, lag:] * centered[:, :-lag]).sum(axis=1) for lag in (1, 2, 16, 255, 256, 257, 4096)]
     sums += [(centered[1:] * centered[:-1]).sum(axis=1)]  # of different keys
     assert max(np.abs(z).max() for z in sums) < 5 * n**0.5
     for bit in range(32):
-        assert abs(((np.asarray(bits) >> bit) & 1).mean() - 0.5) < 5 * 0.5 * (20 * n) ** -0.5
+        assert abs(((bits >> bit) & 1).mean() - 0.5) < 5 * 0.5 * (22 * n) ** -0.5
 
 
 def test_masks_are_the_same_on_any_devices_and_each_makes_its_own():

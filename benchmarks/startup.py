@@ -23,8 +23,8 @@ from cot_jax.models.t5 import PRESETS
 
 # Beside a whole step's compilation even the smallest entry is worth keeping.
 CACHE = {
-    "JAX_PERSISTENTCACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    "JAX_PERSISTENTCACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
 _PARTS = ("import", "data", "state", "step")
 
@@ -54,9 +54,9 @@ def main() -> None:
 
 def _start(cache: str | None) -> dict[str, float]:
     """Seconds of a fresh process with the same arguments, in all and by part."""
-    environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATIONCACHE_DIR"}
+    environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
     if cache:
-        environment |= CACHE | {"JAX_COMPILATIONCACHE_DIR": cache}
+        environment |= CACHE | {"JAX_COMPILATION_CACHE_DIR": cache}
     command = [sys.executable, "-m", "benchmarks.startup", *sys.argv[1:], "--child", str(time.time())]
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])

@@ -100,6 +100,7 @@ def _evaluate(saved: Saved, splits: Splits, options: argparse.Namespace, directo
         "method": saved.config.objective.method,
         "examples": len(asked.examples),
         "by_value": splits.by_value,
+        "sandbox": options.sandbox,
         "labels": labels,
         "accuracy": float(asked.correct.mean()),
         "accuracy_interval_95": [low, high],

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import measure, report, workload
+from benchmarks import experiment, measure, report, startup, workload
 from benchmarks.all import ROWS
+from cot_jax.data import tokenizer as tokenizers
 from cot_jax.losses.vocabulary import plain_vocabulary_pass
 from cot_jax.models import huggingface
 from cot_jax.models.student import T5Student
@@ -93,6 +94,25 @@ def test_drawn_lengths_are_like_the_data():
     assert labels.mean() == pytest.approx(11.3, abs=0.3)  # 11.33 in the data
     assert rationales.mean() == pytest.approx(39.0, abs=1.0)  # 39.01
     assert np.corrcoef(inputs, rationales)[0, 1] == pytest.approx(0.32, abs=0.05)
+
+
+def test_words_are_as_many_tokens_as_the_lengths(tmp_path):
+    experiment.write_data(tmp_path)
+    tokenizer = tokenizers.load(tmp_path / "tokenizer")
+    fields = {"input": "explain: ", "label": "", "rationale": ""}
+    of_fields = workload.LENGTHS["svamp"].percentiles
+    for split, count in experiment._SPLITS.items():
+        rows = [json.loads(line) for line in (tmp_path / f"{split}.jsonl").read_text().splitlines()]
+        assert len(rows) == count
+        for (field, before), percentiles in zip(fields.items(), of_fields, strict=True):
+            lengths = [len(ids) for ids in tokenizer.encode([before + row[field] for row in rows], 999)[0]]
+            # 80 examples have none of the longest half per cent.
+            assert percentiles[0] <= min(lengths) <= percentiles[1]
+            assert percentiles[-4] <= max(lengths) <= percentiles[-1]
+
+
+def test_what_is_asked_of_the_cache_jax_knows():
+    assert all(hasattr(jax.config, name.lower()) for name in startup.CACHE)
 
 
 def test_sides_take_turns():

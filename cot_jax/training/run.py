@@ -37,6 +37,7 @@ from cot_jax.training.optimizer import make_optimizer
 from cot_jax.training.report import say
 from cot_jax.training.sharding import (
     BATCH_AXES,
+    abstract,
     by_example,
     by_table,
     make_mesh,
@@ -88,12 +89,8 @@ class Run:
         shapes = jax.eval_shape(create, pretrained)
         partition = student.partition if lora is None else lora.partition
         state_sharding = of_state(self.mesh, shapes, partition, student.vocab_size)
-        self._abstract_state = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            shapes,
-            state_sharding,
-        )
-        # Parameters are born divided: no device ever holds all of them.
+        self._abstract_state = abstract(shapes, state_sharding)
+        # Parameters are born divided: a device holds at most a leaf that it draws, rbg does not divide that.
         create = jax.jit(create, out_shardings=state_sharding)
         self._create = lambda: create(pretrained and spread(pretrained, state_sharding.params))
         self._frozen_sharding = by_table(self.mesh, self._student_shapes, student.partition) if lora else None
@@ -183,16 +180,8 @@ class Run:
         experiment, rows = self.experiment, self.experiment.batches.rows(0)
         shape = experiment.batches.shapes[-1]
         batch = make_batch(experiment.batches.views, rows, shape, experiment.tokenizer.pad_id)
-
-        def place(tree, shardings):
-            return jax.tree.map(
-                lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-                tree,
-                jax.tree.broadcast(shardings, tree),
-            )
-
-        frozen = place(self._student_shapes, self._frozen_sharding) if self._frozen_sharding else None
-        return self._abstract_state, place(batch, self._batch_sharding), frozen
+        frozen = abstract(self._student_shapes, self._frozen_sharding) if self._frozen_sharding else None
+        return self._abstract_state, abstract(batch, self._batch_sharding), frozen
 
     def compile(self) -> jax.stages.Compiled:
         """The step for `abstract_arguments`."""
@@ -214,17 +203,14 @@ class Run:
 
     def compiled_ahead(self, first: int) -> CompiledAhead:
         """Returns the step, which donates the state, compiled in the background for those from `first` on."""
-        batches, abstract = self.experiment.batches, {}
+        batches, found = self.experiment.batches, {}
         for step in range(first, min(first + _LOOK_AHEAD, self.experiment.config.train.steps)):
             shape = batches.shape(step)
-            if (name := "x".join(map(str, shape))) not in abstract:
-                abstract[name] = jax.tree.map(
-                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._batch_sharding),
-                    batches(step),
-                )
-            if len(abstract) == len(batches.shapes):
+            if (name := "x".join(map(str, shape))) not in found:
+                found[name] = abstract(batches(step), self._batch_sharding)
+            if len(found) == len(batches.shapes):
                 break
-        return CompiledAhead(self._step, self.mesh, self._abstract_state, abstract, self._frozen)
+        return CompiledAhead(self._step, self.mesh, self._abstract_state, found, self._frozen)
 
     def examples(self, split: str) -> tuple[Example, ...]:
         examples = tuple(getattr(self.experiment.splits, split))

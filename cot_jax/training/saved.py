@@ -34,7 +34,7 @@ from cot_jax.training.evaluation import (
     make_score,
 )
 from cot_jax.training.experiment import BASE, compute_dtype, encode_questions, encode_texts, make_lora
-from cot_jax.training.sharding import by_table, mesh_here, spread
+from cot_jax.training.sharding import abstract, arrangement, by_table, spread
 
 # Of a run: the student's architecture. Of an export: the run's config. Of both: what its data say of answers.
 STUDENT_FILE, CONFIG_FILE, ANSWERS_FILE = "student.json", "cot_jax.json", "answers.json"
@@ -122,30 +122,27 @@ def load(path: Path) -> Saved:
             f"{path} is neither a run ({STUDENT_FILE}, config.json) nor an exported student ({CONFIG_FILE})"
         )
     answers = _read_answers(path / ANSWERS_FILE)
-    dtype, mesh = compute_dtype(config.model), mesh_here(config.mesh)
+    dtype = compute_dtype(config.model)
     if file.name == CONFIG_FILE:
         student, read = students.from_pretrained(str(path), dropout_rate=0.0, dtype=dtype)
-        params = spread(read, by_table(mesh, read, student.partition))
-        return Saved(config, student, params, mesh, tokenizers.load(path), *answers)
+        mesh, shardings = arrangement(config.mesh, read, student.partition)
+        return Saved(config, student, spread(read, shardings), mesh, tokenizers.load(path), *answers)
     architecture = read_json(path / STUDENT_FILE)
     student = students.from_architecture(architecture, dtype=dtype)
+    shapes = jax.eval_shape(student.init, jax.random.key(0))
+    mesh, shardings = arrangement(config.mesh, shapes, student.partition)
     lora = make_lora(config.model, student)
+    like, like_shardings = shapes, shardings
     if lora:
         _, base = students.from_pretrained(config.model.pretrained, dropout_rate=0.0, dtype=dtype)
         refuse_other_base(path / STUDENT_FILE, fingerprint(base), config.model.pretrained)
-    learner = lora or student
-    shapes = jax.eval_shape(learner.init, jax.random.key(0))
-    like = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes,
-        by_table(mesh, shapes, learner.partition),
-    )
+        like = jax.eval_shape(lora.init, jax.random.key(0))
+        like_shardings = by_table(mesh, like, lora.partition)
     with Checkpoints(path / "checkpoints") as checkpoints:
         if checkpoints.best is None:
             raise UserError(f"{path} has no best parameters yet: train until its first evaluation")
-        params = checkpoints.restore_best(like)
+        params = checkpoints.restore_best(abstract(like, like_shardings))
     if lora:
-        shardings = by_table(mesh, base, student.partition)
         merge = jax.jit(lora.merge, donate_argnums=0, out_shardings=shardings)
         params = merge(spread(base, shardings), params)
     return Saved(config, student, params, mesh, tokenizers.load(path / "tokenizer"), *answers)

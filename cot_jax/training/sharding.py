@@ -56,16 +56,19 @@ def data_parallel() -> Mesh:
     return make_mesh(MeshConfig())
 
 
-def mesh_here(trained: MeshConfig) -> Mesh:
-    """A mesh of all devices for a trained student: as in its training, or if these are others, alike.
+def arrangement(trained: MeshConfig, shapes: Any, partition: Partition) -> tuple[Mesh, Any]:
+    """Returns a mesh of all devices for a trained student, and the shardings of its parameters.
 
-    A student that was divided is divided among them; what each had all of, each has all of.
+    As in its training or, where these are other devices: what was divided is divided among all of them, if
+    they divide it, and else whole on each.
     """
-    try:
-        return make_mesh(trained)
-    except UserError:
-        divided = trained.fsdp != 1 or trained.model != 1
-        return make_mesh(MeshConfig(data=1, fsdp=-1)) if divided else data_parallel()
+    configs = [trained, MeshConfig(data=1, fsdp=-1)] if trained.fsdp != 1 or trained.model != 1 else []
+    for config in configs:
+        try:
+            return (mesh := make_mesh(config)), by_table(mesh, shapes, partition)
+        except UserError:
+            continue
+    return (mesh := data_parallel()), by_table(mesh, shapes, partition)
 
 
 def require_divisible(mesh: Mesh, batch_size: int, parts: int = 1) -> None:
@@ -171,6 +174,15 @@ def spread(tree: Any, sharding: Any) -> Any:
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(put, tree, jax.tree.broadcast(sharding, tree))
+
+
+def abstract(tree: Any, sharding: Any) -> Any:
+    """Shapes and dtypes of arrays (or shapes) as they are to lie on the mesh; `sharding` as for `spread`."""
+
+    def one(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(one, tree, jax.tree.broadcast(sharding, tree))
 
 
 def leads() -> bool:

@@ -3,13 +3,15 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from cot_jax.config import Config, MeshConfig
 from cot_jax.data.examples import Example
 from cot_jax.training.saved import Answerer, load
-from cot_jax.training.sharding import mesh_here
+from cot_jax.training.sharding import arrangement
 
 QUESTIONS = [Example(str(n), f"Tom has {n} pens and {n} hats ?", "") for n in range(5)]
 
@@ -26,7 +28,16 @@ QUESTIONS = [Example(str(n), f"Tom has {n} pens and {n} hats ?", "") for n in ra
     ],
 )
 def test_a_mesh_of_other_devices_divides_what_was_divided(trained, here):
-    assert tuple(mesh_here(trained).shape.values()) == here
+    shapes = {"w": jax.ShapeDtypeStruct((16, 24), jnp.float32)}
+    mesh, shardings = arrangement(trained, shapes, [("w", P("fsdp", "model"))])
+    assert tuple(mesh.shape.values()) == here
+    assert shardings["w"].spec == P("fsdp", "model")
+
+
+def test_what_other_devices_do_not_divide_each_has_all_of():
+    shapes = {"w": jax.ShapeDtypeStruct((15,), jnp.float32)}
+    mesh, _ = arrangement(MeshConfig(1, 3, 1), shapes, [("w", P("fsdp"))])
+    assert tuple(mesh.shape.values()) == (8, 1, 1)
 
 
 def test_a_divided_student_is_read_divided_and_answers_alike(random_run, tmp_path):

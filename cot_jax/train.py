@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 import jax
@@ -12,7 +13,7 @@ from cot_jax.training.compiled import keep_compiled
 from cot_jax.training.experiment import prepare
 from cot_jax.training.loop import PREEMPTED, Diverged, Preempted, dry_run, train
 from cot_jax.training.report import say
-from cot_jax.training.sharding import join, leads
+from cot_jax.training.sharding import another_was_lost, join, leads
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,8 +35,12 @@ def main(argv: Sequence[str]) -> int:
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except jax.errors.JaxRuntimeError as error:
-        if not jax.distributed.is_initialized():
+    except Preempted as notice:
+        if leads():
+            print(notice, file=sys.stderr)
+        return PREEMPTED
+    except Exception as error:
+        if not another_was_lost(error):
             raise
         print(
             f"error: {str(error).partition(chr(10))[0]}; if another process of this run was lost, start all "
@@ -43,10 +48,6 @@ def main(argv: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    except Preempted as notice:
-        if leads():
-            print(notice, file=sys.stderr)
-        return PREEMPTED
     say(
         f"best on validation: step {result['best_step']}, accuracy {result['valid/accuracy']:.4f}\n"
         f"test accuracy: {result['test/accuracy']:.4f}\n"
@@ -56,8 +57,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    status = main(sys.argv)
+    try:
+        status = main(sys.argv)
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        status = 1
     if status in (1, 2) and jax.distributed.is_initialized():
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(status)  # the others may be lost: JAX would wait for them and then abort
     sys.exit(status)

@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 from cot_jax.errors import UserError
 from cot_jax.models.student import Params
 from cot_jax.training.report import say
+from cot_jax.training.sharding import another_was_lost
 from cot_jax.training.step import TrainState
 
 _ACCURACY = "valid/accuracy"
@@ -82,6 +83,8 @@ class Checkpoints:
             try:
                 state = _restore(self._latest, step, like)
             except Exception as error:  # whatever Orbax says of a file that is cut or missing
+                if another_was_lost(error):
+                    raise
                 say(f"{self._latest.directory / str(step)} cannot be read ({_first_line(error)})")
                 unreadable.append(step)
                 continue
@@ -103,6 +106,8 @@ class Checkpoints:
         try:
             return _restore(self._best, self._best.latest_step(), like)
         except Exception as error:
+            if another_was_lost(error):
+                raise
             raise UserError(f"{self._best.directory} cannot be read ({_first_line(error)})") from None
 
 
@@ -128,7 +133,9 @@ def _wait(manager: ocp.CheckpointManager) -> None:
         raise _unwritten(manager, error) from None
 
 
-def _unwritten(manager: ocp.CheckpointManager, error: Exception) -> UserError:
+def _unwritten(manager: ocp.CheckpointManager, error: Exception) -> Exception:
+    if another_was_lost(error):
+        return error
     return UserError(
         f"{manager.directory}: a checkpoint cannot be written ({_first_line(error)}); mend that, and the "
         "same command goes on"

@@ -162,6 +162,18 @@ def join(processes: Processes) -> None:
         ) from None
 
 
+def another_was_lost(error: Exception) -> bool:
+    """Whether an error, raised among several processes, is the runtime's and not ours: others do not answer.
+
+    Where a program is first called JAX raises it as ValueError, "UNKNOWN: Gloo AllGather failed ...";
+    other status codes (DATA_LOSS, NOT_FOUND) are what is said of files.
+    """
+    if not jax.distributed.is_initialized():
+        return False
+    code = re.match("(UNKNOWN|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED): ", str(error))
+    return isinstance(error, jax.errors.JaxRuntimeError) or (isinstance(error, ValueError) and bool(code))
+
+
 def spread(tree: Any, sharding: Any) -> Any:
     """Puts NumPy arrays, whole in every process, on the mesh; each device gets its own part only.
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from cot_jax.training.sharding import another_was_lost
+
 ROOT = Path(__file__).parents[2]
 DEVICES = 4
 RUN = (
@@ -102,6 +104,34 @@ def test_four_processes_are_stopped_together_and_two_go_on_as_one_would_have(tmp
     results = [json.loads((path / "result.json").read_text()) for path in (reference, workdir)]
     assert results[0]["test/accuracy"] == results[1]["test/accuracy"]
     assert [result["hardware"]["processes"] for result in results] == [1, 2]
+
+
+def test_a_process_that_is_left_alone_says_so_and_ends(tmp_path):
+    leader, other = _start(tmp_path / "run", 2)
+    for line in leader.stdout:
+        if line.startswith("1 shapes to compile"):
+            break
+    other.kill()
+    other.communicate()
+    _, said = leader.communicate(timeout=300)
+    assert leader.returncode == 1
+    assert said.splitlines()[-1].endswith("start all of them again: they go on from the last checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (jax.errors.JaxRuntimeError("INTERNAL: NCCL operation failed"), True),
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer"), True),
+        (ValueError("DATA_LOSS: Error decoding chunk"), False),
+        (ValueError("expected an array of rank 2"), False),
+        (OSError("UNKNOWN: "), False),
+    ],
+)
+def test_a_lost_process_is_told_from_a_damaged_file(error, lost, monkeypatch):
+    assert not another_was_lost(error)  # of one process
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    assert another_was_lost(error) is lost
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ import jax
 
 from cot_jax.config import Config, parse_command_line
 from cot_jax.errors import UserError
+from cot_jax.training.compiled import unlimit_stack
 from cot_jax.training.experiment import Experiment, load_student, make_lora, prepare
 from cot_jax.training.run import Run
 
@@ -315,4 +316,5 @@ def _memory(text: str) -> int:
 
 
 if __name__ == "__main__":
+    unlimit_stack()
     sys.exit(main(sys.argv))

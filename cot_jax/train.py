@@ -9,7 +9,7 @@ import jax
 
 from cot_jax.config import parse_command_line
 from cot_jax.errors import UserError, writing
-from cot_jax.training.compiled import keep_compiled
+from cot_jax.training.compiled import keep_compiled, unlimit_stack
 from cot_jax.training.experiment import prepare
 from cot_jax.training.loop import PREEMPTED, Diverged, Preempted, dry_run, train
 from cot_jax.training.report import say
@@ -57,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    unlimit_stack()
     try:
         status = main(sys.argv)
     except Exception:

@@ -1,13 +1,17 @@
 """Where compiled programs are kept."""
 
+import importlib.util
+import os
 import platform
+import resource
+import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from cot_jax.config import MeshConfig
-from cot_jax.training.compiled import CompiledAhead, keep_compiled
+from cot_jax.training.compiled import CompiledAhead, keep_compiled, unlimit_stack
 from cot_jax.training.sharding import make_mesh
 
 
@@ -59,3 +63,18 @@ def test_every_shape_is_compiled_in_the_background(capsys):
         "compiled 2 of 2 shapes: 5x2",
         "compiled one more shape",
     ]
+
+
+@pytest.mark.parametrize(
+    ("tpu", "stack", "again"), [(True, 8 << 20, True), (True, -1, False), (False, 8 << 20, False)]
+)
+def test_a_command_begins_again_with_all_the_stack_for_the_compiler_of_tpus(tpu, stack, again, monkeypatch):
+    asked = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: {"libtpu": tpu or None}[name])
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (stack, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", lambda which, limits: asked.append(limits))
+    monkeypatch.setattr(os, "execv", lambda path, arguments: asked.append([path, *arguments[1:]]))
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "cot_jax.plan", "--topology=v5e:2x2"])
+    unlimit_stack()
+    command = [sys.executable, "-m", "cot_jax.plan", "--topology=v5e:2x2"]
+    assert asked == ([(resource.RLIM_INFINITY, resource.RLIM_INFINITY), command] if again else [])

@@ -195,8 +195,8 @@ def _time_epoch(
     chosen = {OURS: sample([grouped(step) for step in range(steps)])}
     ours.compile(chosen[OURS])
     # A program's first call takes seconds more (on CPU half a compile), once in a training.
-    for batch in {shape(batch): batch for batch in chosen[OURS]}.values():
-        measure.finish(ours(batch))
+    for one in {shape(batch): batch for batch in chosen[OURS]}.values():
+        measure.finish(ours(one))
     sides = {OURS: _following(ours, chosen[OURS])}
     for name, step in theirs.items():
         multiple = 1 if name == "torch published" else options.pad_to

@@ -7,8 +7,8 @@
 SVAMP by the published recipe, batch 64. The first command counts what stays of a DynSDPB step in each
 device's memory, with its gradients: exact, nothing is compiled. The second is `cot_jax.plan` for MI and
 DynSDPB on TPU slices: the whole step as their compiler makes it, with settings that suit the size. From base
-on layers are looped (`model.remat=layers`), or compiling would take an hour; it takes minutes a row. Rows
-that --out has are not made again; --write puts them on the page.
+on layers are looped (`model.remat=layers`): one by one they take too long to compile. A row takes minutes.
+Rows that --out has are not made again; --write puts them on the page.
 """
 
 import argparse

@@ -194,7 +194,7 @@ def _time_epoch(
 
     chosen = {OURS: sample([grouped(step) for step in range(steps)])}
     ours.compile(chosen[OURS])
-    # A program's first call takes seconds more (on CPU half a compile), once in a training.
+    # A program's first call takes seconds more, once in a training: it is no step's time.
     for one in {shape(batch): batch for batch in chosen[OURS]}.values():
         measure.finish(ours(one))
     sides = {OURS: _following(ours, chosen[OURS])}

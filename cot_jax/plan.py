@@ -303,6 +303,8 @@ def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     except argparse.ArgumentError as error:
         raise UserError(str(error)) from None
     asks = any(flag in rest for flag in ("--help", "-h", "-help"))
+    if options.devices is not None and options.devices < 1:
+        raise UserError(f"--devices={options.devices}: at least 1")
     if not (options.topology or (options.devices and options.memory)) and not asks:
         raise UserError("what for? --topology=v5e:4x4, or --devices=8 --memory=80GiB")
     return options, rest

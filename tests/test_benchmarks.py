@@ -3,13 +3,14 @@
 import dataclasses
 import importlib
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import experiment, measure, report, startup, workload
+from benchmarks import experiment, measure, report, startup, step_throughput, workload
 from benchmarks.all import ROWS
 from cot_jax.data import tokenizer as tokenizers
 from cot_jax.losses.vocabulary import plain_vocabulary_pass
@@ -113,6 +114,23 @@ def test_words_are_as_many_tokens_as_the_lengths(tmp_path):
 
 def test_what_is_asked_of_the_cache_jax_knows():
     assert all(hasattr(jax.config, name.lower()) for name in startup.CACHE)
+
+
+def test_no_program_is_called_for_the_first_time_when_it_is_timed(monkeypatch):
+    class Step(list):
+        def compile(self, batches):
+            pass
+
+        def __call__(self, batch):
+            self.append(workload.shape(batch))
+
+    ours, timed = Step(), []
+    monkeypatch.setattr(measure, "in_turn", lambda sides, *_: timed.append(list(ours)) or {})
+    options = SimpleNamespace(batch=8, repeats=12, calls=1, max_shapes=8)
+    views = workload.synthetic_views("svamp", "dss", TINY.vocab_size)
+    said = SimpleNamespace(note=lambda line: None)
+    step_throughput._time_epoch(said, options, TINY, ours, {}, views)
+    assert len(timed[0]) == len(set(timed[0])) > 1
 
 
 def test_sides_take_turns():

@@ -241,6 +241,7 @@ def test_the_sandbox_is_for_what_the_interpreter_refuses(scripted, tmp_path, cap
         assert evaluate.main([f"--workdir={scripted}", f"--output={tmp_path}", *more]) == 0
         found = json.loads((tmp_path / "evaluation.json").read_text())
         assert found["paths"]["pot"]["accuracy"] == right
+        assert found["sandbox"] is bool(more)
 
 
 def test_an_export_knows_the_spelling(scripted, tmp_path, capsys, monkeypatch):

@@ -103,6 +103,7 @@ def test_the_least_costly_change_is_found(experiment, monkeypatch):
     [
         ([], "what for?"),
         (["--devices=8"], "what for?"),
+        (["--devices=0", "--memory=80GiB"], "--devices=0: at least 1"),
         (["--devices=8", "--memory=80"], "a number and GiB or GB"),
         (["--topology=v5e:4x4", "--devices=8"], "not allowed with"),
         (["--topology=v9:4x4"], "v9 is none of v4, v5e, v5p, v6e"),

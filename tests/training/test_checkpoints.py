@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from cot_jax.errors import UserError
@@ -107,6 +108,37 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_goes_on(tmp_path, c
         checkpoints.save(4, _state(4))
         assert int(checkpoints.restore_latest(like).step) == 4
         assert capsys.readouterr().out == ""
+
+
+def _lost(*_, **__):
+    raise ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
+
+
+def test_what_a_lost_process_breaks_is_not_called_damaged(tmp_path, capsys, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (3, 4):
+            checkpoints.save(step, _state(step))
+        checkpoints.save_if_best(4, _state(4).params, 0.5)
+    with Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(ocp.CheckpointManager, "restore", _lost)
+        for restore in (checkpoints.restore_latest, checkpoints.restore_best):
+            with pytest.raises(ValueError, match="Gloo"):
+                restore(None)
+        monkeypatch.undo()
+        assert "cannot be read" not in capsys.readouterr().out
+        assert int(checkpoints.restore_latest(_placed(_state(0))).step) == 4
+
+
+def test_what_a_lost_process_keeps_from_being_written_is_no_fault_of_the_disk(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(ocp.CheckpointManager, "save", _lost)
+        with pytest.raises(UserError, match="cannot be written"):
+            checkpoints.save(3, _state(3))
+        monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+        with pytest.raises(ValueError, match="Gloo"):
+            checkpoints.save(3, _state(3))
+        monkeypatch.undo()
 
 
 @_IGNORE

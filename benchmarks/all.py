@@ -41,6 +41,7 @@ ROWS = {
         "cpu-small-same-mi": "step_throughput --lengths=svamp --pad_to=1 --method=mi",
         "cpu-small-tuned": "step_throughput --lengths=svamp --against=tuned",
         "cpu-small-free": "step_throughput --lengths=svamp --batching=free --repeats=12",
+        "cpu-small-free-64": "step_throughput --lengths=svamp --batching=free --batch=64 --repeats=8",
         "cpu-tiny": "step_throughput --model=tiny --lengths=svamp --pad_to=1 --batch=32",
         "cpu-generate": "generate --batches 1 8",
         "cpu-head": "head",

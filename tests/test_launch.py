@@ -20,16 +20,17 @@ LAUNCH = Path(__file__).parents[1] / "launch"
 SCRIPTS = ("slurm.sbatch", "tpu_vm.sh")
 FLAGS = ("--config=configs/demo_mi.py", "--workdir=/shared/a run")
 
-# Stands in for training: notes its arguments and environment, and at SIGTERM saves, as training does.
+# Stands in for training: notes its arguments and environment, and at SIGTERM saves, as training does. (With
+# PYTHONUNBUFFERED a line that is printed is two writes, and another process may write between them.)
 TRAINING = """
 import json, os, signal, sys, time
 from pathlib import Path
 notes, index, status, seconds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-signal.signal(signal.SIGTERM, lambda *_: (print("saved", file=sys.stderr, flush=True), os._exit(75)))
+signal.signal(signal.SIGTERM, lambda *_: (os.write(2, b"saved\\n"), os._exit(75)))
 note = {"arguments": sys.argv[5:], "environment": dict(os.environ)}
 (notes / "part").with_suffix("." + index).write_text(json.dumps(note))
 (notes / "part").with_suffix("." + index).rename(notes / ("started." + index))
-print("step from", index, flush=True)
+os.write(1, f"step from {index}\\n".encode())
 time.sleep(seconds)
 (notes / ("ended." + index)).touch()
 sys.exit(status)

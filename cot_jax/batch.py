@@ -1,35 +1,166 @@
-"""The arrays that travel from data through models to losses."""
+"""The arrays that travel from data through models to losses: flat tokens, and the map to rectangles.
 
+A batch is flat: the tokens of its examples stand one behind the other, and lengths say where each example
+begins (Krell et al. 2021, "Efficient Sequence Packing without Cross-contamination"; Portes et al. 2023,
+"MosaicBERT", call it unpadding). Everything in a transformer but attention acts on one token at a time, so
+nothing is spent on padding. The examples are divided into G groups, one for each device that has examples of
+its own (times the micro-batches of a step); a group has E examples and X slots for their tokens.
+
+Shape suffixes: G groups, E examples of a group, X slots of a group, S positions of an example.
+"""
+
+import dataclasses
+import functools
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
-class ViewArrays(NamedTuple):
-    """One view of a batch as token ids, padded at the end. NumPy on the host, jax.Array in the step.
-
-    A target of length 0 means "nothing to learn here": such rows count in no loss and no mean.
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("ids", "length"), meta_fields=("width",)
+)
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Sequences of token ids. NumPy on the host, jax.Array in the step.
 
     Attributes:
-      input_ids: (B, S) int32.
-      input_length: (B,) int32, real tokens of each row.
-      target_ids: (B, T) int32, the end token included, no start token.
-      target_length: (B,) int32.
+      ids: (G, X) int32, the sequences of a group one behind the other; the slots left over hold any valid id.
+      length: (G, E) int32, tokens of each sequence; 0 for none.
+      width: no sequence is longer. Static: a program is compiled for it.
     """
 
-    input_ids: np.ndarray
-    input_length: np.ndarray
-    target_ids: np.ndarray
-    target_length: np.ndarray
+    ids: np.ndarray
+    length: np.ndarray
+    width: int
+
+    @property
+    def slots(self) -> int:
+        """X."""
+        return self.ids.shape[1]
+
+
+class ViewArrays(NamedTuple):
+    """One view of a batch.
+
+    Attributes:
+      inputs: what the student reads.
+      targets: what it is taught to write, the end token included, no start token. A target may be followed by
+        padding, which is decoded but not learned: the published mutual-information loss reads it.
+      learned: (G, E) int32, tokens of each target that are learned. 0 means "nothing to learn here": such an
+        example counts in no loss and no mean.
+    """
+
+    inputs: Tokens
+    targets: Tokens
+    learned: np.ndarray
 
 
 class Batch(NamedTuple):
     """What a training step sees.
 
     Attributes:
-      views: view name ("predict", "explain", ...) -> arrays, all with the same B and S.
-      example: (B,) int32, the number of each row's example in the training split.
+      views: view name ("predict", "explain", ...) -> arrays.
+      example: (G, E) int32, the number of each example in the training split.
     """
 
     views: dict[str, ViewArrays]
     example: np.ndarray
+
+
+class Work(NamedTuple):
+    """What the passes over one view cost, in tokens and in pairs of tokens that attend to each other.
+
+    Each is a number or an array; a student's `flops` is linear in all of them.
+
+    Attributes:
+      inputs, targets: tokens.
+      input_pairs, target_pairs, cross_pairs: sums over examples of S * S, T * T and S * T.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    input_pairs: np.ndarray
+    target_pairs: np.ndarray
+    cross_pairs: np.ndarray
+
+
+class Segments:
+    """Where each token of flat sequences belongs. Made inside a step; gathers stay inside a group.
+
+    Attributes:
+      example_GX: int32, the sequence of each slot's token, in [0, E).
+      position_GX: int32, the token's position in its sequence.
+      real_GX: bool, whether there is a token.
+      real_GES: bool, whether a sequence has a position.
+    """
+
+    def __init__(self, length_GE: jax.Array, slots: int, width: int):
+        """
+        Args:
+          length_GE: tokens of each sequence; their sum over a group is at most `slots`.
+          slots: X.
+          width: S, at least the longest length.
+        """
+        E = length_GE.shape[1]
+        length_GE = jnp.asarray(length_GE)
+        end_GE = jnp.cumsum(length_GE, axis=1)
+        slot_X = jnp.arange(slots)
+        before_GX = jnp.sum(slot_X[None, :, None] >= end_GE[:, None, :], axis=-1)
+        self.real_GX = before_GX < E
+        self.example_GX = jnp.minimum(before_GX, E - 1)
+        start_GE = end_GE - length_GE
+        self.position_GX = slot_X[None, :] - _rows(start_GE, self.example_GX)
+        position_S = jnp.arange(width)
+        self.real_GES = position_S[None, None, :] < length_GE[:, :, None]
+        # What has no place on the other side points beyond its end and reads as zero.
+        self._slot_GES = jnp.where(self.real_GES, start_GE[:, :, None] + position_S, slots)
+        self._cell_GX = jnp.where(self.real_GX, self.example_GX * width + self.position_GX, E * width)
+
+    @classmethod
+    def of(cls, tokens: Tokens) -> "Segments":
+        return cls(tokens.length, tokens.slots, tokens.width)
+
+    def unpack(self, x: jax.Array) -> jax.Array:
+        """Each sequence's tokens as a row of a rectangle: (G, X, ...) -> (G, E, S, ...), zeros elsewhere."""
+        return _unpack(x, self._slot_GES, self._cell_GX)
+
+    def pack(self, x: jax.Array) -> jax.Array:
+        """The inverse of `unpack`: (G, E, S, ...) -> (G, X, ...); zeros where there is no token."""
+        return _pack(x, self._slot_GES, self._cell_GX)
+
+    def mean(self, x_GX: jax.Array, counted_GX: jax.Array) -> jax.Array:
+        """(G, E), the mean over each sequence's counted tokens; 0 where it has none."""
+        total_GE, count_GE = (
+            jnp.sum(self.unpack(x.astype(x_GX.dtype)), axis=2)
+            for x in (jnp.where(counted_GX, x_GX, 0), counted_GX)
+        )
+        return total_GE / jnp.maximum(count_GE, 1)
+
+
+def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Rows of each group: (G, A, ...), (G, ...) -> (G, ..., ...); an index of A gives zeros."""
+    return jax.vmap(lambda rows, i: rows.at[i].get(mode="fill", fill_value=0))(x, index)
+
+
+# Each token has one place on either side: the gradient of the one gather is the other, and no scatter.
+@jax.custom_vjp
+def _unpack(x, slot_GES, cell_GX):
+    return _rows(x, slot_GES)
+
+
+@jax.custom_vjp
+def _pack(x, slot_GES, cell_GX):
+    G, E, S, *rest = x.shape
+    return _rows(x.reshape(G, E * S, *rest), cell_GX)
+
+
+_unpack.defvjp(
+    lambda x, slot_GES, cell_GX: (_unpack(x, slot_GES, cell_GX), (slot_GES, cell_GX)),
+    lambda places, dx: (_pack(dx, *places), None, None),
+)
+_pack.defvjp(
+    lambda x, slot_GES, cell_GX: (_pack(x, slot_GES, cell_GX), (slot_GES, cell_GX)),
+    lambda places, dx: (_unpack(dx, *places), None, None),
+)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cot_jax.training.report import hardware
+from cot_jax.training.console import hardware
 
 # Read when the first array is made: PyTorch needs room on the same device, and peaks are to be seen.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

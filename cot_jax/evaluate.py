@@ -18,18 +18,18 @@ import jax
 import numpy as np
 from scipy import special
 
+from cot_jax.answers.equality import is_correct
+from cot_jax.answers.programs import Interpreter
+from cot_jax.answers.sandbox import make_interpreter
+from cot_jax.answers.voting import Ballots, elect
 from cot_jax.data.examples import Example
-from cot_jax.data.programs import Run
-from cot_jax.data.sandbox import runner
 from cot_jax.data.tasks import TASKS, Splits
 from cot_jax.data.views import View, rationale_of
 from cot_jax.errors import UserError
 from cot_jax.metrics import calibration
-from cot_jax.metrics.accuracy import is_correct
 from cot_jax.metrics.classification import confusion_matrix, per_class
 from cot_jax.metrics.plots import draw_confusion, draw_reliability, draw_votes
 from cot_jax.metrics.significance import bootstrap_interval
-from cot_jax.metrics.voting import Ballots, elect
 from cot_jax.models.generation import Sampling
 from cot_jax.training.compiled import keep_compiled
 from cot_jax.training.evaluation import Answers
@@ -88,7 +88,7 @@ def _splits(saved: Saved, options: argparse.Namespace) -> Splits:
 def _evaluate(saved: Saved, splits: Splits, options: argparse.Namespace, directory: Path) -> None:
     if not getattr(splits, options.split):
         raise UserError(f"task={splits.task} has no {options.split} set: take --split=test")
-    labels, run = _closed_labels(splits), runner(options.sandbox)
+    labels, interpreter = _closed_labels(splits), make_interpreter(options.sandbox)
     asked = _ask(saved, splits, options.split, labels)
     # Temperatures are fitted where the student was chosen, never where it is judged.
     fitted_on = _ask(saved, splits, "valid", labels) if options.split == "test" and splits.valid else None
@@ -117,10 +117,10 @@ def _evaluate(saved: Saved, splits: Splits, options: argparse.Namespace, directo
         evaluation["mutual_information"] = _information(saved, splits, asked.examples)
     reasoned = {}
     for view in saved.views[1:] if options.rationales else ():
-        reasoned[view] = _answer(saved, view, asked.examples, run=run)
+        reasoned[view] = _answer(saved, view, asked.examples, interpreter=interpreter)
     evaluation |= _paths(saved, asked, reasoned, splits.by_value)
     if options.samples:
-        evaluation["votes"] = _votes(saved, asked, splits.by_value, run, options)
+        evaluation["votes"] = _votes(saved, asked, splits.by_value, interpreter, options)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n", encoding="utf-8")
     _write_predictions(directory / "predictions.jsonl", asked, saved.views[0], reasoned)
@@ -202,13 +202,16 @@ def _paths(
 
 
 def _votes(
-    saved: Saved, asked: _Answered, by_value: bool, run: Run, options: argparse.Namespace
+    saved: Saved, asked: _Answered, by_value: bool, interpreter: Interpreter, options: argparse.Namespace
 ) -> dict[str, Any]:
     """The accuracy of 1, 2, ... samples' vote, of each path by itself and of all together."""
     reasoned = [path for path in saved.paths if path != "label"]
     chosen = saved.choose(options.paths or reasoned or [*saved.paths])
     draws = {"samples": options.samples, "sampling": Sampling(options.temperature), "seed": options.seed}
-    given = {str(view.path): _answer(saved, view, asked.examples, run=run, **draws) for view in chosen}
+    given = {
+        str(view.path): _answer(saved, view, asked.examples, interpreter=interpreter, **draws)
+        for view in chosen
+    }
     ballots = {path: Ballots(said.answers, said.log_probs.tolist()) for path, said in given.items()}
     voters = {path: [its] for path, its in ballots.items()}
     voters["+".join(ballots)] = [*ballots.values()]

@@ -126,7 +126,7 @@ def _card(student: Saved, result: dict[str, Any], options: argparse.Namespace) -
         if view.path == "cot":
             name = "rationale, then answer"
         if view.name in student.spelled:
-            name += ", spelled by `cot_jax.data.codec`"
+            name += ", spelled by `cot_jax.text.codec`"
         prefix = f"`{view.prefix}`" if view.prefix else "nothing"
         prefixes.append(f"| {name} | {prefix} | {student.most_tokens(view)} |")
     base, distillation = config.model.pretrained, config.self_distillation.method

@@ -17,11 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from cot_jax.answers.sandbox import make_interpreter
+from cot_jax.answers.voting import vote
 from cot_jax.data.examples import Example
-from cot_jax.data.sandbox import runner
 from cot_jax.data.views import View, rationale_of
 from cot_jax.errors import UserError
-from cot_jax.metrics.voting import vote
 from cot_jax.models.generation import Sampling
 from cot_jax.training.compiled import keep_compiled
 from cot_jax.training.evaluation import Answers
@@ -59,7 +59,7 @@ def _predict(saved: Saved, source: TextIO, sink: TextIO, options: argparse.Names
     if options.explain and not explaining:
         method = saved.config.objective.method
         raise UserError(f"--explain: method={method} was taught no rationale of its own")
-    votes, run = options.samples or len(chosen) > 1, runner(options.sandbox)
+    votes, interpreter = options.samples or len(chosen) > 1, make_interpreter(options.sandbox)
     if votes and saved.by_value is None:
         raise not_recorded("how the answers of this student compare")
 
@@ -70,7 +70,7 @@ def _predict(saved: Saved, source: TextIO, sink: TextIO, options: argparse.Names
                 view,
                 batch_size=options.batch_size,
                 max_new_tokens=options.max_new_tokens or saved.most_tokens(view),
-                run=run,
+                interpreter=interpreter,
                 **how,
             )
             for view in views

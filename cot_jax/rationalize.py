@@ -15,17 +15,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cot_jax.data import prompts, tasks, word_problems
+from cot_jax.answers.equality import is_correct
+from cot_jax.answers.programs import Interpreter
+from cot_jax.answers.sandbox import make_interpreter
+from cot_jax.data import tasks, word_problems
 from cot_jax.data.examples import Example, Row, read_json_lines
-from cot_jax.data.programs import Run
-from cot_jax.data.prompts import Demonstration, Style
-from cot_jax.data.samples import FILTERS, KINDS, Asked, Sample, drops, majority, read
-from cot_jax.data.sandbox import runner
 from cot_jax.data.tasks import Splits
-from cot_jax.endpoint import Batch, Endpoint, Reply, Request, chat, completion
+from cot_jax.data.teacher import prompts
+from cot_jax.data.teacher.endpoint import Batch, Endpoint, Reply, Request, chat, completion
+from cot_jax.data.teacher.prompts import Demonstration, Style
+from cot_jax.data.teacher.samples import FILTERS, KINDS, Asked, Sample, drops, majority, read
 from cot_jax.errors import UserError
-from cot_jax.metrics.accuracy import is_correct
-from cot_jax.metrics.rationales import choices
+from cot_jax.metrics.quality import choices
 
 _SHOWN = 3  # examples of each reason
 _FIELDS = {"cot": "rationales", "pot": "programs"}  # of a teacher's file
@@ -53,7 +54,7 @@ def _run(options: argparse.Namespace) -> None:
     examples = getattr(splits, options.split)[: options.limit or None]
     if not examples:
         raise UserError(f"task={options.task} has no {options.split} questions: choose another --split")
-    style, run = _style(options, splits, kinds), runner(options.sandbox)
+    style, interpreter = _style(options, splits, kinds), make_interpreter(options.sandbox)
     seeds = range(options.seed, options.seed + options.samples)
     asked = [Asked(example, kind, seed) for example in examples for kind in kinds for seed in seeds]
     try:
@@ -61,10 +62,10 @@ def _run(options: argparse.Namespace) -> None:
     except OSError as error:
         raise UserError(f"{options.output} cannot be made: {error.strerror}") from None
     with _source(options) as source:
-        replies, samples = _ask(source, asked, style, splits.by_value, run, options)
+        replies, samples = _ask(source, asked, style, splits.by_value, interpreter, options)
         if options.hint:
             again = _never_right(samples, options.seed)
-            more = _ask(source, again, style, splits.by_value, run, options)
+            more = _ask(source, again, style, splits.by_value, interpreter, options)
             replies, samples = replies + more[0], samples + more[1]
         if isinstance(source, Batch):
             if options.write_batch:
@@ -136,12 +137,12 @@ def _ask(
     asked: Sequence[Asked],
     style: Style,
     by_value: bool,
-    run: Run,
+    interpreter: Interpreter,
     options: argparse.Namespace,
 ) -> tuple[list[Reply | None], list[Sample]]:
     replies = list(source.ask([_request(one, style, options) for one in asked]))
     return replies, [
-        read(one, reply.text, reply.finish_reason, style, by_value, run)
+        read(one, reply.text, reply.finish_reason, style, by_value, interpreter)
         if reply
         else Sample(one, "", None, None, False, "not answered")
         for one, reply in zip(asked, replies, strict=True)

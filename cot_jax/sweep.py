@@ -4,7 +4,7 @@ python -m cot_jax.sweep --config=configs/demo_mi.py --seeds=0..3 --methods=stand
 python -m cot_jax.sweep --table=configs/tables/mi_base.py --seeds=0..3 --output=DIR --config.data.root=DATA
 
 Every run is a process of its own in DIR/ROW/COLUMN/seedN; the same command goes on where it stopped and
-skips what is done. `python -m cot_jax.report DIR` makes the table. Keys as --config.KEY=VALUE hold for all.
+skips what is done. `python -m cot_jax.compare DIR` makes the table. Keys as --config.KEY=VALUE hold for all.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cot_jax import table as tables
+from cot_jax import experiments
 from cot_jax.config import parse_command_line, refuse_other_config
 from cot_jax.errors import UserError
-from cot_jax.table import Table
-from cot_jax.training.report import say
+from cot_jax.experiments import Table
+from cot_jax.training.console import say
 
 STOPPED = 75  # exit status, as of `cot_jax.train`: start me again
 
@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, 1 some runs failed, 2 usage, 75 stopped."""
     try:
         table, options = _options(argv)
-        table = tables.merged(table, options.output)
+        table = experiments.merged(table, options.output)
         jobs = _plan(table, options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
     if failed:
         say(f"{len(failed)} runs failed; each has a train.log: " + ", ".join(job.name for job in failed))
         return 1
-    say(f"done: python -m cot_jax.report {options.output}")
+    say(f"done: python -m cot_jax.compare {options.output}")
     return 0
 
 
@@ -163,7 +163,7 @@ def _options(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
     if options.table:
         if options.methods or options.fractions:
             parser.error("--table names its methods itself: leave --methods and --fractions out")
-        table = tables.from_file(options.table)
+        table = experiments.from_file(options.table)
     else:
         if not options.methods:
             parser.error("--config needs --methods")
@@ -171,7 +171,7 @@ def _options(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
             fractions = [float(text) for text in (options.fractions or "1.0").split(",")]
         except ValueError:
             parser.error(f"--fractions={options.fractions}: numbers between 0 and 1, joined by commas")
-        table = tables.grid(options.config, options.methods.split(","), fractions)
+        table = experiments.grid(options.config, options.methods.split(","), fractions)
     cells = tuple(
         dataclasses.replace(cell, overrides={**cell.overrides, **overrides}) for cell in table.cells
     )

@@ -10,10 +10,10 @@ import jax
 from cot_jax.config import parse_command_line
 from cot_jax.errors import UserError, writing
 from cot_jax.training.compiled import keep_compiled, unlimit_stack
+from cot_jax.training.console import say
 from cot_jax.training.experiment import prepare
 from cot_jax.training.loop import PREEMPTED, Diverged, Preempted, dry_run, train
-from cot_jax.training.report import say
-from cot_jax.training.sharding import another_was_lost, join, leads
+from cot_jax.training.mesh import another_was_lost, join, leads
 
 
 def main(argv: Sequence[str]) -> int:

@@ -40,8 +40,8 @@ import pandas as pd
 from scipy import stats
 
 from cot_jax import evaluate
+from cot_jax.experiments import from_directory
 from cot_jax.metrics.calibration import equal_width_bins, scale_confidence
-from cot_jax.table import from_directory
 
 RUNS = Path(os.environ.get("COT_JAX_RUNS", "../runs/demo"))
 ROWS = ("standard", "dss", "mi")

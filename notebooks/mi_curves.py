@@ -28,7 +28,7 @@
 # ```
 #
 # Rows that are not finished yet are left out. It is **one seed**: what holds for a student here is what
-# that student does, not what the method does on average; `python -m cot_jax.report` compares seeds. The text
+# that student does, not what the method does on average; `python -m cot_jax.compare` compares seeds. The text
 # speaks of the runs whose outputs are committed.
 
 # %%
@@ -44,10 +44,10 @@ from IPython.display import Image
 
 from cot_jax import evaluate
 from cot_jax.data.batches import make_batch
+from cot_jax.experiments import from_directory
 from cot_jax.losses.mutual_information import mutual_information_loss
 from cot_jax.losses.vocabulary import logits
 from cot_jax.metrics.plots import Curve, draw_curves
-from cot_jax.table import from_directory
 from cot_jax.training.experiment import load_splits, tokenize
 from cot_jax.training.saved import load
 

@@ -27,7 +27,7 @@
 #
 # Rows that are not finished yet are left out. It is **one seed** a method. Where a run has not been evaluated
 # yet, `python -m cot_jax.evaluate` is called for it, which takes some minutes, and then
-# `python -m cot_jax.rationales`, which takes seconds.
+# `python -m cot_jax.judge`, which takes seconds.
 
 # %%
 import json
@@ -38,8 +38,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
 
-from cot_jax import evaluate, rationales
-from cot_jax.table import from_directory
+from cot_jax import evaluate, judge
+from cot_jax.experiments import from_directory
 
 RUNS = Path(os.environ.get("COT_JAX_RUNS", "../runs/demo"))
 ROWS = ("dss", "mi", "mi:masked", "mi:normalized", "mi:kl")  # `mi` is the published form of the term
@@ -53,7 +53,7 @@ for row, where in evaluations.items():
     if not where.is_dir():
         evaluate.main([f"--workdir={runs[row]}"])
     if not (where / "rationales.json").is_file():
-        rationales.main([f"--predictions={where}"])
+        judge.main([f"--predictions={where}"])
 measures = {row: json.loads((where / "rationales.json").read_text()) for row, where in evaluations.items()}
 
 # %% [markdown]
@@ -129,7 +129,7 @@ legend = figure.legend(
 # %% [markdown]
 # ## Side by side
 #
-# The first examples of `python -m cot_jax.rationales --against`, which puts those first of which one student
+# The first examples of `python -m cot_jax.judge --against`, which puts those first of which one student
 # is right and the other wrong. A is the variant, B is `dss`. Read whether a wrong label follows from a wrong
 # rationale or in spite of a right one.
 
@@ -138,7 +138,7 @@ legend = figure.legend(
 def case_studies(row, most=2):
     where = evaluations[row]
     if not (where / "case_studies.md").is_file():
-        rationales.main([f"--predictions={where}", f"--against={evaluations['dss']}"])
+        judge.main([f"--predictions={where}", f"--against={evaluations['dss']}"])
     head, *cases = (where / "case_studies.md").read_text().split("\n## ")
     counts = head.strip().splitlines()[-1]
     return "\n\n".join([f"### A: {row}, B: dss", counts, *(f"#### {case}" for case in cases[:most])])

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from cot_jax.config import Config, to_json
-from cot_jax.data import tokenizer as tokenizers
 from cot_jax.models.student import T5Student
 from cot_jax.models.t5 import T5Config
+from cot_jax.text import tokenizer as tokenizers
 from cot_jax.training.checkpoints import Checkpoints
 from cot_jax.training.saved import ANSWERS_FILE, STUDENT_FILE, answers_json
 

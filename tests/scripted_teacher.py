@@ -15,7 +15,7 @@ import random
 import threading
 import time
 
-from cot_jax.data import prompts
+from cot_jax.data.teacher import prompts
 from cot_jax.data.word_problems import generate
 
 

@@ -12,11 +12,11 @@ import pytest
 
 from benchmarks import experiment, measure, report, startup, step_throughput, workload
 from benchmarks.all import ROWS
-from cot_jax.data import tokenizer as tokenizers
 from cot_jax.losses.vocabulary import plain_vocabulary_pass
 from cot_jax.models import huggingface
 from cot_jax.models.student import T5Student
 from cot_jax.models.t5 import T5Config
+from cot_jax.text import tokenizer as tokenizers
 
 TINY = T5Config(
     vocab_size=96,

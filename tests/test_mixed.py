@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from cot_jax import evaluate, export, predict
+from cot_jax.answers import programs, sandbox
+from cot_jax.answers.programs import Result
 from cot_jax.config import Config
-from cot_jax.data import codec, programs, sandbox
-from cot_jax.data import tokenizer as tokenizers
-from cot_jax.data.programs import Result
 from cot_jax.data.views import METHODS
 from cot_jax.errors import UserError
 from cot_jax.models import student as students
 from cot_jax.models.t5 import T5Config
+from cot_jax.text import codec
+from cot_jax.text import tokenizer as tokenizers
 from cot_jax.training import loop, saved
 from cot_jax.training.experiment import prepare
 
@@ -250,7 +251,7 @@ def test_an_export_knows_the_spelling(scripted, tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     assert json.loads((directory / saved.ANSWERS_FILE).read_text())["spelled_by_codec"] == ["program"]
     card = (directory / "README.md").read_text()
-    assert "| a program that gives it, spelled by `cot_jax.data.codec` | `program: ` | 64 |" in card
+    assert "| a program that gives it, spelled by `cot_jax.text.codec` | `program: ` | 64 |" in card
     assert "| rationale, then answer | `explain: ` | 64 |" in card
     assert _predict(directory, capsys, monkeypatch, "--paths=pot")["program"] == _program(2, 3)
 

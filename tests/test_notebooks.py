@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cot_jax import evaluate, table
+from cot_jax import evaluate, experiments
 from cot_jax.config import Config, to_json
 from cot_jax.losses.vocabulary import VocabularyMap, plain_vocabulary_pass
 from cot_jax.training.experiment import load_splits
@@ -63,7 +63,7 @@ def test_every_script_has_its_notebook_and_the_other_way_round():
 def runs(random_run, tmp_path_factory):
     """A sweep's directory: one student evaluated under many names; not as `standard`; `mi:kl` unfinished."""
     directory = tmp_path_factory.mktemp("runs")
-    sweep = table.grid("configs/demo_mi.py", METHODS, [1.0])
+    sweep = experiments.grid("configs/demo_mi.py", METHODS, [1.0])
     sweep.save(directory)
     workdirs = {cell.row: directory / cell.path / "seed0" for cell in sweep.cells}
     config = Config()

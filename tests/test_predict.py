@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from cot_jax import export, predict
+from cot_jax.answers.voting import vote
 from cot_jax.config import Config
-from cot_jax.metrics.voting import vote
 from cot_jax.training.saved import ANSWERS_FILE, answers_json, load
 
 QUESTIONS = ["Tom has 3 pens .", "Ann buys 12 apples and 3 pens .", "How many pens has Tom ?"]

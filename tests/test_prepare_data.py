@@ -16,6 +16,7 @@ import pytest
 
 from cot_jax import prepare_data
 from cot_jax.data import tasks
+from cot_jax.data.teacher import outputs
 
 
 class _Server(http.server.ThreadingHTTPServer):
@@ -268,10 +269,9 @@ def test_every_published_data_set_is_known():
 
 
 def test_what_is_known_of_the_complete_anli_and_esnli(data_root):
-    parse = tasks.teacher.parse
-    outputs = tasks.teacher.read_outputs(data_root / "anli1/llm_full", "train")
-    assert outputs is not None
-    said = [parse("anli1", output, "reference") for output in outputs]
+    texts = outputs.read_outputs(data_root / "anli1/llm_full", "train")
+    assert texts is not None
+    said = [outputs.parse("anli1", text, "reference") for text in texts]
     found = len(said), sum(bool(s.rationale) for s in said), sum(bool(s.label) for s in said)
     assert found == prepare_data.KNOWN["anli1"]["train"][:3]
     for name in ("anli1", "esnli"):

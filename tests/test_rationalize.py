@@ -15,10 +15,10 @@ import scripted_teacher
 from scripted_teacher import Server, WordProblems, cut, refuses, stalls, torn
 
 from cot_jax import rationalize
+from cot_jax.answers import programs
+from cot_jax.answers.arithmetic import same_value
 from cot_jax.config import DataConfig, WordProblemsConfig
-from cot_jax.data import programs
 from cot_jax.data.word_problems import generate
-from cot_jax.metrics.arithmetic import same_value
 from cot_jax.training.experiment import load_splits
 
 

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from cot_jax import report, sweep
+from cot_jax import compare, sweep
 from cot_jax.config import parse_command_line
+from cot_jax.experiments import Cell, Table, from_directory, from_file, overrides_of
 from cot_jax.metrics.significance import bootstrap_interval, paired_p_value
-from cot_jax.table import Cell, Table, from_directory, from_file, overrides_of
 
 TINY = [
     "--config=configs/demo_mi.py",
@@ -84,7 +84,7 @@ def test_a_sweep_runs_skips_what_is_done_and_reports(tmp_path, capsys, monkeypat
     assert sweep.main([*command, "--config.train.steps=3"]) == 2
     assert "holds another experiment as standard" in capsys.readouterr().err
 
-    assert report.main([str(tmp_path)]) == 0
+    assert compare.main([str(tmp_path)]) == 0
     said = capsys.readouterr().out
     accuracy = 100 * json.loads(result.read_text())["test/accuracy"]
     assert f"| standard | {accuracy:.2f} (1) |" in said
@@ -153,7 +153,7 @@ def test_the_report_says_mean_deviation_and_significance(tmp_path, capsys):
     for cell in cells[1:]:
         for seed, accuracy in enumerate(accuracies[cell.row]):
             _finished(tmp_path, cell, seed, accuracy)
-    assert report.main([str(tmp_path)]) == 0
+    assert compare.main([str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert (
         said == (tmp_path / "report.md").read_text().partition("\n![]")[0] + said[said.index("written to") :]
@@ -172,17 +172,17 @@ def test_the_report_says_mean_deviation_and_significance(tmp_path, capsys):
 
 
 def test_a_directory_without_runs_has_no_report(tmp_path, capsys):
-    assert report.main([str(tmp_path)]) == 2
+    assert compare.main([str(tmp_path)]) == 2
     assert "no such file; python -m cot_jax.sweep writes it" in capsys.readouterr().err
     Table("A title", ()).save(tmp_path)
-    assert report.main([str(tmp_path)]) == 2
+    assert compare.main([str(tmp_path)]) == 2
     assert "no run is finished yet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ['{"title": ', '{"title": "A"}', "[]"])
 def test_a_torn_table_is_named(tmp_path, capsys, text):
     (tmp_path / "table.json").write_text(text)
-    assert report.main([str(tmp_path)]) == 2
+    assert compare.main([str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {tmp_path / 'table.json'}: ")
     assert said.count("\n") == 1
@@ -195,7 +195,7 @@ def test_a_torn_result_and_a_torn_config_are_named(tmp_path, capsys):
     _finished(tmp_path, cell, 0, 0.5)
     workdir = tmp_path / cell.path / "seed0"
     (workdir / "result.json").write_text('{"test')
-    assert report.main([str(tmp_path)]) == 2
+    assert compare.main([str(tmp_path)]) == 2
     assert f"error: {workdir / 'result.json'}: not JSON" in capsys.readouterr().err
     (tmp_path / "table.json").unlink()
     for text, message in (

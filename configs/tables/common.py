@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cot_jax.table import Cell, Table, overrides_of
+from cot_jax.experiments import Cell, Table, overrides_of
 
 CHEN = "Chen et al., Findings of ACL 2024"
 HSIEH = "Hsieh et al., Findings of ACL 2023"
@@ -15,7 +15,7 @@ _CONFIGS = Path(__file__).resolve().parent.parent
 
 
 def cell(row, task, method, published=None, column=None, **overrides):
-    """A cell of the published recipe on `task`; `method` as in `cot_jax.table.overrides_of`.
+    """A cell of the published recipe on `task`; `method` as in `cot_jax.experiments.overrides_of`.
 
     Keys of `overrides` have `__` for the dot: `data__train_fraction=0.5`.
     """

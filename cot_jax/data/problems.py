@@ -3,9 +3,9 @@
 import re
 from typing import NamedTuple
 
-from cot_jax.data import teacher
+from cot_jax.answers.arithmetic import evaluate, in_svamp_notation, same_value
 from cot_jax.data.examples import Row
-from cot_jax.metrics.arithmetic import evaluate, in_svamp_notation, same_value
+from cot_jax.data.teacher import outputs
 
 LETTERS = ("A", "B", "C", "D", "E")
 YES_NO = ("yes", "no")
@@ -46,7 +46,7 @@ def nli(row: Row, end_token: str) -> Problem:
     if type(label) is not int or label not in range(3):
         raise row.error(f"the label {label!r} is not one of 0 (entailment), 1 (neutral), 2 (contradiction)")
     joined = f"{row.text('premise')}{end_token}{row.text('hypothesis')}"
-    return Problem(joined, teacher.NLI_LABELS[label], teacher.NLI_LABELS)
+    return Problem(joined, outputs.NLI_LABELS[label], outputs.NLI_LABELS)
 
 
 def asdiv(row: Row, end_token: str) -> Problem | None:

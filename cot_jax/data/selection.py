@@ -4,14 +4,17 @@ import collections
 import dataclasses
 from collections.abc import Sequence
 
-from cot_jax.data import programs
+from cot_jax.answers import programs
+from cot_jax.answers.equality import is_correct
+from cot_jax.answers.programs import Interpreter
 from cot_jax.data.examples import Example
-from cot_jax.data.programs import Run
-from cot_jax.metrics.accuracy import is_correct
 
 
 def keep_right_programs(
-    examples: Sequence[Example], labels: Sequence[str | None], by_value: bool, run: Run = programs.run
+    examples: Sequence[Example],
+    labels: Sequence[str | None],
+    by_value: bool,
+    interpreter: Interpreter = programs.run,
 ) -> tuple[list[Example], str]:
     """Returns `examples` with the programs that answer as the label does, none twice, and what was counted.
 
@@ -20,14 +23,14 @@ def keep_right_programs(
     Args:
       labels: those that are trained on; where there is none no program is right.
       by_value: how answers compare (`accuracy.is_correct`).
-      run: gives the answer of a program.
+      interpreter: gives the answer of a program.
     """
     left_out: collections.Counter[str] = collections.Counter()
     kept = []
     for example, label in zip(examples, labels, strict=True):
         right = []
         for program in example.programs:
-            result = run(program)
+            result = interpreter(program)
             if result.failure:
                 left_out[result.failure] += 1
             elif label is None or not is_correct(result.text, label, by_value):

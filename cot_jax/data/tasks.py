@@ -13,13 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cot_jax.data import problems, published_programs, teacher
+from cot_jax.answers.arithmetic import evaluate
+from cot_jax.answers.equality import is_correct
+from cot_jax.data import problems
 from cot_jax.data.examples import Example, Row, read_json_lines, read_rows
 from cot_jax.data.problems import Problem
-from cot_jax.data.published_programs import Published
+from cot_jax.data.teacher import outputs, published_programs
+from cot_jax.data.teacher.published_programs import Published
 from cot_jax.errors import UserError
-from cot_jax.metrics.accuracy import is_correct
-from cot_jax.metrics.arithmetic import evaluate
 
 END_TOKEN = "</s>"  # T5's
 ALL_SPLITS = ("train", "valid", "test")
@@ -31,7 +32,7 @@ class Splits:
 
     Attributes:
       label_set: all labels, where the task has a closed set of them.
-      by_value: answers are equations and compared by value (`metrics.arithmetic`), else as text.
+      by_value: answers are equations and compared by value (`answers.arithmetic`), else as text.
       notes: what was left out or changed, in plain lines.
     """
 
@@ -75,7 +76,7 @@ def load(
     released code takes with `datasets.Dataset.train_test_split(test_size=0.1, seed=0)`.
 
     Args:
-      parser: how raw teacher outputs are read, corrected | reference (`data.teacher`).
+      parser: how raw teacher outputs are read, corrected | reference (`data.teacher.outputs`).
       end_token: the text of the tokenizer's end token, which joins premise and hypothesis.
       compare: how answers of `jsonl` are compared, as text | value; auto is value if every label has one.
         The published data sets have a way of their own.
@@ -143,10 +144,10 @@ class DataSet:
             raise UserError(f"{path}: no such file; {f'it is from {self.source}' if self.source else mend}")
         rows = list(read_rows(path))
         folder = path.parent / "llm"
-        outputs = teacher.read_outputs(folder, split)
-        if outputs is not None and len(outputs) != len(rows):
+        said = outputs.read_outputs(folder, split)
+        if said is not None and len(said) != len(rows):
             raise UserError(
-                f"{folder}/{split}_CoT_*.json: {len(outputs):,} teacher outputs for the {len(rows):,} rows "
+                f"{folder}/{split}_CoT_*.json: {len(said):,} teacher outputs for the {len(rows):,} rows "
                 f"of {path}: there must be one output for each row, in the same order"
             )
         published = published_programs.read(self.name, split, root, rows)
@@ -161,17 +162,17 @@ class DataSet:
             key = row.text(self.id_key) if self.id_key else f"{self.name}-{split}-{index:04d}"
             beside = published[index] if published else Published()
             rationale, label = problem.rationale, None
-            if outputs is not None:
-                rationale, label = self._parse(outputs[index], problem, options.parser, row)
+            if said is not None:
+                rationale, label = self._parse(said[index], problem, options.parser, row)
             elif beside.output and options.parser == "corrected":
                 rationale, label = self._parse(beside.output, problem, options.parser, row)
             rationales = () if rationale is None else (rationale,)
             examples.append(Example(key, problem.input, problem.label, label, rationales, beside.programs))
         return examples
 
-    def _parse(self, output: str, problem: Problem, parser: str, row: Row) -> teacher.ParsedOutput:
+    def _parse(self, output: str, problem: Problem, parser: str, row: Row) -> outputs.ParsedOutput:
         try:
-            said = teacher.parse(self.name, output, parser)
+            said = outputs.parse(self.name, output, parser)
         except ValueError:
             raise row.error(
                 "the released parser stops at this row's teacher output: take corrected"
@@ -191,8 +192,8 @@ DATA_SETS = {
     for data in (
         DataSet("svamp", problems.svamp, by_value=True),
         DataSet("cqa", problems.cqa, id_key="id"),
-        DataSet("anli1", problems.nli, ALL_SPLITS, id_key="uid", label_set=teacher.NLI_LABELS),
-        DataSet("esnli", problems.nli, ALL_SPLITS, label_set=teacher.NLI_LABELS),
+        DataSet("anli1", problems.nli, ALL_SPLITS, id_key="uid", label_set=outputs.NLI_LABELS),
+        DataSet("esnli", problems.nli, ALL_SPLITS, label_set=outputs.NLI_LABELS),
         DataSet("asdiv", problems.asdiv, by_value=True),
         DataSet(
             "gsm8k", problems.gsm8k, by_value=True, file="{split}.jsonl", source="openai/grade-school-math"
@@ -287,7 +288,7 @@ def _join_teacher(
     said: dict[str, Row] = {}
     for name, known in {"teacher": rows.keys(), **{f"{split}_teacher": ids[split] for split in ids}}.items():
         if (path := root / f"{name}.jsonl").is_file():
-            said = teacher.read_by_id(path, known, said)
+            said = outputs.read_by_id(path, known, said)
     joined = {}
     for split, examples in read.items():
         missing = [example.id for example in examples if example.id not in said]
@@ -295,7 +296,7 @@ def _join_teacher(
             raise rows[missing[0]].error(
                 f"the teacher's file has rows for other {split} examples but not for the id {missing[0]!r}"
             )
-        joined[split] = examples if missing else [teacher.join(e, said[e.id]) for e in examples]
+        joined[split] = examples if missing else [outputs.join(e, said[e.id]) for e in examples]
     return joined
 
 
@@ -325,18 +326,18 @@ def as_splits(
 def taught_by(splits: Splits, path: Path) -> Splits:
     """Returns `splits` with what a teacher's file says, in place of all that their own teacher said.
 
-    The file holds rows as `teacher.read_by_id` reads them; examples without a row have no teacher.
+    The file holds rows as `outputs.read_by_id` reads them; examples without a row have no teacher.
 
     Raises:
       UserError: the file is missing or malformed, or has a row for no example.
     """
     known = {example.id for split in ALL_SPLITS for example in getattr(splits, split)}
-    said = teacher.read_by_id(path, known, {})
+    said = outputs.read_by_id(path, known, {})
     taught, counts = [], []
     for split in ALL_SPLITS:
         examples = getattr(splits, split)
         alone = [dataclasses.replace(e, teacher_label=None, rationales=(), programs=()) for e in examples]
-        taught.append(tuple(teacher.join(e, said[e.id]) if e.id in said else e for e in alone))
+        taught.append(tuple(outputs.join(e, said[e.id]) if e.id in said else e for e in alone))
         if rows := sum(example.id in said for example in examples):
             counts.append(f"{rows:,} of {len(examples):,} {split} examples")
     note = f"teacher: {path} has rows for {', '.join(counts) or 'no example'}"

@@ -14,9 +14,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
-from cot_jax.data import programs
+from cot_jax.answers import programs
+from cot_jax.answers.programs import Interpreter
 from cot_jax.data.examples import Example
-from cot_jax.data.programs import Run
 
 # The published single-task baseline does not give its separator; this one is ours.
 ANSWER_MARK = "So the answer is"
@@ -101,13 +101,13 @@ class Reading(NamedTuple):
     failure: str | None = None
 
 
-def answer_of(view: View, text: str, run: Run = programs.run) -> Reading:
+def answer_of(view: View, text: str, interpreter: Interpreter = programs.run) -> Reading:
     """Returns the answer in what the student wrote for `view`; of a view that is no path, all of it.
 
-    `run` gives that of a program.
+    `interpreter` gives the answer of a program.
     """
     if view.path == "pot":
-        result = run(text)
+        result = interpreter(text)
         return Reading(result.text, result.failure)
     if view.path != "cot":
         return Reading(text)

@@ -9,8 +9,8 @@ import orbax.checkpoint as ocp
 
 from cot_jax.errors import UserError
 from cot_jax.models.student import Params
-from cot_jax.training.report import say
-from cot_jax.training.sharding import another_was_lost
+from cot_jax.training.console import say
+from cot_jax.training.mesh import another_was_lost
 from cot_jax.training.step import TrainState
 
 _ACCURACY = "valid/accuracy"

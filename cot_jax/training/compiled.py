@@ -14,7 +14,7 @@ import jax
 
 from cot_jax.batch import Batch
 from cot_jax.models.student import Params
-from cot_jax.training.report import say
+from cot_jax.training.console import say
 from cot_jax.training.step import Metrics, TrainState
 
 

@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from cot_jax.data import codec, programs
+from cot_jax.answers import programs
+from cot_jax.answers.programs import Interpreter
 from cot_jax.data.batches import Ragged, evaluation_rows
-from cot_jax.data.programs import Run
 from cot_jax.data.shapes import Cost, Shape, cheapest, choose_shapes
-from cot_jax.data.tokenizer import Tokenizer
 from cot_jax.data.views import View, answer_of
 from cot_jax.models.generation import Sampling, written_length
 from cot_jax.models.student import Params, Student
-from cot_jax.training.sharding import by_example, replicated, spread
+from cot_jax.text import codec
+from cot_jax.text.tokenizer import Tokenizer
+from cot_jax.training.mesh import by_example, replicated, spread
 
 # (params, input_ids_BS, input_length_B) -> arrays (B, ...)
 Ask = Callable[[Params, np.ndarray, np.ndarray], Any]
@@ -175,11 +176,11 @@ def answer_questions(
     spelled: bool,
     batch_size: int,
     shapes: Sequence[Shape],
-    run: Run = programs.run,
+    interpreter: Interpreter = programs.run,
 ) -> Answers:
     """Returns the student's answers to `questions`; `shapes` as in `ask_all`.
 
-    `spelled` says whether it writes as `data.codec` spells, `run` runs its programs.
+    `spelled` says whether it writes as `text.codec` spells, `interpreter` runs its programs.
     """
     tokens, log_prob = ask_all(
         generate, params, questions, batch_size=batch_size, shapes=shapes, pad_id=tokenizer.pad_id
@@ -188,7 +189,7 @@ def answer_questions(
     texts = [tokenizer.decode(tokens_T) for tokens_T in tokens_NT.tolist()]
     if spelled:
         texts = [codec.decode(text) for text in texts]
-    read = [answer_of(view, text, run) for text in texts]
+    read = [answer_of(view, text, interpreter) for text in texts]
     return Answers(
         texts,
         answers=[reading.answer for reading in read],

@@ -11,13 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cot_jax.answers.sandbox import make_interpreter
 from cot_jax.config import LORA_LEARNING_RATE, Config, DataConfig, ModelConfig
-from cot_jax.data import codec, selection, tasks, views, word_problems
-from cot_jax.data import tokenizer as tokenizers
+from cot_jax.data import selection, tasks, views, word_problems
 from cot_jax.data.batches import Batches, Ragged, TokenizedView
 from cot_jax.data.examples import Example
-from cot_jax.data.sandbox import runner
-from cot_jax.data.tokenizer import Tokenizer
 from cot_jax.data.views import View
 from cot_jax.errors import UserError
 from cot_jax.losses.objective import MutualInformation, Objective, make_objective
@@ -25,6 +23,9 @@ from cot_jax.losses.self_distillation import SelfDistillation
 from cot_jax.models import student as students
 from cot_jax.models.lora import Lora, fingerprint
 from cot_jax.models.student import Params, Student
+from cot_jax.text import codec
+from cot_jax.text import tokenizer as tokenizers
+from cot_jax.text.tokenizer import Tokenizer
 
 # Of a student's architecture: the checksum of the weights that its adapter adapts.
 BASE = "base_crc32"
@@ -37,7 +38,7 @@ _WORD_PROBLEM_PIECES = 512
 class Experiment:
     """Everything a run reads; `report` says in plain lines what was counted on the way.
 
-    `spelled` names the views whose targets `data.codec` spells.
+    `spelled` names the views whose targets `text.codec` spells.
     """
 
     config: Config
@@ -188,7 +189,7 @@ def tokenize(
     """Returns the examples' token ids through every view, and what was cut or unknown.
 
     Args:
-      spelled: names of the views whose targets `data.codec` spells; None: those whose targets the tokenizer
+      spelled: names of the views whose targets `text.codec` spells; None: those whose targets the tokenizer
         would not give back, that is, has no tokens for or, of programs, loses line breaks of.
     """
     data = config.data
@@ -277,7 +278,7 @@ def encode_texts(
 ) -> tuple[Ragged, str]:
     """Returns the token ids of the texts, none for None, and a line that says what was counted.
 
-    `spelled` texts are those that `data.codec` makes of them.
+    `spelled` texts are those that `text.codec` makes of them.
     """
     present = [codec.encode(text) if spelled else text for text in texts if text is not None]
     ids, truncated = tokenizer.encode(present, max_tokens)
@@ -372,8 +373,8 @@ def _training_examples(
         report.append(f"train: {keep} of {len(splits.train)} examples kept by config.data")
     if any(view.term == "program" for view in method):
         labels = [training_label(example, data.label_source) for example in examples]
-        run = runner(data.sandbox)
-        examples, line = selection.keep_right_programs(examples, labels, splits.by_value, run)
+        interpreter = make_interpreter(data.sandbox)
+        examples, line = selection.keep_right_programs(examples, labels, splits.by_value, interpreter)
         report.append(f"train: {line}")
     learned = {
         view.name: [

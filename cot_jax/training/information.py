@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from cot_jax.data.batches import TokenizedView, make_batch
 from cot_jax.metrics.info_nce import info_nce, most_nats
 from cot_jax.models.student import Params, Student
-from cot_jax.training.sharding import by_example, replicated, spread
+from cot_jax.training.mesh import by_example, replicated, spread
 
 # So that an estimate costs about what an evaluation does.
 _MOST_PAIRS = 2048

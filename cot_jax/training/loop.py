@@ -11,17 +11,17 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from cot_jax.answers.equality import accuracy
 from cot_jax.config import refuse_other_config, to_json
 from cot_jax.errors import UserError
-from cot_jax.metrics.accuracy import accuracy
 from cot_jax.metrics.plots import LAYER_NORM, draw_layer_norms, require_matplotlib
 from cot_jax.metrics.writers import MetricsWriter
 from cot_jax.training.checkpoints import Checkpoints
+from cot_jax.training.console import Clock, Progress, hardware, say
 from cot_jax.training.experiment import BASE, Experiment, answer_labels, compute_dtype
-from cot_jax.training.report import Clock, Progress, hardware, say
+from cot_jax.training.mesh import leads
 from cot_jax.training.run import Run
 from cot_jax.training.saved import ANSWERS_FILE, STUDENT_FILE, answers_json, refuse_other_base
-from cot_jax.training.sharding import leads
 from cot_jax.training.step import TrainState
 
 PREEMPTED = 75  # exit status: saved, start me again (EX_TEMPFAIL)

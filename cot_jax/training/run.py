@@ -7,15 +7,16 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from cot_jax.answers.equality import accuracy
 from cot_jax.batch import Batch
 from cot_jax.data.batches import Ragged, make_batch
 from cot_jax.data.examples import Example
 from cot_jax.errors import UserError
 from cot_jax.losses.self_distillation import LastBatch
-from cot_jax.metrics.accuracy import accuracy
 from cot_jax.models.student import Params
 from cot_jax.training.checkpoints import Checkpoints
 from cot_jax.training.compiled import CompiledAhead
+from cot_jax.training.console import say
 from cot_jax.training.evaluation import (
     Answers,
     Generate,
@@ -33,9 +34,7 @@ from cot_jax.training.experiment import (
     tokenize,
 )
 from cot_jax.training.information import InformationEstimate
-from cot_jax.training.optimizer import make_optimizer
-from cot_jax.training.report import say
-from cot_jax.training.sharding import (
+from cot_jax.training.mesh import (
     BATCH_AXES,
     abstract,
     by_example,
@@ -46,6 +45,7 @@ from cot_jax.training.sharding import (
     require_divisible,
     spread,
 )
+from cot_jax.training.optimizer import make_optimizer
 from cot_jax.training.step import TrainState, init_state, make_train_step
 
 # Steps in which the shapes to compile are looked for: nearly all come soon, and looking takes time.

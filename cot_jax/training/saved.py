@@ -10,19 +10,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from cot_jax.answers import programs
+from cot_jax.answers.programs import Interpreter
 from cot_jax.config import Config, freeze, read_json, to_json, with_defaults
-from cot_jax.data import programs
-from cot_jax.data import tokenizer as tokenizers
 from cot_jax.data.batches import Ragged
 from cot_jax.data.examples import Example
-from cot_jax.data.programs import Run
-from cot_jax.data.tokenizer import Tokenizer
 from cot_jax.data.views import METHODS, View
 from cot_jax.errors import UserError
 from cot_jax.models import student as students
 from cot_jax.models.generation import Sampling
 from cot_jax.models.lora import fingerprint
 from cot_jax.models.student import Params, Student
+from cot_jax.text import tokenizer as tokenizers
+from cot_jax.text.tokenizer import Tokenizer
 from cot_jax.training.checkpoints import Checkpoints
 from cot_jax.training.evaluation import (
     Answers,
@@ -34,7 +34,7 @@ from cot_jax.training.evaluation import (
     make_score,
 )
 from cot_jax.training.experiment import BASE, compute_dtype, encode_questions, encode_texts, make_lora
-from cot_jax.training.sharding import abstract, arrangement, by_table, spread
+from cot_jax.training.mesh import abstract, arrangement, by_table, spread
 
 # Of a run: the student's architecture. Of an export: the run's config. Of both: what its data say of answers.
 STUDENT_FILE, CONFIG_FILE, ANSWERS_FILE = "student.json", "cot_jax.json", "answers.json"
@@ -48,7 +48,7 @@ class Saved:
       params: divided among the devices of `mesh`, which are all there are.
       by_value: how its answers compare (`data.tasks.Splits`); None: trained before that was recorded.
       labels: those it chooses among; None where it writes (config.evaluation.answers).
-      spelled: names of the views whose texts it writes as `data.codec` spells them.
+      spelled: names of the views whose texts it writes as `text.codec` spells them.
     """
 
     config: Config
@@ -215,7 +215,7 @@ class Answerer(_Asker):
         samples: int = 0,
         sampling: Sampling | None = None,
         seed: int = 0,
-        run: Run = programs.run,
+        interpreter: Interpreter = programs.run,
     ):
         """
         Args:
@@ -225,13 +225,13 @@ class Answerer(_Asker):
           samples: so many answers are drawn instead, for each question; 0 is none.
           sampling: what they are drawn from; None is the student's distribution.
           seed: of the draws.
-          run: gives the answers of programs it writes.
+          interpreter: gives the answer of a program that the student writes.
 
         Raises:
           UserError: it chose among labels, but which is not recorded.
         """
         super().__init__(saved, view, batch_size)
-        self._max_new_tokens, self._run = max_new_tokens, run
+        self._max_new_tokens, self._interpreter = max_new_tokens, interpreter
         where, evaluation = (saved.student, saved.mesh), saved.config.evaluation
         if samples:
             self._generate = make_sample(*where, max_new_tokens, samples, sampling or Sampling(), seed)
@@ -256,7 +256,7 @@ class Answerer(_Asker):
                 spelled=self._view.name in self._saved.spelled,
                 batch_size=self._batch_size,
                 shapes=self._shapes,
-                run=self._run,
+                interpreter=self._interpreter,
             )
         if answers.cut:
             line += f"; {answers.cut} of {len(answers.texts)} answers cut at {self._max_new_tokens} tokens"

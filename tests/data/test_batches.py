@@ -8,9 +8,9 @@ import pytest
 from cot_jax.config import default_config, freeze
 from cot_jax.data import tasks
 from cot_jax.data.batches import ORDERS, Batches, Ragged, TokenizedView, evaluation_rows, make_batch
-from cot_jax.data.tokenizer import load
 from cot_jax.data.views import METHODS
 from cot_jax.models.student import from_scratch
+from cot_jax.text.tokenizer import load
 from cot_jax.training.experiment import tokenize
 
 

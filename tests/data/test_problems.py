@@ -5,12 +5,14 @@ import json
 
 import pytest
 
-from cot_jax.data import problems, programs, tasks, teacher
+from cot_jax.answers import programs
+from cot_jax.answers.arithmetic import evaluate
+from cot_jax.answers.equality import is_correct
+from cot_jax.data import problems, tasks
 from cot_jax.data.examples import Example, Row
+from cot_jax.data.teacher import outputs
 from cot_jax.errors import UserError
-from cot_jax.metrics.accuracy import is_correct
-from cot_jax.metrics.arithmetic import evaluate
-from cot_jax.metrics.rationales import final_answer
+from cot_jax.metrics.quality import final_answer
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def test_gsm8k_teaches_human_solutions_without_calculator_notes(load):
 def test_gsm8k_answers_are_read_as_its_authors_read_them(load, data_root, model):
     golds = {e.input: e.label for e in load("gsm8k").test}
     for row in _lines(data_root / "gsm8k/example_model_solutions.jsonl"):
-        said = teacher.parse("gsm8k", row[model]["solution"], "corrected").label or ""
+        said = outputs.parse("gsm8k", row[model]["solution"], "corrected").label or ""
         assert is_correct(said, golds[row["question"]], by_value=True) is row[model]["is_correct"]
 
 
@@ -81,7 +83,7 @@ def test_other_teachers(load, data_root, task, file, known, right):
 
     golds = {ask(e.input): e.label for e in (*load(task).train, *load(task).valid)}
     rows = [row for row in _lines(data_root / f"cot/{file}.jsonl") if ask(row["instruction"]) in golds]
-    said = [teacher.parse(task, row["output"], "corrected").label or "" for row in rows]
+    said = [outputs.parse(task, row["output"], "corrected").label or "" for row in rows]
     pairs = zip(said, (golds[ask(row["instruction"])] for row in rows), strict=True)
     assert (len(rows), sum(is_correct(a, b, task == "gsm8k") for a, b in pairs)) == (known, right)
 
@@ -263,4 +265,4 @@ def test_programs_that_do_not_fit_their_rows_are_refused(tmp_path):
 )
 def test_what_a_teacher_says(task, text, rationale, label):
     for form in ("corrected", "reference") if task != "asdiv" else ("corrected",):
-        assert teacher.parse(task, text, form) == (rationale, label)
+        assert outputs.parse(task, text, form) == (rationale, label)

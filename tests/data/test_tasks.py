@@ -11,6 +11,7 @@ import pytest
 from cot_jax.data import tasks
 from cot_jax.data.examples import Example
 from cot_jax.data.tasks import Counts
+from cot_jax.data.teacher import outputs
 from cot_jax.errors import UserError
 
 # (rows, rationales, teacher labels, right ones) of each file, in both forms. The released parser's 1,000 rows
@@ -56,7 +57,7 @@ def test_published_splits(data_root, task, sizes):
     splits = tasks.load(task, data_root)
     assert (len(splits.train), len(splits.valid), len(splits.test)) == sizes
     assert splits.by_value == task.startswith("svamp")
-    assert splits.label_set == (tasks.teacher.NLI_LABELS if "nli" in task else None)
+    assert splits.label_set == (outputs.NLI_LABELS if "nli" in task else None)
     ids = [e.id for e in (*splits.train, *splits.valid, *splits.test)]
     assert len(set(ids)) == len(ids)
     assert [line.split(":")[0] for line in splits.report[-3:]] == ["train", "valid", "test"]

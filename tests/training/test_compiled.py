@@ -12,7 +12,7 @@ import pytest
 
 from cot_jax.config import MeshConfig
 from cot_jax.training.compiled import CompiledAhead, keep_compiled, unlimit_stack
-from cot_jax.training.sharding import make_mesh
+from cot_jax.training.mesh import make_mesh
 
 
 @pytest.fixture

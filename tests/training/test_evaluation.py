@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from cot_jax.config import Config
-from cot_jax.data import tokenizer as tokenizers
 from cot_jax.data.batches import Ragged
 from cot_jax.errors import UserError
 from cot_jax.models.generation import Sampling, written_length
 from cot_jax.models.student import T5Student
 from cot_jax.models.t5 import T5Config
+from cot_jax.text import tokenizer as tokenizers
 from cot_jax.training import evaluation, run
 from cot_jax.training.evaluation import make_choose, make_generate, make_sample, make_score
 from cot_jax.training.experiment import answer_labels, encode_texts, prepare
+from cot_jax.training.mesh import data_parallel
 from cot_jax.training.run import Run
 from cot_jax.training.saved import Answerer, Saved
-from cot_jax.training.sharding import data_parallel
 
 LABELS = ["maybe", "no", "yes, of course"]
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cot_jax.data import tokenizer as tokenizers
 from cot_jax.data import word_problems
 from cot_jax.errors import UserError
 from cot_jax.models.student import T5Student
 from cot_jax.models.t5 import T5Config
+from cot_jax.text import tokenizer as tokenizers
 from cot_jax.train import main
 from cot_jax.training.run import Run
 from cot_jax.training.saved import load

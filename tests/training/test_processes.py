@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from cot_jax.training.sharding import another_was_lost
+from cot_jax.training.mesh import another_was_lost
 
 ROOT = Path(__file__).parents[2]
 DEVICES = 4

@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from cot_jax.config import Config, MeshConfig
 from cot_jax.data.examples import Example
+from cot_jax.training.mesh import arrangement
 from cot_jax.training.saved import Answerer, load
-from cot_jax.training.sharding import arrangement
 
 QUESTIONS = [Example(str(n), f"Tom has {n} pens and {n} hats ?", "") for n in range(5)]
 

@@ -13,8 +13,8 @@ from cot_jax.errors import UserError
 from cot_jax.losses.objective import MutualInformation, make_objective
 from cot_jax.models.student import T5Student
 from cot_jax.models.t5 import T5Config
+from cot_jax.training.mesh import BATCH_AXES, by_example, make_mesh, replicated, require_divisible
 from cot_jax.training.optimizer import make_optimizer, make_schedule
-from cot_jax.training.sharding import BATCH_AXES, by_example, make_mesh, replicated, require_divisible
 from cot_jax.training.step import init_state, make_train_step
 
 EXAMPLES, BATCH = 64, 16

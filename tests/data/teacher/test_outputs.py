@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from cot_jax.data import teacher
 from cot_jax.data.examples import Example, Row
+from cot_jax.data.teacher import outputs
 from cot_jax.errors import UserError
 
 # sha256 (first half) of the released parser's (rationale, label) pairs, one JSON list a line.
@@ -28,10 +28,10 @@ RELEASED = {
 @pytest.mark.parametrize(("task", "folder", "split"), RELEASED)
 def test_reference_is_the_released_parser_to_the_byte(data_root, task, folder, split):
     digest = hashlib.sha256()
-    outputs = teacher.read_outputs(data_root / task / folder, split)
-    assert outputs is not None
-    for output in outputs:
-        digest.update(json.dumps(teacher.parse(task, output, "reference")).encode() + b"\n")
+    said = outputs.read_outputs(data_root / task / folder, split)
+    assert said is not None
+    for output in said:
+        digest.update(json.dumps(outputs.parse(task, output, "reference")).encode() + b"\n")
     assert digest.hexdigest()[:32] == RELEASED[task, folder, split]
 
 
@@ -77,14 +77,14 @@ def test_reference_is_the_released_parser_to_the_byte(data_root, task, folder, s
     ],
 )
 def test_both_forms(task, text, reference, corrected):
-    assert teacher.parse(task, text, "reference") == reference
-    assert teacher.parse(task, text, "corrected") == (corrected or reference)
+    assert outputs.parse(task, text, "reference") == reference
+    assert outputs.parse(task, text, "corrected") == (corrected or reference)
 
 
 @pytest.mark.parametrize("text", ["B. It is (b) sea.", "So the answer is (a) x. So the answer is (b) y."])
 def test_released_cqa_parser_stops(text):
     with pytest.raises(ValueError, match="to unpack"):
-        teacher.parse("cqa", text, "reference")
+        outputs.parse("cqa", text, "reference")
 
 
 def test_chunks_are_read_in_the_order_of_their_numbers(tmp_path):
@@ -92,16 +92,16 @@ def test_chunks_are_read_in_the_order_of_their_numbers(tmp_path):
         (tmp_path / f"train_CoT_{k}.json").write_text(json.dumps([f"{k}a", f"{k}b"] if k != 7 else []))
     (tmp_path / "train_CoT_old.json").write_text("not read")
     expected = [f"{k}{letter}" for k in range(12) if k != 7 for letter in "ab"]
-    assert teacher.read_outputs(tmp_path, "train") == expected
-    assert teacher.read_outputs(tmp_path, "test") is None
-    assert teacher.read_outputs(tmp_path / "nowhere", "test") is None
+    assert outputs.read_outputs(tmp_path, "train") == expected
+    assert outputs.read_outputs(tmp_path, "test") is None
+    assert outputs.read_outputs(tmp_path / "nowhere", "test") is None
 
 
 @pytest.mark.parametrize("content", [b'["a", ', b'{"a": 1}', b'["a", 1]', b"", b'["\xff"]'])
 def test_a_chunk_that_is_no_list_of_texts(tmp_path, content):
     (tmp_path / "train_CoT_3.json").write_bytes(content)
     with pytest.raises(UserError, match=r"train_CoT_3\.json: (not valid|expected)"):
-        teacher.read_outputs(tmp_path, "train")
+        outputs.read_outputs(tmp_path, "train")
 
 
 @pytest.mark.parametrize(
@@ -119,22 +119,22 @@ def test_a_chunk_that_is_no_list_of_texts(tmp_path, content):
 def test_rows_that_cannot_be_joined(tmp_path, rows, message):
     (tmp_path / "t.jsonl").write_text("\n".join(rows))
     with pytest.raises(UserError, match=message) as error:
-        teacher.read_by_id(tmp_path / "t.jsonl", {"a", "b"}, {})
+        outputs.read_by_id(tmp_path / "t.jsonl", {"a", "b"}, {})
     assert "\n" not in str(error.value)
 
 
 def test_join():
     example = Example("a", "2 + 2?", "4", rationales=("own",), programs=("print(4)",))
-    said = teacher.join(example, Row("t:1", {"id": "a", "rationale": "said", "label": "5", "program": " "}))
+    said = outputs.join(example, Row("t:1", {"id": "a", "rationale": "said", "label": "5", "program": " "}))
     assert said == Example("a", "2 + 2?", "4", "5", ("said",), ("print(4)",))
-    assert teacher.join(example, Row("t:1", {"id": "a", "rationale": None})) == example
+    assert outputs.join(example, Row("t:1", {"id": "a", "rationale": None})) == example
     several = {"id": "a", "rationales": ["one", " ", "two", "one"], "programs": []}
-    said = teacher.join(example, Row("t:1", several))
+    said = outputs.join(example, Row("t:1", several))
     assert said == Example("a", "2 + 2?", "4", None, ("one", "two"), ("print(4)",))
     assert (said.rationale, said.program, Example("b", "", "").rationale) == ("one", "print(4)", None)
     with pytest.raises(UserError, match="t:1: 'programs' must be a list of texts; found 'p'"):
-        teacher.join(example, Row("t:1", {"id": "a", "programs": "p"}))
+        outputs.join(example, Row("t:1", {"id": "a", "programs": "p"}))
     with pytest.raises(UserError, match="t:1: has 'program' and 'programs': move the one into the list"):
-        teacher.join(example, Row("t:1", {"id": "a", "program": "p", "programs": ["q"]}))
+        outputs.join(example, Row("t:1", {"id": "a", "program": "p", "programs": ["q"]}))
     with pytest.raises(UserError, match="t:1: 'label' must be a text in quotes; found 4"):
-        teacher.join(example, Row("t:1", {"id": "a", "label": 4}))
+        outputs.join(example, Row("t:1", {"id": "a", "label": 4}))

@@ -20,8 +20,8 @@ import subprocess
 import sys
 import tempfile
 
-from cot_jax.data import programs
-from cot_jax.data.programs import Result, Run, answered
+from cot_jax.answers import programs
+from cot_jax.answers.programs import Interpreter, Result, answered
 from cot_jax.errors import UserError
 
 _MAX_SECONDS = 5  # of the processor; by the clock four times as long
@@ -174,7 +174,7 @@ class Sandbox:
         # fmt: on
 
 
-def runner(sandboxed: bool) -> Run:
+def make_interpreter(sandboxed: bool) -> Interpreter:
     """Returns what runs programs: the interpreter or, if `sandboxed`, with this sandbox for what it refuses.
 
     Raises:

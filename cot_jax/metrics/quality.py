@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cot_jax.answers.arithmetic import evaluate
 from cot_jax.errors import UserError
-from cot_jax.metrics.arithmetic import evaluate
 
 # What follows the last "=" is what a worked solution arrives at; a rationale without "=" arrives at its last
 # number ("57 + 26 + 27 is 100.") or sum ("So they planted 10 * 45 seeds.").

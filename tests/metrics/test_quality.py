@@ -8,10 +8,10 @@ import time
 import numpy as np
 import pytest
 
+from cot_jax.answers.equality import is_correct
 from cot_jax.data import tasks, word_problems
 from cot_jax.errors import UserError
-from cot_jax.metrics import rationales
-from cot_jax.metrics.accuracy import is_correct
+from cot_jax.metrics import quality
 
 SAID = ["Tom has 3 pens, so 3 + 4 = 7.", "the cat sat on the mat", "no word in common", ""]
 MEANT = ["Tom has 3 pens. So 3 + 4 = 7.", "the cat is on the mat", "entirely different text", "Tom has 3."]
@@ -31,7 +31,7 @@ def _rouge_l(said, meant):
 def test_likeness_is_the_libraries_and_the_hand_value():
     import sacrebleu
 
-    found = rationales.likeness(SAID, MEANT)
+    found = quality.likeness(SAID, MEANT)
     np.testing.assert_allclose(found.each["rouge_l"], list(map(_rouge_l, SAID, MEANT)), atol=1e-12)
     assert found.each["rouge_l"][1] == pytest.approx(5 / 6)  # the cat on the mat, of six words each
     assert found.corpus["rouge_l"] == pytest.approx(np.mean(found.each["rouge_l"]))
@@ -45,7 +45,7 @@ def test_likeness_is_the_libraries_and_the_hand_value():
 
 
 def test_a_rationale_equal_to_the_teachers_is_perfect_however_short():
-    found = rationales.likeness(["So 7."], ["So 7."])
+    found = quality.likeness(["So 7."], ["So 7."])
     assert {**found.corpus, "bleu": found.each["bleu"][0]} == pytest.approx(
         {"bleu": 100, "chrf": 100, "rouge_l": 1}
     )
@@ -53,17 +53,17 @@ def test_a_rationale_equal_to_the_teachers_is_perfect_however_short():
 
 def test_likeness_of_nothing_or_of_texts_that_do_not_pair_is_a_mistake():
     with pytest.raises(ValueError, match="no rationales"):
-        rationales.likeness([], [])
+        quality.likeness([], [])
     with pytest.raises(ValueError, match="shorter"):
-        rationales.likeness(["a", "b"], ["a"])
+        quality.likeness(["a", "b"], ["a"])
 
 
 def test_missing_libraries_are_named_with_the_mend(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'cot-jax\[quality\]'"):
-        rationales.likeness(["a"], ["a"])
+        quality.likeness(["a"], ["a"])
     with pytest.raises(UserError, match="pip install torch"):
-        rationales.similarity(["a"], ["a"], "encoder")
+        quality.similarity(["a"], ["a"], "encoder")
 
 
 @pytest.mark.parametrize(
@@ -85,13 +85,13 @@ def test_missing_libraries_are_named_with_the_mend(monkeypatch):
     ],
 )
 def test_the_final_answer_of_a_sum(rationale, answer):
-    assert rationales.final_answer(rationale, by_value=True) == answer
+    assert quality.final_answer(rationale, by_value=True) == answer
 
 
 def test_hostile_text_is_read_quickly():
     began = time.process_time()
     for text in ("(", "-", "1+", "1 ", "1 )", "= (", "9"):
-        rationales.final_answer(text * 20_000, by_value=True)
+        quality.final_answer(text * 20_000, by_value=True)
     assert time.process_time() - began < 5  # one quadratic pattern takes 30 s
 
 
@@ -107,8 +107,8 @@ def test_hostile_text_is_read_quickly():
 )
 def test_the_final_answer_among_choices_is_the_last_whole_word(rationale, answer):
     candidates = ("cabinet", "kitchen cabinet", "church", "washington d.c")
-    assert rationales.final_answer(rationale, False, candidates) == answer
-    assert rationales.final_answer(rationale, False) is None
+    assert quality.final_answer(rationale, False, candidates) == answer
+    assert quality.final_answer(rationale, False) is None
 
 
 def test_a_letter_is_an_answer_only_where_it_is_called_one():
@@ -117,21 +117,21 @@ def test_a_letter_is_an_answer_only_where_it_is_called_one():
         ("Option A is too small. The answer is D.", "D"),
         ("A man runs. B is larger", None),
     ]:
-        assert rationales.final_answer(rationale, False, tuple("ABCDE")) == answer
+        assert quality.final_answer(rationale, False, tuple("ABCDE")) == answer
 
 
 def test_choices_are_those_that_the_question_lists():
     question = "Where (a) or (b)?\nAnswer Choices:\n(a) bank\n(b) high street\n(c) mall"
-    assert rationales.choices(question) == ("bank", "high street", "mall")
-    assert rationales.choices("Where?") == ()
+    assert quality.choices(question) == ("bank", "high street", "mall")
+    assert quality.choices("Where?") == ()
 
 
 def test_correlations_are_the_definitions():
     rng = np.random.default_rng(0)
-    quality = rng.integers(0, 8, 40).astype(float)  # with ties
-    correct = rng.random(40) < quality / 10
-    found = rationales.correlations(quality, correct)
-    r = np.corrcoef(quality, correct)[0, 1]
+    grade = rng.integers(0, 8, 40).astype(float)  # with ties
+    correct = rng.random(40) < grade / 10
+    found = quality.correlations(grade, correct)
+    r = np.corrcoef(grade, correct)[0, 1]
     assert found["n"] == 40
     assert found["pearson"]["r"] == pytest.approx(r)
     # Student's t with n - 2 degrees of freedom, two-sided, by numerical integration.
@@ -140,12 +140,12 @@ def test_correlations_are_the_definitions():
     density = (1 + x * x / degrees) ** (-(degrees + 1) / 2)
     scale = math.gamma((degrees + 1) / 2) / (math.sqrt(degrees * math.pi) * math.gamma(degrees / 2))
     assert found["pearson"]["p"] == pytest.approx(2 * scale * np.trapezoid(density, x), rel=1e-4)
-    ranks = [np.array([(v < x).sum() + ((v == x).sum() + 1) / 2 for x in v]) for v in (quality, correct)]
+    ranks = [np.array([(v < x).sum() + ((v == x).sum() + 1) / 2 for x in v]) for v in (grade, correct)]
     assert found["spearman"]["r"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
 
 
 @pytest.mark.parametrize(
-    ("quality", "correct"),
+    ("grade", "correct"),
     [
         ([1, 1, 1, 1], [True, False, True, False]),
         ([0.1 + 0.2, 0.3, 0.3, 0.3], [True, False, True, False]),
@@ -154,21 +154,21 @@ def test_correlations_are_the_definitions():
         ([], []),
     ],
 )
-def test_what_does_not_vary_correlates_with_nothing(quality, correct):
-    found = rationales.correlations(quality, correct)
-    assert found == {"n": len(quality), "pearson": None, "spearman": None}
+def test_what_does_not_vary_correlates_with_nothing(grade, correct):
+    found = quality.correlations(grade, correct)
+    assert found == {"n": len(grade), "pearson": None, "spearman": None}
 
 
 def test_generated_rationales_arrive_at_their_label():
     for example in word_problems.generate(300, 0, max_steps=3, max_number=40, teacher_error_rate=0.3):
-        answer = rationales.final_answer(example.rationale, by_value=True)
+        answer = quality.final_answer(example.rationale, by_value=True)
         assert is_correct(answer, example.teacher_label, by_value=True)
 
 
 def test_svamps_teacher_agrees_with_itself_as_measured(data_root):
     examples = tasks.load("svamp", data_root).test
     said = [e for e in examples if e.rationale and e.teacher_label]
-    answers = [rationales.final_answer(e.rationale, by_value=True) for e in said]
+    answers = [quality.final_answer(e.rationale, by_value=True) for e in said]
     agree = sum(is_correct(a, e.teacher_label, True) for a, e in zip(answers, said, strict=True) if a)
     assert (len(said), answers.count(None)) == (193, 0)
     assert agree == pytest.approx(170, abs=3)
@@ -193,8 +193,8 @@ def test_similarity_is_the_cosine_of_mean_hidden_states(tokenizers_root, tmp_pat
     expected = []
     for a, b in zip(map(encode, SAID), map(encode, MEANT), strict=True):
         expected.append(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-    found = rationales.similarity(SAID, MEANT, str(tmp_path))
+    found = quality.similarity(SAID, MEANT, str(tmp_path))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert max(expected) - min(expected) > 0.01
     with pytest.raises(UserError, match="not a sentence encoder"):
-        rationales.similarity(SAID, MEANT, str(tmp_path / "none"))
+        quality.similarity(SAID, MEANT, str(tmp_path / "none"))

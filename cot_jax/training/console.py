@@ -11,7 +11,7 @@ import jax
 from tqdm import tqdm
 
 from cot_jax import __version__
-from cot_jax.training.sharding import leads
+from cot_jax.training.mesh import leads
 
 
 def say(line: str) -> None:

@@ -112,18 +112,18 @@ class Result(NamedTuple):
         return str(self.answer)
 
 
-# Runs a program in its own way: `run`, or with a sandbox (`data.sandbox.runner`).
-Run = Callable[[str], Result]
+# Gives the answer of a program: `run`, or one with a sandbox (`answers.sandbox.make_interpreter`).
+Interpreter = Callable[[str], Result]
 
 
-def run(program: str, sandbox: Run | None = None) -> Result:
+def run(program: str, sandbox: Interpreter | None = None) -> Result:
     """Returns the answer of a program; never raises, never takes much longer than `_MAX_SECONDS`.
 
     The answer is the value of `ans` or `answer`; without either, what `solution()` or `solver()` returns;
     without those, the last line printed, as a number if it is one.
 
     Args:
-      sandbox: runs what is refused here, as unsupported or for its budget, in its own time (`data.sandbox`).
+      sandbox: runs the programs that are refused here as unsupported or over budget (`answers.sandbox`).
     """
     result = _interpret(program)
     return sandbox(program) if sandbox and result.failure in ("Unsupported", "Budget") else result

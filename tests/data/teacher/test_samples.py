@@ -2,9 +2,9 @@
 
 import pytest
 
-from cot_jax.data import prompts, samples
 from cot_jax.data.examples import Example
-from cot_jax.data.samples import Asked, Sample
+from cot_jax.data.teacher import prompts, samples
+from cot_jax.data.teacher.samples import Asked, Sample
 
 SUM = Example("s", "I have 2 and 3.", "( 2.0 + 3.0 )")
 CHOICE = Example("c", "Where?\nAnswer Choices:\n(a) Here\n(b) there", "Here")

@@ -1,6 +1,6 @@
 import pytest
 
-from cot_jax.metrics.voting import Ballots, elect, vote
+from cot_jax.answers.voting import Ballots, elect, vote
 
 
 def test_the_most_frequent_answer_wins_whatever_its_probability():

@@ -1,4 +1,4 @@
-"""Make the table and the plots of a sweep: python -m cot_jax.report DIR
+"""Make the table and the plots of a sweep: python -m cot_jax.compare DIR
 
 Writes report.md, report.csv (a row a run), differences.csv (every pair of methods) and, where Matplotlib is
 installed, pictures into DIR; prints the table.
@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from cot_jax import table as tables
+from cot_jax import experiments
 from cot_jax.config import read_json
 from cot_jax.errors import UserError
+from cot_jax.experiments import Cell, Table
 from cot_jax.metrics.plots import Curve, draw_curves, draw_data_size
 from cot_jax.metrics.significance import paired_p_value
-from cot_jax.table import Cell, Table
 
 _ACCURACY = "test/accuracy"
 _FRACTION = "data.train_fraction"
@@ -61,7 +61,7 @@ class _Runs:
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, or 2 where there is nothing to report."""
     parser = argparse.ArgumentParser(
-        "python -m cot_jax.report",
+        "python -m cot_jax.compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("directory", type=Path, help="--output of a sweep")
     directory = parser.parse_args(argv).directory
     try:
-        table = tables.from_directory(directory)
+        table = experiments.from_directory(directory)
         found = {(cell.row, cell.column): _read(cell, directory / cell.path) for cell in table.cells}
         if not any(runs.results for runs in found.values()):
             raise UserError(f"{directory}: no run is finished yet")

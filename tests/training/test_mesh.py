@@ -17,8 +17,7 @@ from cot_jax.losses.objective import MutualInformation, make_objective
 from cot_jax.losses.self_distillation import SelfDistillation
 from cot_jax.models.student import T5Student
 from cot_jax.models.t5 import T5Config
-from cot_jax.training.optimizer import make_optimizer
-from cot_jax.training.sharding import (
+from cot_jax.training.mesh import (
     BATCH_AXES,
     by_example,
     by_table,
@@ -28,6 +27,7 @@ from cot_jax.training.sharding import (
     replicated,
     spread,
 )
+from cot_jax.training.optimizer import make_optimizer
 from cot_jax.training.step import init_state, make_train_step
 
 STEPS, BATCH, EXAMPLES, V = 20, 16, 64, 256

@@ -8,8 +8,8 @@ import threading
 import numpy as np
 import pytest
 
-from cot_jax import rationales
-from cot_jax.metrics import rationales as metrics
+from cot_jax import judge
+from cot_jax.metrics import quality
 
 TEACHER = "Ann has 3. Ann gets 4, so 3 + 4 = 7."
 ROWS = [
@@ -46,7 +46,7 @@ def where(tmp_path):
 
 
 def _main(capsys, *arguments):
-    status = rationales.main([str(argument) for argument in arguments])
+    status = judge.main([str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 
@@ -60,7 +60,7 @@ def test_measures_are_written_of_all_and_of_each(where, capsys):
     status, out, err = _main(capsys, f"--predictions={where}")
     assert (status, err) == (0, "")
     measures, rows = _written(where)
-    corpus, each = metrics.likeness([row["rationale"] for row in ROWS], [TEACHER] * len(ROWS))
+    corpus, each = quality.likeness([row["rationale"] for row in ROWS], [TEACHER] * len(ROWS))
     assert measures["against_teacher"] == pytest.approx({"examples": 6} | corpus)
     assert [row["id"] for row in rows] == [f"e{n}" for n in range(6)]
     assert [row["chrf"] for row in rows] == pytest.approx(each["chrf"])
@@ -128,7 +128,7 @@ class Judge(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def judge(monkeypatch):
+def grader(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     Judge.seen = []
@@ -139,10 +139,10 @@ def judge(monkeypatch):
     server.server_close()
 
 
-def test_the_judge_is_asked_k_times_an_example_and_read_strictly(where, judge, capsys):
+def test_the_judge_is_asked_k_times_an_example_and_read_strictly(where, grader, capsys):
     asked = [
         f"--predictions={where}",
-        f"--judge=http://127.0.0.1:{judge.server_port}/v1",
+        f"--judge=http://127.0.0.1:{grader.server_port}/v1",
         "--judge_model=m",
         "--examples=4",
     ]
@@ -162,7 +162,7 @@ def test_the_judge_is_asked_k_times_an_example_and_read_strictly(where, judge, c
     assert found["std_over_examples"] == pytest.approx(np.std([row["grade"] for row in drawn], ddof=1))
     assert found["mean_std_over_samples"] == pytest.approx(1 / 3**0.5)
     assert (found["requests_sent"], found["prompt_tokens"], found["completion_tokens"]) == (16, 1600, 16)
-    expected = metrics.correlations([row["grade"] for row in drawn], [row["correct"] for row in drawn])
+    expected = quality.correlations([row["grade"] for row in drawn], [row["correct"] for row in drawn])
     assert measures["correlation_with_correctness"]["grade"] == expected
     assert "judge m: " in out
     bodies = list(Judge.seen)
@@ -178,10 +178,10 @@ def test_the_judge_is_asked_k_times_an_example_and_read_strictly(where, judge, c
     assert _written(where)[0]["judge"] == found | {"requests_sent": 0}
 
 
-def test_a_judge_that_gives_no_grade_at_all(where, judge, capsys):
+def test_a_judge_that_gives_no_grade_at_all(where, grader, capsys):
     arguments = (
         f"--predictions={where}",
-        f"--judge=http://127.0.0.1:{judge.server_port}/v1",
+        f"--judge=http://127.0.0.1:{grader.server_port}/v1",
         "--judge_model=m",
         "--samples=1",
     )
@@ -249,5 +249,5 @@ def test_mistakes_are_one_line_and_status_2(where, tmp_path, capsys, break_it, m
 )
 def test_wrong_flags_are_usage_errors(where, capsys, wrong):
     with pytest.raises(SystemExit) as stopped:
-        rationales.main([f"--predictions={where}", wrong])
+        judge.main([f"--predictions={where}", wrong])
     assert stopped.value.code == 2

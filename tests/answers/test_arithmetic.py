@@ -8,8 +8,8 @@ import warnings
 
 import pytest
 
-from cot_jax.data import teacher
-from cot_jax.metrics.arithmetic import evaluate, in_svamp_notation, same_value
+from cot_jax.answers.arithmetic import evaluate, in_svamp_notation, same_value
+from cot_jax.data.teacher import outputs
 
 
 def _eval(equation):
@@ -25,10 +25,10 @@ def _eval(equation):
 def test_equals_eval_on_every_equation_of_svamp(data_root, split):
     lines = (data_root / f"svamp/svamp_{split}.json").read_text().splitlines()
     gold = [json.loads(line)["label"] for line in lines]
-    outputs = teacher.read_outputs(data_root / "svamp/llm", split)
-    assert outputs is not None
-    said = [teacher.parse("svamp", output, form).label for output in outputs for form in teacher.PARSERS]
-    equations = gold + [label for label in said if label is not None]
+    said = outputs.read_outputs(data_root / "svamp/llm", split)
+    assert said is not None
+    labels = [outputs.parse("svamp", text, form).label for text in said for form in outputs.PARSERS]
+    equations = gold + [label for label in labels if label is not None]
     assert [evaluate(e) for e in equations] == [_eval(e) for e in equations]
     assert sum(evaluate(e) is not None for e in equations) > 2.7 * len(gold)
 

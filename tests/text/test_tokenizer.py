@@ -6,9 +6,9 @@ import pytest
 import transformers
 from transformers import AutoTokenizer
 
-from cot_jax.data import tokenizer as tokenizers
 from cot_jax.data.word_problems import generate
 from cot_jax.errors import UserError
+from cot_jax.text import tokenizer as tokenizers
 
 PROBLEMS = generate(1000, seed=0, max_steps=3, distractors=2, max_number=40)
 TEXTS = [text for p in PROBLEMS for text in (p.input, p.label, p.rationale, p.program)]

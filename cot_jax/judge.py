@@ -1,4 +1,4 @@
-"""How good a student's rationales are: python -m cot_jax.rationales --predictions=RUN/evaluation/TASK_SPLIT
+"""How good a student's rationales are: python -m cot_jax.judge --predictions=RUN/evaluation/TASK_SPLIT
 
 Reads predictions.jsonl and evaluation.json, as `python -m cot_jax.evaluate` writes them, and writes beside
 them rationales.json (all measures), rationales.jsonl (those of each example), with --judge
@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cot_jax.answers.equality import is_correct
 from cot_jax.data.examples import Row, read_json_lines
-from cot_jax.endpoint import Endpoint, chat
+from cot_jax.data.teacher.endpoint import Endpoint, chat
 from cot_jax.errors import UserError
-from cot_jax.metrics import rationales as metrics
-from cot_jax.metrics.accuracy import is_correct
+from cot_jax.metrics import quality
 
 # The scale is that of Chen et al. 2024; the words around it are ours.
 JUDGE_PROMPT = """\
@@ -146,7 +146,7 @@ def _measure(evaluation: Evaluation, options: argparse.Namespace) -> tuple[Measu
     for name in QUALITIES:
         known = [(row[name], row["correct"]) for row in rows if row.get(name) is not None]
         if known:
-            found = metrics.correlations(*zip(*known, strict=True))
+            found = quality.correlations(*zip(*known, strict=True))
             measures["correlation_with_correctness"][name] = found
     return measures, rows
 
@@ -160,9 +160,9 @@ def _against_teacher(
         return None
     said = [prediction.rationale or "" for prediction, _ in compared]
     meant = [prediction.teacher_rationale or "" for prediction, _ in compared]
-    corpus, each = metrics.likeness(said, meant)
+    corpus, each = quality.likeness(said, meant)
     if encoder:
-        each["similarity"] = metrics.similarity(said, meant, encoder)
+        each["similarity"] = quality.similarity(said, meant, encoder)
         corpus["similarity"] = statistics.fmean(each["similarity"])
     for index, (_, row) in enumerate(compared):
         row.update({name: values[index] for name, values in each.items()})
@@ -174,8 +174,8 @@ def _consistency(
 ) -> Measures:
     """Counts whose rationale arrives at the predicted and at the gold label; adds them to `rows`."""
     for prediction, row in zip(explained, rows, strict=True):
-        candidates = evaluation.labels or metrics.choices(prediction.input)
-        answer = metrics.final_answer(prediction.rationale or "", evaluation.by_value, candidates)
+        candidates = evaluation.labels or quality.choices(prediction.input)
+        answer = quality.final_answer(prediction.rationale or "", evaluation.by_value, candidates)
         row["answer"] = answer
         for name, label in (
             ("agrees_with_prediction", prediction.label),
@@ -350,7 +350,7 @@ def _write(path: Path, text: str) -> None:
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        "python -m cot_jax.rationales",
+        "python -m cot_jax.judge",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

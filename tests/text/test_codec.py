@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from cot_jax.data import tokenizer as tokenizers
-from cot_jax.data.codec import decode, encode
+from cot_jax.text import tokenizer as tokenizers
+from cot_jax.text.codec import decode, encode
 
 # What a tokenizer, Unicode or Transformers' decoding does something to.
 PARTS = [

@@ -2,11 +2,13 @@
 
 import pytest
 
-from cot_jax.data import programs, prompts, tasks, teacher
+from cot_jax.answers import programs
+from cot_jax.answers.arithmetic import same_value
+from cot_jax.data import tasks
 from cot_jax.data.examples import Example
 from cot_jax.data.tasks import Splits
-from cot_jax.metrics.arithmetic import same_value
-from cot_jax.metrics.rationales import choices, final_answer
+from cot_jax.data.teacher import outputs, prompts
+from cot_jax.metrics.quality import choices, final_answer
 
 STYLES = {
     "math": prompts.MATH, "choice": prompts.CHOICE, "letter": prompts.LETTER, "nli": prompts.NLI,
@@ -18,7 +20,7 @@ STYLES = {
 def test_the_parsers_read_what_is_demonstrated(style):
     assert len(style.demonstrations) == (6 if style is prompts.BOOLEAN else 10)
     for shown in style.demonstrations:
-        said = teacher.parse(style.parser, style.answers("cot", shown), "corrected")
+        said = outputs.parse(style.parser, style.answers("cot", shown), "corrected")
         assert said.rationale == shown.rationale
         expected = shown.answer.partition(") ")[2] if style is prompts.CHOICE else shown.answer
         assert said.label == expected
@@ -44,7 +46,7 @@ def test_choices_and_classes_are_balanced():
     assert sorted(shown.answer for shown in prompts.LETTER.demonstrations) == sorted(2 * "ABCDE")
     assert [shown.answer for shown in prompts.BOOLEAN.demonstrations] == 3 * ["no", "yes"]
     classes = [shown.answer for shown in prompts.NLI.demonstrations]
-    assert sorted(map(classes.count, teacher.NLI_LABELS)) == [3, 3, 4]
+    assert sorted(map(classes.count, outputs.NLI_LABELS)) == [3, 3, 4]
 
 
 def splits(*examples, label_set=None, by_value=False):
@@ -60,8 +62,8 @@ CHOICE = Example("3", "Where?\nAnswer Choices:\n(a) here\n(b) there", "there")
     ("task", "example", "known", "style"),
     [
         ("svamp", SUM, {"by_value": True}, prompts.MATH),
-        ("anli1", PAIR, {"label_set": teacher.NLI_LABELS}, prompts.NLI),
-        ("esnli", PAIR, {"label_set": teacher.NLI_LABELS}, prompts.ESNLI),
+        ("anli1", PAIR, {"label_set": outputs.NLI_LABELS}, prompts.NLI),
+        ("esnli", PAIR, {"label_set": outputs.NLI_LABELS}, prompts.ESNLI),
         ("cqa", CHOICE, {}, prompts.CHOICE),
     ],
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cot_jax.metrics.arithmetic import same_value
+from cot_jax.answers.arithmetic import same_value
 
 
 def is_correct(prediction: str, gold: str, by_value: bool) -> bool:

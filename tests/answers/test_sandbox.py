@@ -11,9 +11,9 @@ import tempfile
 
 import pytest
 
-from cot_jax.data import programs, sandbox
+from cot_jax.answers import programs, sandbox
+from cot_jax.answers.programs import Result
 from cot_jax.data.examples import Example
-from cot_jax.data.programs import Result
 from cot_jax.data.selection import keep_right_programs
 from cot_jax.errors import UserError
 
@@ -192,18 +192,18 @@ def test_only_what_the_interpreter_refuses_comes_here():
 
 
 def test_who_runs_programs():
-    assert sandbox.runner(False) is programs.run
+    assert sandbox.make_interpreter(False) is programs.run
     refused = "import fractions\nans = fractions.Fraction(1, 2)"
     assert programs.run(refused).failure == "Unsupported"
     example = Example("1", "?", "0.5", programs=(refused,))
-    kept, line = keep_right_programs([example], ["0.5"], by_value=True, run=programs.run)
+    kept, line = keep_right_programs([example], ["0.5"], by_value=True, interpreter=programs.run)
     assert (kept[0].programs, "left out: Unsupported 1" in line) == ((), True)
-    kept, _ = keep_right_programs([example], ["0.5"], by_value=True, run=lambda _: Result(0.5))
+    kept, _ = keep_right_programs([example], ["0.5"], by_value=True, interpreter=lambda _: Result(0.5))
     assert kept == [example]
 
 
 @pytest.mark.usefixtures("box")
-def test_runner_makes_a_sandbox():
-    run = sandbox.runner(True)
+def test_the_option_makes_a_sandbox():
+    run = sandbox.make_interpreter(True)
     assert run("import fractions\nans = fractions.Fraction(1, 2)").answer == 0.5
     assert run("ans = nothing").failure == "NameError"

@@ -112,7 +112,7 @@ def from_file(file: Path) -> Table:
     """Returns what `get_table()` of a file such as those in configs/tables returns."""
     table = load_config_module(file, "get_table")
     if not isinstance(table, Table):
-        raise UserError(f"{file}: get_table() returned a {type(table).__name__}, not a cot_jax.table.Table")
+        raise UserError(f"{file}: get_table() must return a Table, not {type(table).__name__}")
     return table
 
 

@@ -7,8 +7,8 @@ answer that most of the sampled reasonings arrive at.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cot_jax.metrics.accuracy import is_correct
-from cot_jax.metrics.arithmetic import evaluate
+from cot_jax.answers.arithmetic import evaluate
+from cot_jax.answers.equality import is_correct
 
 
 class Ballots(NamedTuple):

@@ -4,13 +4,14 @@ import re
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from cot_jax.data import programs, teacher
+from cot_jax.answers import programs
+from cot_jax.answers.equality import is_correct
+from cot_jax.answers.programs import Interpreter
+from cot_jax.answers.voting import vote
 from cot_jax.data.examples import Example
-from cot_jax.data.programs import Run
-from cot_jax.data.prompts import Style
-from cot_jax.metrics.accuracy import is_correct
-from cot_jax.metrics.rationales import choices
-from cot_jax.metrics.voting import vote
+from cot_jax.data.teacher import outputs
+from cot_jax.data.teacher.prompts import Style
+from cot_jax.metrics.quality import choices
 
 KINDS = ("cot", "pot")  # a rationale, a program of thought
 FILTERS = ("right", "leaks", "duplicates")
@@ -54,9 +55,9 @@ def read(
     finish_reason: str | None,
     style: Style,
     by_value: bool,
-    run: Run = programs.run,
+    interpreter: Interpreter = programs.run,
 ) -> Sample:
-    """Returns what an output says in answer to the question that was asked; `run` runs programs."""
+    """Returns what an output says in answer to the question that was asked; `interpreter` runs programs."""
     text, label, failure = None, None, None
     plain = _THOUGHTS.sub("", output).replace("**", "").strip()
     if finish_reason and finish_reason.startswith("refused"):
@@ -66,13 +67,13 @@ def read(
     elif asked.kind == "pot":
         fenced = _FENCED.search(plain)
         text = (fenced[1] if fenced else plain.split("\nQ:")[0]).strip()
-        result = run(text)
+        result = interpreter(text)
         if result.failure is None:
             label = str(result.answer)
         else:
             failure = f"program: {result.failure}"
     else:
-        text, label = teacher.parse(style.parser, plain, "corrected")
+        text, label = outputs.parse(style.parser, plain, "corrected")
         label = _among(style.labels or choices(asked.example.input), label)
         if text is None or label is None:
             failure = "no rationale" if label else "no readable answer" if text else "no answer"
@@ -133,6 +134,6 @@ def drops(samples: Sequence[Sample], filters: Collection[str], max_words: int) -
 
 
 def majority(samples: Sequence[Sample], by_value: bool) -> str | None:
-    """Returns the label that most samples give (`metrics.voting`); None if none gives one."""
+    """Returns the label that most samples give (`answers.voting`); None if none gives one."""
     said = [sample.label for sample in samples if sample.label is not None]
     return vote(said, [0.0] * len(said), by_value).answer if said else None

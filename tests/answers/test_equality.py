@@ -1,6 +1,6 @@
 import pytest
 
-from cot_jax.metrics.accuracy import accuracy, is_correct
+from cot_jax.answers.equality import accuracy, is_correct
 
 
 def test_text_is_compared_exactly_but_for_white_space_around_it():

@@ -1,9 +1,9 @@
 """What a teacher is asked: instructions, demonstrations, and how they become a prompt or a chat.
 
-Six styles of questions (`style_of`): arithmetic, a choice of words, of letters, entailment, yes or no, and
-any other text. Each has an instruction, the words that introduce the answer (`data.teacher` reads it by them)
-and, but for the last, demonstrations. All of them are ours: no data set holds them. Programs of thought (Chen
-et al. 2023) are asked for arithmetic only.
+A question has one of six styles (`style_of`): arithmetic, a choice of words, a choice of letters, entailment,
+yes or no, and any other text. Each style has an instruction and the words that introduce the answer
+(`outputs` finds the answer by them); all but the last have demonstrations. They are ours: no data set holds
+them. Only arithmetic questions ask for programs of thought (Chen et al. 2023).
 
 The formats are those of the published outputs (Hsieh et al. 2023): "The answer is (84 / 2).", "So the answer
 is (b) wooded area.", "So the answer is neutral." and, for e-SNLI, "Answer: neutral" on a line of its own.
@@ -13,12 +13,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from cot_jax.answers.arithmetic import evaluate
 from cot_jax.data.examples import Example
 from cot_jax.data.problems import LETTERS, YES_NO
 from cot_jax.data.tasks import END_TOKEN, Splits
-from cot_jax.data.teacher import NLI_LABELS
-from cot_jax.metrics.arithmetic import evaluate
-from cot_jax.metrics.rationales import choices
+from cot_jax.data.teacher.outputs import NLI_LABELS
+from cot_jax.metrics.quality import choices
 
 # With more labels than these a task's prompt does not name them.
 _MOST_LABELS = 10
@@ -36,7 +36,7 @@ class Style:
     """How questions of one kind are put, and how their answers end.
 
     Attributes:
-      parser: of `data.teacher`, in its corrected form, which reads the answers.
+      parser: of `outputs`, in its corrected form, which reads the answers.
       closing: what follows the rationale; it holds {answer}.
       instruction: holds {closing}.
       marks: what stands before a question and before its answer, where they are not turns of a chat.

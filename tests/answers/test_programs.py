@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from cot_jax.data import programs
-from cot_jax.data.programs import run
+from cot_jax.answers import programs
+from cot_jax.answers.programs import run
 
 # Real programs: the counts in the data's own description.
 

@@ -10,7 +10,7 @@ import pytest
 import scripted_teacher
 from scripted_teacher import Server, cut, refuses, stalls, torn
 
-from cot_jax.endpoint import Batch, Endpoint, chat, completion
+from cot_jax.data.teacher.endpoint import Batch, Endpoint, chat, completion
 from cot_jax.errors import UserError
 
 
@@ -94,7 +94,7 @@ def test_a_run_killed_for_good_sends_only_what_was_not_kept(server, tmp_path):
     cache, requests = tmp_path / "cache.jsonl", asks(40)
     program = f"""
 import json, pathlib, sys
-from cot_jax.endpoint import Endpoint
+from cot_jax.data.teacher.endpoint import Endpoint
 with Endpoint({server.url!r}, pathlib.Path({str(cache)!r}), concurrency=3) as endpoint:
     list(endpoint.ask(json.load(sys.stdin)))
 """

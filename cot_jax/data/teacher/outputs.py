@@ -34,10 +34,10 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from cot_jax.answers.arithmetic import evaluate
 from cot_jax.data.examples import Example, Row, read_json_lines
 from cot_jax.errors import UserError
-from cot_jax.metrics.arithmetic import evaluate
-from cot_jax.metrics.rationales import final_answer
+from cot_jax.metrics.quality import final_answer
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")  # in the order of the data sets' integers
 

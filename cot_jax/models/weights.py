@@ -85,10 +85,13 @@ def shapes(weights: Weights) -> Params:
     return unflatten_dict(flat, sep="/")
 
 
-def init(weights: Weights, rng: jax.Array) -> Params:
-    """Fresh parameters; each leaf depends on its path and the key only."""
+def init(weights: Weights, rng: jax.Array, given: Params | None = None) -> Params:
+    """Fresh parameters, but for those `given`; each leaf depends on its path and the key only."""
+    ready = flatten_dict(given, sep="/") if given else {}
 
     def one(path: str, weight: Weight) -> jax.Array:
+        if path in ready:
+            return ready[path]
         if weight.std is None:
             return jnp.ones(weight.shape)
         if weight.std == 0:

@@ -73,7 +73,8 @@ def main(argv: Sequence[str]) -> int:
         devices, memory, source = _devices(options)
         if config.model.compute_dtype == "auto":
             config = _changed(config, {"model.compute_dtype": "bfloat16"})
-        experiment = prepare(config, weights=False)
+        platform = "tpu" if options.topology else "gpu"
+        experiment = prepare(config, weights=False, platform=platform)
         print(*_describe(experiment, devices, memory, source), sep="\n", flush=True)
         need = measure(experiment, devices, memory)
         print(*_table(need, memory), sep="\n", flush=True)
@@ -180,7 +181,9 @@ def _activation_changes(batch_size: int) -> list[dict[str, Any]]:
 def changed(experiment: Experiment, change: dict[str, Any]) -> Experiment:
     """Returns the experiment with other values of the keys "SECTION.NAME"."""
     config = _changed(experiment.config, change)
-    student, _ = load_student(config.model, experiment.tokenizer, weights=False)
+    student = dataclasses.replace(  # type: ignore[type-var]
+        load_student(config.model, experiment.tokenizer, weights=False)[0], unroll=False
+    )
     return dataclasses.replace(
         experiment, config=config, student=student, lora=make_lora(config.model, student)
     )

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from cot_jax.answers.equality import accuracy
 from cot_jax.batch import Batch
-from cot_jax.data.batches import Ragged, make_batch, question_shapes
+from cot_jax.data.batches import Ragged, question_shapes
+from cot_jax.data.lengths import describe
 from cot_jax.data.examples import Example
 from cot_jax.errors import UserError
 from cot_jax.losses.self_distillation import LastBatch
@@ -211,7 +212,7 @@ class Run:
         """Returns the step, which donates the state, compiled in the background for those from `first` on."""
         batches, found = self.batches, {}
         for step in range(first, min(first + _LOOK_AHEAD, self.experiment.config.train.steps)):
-            if (name := describe_shape(batches.shape(step))) not in found:
+            if (name := describe(batches.shape(step))) not in found:
                 found[name] = abstract(batches(step), self._batch_sharding)
             if len(found) == len(batches.shapes):
                 break

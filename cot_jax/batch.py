@@ -16,11 +16,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("ids", "length"), meta_fields=("width",)
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("ids", "length"), meta_fields=("width",))
 @dataclasses.dataclass(frozen=True)
 class Tokens:
     """Sequences of token ids. NumPy on the host, jax.Array in the step.
@@ -96,15 +95,15 @@ class Segments:
       real_GES: bool, whether a sequence has a position.
     """
 
-    def __init__(self, length_GE: jax.Array, slots: int, width: int):
+    def __init__(self, length_GE: ArrayLike, slots: int, width: int):
         """
         Args:
           length_GE: tokens of each sequence; their sum over a group is at most `slots`.
           slots: X.
           width: S, at least the longest length.
         """
-        E = length_GE.shape[1]
         length_GE = jnp.asarray(length_GE)
+        E = length_GE.shape[1]
         end_GE = jnp.cumsum(length_GE, axis=1)
         slot_X = jnp.arange(slots)
         before_GX = jnp.sum(slot_X[None, :, None] >= end_GE[:, None, :], axis=-1)

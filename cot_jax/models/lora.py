@@ -67,9 +67,9 @@ class Lora:
         """Fresh trained parameters, float32; the adapters change nothing."""
         flat = flatten_dict(init(self.weights, rng), sep="/")
         for n, path in enumerate(sorted(self._adapted)):
-            a = self.weights[f"{path}/a"]
-            key = jax.random.fold_in(rng, n)
-            flat[f"{path}/a"] = jax.random.uniform(key, a.shape, minval=-a.std, maxval=a.std)
+            shape_NPR = self.weights[f"{path}/a"].shape
+            limit, key = shape_NPR[1] ** -0.5, jax.random.fold_in(rng, n)
+            flat[f"{path}/a"] = jax.random.uniform(key, shape_NPR, minval=-limit, maxval=limit)
         return unflatten_dict(flat, sep="/")
 
     def attach(self, frozen: Params, trained: Params) -> Params:

@@ -134,7 +134,9 @@ def from_pretrained(path_or_id: str, options: Options) -> tuple[Student, Params,
     directory = pretrained.fetch(path_or_id)
     student = build(pretrained.read_config(str(directory)), options)
     says_tied = student.config.tie_word_embeddings
-    untied = dataclasses.replace(student, config=dataclasses.replace(student.config, tie_word_embeddings=False))  # type: ignore[type-var]
+    untied = dataclasses.replace(
+        student, config=dataclasses.replace(student.config, tie_word_embeddings=False)
+    )  # type: ignore[type-var]
     params, report = pretrained.read(directory, untied.weights, dict(student.aliases), student.leftovers)
     if "head" not in params and not says_tied:
         raise UserError(f"{directory}: tensor {untied.weights['head'].theirs} is missing, one of 1 in all")

@@ -198,10 +198,18 @@ class T5:
             "o": ("NHKD", (H, K, D), 2, (H * K) ** -0.5),
         }
         gated = _FEED_FORWARD[c.feed_forward_proj][1]
-        mlp = {name: ("NDF", (D, F), 1, D**-0.5) for name in (("wi_0", "wi_1") if gated else ("wi",))}
+        mlp = dict.fromkeys(("wi_0", "wi_1") if gated else ("wi",), ("NDF", (D, F), 1, D ** (-0.5)))
         mlp["wo"] = ("NFD", (F, D), 1, F**-0.5)
-        maps = {"self_attention": attention, "cross_attention": attention, "mlp": mlp}
-        theirs = {"self_attention": "SelfAttention", "cross_attention": "EncDecAttention", "mlp": "DenseReluDense"}
+        maps: dict[str, dict[str, tuple]] = {
+            "self_attention": attention,
+            "cross_attention": attention,
+            "mlp": mlp,
+        }
+        theirs = {
+            "self_attention": "SelfAttention",
+            "cross_attention": "EncDecAttention",
+            "mlp": "DenseReluDense",
+        }
         stacks = {
             "encoder": (c.num_layers, ("self_attention", "mlp")),
             "decoder": (c.num_decoder_layers, ("self_attention", "cross_attention", "mlp")),
@@ -229,7 +237,9 @@ class T5:
         encoder_key, *keys = _split(dropout_rng, 4)
         encoded_GXD = self._encode(params, inputs, encoder_key)
         rate = self.config.dropout_rate
-        biases = [self._position_bias(params["decoder"], s.real_GES.shape[2], False) for s in targets.segments]
+        biases = [
+            self._position_bias(params["decoder"], s.real_GES.shape[2], False) for s in targets.segments
+        ]
         to_self = Attention(targets, targets, biases, causal=True, rate=rate)
         to_input = Attention(targets, inputs, [None] * len(views), rate=rate)
 
@@ -237,10 +247,10 @@ class T5:
             self_key, input_key, *keys = _split(key, 6)
 
             def attend_self(h_GYD):
-                return to_self(*_queries_keys_values(w["self_attention"], h_GYD, h_GYD), self_key)
+                return to_self(self_key, *_queries_keys_values(w["self_attention"], h_GYD, h_GYD))
 
             def attend_input(h_GYD):
-                return to_input(*_queries_keys_values(w["cross_attention"], h_GYD, encoded_GXD), input_key)
+                return to_input(input_key, *_queries_keys_values(w["cross_attention"], h_GYD, encoded_GXD))
 
             return self._decoder_layer(x_GYD, w, attend_self, attend_input, keys, targets.seed_GX), None
 
@@ -340,7 +350,7 @@ class T5:
         def layer(x_GXD, w, key):
             self_key, *keys = _split(key, 4)
             h_GXD = self._norm(x_GXD, w["self_attention_norm"])
-            y_GXHK = attention(*_queries_keys_values(w["self_attention"], h_GXD, h_GXD), self_key)
+            y_GXHK = attention(self_key, *_queries_keys_values(w["self_attention"], h_GXD, h_GXD))
             x_GXD += self._drop(linear(y_GXHK, w["self_attention"]["o"], 2), keys[0], seed_GX)
             return by_example(self._feed_forward(x_GXD, w, keys[1:], seed_GX)), None
 
@@ -397,4 +407,4 @@ def _queries_keys_values(w: Params, x: jax.Array, memory: jax.Array) -> tuple[ja
 
 
 def _split(key: jax.Array | None, count: int) -> Sequence[Any]:
-    return (None,) * count if key is None else jax.random.split(key, count)
+    return [None] * count if key is None else [*jax.random.split(key, count)]

@@ -96,7 +96,9 @@ def init(weights: Weights, rng: jax.Array, given: Params | None = None) -> Param
             return jnp.ones(weight.shape)
         if weight.std == 0:
             return jnp.zeros(weight.shape)
-        return weight.std * jax.random.normal(jax.random.fold_in(rng, zlib.crc32(path.encode())), weight.shape)
+        return weight.std * jax.random.normal(
+            jax.random.fold_in(rng, zlib.crc32(path.encode())), weight.shape
+        )
 
     return unflatten_dict({path: one(path, weight) for path, weight in weights.items()}, sep="/")
 
@@ -114,4 +116,3 @@ def layer_norms(tree: Params) -> dict[str, jax.Array]:
             stack = found[1] or "layers"
             squares[stack] = squares.get(stack, 0) + jnp.sum(leaf**2, axis=tuple(range(1, leaf.ndim)))
     return {stack: jnp.sqrt(total) for stack, total in squares.items()}
-

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -89,7 +89,9 @@ def make_sample(
 def _hash(questions: Tokens) -> jax.Array:
     """(B,) uint32 of each question's tokens and their order."""
     segments = Segments.of(questions)
-    term_GX = mix(questions.ids.astype(jnp.uint32) + mix(segments.position_GX.astype(jnp.uint32)))
+    term_GX = mix(
+        jnp.asarray(questions.ids).astype(jnp.uint32) + mix(segments.position_GX.astype(jnp.uint32))
+    )
     return jnp.sum(segments.unpack(term_GX), axis=-1, dtype=jnp.uint32).reshape(-1)
 
 

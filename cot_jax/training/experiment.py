@@ -467,7 +467,8 @@ def load_student(
     if not config.pretrained:
         ids = {"vocab_size": tokenizer.size, "pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id}
         return students.from_scratch(config.preset, options=options, **ids), None, []
-    params, report = None, []
+    params: Params | None = None
+    report: list[str] = []
     if weights:
         student, params, report = students.from_pretrained(config.pretrained, options)
     else:

@@ -13,8 +13,8 @@ from jax.experimental import multihost_utils
 
 from cot_jax.answers.equality import accuracy
 from cot_jax.config import refuse_other_config, to_json
-from cot_jax.errors import UserError
 from cot_jax.data.lengths import describe as describe_shape
+from cot_jax.errors import UserError
 from cot_jax.metrics.plots import LAYER_NORM, draw_layer_norms, require_matplotlib
 from cot_jax.metrics.writers import MetricsWriter
 from cot_jax.training.checkpoints import Checkpoints
@@ -269,7 +269,7 @@ def describe(run: Run) -> list[str]:
     lines = [
         f"task {config.data.task}, method {config.objective.method}, seed {config.seed}",
         *experiment.report,
-        f"programs, token slots and longest text of each view's inputs > targets: "
+        "programs, token slots and longest text of each view's inputs > targets: "
         + "; ".join(map(describe_shape, run.batches.shapes)),
         f"slots with a token: {filled}; {100 * run.batches.efficiency:.0f} % of the arithmetic is for tokens",
         f"model: {run.parameters:,} parameters, "

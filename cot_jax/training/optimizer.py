@@ -131,4 +131,3 @@ def _by_matrix(inner: optax.GradientTransformation, weights: Weights) -> optax.G
         return updates, jax.tree.transpose(like, one_state, states)
 
     return optax.GradientTransformation(init, update)
-

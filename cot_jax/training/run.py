@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cot_jax.answers.equality import accuracy
 from cot_jax.batch import Batch
 from cot_jax.data.batches import Ragged, question_shapes
-from cot_jax.data.lengths import describe
 from cot_jax.data.examples import Example
+from cot_jax.data.lengths import describe
 from cot_jax.errors import UserError
 from cot_jax.losses.self_distillation import LastBatch
 from cot_jax.models.weights import Params, init, shapes
@@ -177,7 +178,7 @@ class Run:
         experiment, distillation = self.experiment, self.experiment.self_distillation
         if distillation is None or not distillation.distills:
             return None
-        widths = [max(view.targets[1] for view in of_view) for of_view in zip(*self.batches.shapes, strict=True)]
+        widths = np.max(self.batches.shapes, axis=0)[:, 1, 1].tolist()
         return distillation.empty(
             experiment.config.train.batch_size // 2,
             experiment.student.outputs,
@@ -260,7 +261,7 @@ class Run:
         `SPLIT/accuracy`; on validation, where the config asks for it, `valid/mutual_information` in nats
         (`InformationEstimate`).
         """
-        if self.experiment.lora:
+        if self.experiment.lora and self._frozen:
             params = self.experiment.lora.attach(self._frozen, params)
         labels = [example.label for example in self.examples(split)]
         answers = self.answer(params, split)

@@ -304,7 +304,6 @@ def stack(
 
     if remat != "none":
         body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
-        unroll = (
-            False  # in a loop a layer is computed again when its turn comes, whatever the compiler prefers
-        )
+        # In a loop a layer is computed again when its turn comes, whatever order the compiler prefers.
+        unroll = False
     return jax.lax.scan(body, carry, (weights, keys_N), unroll=N if unroll else 1)

@@ -23,7 +23,7 @@ class Lora:
 
     Attributes:
       weights: those that are trained: for every adapted matrix PATH/a (N, P, R) and PATH/b (N, R, Q) with N
-        layers, P inputs, Q outputs (all heads of an attention together) and R the rank, beside weights that no
+        layers, P inputs, Q outputs (all heads of an attention together) and R the rank, and weights that no
         file has. As in the released code A is uniform within P**-0.5 and B zero: the start is the pretrained
         student.
     """
@@ -49,7 +49,7 @@ class Lora:
             raise UserError(f"config.model.lora_targets={targets!r} is found in no parameter's path")
         self.weights: dict[str, Weight] = {path: w for path, w in weights.items() if not w.theirs}
         for path, weight in self._adapted.items():
-            if not weight.inputs or weight.axes[0] != "N":
+            if not weight.inputs or not weight.is_stacked:
                 raise UserError(
                     f"config.model.lora_targets={targets!r} is found in {path}, no layer's matrix"
                 )

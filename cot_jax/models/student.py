@@ -61,7 +61,7 @@ class Student(Protocol):
         """(D, V) float32."""
 
     def prompt(self, params: Params, inputs: Tokens, most: int, rows: int = 1) -> Prompt:
-        """What `decoding` needs to write up to `most` tokens, `rows` rows next to each other for each input."""
+        """What `decoding` needs to write up to `most` tokens, in `rows` adjacent rows for each input."""
 
     def flops(self, works: Sequence[Work]) -> np.ndarray:
         """Floating-point operations of the forward pass's matrix products over some views, head included.
@@ -134,17 +134,19 @@ def from_pretrained(path_or_id: str, options: Options) -> tuple[Student, Params,
     directory = pretrained.fetch(path_or_id)
     student = build(pretrained.read_config(str(directory)), options)
     says_tied = student.config.tie_word_embeddings
-    untied = dataclasses.replace(
-        student, config=dataclasses.replace(student.config, tie_word_embeddings=False)
-    )  # type: ignore[type-var]
+    untied = _tied(student, False)
     params, report = pretrained.read(directory, untied.weights, dict(student.aliases), student.leftovers)
     if "head" not in params and not says_tied:
         raise UserError(f"{directory}: tensor {untied.weights['head'].theirs} is missing, one of 1 in all")
     if not pretrained.is_tied(params):
         return untied, params, report
     params.pop("head", None)
-    tied = dataclasses.replace(student.config, tie_word_embeddings=True)
-    return dataclasses.replace(student, config=tied), params, report  # type: ignore[type-var]
+    return _tied(student, True), params, report
+
+
+def _tied(student: Any, tied: bool) -> Student:
+    config = dataclasses.replace(student.config, tie_word_embeddings=tied)
+    return dataclasses.replace(student, config=config)
 
 
 def without_weights(path_or_id: str, options: Options) -> Student:

@@ -200,15 +200,10 @@ class T5:
         gated = _FEED_FORWARD[c.feed_forward_proj][1]
         mlp = dict.fromkeys(("wi_0", "wi_1") if gated else ("wi",), ("NDF", (D, F), 1, D ** (-0.5)))
         mlp["wo"] = ("NFD", (F, D), 1, F**-0.5)
-        maps: dict[str, dict[str, tuple]] = {
-            "self_attention": attention,
-            "cross_attention": attention,
-            "mlp": mlp,
-        }
-        theirs = {
-            "self_attention": "SelfAttention",
-            "cross_attention": "EncDecAttention",
-            "mlp": "DenseReluDense",
+        maps: dict[str, tuple[str, dict[str, tuple]]] = {
+            "self_attention": ("SelfAttention", attention),
+            "cross_attention": ("EncDecAttention", attention),
+            "mlp": ("DenseReluDense", mlp),
         }
         stacks = {
             "encoder": (c.num_layers, ("self_attention", "mlp")),
@@ -223,8 +218,9 @@ class T5:
                 layer = f"{name}.block.{{n}}.layer.{n}"
                 norm = Weight("ND", (N, D), 0, None, f"{layer}.layer_norm.weight")
                 table[f"{name}/layers/{part}_norm"] = norm
-                for leaf, (axes, shape, inputs, std) in maps[part].items():
-                    tensor = f"{layer}.{theirs[part]}.{leaf}.weight"
+                theirs, leaves = maps[part]
+                for leaf, (axes, shape, inputs, std) in leaves.items():
+                    tensor = f"{layer}.{theirs}.{leaf}.weight"
                     table[f"{name}/layers/{part}/{leaf}"] = Weight(axes, (N, *shape), inputs, std, tensor)
         return table
 
@@ -237,9 +233,7 @@ class T5:
         encoder_key, *keys = _split(dropout_rng, 4)
         encoded_GXD = self._encode(params, inputs, encoder_key)
         rate = self.config.dropout_rate
-        biases = [
-            self._position_bias(params["decoder"], s.real_GES.shape[2], False) for s in targets.segments
-        ]
+        biases = self._position_biases(params["decoder"], targets, False)
         to_self = Attention(targets, targets, biases, causal=True, rate=rate)
         to_input = Attention(targets, inputs, [None] * len(views), rate=rate)
 
@@ -344,7 +338,7 @@ class T5:
     def _encode(self, params: Params, inputs: Layout, key: jax.Array | None) -> jax.Array:
         """The encoder's output (G, X, D)."""
         encoder, seed_GX = params["encoder"], inputs.seed_GX
-        biases = [self._position_bias(encoder, s.real_GES.shape[2], True) for s in inputs.segments]
+        biases = self._position_biases(encoder, inputs, True)
         attention = Attention(inputs, inputs, biases, rate=self.config.dropout_rate)
 
         def layer(x_GXD, w, key):
@@ -381,6 +375,10 @@ class T5:
 
     def _stack(self, layer, x, weights, key):
         return stack(layer, x, weights, key, unroll=self.unroll, remat=self.remat)
+
+    def _position_biases(self, part: Params, layout: Layout, bidirectional: bool) -> list[jax.Array]:
+        widths = (segments.real_GES.shape[2] for segments in layout.segments)
+        return [self._position_bias(part, width, bidirectional) for width in widths]
 
     def _position_bias(self, part: Params, length: int, bidirectional: bool) -> jax.Array:
         """(H, T, T) float32."""

@@ -105,9 +105,9 @@ def _by_matrix(inner: optax.GradientTransformation, weights: Weights) -> optax.G
     def as_matrices(path: Any, x: jax.Array) -> tuple[jax.Array, Callable]:
         """A parameter as matrices or vectors, and what makes a function of one a function of them."""
         weight = weights["/".join(key.key for key in path)]
-        if weight.layers == 1 and weight.axes[0] != "N":
-            return x.reshape(weight.matrix), lambda one: one
-        return x.reshape(weight.layers, *weight.matrix), jax.vmap
+        if weight.is_stacked:
+            return x.reshape(weight.layers, *weight.matrix), jax.vmap
+        return x.reshape(weight.matrix), lambda one: one
 
     def init(params):
         def one(path, param):

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from cot_jax.data.tokenizer import load
 
 from cot_jax.config import default_config, freeze
 from cot_jax.data import tasks
@@ -19,7 +20,6 @@ from cot_jax.data.batches import (
     view_lengths,
 )
 from cot_jax.data.lengths import ViewShape, as_shape, cheapest, needed
-from cot_jax.data.tokenizer import load
 from cot_jax.data.views import METHODS
 from cot_jax.training.experiment import tokenize
 

@@ -218,7 +218,7 @@ def test_grouped_real_data_is_seven_tenths_real_in_few_shapes(task, data_root, t
     # T5-base, batches of 64: what a run on an accelerator would pay.
     student = from_scratch("base", vocab_size=32100, dropout_rate=0, dtype="float32", pad_id=0, eos_id=1)
     tokenizer = load(str(tokenizers_root / "t5"))
-    examples = tasks.load(task, data_root, parser="corrected", end_token="</s>", compare="auto").train
+    examples = tasks.load(task, data_root).train
     config = freeze(default_config())
     views = tokenize(METHODS["dss"], examples, tokenizer, config).views
     options = {"batch_size": 64, "steps": 1000, "seed": 0, "max_shapes": 16, "overlap": False, "pad_id": 0}

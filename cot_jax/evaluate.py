@@ -22,7 +22,7 @@ from cot_jax.answers.equality import is_correct
 from cot_jax.answers.programs import Interpreter
 from cot_jax.answers.sandbox import make_interpreter
 from cot_jax.answers.voting import Ballots, elect
-from cot_jax.data.examples import Example
+from cot_jax.data.examples import Example, parts_as_json
 from cot_jax.data.tasks import TASKS, Splits
 from cot_jax.data.views import View, rationale_of
 from cot_jax.errors import UserError
@@ -82,7 +82,7 @@ def _splits(saved: Saved, options: argparse.Namespace) -> Splits:
         data = dataclasses.replace(data, task=options.task, compare="auto", teacher="")
     if options.root:
         data = dataclasses.replace(data, root=str(options.root))
-    return load_splits(data, saved.config.seed, saved.tokenizer.eos_token)
+    return load_splits(data, saved.config.seed)
 
 
 def _evaluate(saved: Saved, splits: Splits, options: argparse.Namespace, directory: Path) -> None:
@@ -282,9 +282,9 @@ def _scaled(asked: _Confidence, temperature: float) -> np.ndarray:
 def _write_predictions(file: Path, asked: _Answered, view: View, written: Mapping[View, Answers]) -> None:
     with file.open("w", encoding="utf-8") as out:
         for n, example in enumerate(asked.examples):
-            row = {
+            row: dict[str, Any] = {
                 "id": example.id,
-                "input": example.input,
+                "input": parts_as_json(example.parts),
                 "gold": example.label,
                 "label": asked.answers.answers[n],
                 "correct": bool(asked.correct[n]),

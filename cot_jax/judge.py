@@ -61,7 +61,7 @@ class Prediction(NamedTuple):
     """A row of predictions.jsonl."""
 
     id: str
-    input: str
+    question: str
     gold: str
     label: str
     correct: bool
@@ -122,7 +122,7 @@ def _prediction(row: Row) -> Prediction:
     rationale = None if row.values.get("rationale") is None else row.text("rationale")
     return Prediction(
         id=row.id(),
-        input=row.text("input"),
+        question="\n".join(row.parts("input")),
         gold=row.text("gold"),
         label=row.text("label"),
         correct=correct,
@@ -174,7 +174,7 @@ def _consistency(
 ) -> Measures:
     """Counts whose rationale arrives at the predicted and at the gold label; adds them to `rows`."""
     for prediction, row in zip(explained, rows, strict=True):
-        candidates = evaluation.labels or quality.choices(prediction.input)
+        candidates = evaluation.labels or quality.choices(prediction.question)
         answer = quality.final_answer(prediction.rationale or "", evaluation.by_value, candidates)
         row["answer"] = answer
         for name, label in (
@@ -200,7 +200,7 @@ def _judge(
     requests = []
     for index in drawn:
         one = explained[index]
-        prompt = JUDGE_PROMPT.format(question=one.input, label=one.label, rationale=one.rationale)
+        prompt = JUDGE_PROMPT.format(question=one.question, label=one.label, rationale=one.rationale)
         message = {"role": "user", "content": prompt}
         requests += [
             chat(
@@ -255,7 +255,7 @@ def _case_studies(a: Evaluation, b: Evaluation, most: int) -> str:
     if not pairs:
         raise UserError(f"{a.where} and {b.where} have no example in common: evaluate both on the same data")
     for ours, theirs in pairs:
-        if (ours.input, ours.gold) != (theirs.input, theirs.gold):
+        if (ours.question, ours.gold) != (theirs.question, theirs.gold):
             raise UserError(f"the example {ours.id!r} of {a.where} is another one in {b.where}")
 
     def agreement(pair: tuple[Prediction, Prediction]) -> int:
@@ -277,7 +277,7 @@ def _case_studies(a: Evaluation, b: Evaluation, most: int) -> str:
         outcome = OUTCOMES[ours.correct, theirs.correct]
         parts += [
             f"## {number}. {_escape(ours.id)}: {outcome}",
-            f"> {_escape(ours.input)}",
+            f"> {_escape(ours.question)}",
             f"Gold: **{_escape(ours.gold)}**",
             "| | A | B |\n|---|---|---|\n"
             + _table_row(

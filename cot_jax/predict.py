@@ -1,7 +1,8 @@
 """Answer questions: python -m cot_jax.predict --model=RUN_OR_EXPORT --input=FILE_OR_- [--explain]
 
 Reads JSON lines {"input": ..., "id"?: ..., "rationale"?: ...}, writes {"id", "input", "label", "rationale"?}
-in the same order, a batch as soon as it is there. With --samples=K the label is the one that most of K
+in the same order, a batch as soon as it is there. An input is a text, or a list of several such as premise
+and hypothesis. With --samples=K the label is the one that most of K
 drawn answers agree on; "votes" is their share and "samples" lists all, [{"label", "log_prob"}, ...]. With
 --paths=cot it is what the student's own rationale ends in, with --paths=pot what its program gives (which is
 interpreted, never executed but with --sandbox), with --paths=cot,pot what most of both agree on, with
@@ -19,7 +20,7 @@ from typing import Any, TextIO
 
 from cot_jax.answers.sandbox import make_interpreter
 from cot_jax.answers.voting import vote
-from cot_jax.data.examples import Example
+from cot_jax.data.examples import Example, Row
 from cot_jax.data.views import View, rationale_of
 from cot_jax.errors import UserError
 from cot_jax.models.decoding import Sampling
@@ -87,7 +88,7 @@ def _predict(saved: Saved, source: TextIO, sink: TextIO, options: argparse.Names
             for some in (drawing, writing)
         )
         for n, row in enumerate(batch):
-            answer = {"id": row["id"], "input": row["input"]}
+            answer: dict[str, Any] = {"id": row.values["id"], "input": row.values["input"]}
             if votes:
                 voters = drawn or {view: written[view] for view in chosen}
                 answer |= _elect(voters, n, options.samples or 1, bool(saved.by_value))
@@ -100,9 +101,9 @@ def _predict(saved: Saved, source: TextIO, sink: TextIO, options: argparse.Names
         sink.flush()
 
 
-def _question(row: dict[str, Any]) -> Example:
-    rationale = row.get("rationale")
-    return Example(str(row["id"]), row["input"], "", rationales=() if rationale is None else (rationale,))
+def _question(row: Row) -> Example:
+    rationales = () if row.values.get("rationale") is None else (row.text("rationale"),)
+    return Example(str(row.values["id"]), row.parts("input"), "", rationales=rationales)
 
 
 def _ask(view: View, answerer: Answerer, questions: Sequence[Example]) -> Answers:
@@ -123,7 +124,7 @@ def _elect(voters: Mapping[View, Answers], n: int, each: int, by_value: bool) ->
     return {"label": label, "votes": share, "samples": every}
 
 
-def _read(source: TextIO, name: str) -> Iterator[dict[str, Any]]:
+def _read(source: TextIO, name: str) -> Iterator[Row]:
     """Yields the rows; those without an id get the number of their line."""
     for number, line in enumerate(source, start=1):
         if not line.strip():
@@ -132,11 +133,9 @@ def _read(source: TextIO, name: str) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except ValueError as error:
             raise UserError(f"{name}, line {number}: not JSON ({error})") from None
-        if not isinstance(row, dict) or not isinstance(row.get("input"), str):
-            raise UserError(f'{name}, line {number}: a row is an object with a text "input"')
-        if not isinstance(row.get("rationale"), str | None):
-            raise UserError(f'{name}, line {number}: "rationale" is not text; leave it out or write text')
-        yield {"id": str(number)} | row
+        if not isinstance(row, dict):
+            raise UserError(f"{name}, line {number}: expected a JSON object, found {type(row).__name__}")
+        yield Row(f"{name}, line {number}", {"id": str(number)} | row)
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:

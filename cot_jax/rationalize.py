@@ -162,7 +162,7 @@ def _request(asked: Asked, style: Style, options: argparse.Namespace) -> Request
 
 def _lettered(example: Example) -> str:
     """Returns the label as the question writes it: "(b) pond" where it is one of its choices."""
-    letters = dict(zip(choices(example.input), "abcdefghijklmnopqrstuvwxyz", strict=False))
+    letters = dict(zip(choices(example.text), "abcdefghijklmnopqrstuvwxyz", strict=False))
     return f"({letters[example.label]}) {example.label}" if example.label in letters else example.label
 
 

@@ -90,7 +90,9 @@ def test_rationales_without_a_teachers_and_answers_among_labels(tmp_path, capsys
     ]
     rows = [row | {"input": question, "teacher_rationale": None} for row in rows]
     open_ended = _evaluation(tmp_path / "cqa", rows, by_value=False)
-    closed = _evaluation(tmp_path / "closed", [row | {"input": "x"} for row in rows], False, ["bank", "mall"])
+    closed = _evaluation(
+        tmp_path / "closed", [row | {"input": ["x", "y"]} for row in rows], False, ["bank", "mall"]
+    )
     for where in (open_ended, closed):
         status, out, _ = _main(capsys, f"--predictions={where}")
         assert status == 0

@@ -25,7 +25,7 @@ from cot_jax.training.experiment import load_splits
 def write_problems(root, train, test=2):
     examples = generate(train + test, seed=0)
     for split, part in (("train", examples[:train]), ("valid", examples[-1:]), ("test", examples[train:-1])):
-        rows = [{"id": e.id, "input": e.input, "label": e.label} for e in part]
+        rows = [{"id": e.id, "input": e.text, "label": e.label} for e in part]
         (root / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return examples[:train]
 

@@ -13,26 +13,40 @@ from cot_jax.errors import UserError
 class Example:
     """One problem, its gold answer and what a teacher said about it.
 
-    `None`, or no text among several, means "there is none", so that a method that needs the field leaves
-    the example out of that loss and counts it. The empty string is text like any other and is trained on.
+    `None`, or no text among several, means "there is none": a method that needs the field leaves the example
+    out of that loss and counts it. The empty string is text like any other and is trained on.
+
+    Attributes:
+      parts: the question, one text or several, such as a premise and a hypothesis.
+      label: the gold answer.
     """
 
     id: str
-    input: str
-    label: str  # gold
+    parts: tuple[str, ...]
+    label: str
     teacher_label: str | None = None
     rationales: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
 
     @property
+    def text(self) -> str:
+        """The parts, one below the other, for people to read."""
+        return "\n".join(self.parts)
+
+    @property
     def rationale(self) -> str | None:
-        """The first one, for whom one is enough."""
+        """The first one."""
         return self.rationales[0] if self.rationales else None
 
     @property
     def program(self) -> str | None:
         """The first one."""
         return self.programs[0] if self.programs else None
+
+
+def parts_as_json(parts: tuple[str, ...]) -> str | list[str]:
+    """Returns what `Row.parts` reads: a text, or a list of several."""
+    return parts[0] if len(parts) == 1 else list(parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +70,14 @@ class Row:
         if not isinstance(value := self.values.get(key), str):
             raise self.error(f"{key!r} must be a text in quotes; found {value!r}")
         return value
+
+    def parts(self, key: str) -> tuple[str, ...]:
+        """Returns the text, or the texts of the list, under `key`."""
+        value = self.values.get(key)
+        texts = value if isinstance(value, list) else [value]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise self.error(f"{key!r} must be a text in quotes or a list of texts; found {value!r}")
+        return tuple(texts)
 
     def optional_text(self, key: str) -> str | None:
         """Returns the text, or None where it is absent, null or blank."""

@@ -209,13 +209,12 @@ def tokenize(
     data = config.data
     tokenized, by_codec, report = {}, [], []
     for view in method:
-        sources = [view.source(example) for example in examples]
-        targets = [
-            view.writes(example, training_label(example, data.label_source)) if source is not None else ()
-            for example, source in zip(examples, sources, strict=True)
-        ]
+        targets = [learned(view, example, data.label_source) for example in examples]
         # What a view lacks becomes an empty sequence, which no loss counts.
-        asked = [source if its else None for source, its in zip(sources, targets, strict=True)]
+        asked = [
+            _joined(view, view.reads(example) if its else None, tokenizer)
+            for example, its in zip(examples, targets, strict=True)
+        ]
         inputs, input_line = encode_texts(asked, tokenizer, data.max_input_tokens)
         texts = [text for its in targets for text in its or (None,)]
         spells = _loses(view, texts, tokenizer, config) if spelled is None else view.name in spelled
@@ -243,6 +242,17 @@ def training_label(example: Example, label_source: str) -> str | None:
     return example.label if label_source == "gold" else example.teacher_label
 
 
+def learned(view: View, example: Example, label_source: str) -> tuple[str, ...]:
+    """Returns the targets that `view` has of an example; () where it lacks what the view reads or writes."""
+    if view.reads(example) is None:
+        return ()
+    return view.writes(example, training_label(example, label_source))
+
+
+def _joined(view: View, parts: tuple[str, ...] | None, tokenizer: Tokenizer) -> str | None:
+    return None if parts is None else view.prefix + tokenizer.eos_token.join(parts)
+
+
 def encode_questions(
     view: View, examples: Sequence[Example], tokenizer: Tokenizer, max_tokens: int
 ) -> tuple[Ragged, str]:
@@ -250,11 +260,11 @@ def encode_questions(
 
     An example that lacks part of the view's input is still a question: it is asked without.
     """
-    sources = [view.source(example) for example in examples]
-    bare = sum(source is None for source in sources)
+    read = [view.reads(example) for example in examples]
+    bare = sum(parts is None for parts in read)
     filled = [
-        view.prefix + example.input if source is None else source
-        for source, example in zip(sources, examples, strict=True)
+        _joined(view, parts or example.parts, tokenizer)
+        for parts, example in zip(read, examples, strict=True)
     ]
     encoded, line = encode_texts(filled, tokenizer, max_tokens)
     return encoded, line + (f", {bare} without a rationale" if bare else "")
@@ -311,8 +321,7 @@ def _load_data(config: Config, method: Sequence[View]) -> tuple[tasks.Splits, To
     data, source = config.data, config.model.tokenizer or config.model.pretrained
     _require_root(data)
     if source:
-        tokenizer = tokenizers.load(source)
-        return load_splits(data, config.seed, tokenizer.eos_token), tokenizer
+        return load_splits(data, config.seed), tokenizers.load(source)
     if data.task != "word_problems":
         raise UserError(
             "a student from scratch needs a tokenizer: give a directory or repository id with "
@@ -322,8 +331,8 @@ def _load_data(config: Config, method: Sequence[View]) -> tuple[tasks.Splits, To
     return splits, _train_tokenizer(splits, method)
 
 
-def load_splits(data: DataConfig, seed: int, end_token: str = tasks.END_TOKEN) -> tasks.Splits:
-    """Returns the data set that `data` names; `end_token` joins the parts of some tasks' inputs.
+def load_splits(data: DataConfig, seed: int) -> tasks.Splits:
+    """Returns the data set that `data` names.
 
     Raises:
       UserError: files that are missing or do not fit.
@@ -333,9 +342,7 @@ def load_splits(data: DataConfig, seed: int, end_token: str = tasks.END_TOKEN) -
         splits = tasks.as_splits(data.task, problems, None, by_value=True)
     else:
         _require_root(data)
-        splits = tasks.load(
-            data.task, Path(data.root), parser=data.parser, end_token=end_token, compare=data.compare
-        )
+        splits = tasks.load(data.task, Path(data.root), parser=data.parser, compare=data.compare)
     if data.teacher:
         splits = tasks.taught_by(splits, Path(data.teacher))
     return tasks.only_right(splits) if data.rationales == "right" else splits
@@ -356,7 +363,7 @@ def _train_tokenizer(splits: tasks.Splits, method: Sequence[View]) -> Tokenizer:
         text
         for example in splits.train
         for text in (
-            example.input,
+            *example.parts,
             example.label,
             *example.rationales,
             *map(codec.encode, example.programs),
@@ -390,15 +397,11 @@ def _training_examples(
         interpreter = make_interpreter(data.sandbox)
         examples, line = selection.keep_right_programs(examples, labels, splits.by_value, interpreter)
         report.append(f"train: {line}")
-    learned = {
-        view.name: [
-            view.source(example) is not None
-            and bool(view.writes(example, training_label(example, data.label_source)))
-            for example in examples
-        ]
+    has = {
+        view.name: [bool(learned(view, example, data.label_source)) for example in examples]
         for view in method
     }
-    teachable = [example for example, *has in zip(examples, *learned.values(), strict=True) if any(has)]
+    teachable = [example for example, *some in zip(examples, *has.values(), strict=True) if any(some)]
     if len(teachable) < len(examples):
         report.append(
             f"train: {len(examples) - len(teachable)} examples have nothing to learn and are left out"
@@ -408,7 +411,7 @@ def _training_examples(
             f"config.objective.method={config.objective.method} has no training example: the data has no "
             f"{data.label_source} labels or rationales that it could learn from"
         )
-    if not any(learned.get("program", [True])):
+    if not any(has.get("program", [True])):
         raise UserError(
             f"config.objective.method={config.objective.method} learns from programs, but no training "
             "example has one that answers right: add them to the data, or take another method"

@@ -324,7 +324,7 @@ def _t5_base_flops(works):
 def test_nine_tenths_of_the_slots_of_real_data_are_filled(task, data_root, tokenizers_root):
     """Published runs: random batches of 64, 10,000 of them, in at most three programs."""
     tokenizer = load(str(tokenizers_root / "t5"))
-    examples = tasks.load(task, data_root, parser="corrected", end_token="</s>", compare="auto").train
+    examples = tasks.load(task, data_root).train
     views = tokenize(METHODS["dss"], examples, tokenizer, freeze(default_config())).views
     batches = Batches(
         views,

@@ -62,7 +62,7 @@ def test_gsm8k_teaches_human_solutions_without_calculator_notes(load):
     "model", ["6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification"]
 )
 def test_gsm8k_answers_are_read_as_its_authors_read_them(load, data_root, model):
-    golds = {e.input: e.label for e in load("gsm8k").test}
+    golds = {e.text: e.label for e in load("gsm8k").test}
     for row in _lines(data_root / "gsm8k/example_model_solutions.jsonl"):
         said = outputs.parse("gsm8k", row[model]["solution"], "corrected").label or ""
         assert is_correct(said, golds[row["question"]], by_value=True) is row[model]["is_correct"]
@@ -81,7 +81,7 @@ def test_other_teachers(load, data_root, task, file, known, right):
     def ask(text):
         return text.partition("Answer Choices:")[0].strip()
 
-    golds = {ask(e.input): e.label for e in (*load(task).train, *load(task).valid)}
+    golds = {ask(e.text): e.label for e in (*load(task).train, *load(task).valid)}
     rows = [row for row in _lines(data_root / f"cot/{file}.jsonl") if ask(row["instruction"]) in golds]
     said = [outputs.parse(task, row["output"], "corrected").label or "" for row in rows]
     pairs = zip(said, (golds[ask(row["instruction"])] for row in rows), strict=True)
@@ -120,7 +120,7 @@ def test_asdiv_has_the_reasons_of_the_programs_teacher(load):
 
 def test_aqua_and_mathqa_ask_alike(load):
     aqua = {e.id: e for e in load("aqua").test}["aqua-test-0000"]
-    assert aqua.input.endswith(
+    assert aqua.text.endswith(
         "reach the base of the tower?\nAnswer Choices:\n(A) 5(√3 + 1)\n(B) 6(√3 + √2)\n(C) 7(√3 \u2013 1)\n"
         "(D) 8(√3 \u2013 2)\n(E) None of these"
     )
@@ -129,16 +129,18 @@ def test_aqua_and_mathqa_ask_alike(load):
     mathqa = {e.id: e for e in load("mathqa").test}
     assert mathqa["mathqa-test-0000"] == Example(
         "mathqa-test-0000",
-        "a shopkeeper sold an article offering a discount of 5 % and earned a profit of 31.1 % . what would "
-        "have been the percentage of profit earned if no discount had been offered ?\nAnswer Choices:\n"
-        "(A) 38\n(B) 27.675\n(C) 30\n(D) data inadequate\n(E) none of these",
+        (
+            "a shopkeeper sold an article offering a discount of 5 % and earned a profit of 31.1 % . what "
+            "would have been the percentage of profit earned if no discount had been offered ?\n"
+            "Answer Choices:\n(A) 38\n(B) 27.675\n(C) 30\n(D) data inadequate\n(E) none of these",
+        ),
         "A",
     )
     # One of the rows whose options are a Python list.
-    assert mathqa["mathqa-test-0082"].input.endswith(
+    assert mathqa["mathqa-test-0082"].text.endswith(
         "\n(A) 2 : 3\n(B) 4 : 5\n(C) 16 : 9\n(D) 7 : 9\n(E) 8 : 5"
     )
-    assert mathqa["mathqa-test-0628"].input.endswith("(D) 8 inches\n(E) 10 inches")
+    assert mathqa["mathqa-test-0628"].text.endswith("(D) 8 inches\n(E) 10 inches")
 
 
 STRATEGYQA = {
@@ -200,7 +202,7 @@ def test_strategyqa(tmp_path, form):
 )
 def test_bad_rows_are_named(read, row, message):
     with pytest.raises(UserError, match=message) as error:
-        read(Row("t", row), "</s>")
+        read(Row("t", row))
     assert "\n" not in str(error.value)
 
 

@@ -47,7 +47,7 @@ def base(tmp_path_factory):
     problems = word_problems.splits(
         seed=0, train=48, valid=1, test=1, max_steps=2, distractors=1, max_number=20, teacher_error_rate=0.0
     )
-    texts = [text for example in problems["train"] for text in (example.input, example.label)]
+    texts = [text for example in problems["train"] for text in (example.text, example.label)]
     tokenizer = tokenizers.train(texts, 200, str(directory / "scratch"))
     tokenizer.save(directory)
     write(directory, tokenizer, seed=0)

@@ -14,7 +14,7 @@ from cot_jax.models.weights import Weight
 from cot_jax.training.mesh import arrangement
 from cot_jax.training.saved import Answerer, load
 
-QUESTIONS = [Example(str(n), f"Tom has {n} pens and {n} hats ?", "") for n in range(5)]
+QUESTIONS = [Example(str(n), (f"Tom has {n} pens and {n} hats ?",), "") for n in range(5)]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_divided_student_is_read_divided_and_answers_alike(random_run, tmp_pat
         random_run(
             workdir,
             dataclasses.replace(config, mesh=mesh),
-            [e.input for e in QUESTIONS] + ["predict: explain:"],
+            [e.text for e in QUESTIONS] + ["predict: explain:"],
             64,
         )
         saved = load(workdir)

@@ -129,13 +129,14 @@ class Segments:
         """The inverse of `unpack`: (G, E, S, ...) -> (G, X, ...); zeros where there is no token."""
         return _pack(x, self._slot_GES, self._cell_GX)
 
-    def mean(self, x_GX: jax.Array, counted_GX: jax.Array) -> jax.Array:
-        """(G, E), the mean over each sequence's counted tokens; 0 where it has none."""
-        total_GE, count_GE = (
-            jnp.sum(self.unpack(x.astype(x_GX.dtype)), axis=2)
-            for x in (jnp.where(counted_GX, x_GX, 0), counted_GX)
-        )
-        return total_GE / jnp.maximum(count_GE, 1)
+    def within(self, length_GE: ArrayLike) -> jax.Array:
+        """(G, X) bool, the tokens at positions below `length_GE` of their sequences."""
+        return self.real_GX & (self.position_GX < _rows(jnp.asarray(length_GE), self.example_GX))
+
+    def mean(self, x_GX: jax.Array, length_GE: ArrayLike) -> jax.Array:
+        """(G, E), the mean over each sequence's first `length_GE` tokens; 0 where that is none."""
+        total_GE = jnp.sum(self.unpack(jnp.where(self.within(length_GE), x_GX, 0)), axis=2)
+        return total_GE / jnp.maximum(length_GE, 1)
 
 
 def _rows(x: jax.Array, index: jax.Array) -> jax.Array:

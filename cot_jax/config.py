@@ -25,13 +25,13 @@ from cot_jax.data.tasks import TASKS
 from cot_jax.data.views import METHODS
 from cot_jax.errors import UserError
 from cot_jax.losses.mutual_information import DETACHABLE, REDUCTIONS, VARIANTS
-from cot_jax.losses.self_distillation import (
+from cot_jax.losses.soft_targets import (
     DIFFICULTIES,
     MAP_LOGITS,
     OUTPUTS,
     UNCERTAINTIES,
 )
-from cot_jax.losses.self_distillation import METHODS as SELF_DISTILLATION_METHODS
+from cot_jax.losses.soft_targets import METHODS as SELF_DISTILLATION_METHODS
 from cot_jax.models.layers import REMAT
 from cot_jax.models.student import PRESETS
 

@@ -19,7 +19,7 @@ from cot_jax.data.examples import Example
 from cot_jax.data.views import View
 from cot_jax.errors import UserError
 from cot_jax.losses.objective import MutualInformation, Objective, make_objective
-from cot_jax.losses.self_distillation import SelfDistillation
+from cot_jax.losses.soft_targets import SelfDistillation
 from cot_jax.models import student as students
 from cot_jax.models.lora import Lora, fingerprint
 from cot_jax.models.student import Options, Student

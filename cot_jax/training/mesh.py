@@ -8,7 +8,7 @@ The student's table of weights says which axis divides which dimension; the comp
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from cot_jax.config import MeshConfig, Processes
 from cot_jax.errors import UserError
+from cot_jax.losses.soft_targets import SelfDistillation
 from cot_jax.models.weights import Weights
 from cot_jax.training.step import TrainState
 
@@ -136,17 +137,13 @@ def by_weights(mesh: Mesh, shapes: Any, weights: Weights) -> Any:
 
 
 def of_state(
-    mesh: Mesh, shapes: TrainState, weights: Weights, has_vocabulary: Callable[[int], bool]
+    mesh: Mesh, shapes: TrainState, weights: Weights, distillation: SelfDistillation | None
 ) -> TrainState:
-    """Shardings of a train state; the last batch's outputs are where its examples and their logits are.
-
-    Args:
-      has_vocabulary: whether an output's last axis of this size is the vocabulary.
-    """
+    """Shardings of a train state; the last batch's outputs are where its examples and their logits are."""
     whole: Any = replicated(mesh)
 
     def output(leaf):
-        vocabulary = "model" if leaf.ndim > 1 and has_vocabulary(leaf.shape[-1]) else None
+        vocabulary = "model" if distillation and distillation.stores_vocabulary else None
         return NamedSharding(mesh, P(BATCH_AXES, *(leaf.ndim - 2) * [None], *[vocabulary][: leaf.ndim - 1]))
 
     return TrainState(

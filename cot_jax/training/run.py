@@ -14,7 +14,7 @@ from cot_jax.data.batches import Ragged, question_shapes
 from cot_jax.data.examples import Example
 from cot_jax.data.lengths import describe
 from cot_jax.errors import UserError
-from cot_jax.losses.self_distillation import LastBatch
+from cot_jax.losses.soft_targets import LastBatch
 from cot_jax.models.weights import Params, init, shapes
 from cot_jax.training.checkpoints import Checkpoints
 from cot_jax.training.compiled import CompiledAhead

@@ -9,7 +9,7 @@ import optax
 
 from cot_jax.batch import Batch
 from cot_jax.losses.objective import Objective
-from cot_jax.losses.self_distillation import LastBatch
+from cot_jax.losses.soft_targets import LastBatch
 from cot_jax.metrics.plots import LAYER_NORM
 from cot_jax.models.weights import Params, layer_norms
 

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from cot_jax.batch import Batch, ViewArrays
 from cot_jax.losses.objective import MutualInformation, make_objective
-from cot_jax.losses.self_distillation import LastBatch, SelfDistillation
+from cot_jax.losses.soft_targets import LastBatch, SelfDistillation
 from cot_jax.models.t5 import T5, T5Config
 from cot_jax.models.weights import shapes
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cot_jax.losses.soft_targets import SelfDistillation
 from jax.sharding import PartitionSpec as P
 
 from cot_jax.config import MeshConfig, OptimizerConfig
@@ -16,6 +15,7 @@ from cot_jax.data.batches import Ragged, TokenizedView, make_batch, view_lengths
 from cot_jax.data.lengths import as_shape
 from cot_jax.errors import UserError
 from cot_jax.losses.objective import MutualInformation, make_objective
+from cot_jax.losses.soft_targets import SelfDistillation
 from cot_jax.models.t5 import T5, T5Config
 from cot_jax.models.weights import Weight, init
 from cot_jax.training.mesh import (

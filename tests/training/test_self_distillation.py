@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cot_jax.losses.soft_targets import SelfDistillation
 
 from cot_jax.config import OptimizerConfig
 from cot_jax.data.batches import Batches, Ragged, TokenizedView
 from cot_jax.losses.objective import MutualInformation, make_objective
+from cot_jax.losses.soft_targets import SelfDistillation
 from cot_jax.models.t5 import T5, T5Config
 from cot_jax.models.weights import init
 from cot_jax.training.checkpoints import Checkpoints

@@ -30,7 +30,7 @@ from cot_jax.metrics import calibration
 from cot_jax.metrics.classification import confusion_matrix, per_class
 from cot_jax.metrics.plots import draw_confusion, draw_reliability, draw_votes
 from cot_jax.metrics.significance import bootstrap_interval
-from cot_jax.models.generation import Sampling
+from cot_jax.models.decoding import Sampling
 from cot_jax.training.compiled import keep_compiled
 from cot_jax.training.evaluation import Answers
 from cot_jax.training.experiment import load_splits, tokenize

@@ -11,7 +11,7 @@ from cot_jax.data.views import METHODS, WITH_MUTUAL_INFORMATION
 from cot_jax.errors import UserError
 from cot_jax.files import read_json, write_json
 from cot_jax.losses.mutual_information import VARIANTS
-from cot_jax.losses.self_distillation import METHODS as SELF_DISTILLATION_METHODS
+from cot_jax.losses.soft_targets import METHODS as SELF_DISTILLATION_METHODS
 
 _FILE = "table.json"
 

@@ -24,7 +24,7 @@ from cot_jax.data.examples import Example
 from cot_jax.data.views import View, rationale_of
 from cot_jax.errors import UserError, writing
 from cot_jax.files import Row, read_json_lines, rows_of
-from cot_jax.models.generation import Sampling
+from cot_jax.models.decoding import Sampling
 from cot_jax.training.compiled import keep_compiled
 from cot_jax.training.evaluation import Answers
 from cot_jax.training.saved import Answerer, Saved, load, not_recorded

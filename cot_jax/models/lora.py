@@ -1,7 +1,8 @@
 """LoRA (Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models"): W + alpha / rank * A B.
 
 The weights W of a pretrained student stay as they are; of some of its matrices a product of two thin ones
-is added, and only these are trained, stored and remembered by the optimizer.
+is added, and only these are trained, stored and remembered by the optimizer. The sum is never formed in
+training: the parameters of an adapted student hold `layers.LowRank` leaves.
 """
 
 import re
@@ -11,24 +12,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import PartitionSpec
 
 from cot_jax.errors import UserError
-from cot_jax.models.student import Params, Partition, as_matrices
+from cot_jax.models.layers import LowRank
+from cot_jax.models.weights import Params, Weight, Weights, init
 
 
 class Lora:
-    """An adapter: for every adapted matrix its path in the parameters, then `a` (N, P, R) and `b` (N, R, Q).
+    """Which weights of a student are trained: adapters of the targets, and all that is fresh.
 
-    N are the layers, P and Q the matrix's inputs and outputs, all heads of an attention together, R the
-    rank. As in the released code A is uniform within P**-0.5 and B zero: the start is the pretrained
-    student. The released examples' dropout on A's input is left out, as is usual today.
+    Attributes:
+      weights: those that are trained: for every adapted matrix PATH/a (N, P, R) and PATH/b (N, R, Q) with N
+        layers, P inputs, Q outputs (all heads of an attention together) and R the rank, and weights that no
+        file has. As in the released code A is uniform within P**-0.5 and B zero: the start is the pretrained
+        student.
     """
 
-    def __init__(self, shapes: Params, *, rank: int, alpha: float, targets: str):
+    def __init__(self, weights: Weights, *, rank: int, alpha: float, targets: str):
         """
         Args:
-          shapes: the student's parameters, or their shapes.
+          weights: the student's.
           rank: R.
           alpha: the product's weight is alpha / R.
           targets: regular expression, found in the paths of the parameters that are adapted.
@@ -36,49 +39,57 @@ class Lora:
         Raises:
           UserError: no expression, or no parameter has such a path, or one that is no layer's matrix.
         """
-        self._rank, self._scale = rank, alpha / rank
+        self._scale = alpha / rank
         try:
             wanted = re.compile(targets)
         except re.error as error:
             raise UserError(f"config.model.lora_targets={targets!r}: {error}") from None
-        found = {p: x for p, x in flatten_dict(shapes, sep="/").items() if wanted.search(p)}
-        if not found:
+        self._adapted = {path: weight for path, weight in weights.items() if wanted.search(path)}
+        if not self._adapted:
             raise UserError(f"config.model.lora_targets={targets!r} is found in no parameter's path")
-        self._shapes = {path: as_matrices(path, x.shape) for path, x in found.items()}
-        for path, shape in self._shapes.items():
-            if len(shape) != 3 or "layers" not in path.split("/"):
+        self.weights: dict[str, Weight] = {path: w for path, w in weights.items() if not w.theirs}
+        for path, weight in self._adapted.items():
+            if not weight.inputs or not weight.is_stacked:
                 raise UserError(
                     f"config.model.lora_targets={targets!r} is found in {path}, no layer's matrix"
                 )
-
-    @property
-    def partition(self) -> Partition:
-        """Whole on every device: an adapter is small."""
-        return (("[ab]", PartitionSpec()),)
+            N, (P, Q) = weight.layers, weight.matrix
+            # Small, and therefore whole on every device: their axes are none of the mesh's.
+            self.weights[f"{path}/a"] = Weight("Nio", (N, P, rank), 1, P**-0.5, weight.theirs)
+            self.weights[f"{path}/b"] = Weight("Nio", (N, rank, Q), 1, 0.0, weight.theirs)
 
     @property
     def matrices(self) -> int:
         """How many are adapted."""
-        return sum(N for N, _, _ in self._shapes.values())
+        return sum(weight.layers for weight in self._adapted.values())
 
     def init(self, rng: jax.Array) -> Params:
-        """A fresh adapter, float32, which changes nothing."""
-        flat: dict[str, jax.Array] = {}
-        for n, (path, (N, P, Q)) in enumerate(sorted(self._shapes.items())):
-            limit = P**-0.5
-            key = jax.random.fold_in(rng, n)
-            flat[f"{path}/a"] = jax.random.uniform(key, (N, P, self._rank), minval=-limit, maxval=limit)
-            flat[f"{path}/b"] = jnp.zeros((N, self._rank, Q))
+        """Fresh trained parameters, float32; the adapters change nothing."""
+        flat = flatten_dict(init(self.weights, rng), sep="/")
+        for n, path in enumerate(sorted(self._adapted)):
+            shape_NPR = self.weights[f"{path}/a"].shape
+            limit, key = shape_NPR[1] ** -0.5, jax.random.fold_in(rng, n)
+            flat[f"{path}/a"] = jax.random.uniform(key, shape_NPR, minval=-limit, maxval=limit)
         return unflatten_dict(flat, sep="/")
 
-    def merge(self, frozen: Params, adapter: Params) -> Params:
-        """The parameters of the adapted student; what is not adapted is that of `frozen`."""
-        flat, low = flatten_dict(frozen, sep="/"), flatten_dict(adapter, sep="/")
-        for path in self._shapes:
-            a_NPR, b_NRQ = low[f"{path}/a"], low[f"{path}/b"]
-            product_NPQ = jnp.einsum("NPR,NRQ->NPQ", a_NPR, b_NRQ, precision="highest")
-            flat[path] = flat[path] + self._scale * product_NPQ.reshape(flat[path].shape)
-        return unflatten_dict(flat, sep="/")
+    def attach(self, frozen: Params, trained: Params) -> Params:
+        """The parameters of the adapted student; nothing is copied."""
+        flat, own = flatten_dict(frozen, sep="/"), flatten_dict(trained, sep="/")
+        for path in self._adapted:
+            flat[path] = LowRank(flat[path], own.pop(f"{path}/a"), own.pop(f"{path}/b"), self._scale)
+        return unflatten_dict(flat | own, sep="/")
+
+    def merge(self, frozen: Params, trained: Params) -> Params:
+        """The parameters of the adapted student as one of the usual kind, float32: for files."""
+
+        def one(leaf):
+            if not isinstance(leaf, LowRank):
+                return leaf.astype(jnp.float32)
+            product_NPQ = jnp.einsum("NPR,NRQ->NPQ", leaf.a, leaf.b, precision="highest")
+            return leaf.w.astype(jnp.float32) + leaf.scale * product_NPQ.reshape(leaf.w.shape)
+
+        attached = self.attach(frozen, trained)
+        return jax.tree.map(one, attached, is_leaf=lambda leaf: isinstance(leaf, LowRank))
 
 
 def fingerprint(params: Params) -> int:

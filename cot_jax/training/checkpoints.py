@@ -8,7 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from cot_jax.errors import UserError, first_line
-from cot_jax.models.student import Params
+from cot_jax.models.weights import Params
 from cot_jax.training.console import say
 from cot_jax.training.mesh import another_was_lost
 from cot_jax.training.step import TrainState

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 
 from cot_jax.answers.equality import accuracy
 from cot_jax.config import refuse_other_config, to_json
+from cot_jax.data.lengths import describe as describe_shape
 from cot_jax.errors import UserError
 from cot_jax.files import read_json, read_json_lines, write_json, write_text
 from cot_jax.metrics.plots import draw_layer_norms, require_matplotlib
@@ -261,13 +262,16 @@ def teacher_accuracy(experiment: Experiment) -> float | None:
 def describe(run: Run) -> list[str]:
     """Returns lines that say what will run: data, method, model, shapes, devices, steps."""
     experiment, config = run.experiment, run.experiment.config
-    axes = ", ".join(["inputs", *(f"{view.name} targets" for view in experiment.views)])
-    shapes = ", ".join("x".join(map(str, shape)) for shape in experiment.batches.shapes)
+    filled = "; ".join(
+        f"{view} inputs {100 * inputs:.1f} %, targets {100 * targets:.1f} %"
+        for view, (inputs, targets) in run.batches.filled.items()
+    )
     lines = [
         f"task {config.data.task}, method {config.objective.method}, seed {config.seed}",
         *experiment.report,
-        f"{len(experiment.batches.shapes)} shapes to compile ({axes}): {shapes}; "
-        f"{100 * experiment.batches.efficiency:.0f} % of the arithmetic is for real tokens",
+        "programs, token slots and longest text of each view's inputs > targets: "
+        + "; ".join(map(describe_shape, run.batches.shapes)),
+        f"slots with a token: {filled}; {100 * run.batches.efficiency:.0f} % of the arithmetic is for tokens",
         f"model: {run.parameters:,} parameters, "
         + (config.model.pretrained or f"preset {config.model.preset} from scratch"),
         *([_describe_lora(run)] if experiment.lora else []),
@@ -303,10 +307,11 @@ def dry_run(experiment: Experiment) -> list[str]:
     run = Run(experiment)
     lines = describe(run)
     decode = experiment.tokenizer.decode
-    for name, view in run.batch(0).views.items():
-        row = np.argmax(np.asarray(view.target_length) > 0)  # not every example has every view
-        read = np.asarray(view.input_ids)[row, : view.input_length[row]].tolist()
-        write = np.asarray(view.target_ids)[row, : view.target_length[row]].tolist()
+    rows = run.batches.rows(0)
+    for name, view in experiment.tokenized.items():
+        row = rows[np.argmax(view.longest_targets()[rows] > 0)]  # not every example has every view
+        target = row if view.first is None else view.first[row]
+        read, write = view.inputs[row].tolist(), view.targets[target].tolist()
         lines += [f"view {name} reads:  {decode(read)}", f"view {name} writes: {decode(write)}"]
     return lines
 

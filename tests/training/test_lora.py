@@ -6,14 +6,15 @@ import signal
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cot_jax.batch import Tokens
 from cot_jax.data import word_problems
 from cot_jax.errors import UserError
-from cot_jax.models.student import T5Student
-from cot_jax.models.t5 import T5Config
+from cot_jax.models import decoding
+from cot_jax.models.t5 import T5, T5Config
+from cot_jax.models.weights import shapes
 from cot_jax.text import tokenizer as tokenizers
 from cot_jax.train import main
 from cot_jax.training.run import Run
@@ -26,7 +27,6 @@ FLAGS = (
     "--config.data.word_problems.train=48",
     "--config.data.word_problems.valid=8",
     "--config.data.word_problems.test=8",
-    "--config.data.max_shapes=1",
     "--config.self_distillation.method=dynsdpb",
     "--config.model.lora_rank=2",
     "--config.model.dropout_rate=0.1",
@@ -55,10 +55,10 @@ def base(tmp_path_factory):
 
 
 def write(directory, tokenizer, seed):
-    student = T5Student(T5Config(vocab_size=256, pad_token_id=tokenizer.pad_id, **SIZES))
+    student = T5(T5Config(vocab_size=256, pad_token_id=tokenizer.pad_id, **SIZES))
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(student.init, jax.random.key(0))
-    student.save(directory, jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), shapes))
+    like = shapes(student.weights)
+    student.save(directory, jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), like))
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +113,8 @@ def test_what_is_exported_is_the_merged_student(base, trained, tmp_path):
     assert torch.equal(theirs.shared.weight, pretrained.shared.weight)
     ids = np.random.default_rng(0).integers(3, 100, size=(2, 7)).astype(np.int32)
     logits = theirs(input_ids=torch.tensor(ids).long(), labels=torch.tensor(ids).long()).logits
-    mask = jnp.full(2, 7, jnp.int32)
-    ours = saved.student.score(saved.params, ids, mask, ids, mask)
+    questions = Tokens(ids, np.full((2, 1), 7, np.int32), 7)
+    ours = decoding.score(saved.student.prompt(saved.params, questions, 7), ids, np.full(2, 7, np.int32))
     log_prob = logits.log_softmax(-1)[:, None].expand(2, 2, 7, -1)
     # Teacher forced with its own labels: the diagonal.
     index = torch.tensor(ids).long()[:, None, :, None].expand(2, 2, 7, 1)

@@ -1,4 +1,4 @@
-"""Autoregressive decoding on the device, for any model that can take one step."""
+"""Autoregressive decoding on the device, for any student: functions of the prompt that it gives."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -9,11 +9,29 @@ import numpy as np
 
 Array = TypeVar("Array", jax.Array, np.ndarray)
 
-# (id_B, position, cache) -> (float32 logits_BV of the next token, cache with id_B at position).
-# The batch is axis 1 of every cache leaf, so that `beam_search` can reorder it.
-Step = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+# (ids_BT, position of the first, cache) -> (float32 logits_BTV of the next token, cache with the T tokens).
+Step = Callable[[jax.Array, jax.Array | int, Any], tuple[jax.Array, Any]]
 
-# (logits_BV, position) -> id_B: `greedy`, or what `sampler` returns.
+
+class Prompt(NamedTuple):
+    """A student that has read its inputs and is about to write.
+
+    Attributes:
+      step: writes on.
+      cache: what `step` takes at position 0. The rows are axis 1 of every leaf.
+      first_B: (B,) int32, the token each row starts from; it is no part of what is written.
+      eos_id: ends a row and is part of what is written.
+      pad_id: what follows the end.
+    """
+
+    step: Step
+    cache: Any
+    first_B: jax.Array
+    eos_id: int
+    pad_id: int
+
+
+# (logits_BV, position) -> id_B
 Choose = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -26,14 +44,8 @@ class _State(NamedTuple):
     cache: Any
 
 
-def greedy(logits_BV: jax.Array, position: jax.Array) -> jax.Array:
-    """The most probable token, the first of equals."""
-    del position
-    return jnp.argmax(logits_BV, axis=-1)
-
-
 class Sampling(NamedTuple):
-    """What of the model's distribution is drawn from; the three apply in this order, as in Transformers.
+    """The part of the student's distribution that is drawn from; applied in this order, as in Transformers.
 
     Attributes:
       temperature: logits are divided by it; above 0.
@@ -80,54 +92,76 @@ def _least_of_nucleus(prob_BV: jax.Array, top_p: float) -> jax.Array:
     return jax.lax.bitcast_convert_type(least_B1, jnp.float32)
 
 
-def sampler(key_B: jax.Array, sampling: Sampling) -> Choose:
-    """Returns a `Choose` that draws every row's tokens with its own key, whatever else is in the batch."""
-
-    def choose(logits_BV: jax.Array, position: jax.Array) -> jax.Array:
-        key_of_position_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, position)
-        return jax.vmap(jax.random.categorical)(key_of_position_B, filtered(logits_BV, sampling))
-
-    return choose
+def greedy(prompt: Prompt, most: int) -> tuple[jax.Array, jax.Array]:
+    """The most probable token at each position, the first of equals; see `_write`."""
+    return _write(prompt, most, lambda logits_BV, _: jnp.argmax(logits_BV, axis=-1))
 
 
-def decode(
-    step: Step,
-    cache: Any,
-    start_B: jax.Array,
-    choose: Choose,
-    *,
-    max_new_tokens: int,
-    eos_id: int,
-    pad_id: int,
+def sample(
+    prompt: Prompt, most: int, key_B: jax.Array, samples: int, sampling: Sampling
 ) -> tuple[jax.Array, jax.Array]:
-    """Up to `max_new_tokens` tokens for each row, stopping when every row has written `eos_id`.
+    """Drawn continuations (B, samples, most) int32 and their log-probabilities (B, samples).
+
+    These are under the student's own distribution, as those of `greedy`. The draws of a row depend on nothing
+    but the row and its key; the first of many are those of fewer.
 
     Args:
-      step: the model, one token at a time.
-      cache: what `step` takes at position 0, with room for `max_new_tokens`.
-      start_B: (B,) int32, the token each row starts from; it is not part of the result.
-      choose: picks the next token from the logits.
-      max_new_tokens: T, static.
-      eos_id: ends a row and is part of the result.
-      pad_id: what follows the end.
+      prompt: with rows b * samples + k.
+      key_B: a key for each input.
+    """
+    split = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+    key_BK = split(key_B, jnp.arange(samples))
+    key_R = key_BK.reshape(-1)
+
+    def choose(logits_RV: jax.Array, position: jax.Array) -> jax.Array:
+        key_of_position_R = jax.vmap(jax.random.fold_in, (0, None))(key_R, position)
+        return jax.vmap(jax.random.categorical)(key_of_position_R, filtered(logits_RV, sampling))
+
+    tokens_RT, log_prob_R = _write(prompt, most, choose)
+    return tokens_RT.reshape(*key_BK.shape, most), log_prob_R.reshape(key_BK.shape)
+
+
+def score(prompt: Prompt, ids_LT: jax.Array, length_L: jax.Array) -> jax.Array:
+    """log p(label | input) of each label (B, L) float32, summed over its tokens, the end included.
+
+    Args:
+      prompt: with room for T tokens.
+      ids_LT: int32, the labels.
+      length_L: their tokens.
+    """
+    B, T = len(prompt.first_B), ids_LT.shape[1]
+
+    def one(label: tuple[jax.Array, jax.Array]) -> jax.Array:
+        ids_BT, length = jnp.broadcast_to(label[0], (B, T)), label[1]
+        before_BT = jnp.concatenate([prompt.first_B[:, None], ids_BT[:, :-1]], axis=1)
+        logits_BTV, _ = prompt.step(before_BT, 0, prompt.cache)
+        return jnp.sum(log_prob(logits_BTV, ids_BT), axis=1, where=jnp.arange(T)[None, :] < length)
+
+    # One label after the other: the logits of all would not fit where there are many.
+    return jax.lax.map(one, (ids_LT, length_L)).T
+
+
+def _write(prompt: Prompt, most: int, choose: Choose) -> tuple[jax.Array, jax.Array]:
+    """Up to `most` tokens for each row, stopping when every row has written the end.
 
     Returns:
-      tokens_BT: (B, max_new_tokens) int32.
-      log_prob_B: (B,) float32, the sum of their log-probabilities, that of `eos_id` included, under the
-        model's own distribution, however `choose` picks.
+      tokens_BT: (B, most) int32.
+      log_prob_B: (B,) float32, the sum of their log-probabilities, that of the end included, under the
+        student's own distribution, however `choose` picks: what `score` gives of the same tokens.
     """
 
     def unfinished(state: _State) -> jax.Array:
-        return (state.position < max_new_tokens) & ~jnp.all(state.ended)
+        return (state.position < most) & ~jnp.all(state.ended)
 
     def extend(state: _State) -> _State:
-        logits_BV, cache = step(state.last_id, state.position, state.cache)
-        id_B = jnp.where(state.ended, pad_id, choose(logits_BV, state.position)).astype(jnp.int32)
+        logits_B1V, cache = prompt.step(state.last_id[:, None], state.position, state.cache)
+        logits_BV = logits_B1V[:, 0]
+        id_B = jnp.where(state.ended, prompt.pad_id, choose(logits_BV, state.position)).astype(jnp.int32)
         log_prob_B = jnp.where(state.ended, 0.0, log_prob(logits_BV, id_B))
         return _State(
             position=state.position + 1,
             last_id=id_B,
-            ended=state.ended | (id_B == eos_id),
+            ended=state.ended | (id_B == prompt.eos_id),
             tokens=jax.lax.dynamic_update_index_in_dim(state.tokens, id_B, state.position, axis=1),
             log_prob=state.log_prob + log_prob_B,
             cache=cache,
@@ -135,11 +169,11 @@ def decode(
 
     state = _State(
         position=jnp.int32(0),
-        last_id=start_B,
-        ended=jnp.zeros(start_B.shape, bool),
-        tokens=jnp.full((*start_B.shape, max_new_tokens), pad_id, jnp.int32),
-        log_prob=jnp.zeros(start_B.shape, jnp.float32),
-        cache=cache,
+        last_id=prompt.first_B,
+        ended=jnp.zeros(prompt.first_B.shape, bool),
+        tokens=jnp.full((*prompt.first_B.shape, most), prompt.pad_id, jnp.int32),
+        log_prob=jnp.zeros(prompt.first_B.shape, jnp.float32),
+        cache=prompt.cache,
     )
     state = jax.lax.while_loop(unfinished, extend, state)
     return state.tokens, state.log_prob
@@ -168,18 +202,14 @@ class _Beams(NamedTuple):
 
 
 def beam_search(
-    step: Step,
-    cache: Any,
-    start_B: jax.Array,
-    *,
+    prompt: Prompt,
+    most: int,
     beams: int,
-    max_new_tokens: int,
-    length_penalty: float,
-    early_stopping: bool,
-    eos_id: int,
-    pad_id: int,
+    *,
+    length_penalty: float = 1.0,
+    early_stopping: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """The K best continuations of each row that a beam search finds, by log_prob / length**length_penalty.
+    """The K best continuations of each input that a beam search finds, by log_prob / length**length_penalty.
 
     The search of Wu et al. 2016, "Google's Neural Machine Translation System", section 7, with the
     penalty, the order of steps and the end that Transformers gave it: sequences and scores are those of
@@ -189,35 +219,32 @@ def beam_search(
     worst of them. No row depends on what else is in the batch.
 
     Args:
-      step: the model, one token at a time, on rows b * K + k.
-      cache: what `step` takes at position 0, for B * K rows, with room for `max_new_tokens`.
-      start_B: (B,) int32, the token each row starts from; it is not part of the result.
-      beams: K, static, less than the vocabulary.
-      max_new_tokens: T, static; a beam of this length has ended.
+      prompt: with rows b * K + k.
+      most: T; a beam of this length has ended.
+      beams: K, less than the vocabulary.
       length_penalty: exponent of the length; above 0 it favours long hypotheses.
       early_stopping: a row is decided with its K-th hypothesis, whatever its beams promise.
-      eos_id: ends a beam and is part of the result.
-      pad_id: what follows the end.
 
     Returns:
       tokens_BKT: (B, K, T) int32, the best first.
       score_BK: (B, K) float32.
     """
-    B, K, T = len(start_B), beams, max_new_tokens
+    K, T = beams, most
+    B = len(prompt.first_B) // K
 
     def unfinished(state: _Beams) -> jax.Array:
         return (state.position < T) & ~jnp.all(state.decided)
 
     def extend(state: _Beams) -> _Beams:
-        logits_XV, cache = step(state.last_id, state.position, state.cache)
-        V = logits_XV.shape[-1]
-        log_prob_BKV = state.log_prob[:, :, None] + jax.nn.log_softmax(logits_XV).reshape(B, K, V)
+        logits_R1V, cache = prompt.step(state.last_id[:, None], state.position, state.cache)
+        V = logits_R1V.shape[-1]
+        log_prob_BKV = state.log_prob[:, :, None] + jax.nn.log_softmax(logits_R1V).reshape(B, K, V)
         log_prob_BC, index_BC = _top_k(log_prob_BKV.reshape(B, K * V), 2 * K)
         beam_BC, id_BC = jnp.divmod(index_BC, V)
         tokens_BCT = _take(state.tokens, beam_BC).at[:, :, state.position].set(id_BC)
         length = state.position + 1
         penalty = length.astype(jnp.float32) ** length_penalty
-        ends_BC = (id_BC == eos_id) | (length == T)
+        ends_BC = (id_BC == prompt.eos_id) | (length == T)
 
         new_BK = ends_BC[:, :K] & ~state.decided[:, None]
         score_BK = jnp.where(new_BK, log_prob_BC[:, :K] / penalty, -jnp.inf)
@@ -239,17 +266,17 @@ def beam_search(
             cache=jax.tree.map(lambda leaf: _take_rows(leaf, beam_BK), cache),
         )
 
-    empty_BKT = jnp.full((B, K, T), pad_id, jnp.int32)
+    empty_BKT = jnp.full((B, K, T), prompt.pad_id, jnp.int32)
     state = _Beams(
         position=jnp.int32(0),
-        last_id=jnp.repeat(start_B, K),
+        last_id=prompt.first_B,
         tokens=empty_BKT,
         # All beams are the same yet: only the first counts.
         log_prob=jnp.full((B, K), -jnp.inf).at[:, 0].set(0.0),
         ended_tokens=empty_BKT,
         ended_score=jnp.full((B, K), -jnp.inf),
         decided=jnp.zeros(B, bool),
-        cache=cache,
+        cache=prompt.cache,
     )
     state = jax.lax.while_loop(unfinished, extend, state)
     return state.ended_tokens, state.ended_score

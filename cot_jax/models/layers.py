@@ -1,0 +1,309 @@
+"""What the families of students share: linear maps with LoRA, norms, dropout, attention, stacks of layers.
+
+Everything but attention acts on one token at a time, on flat tokens (G, X, ...) or on rectangles alike.
+Arithmetic is in the dtype of its input; parameters, norms, softmax and attention scores are float32.
+
+Shape suffixes: G groups, E examples of a group, X slots of a group, S query positions, T key positions, D
+model, H heads, K head size, N layers.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
+
+from cot_jax.batch import Segments, Tokens
+
+# Not -inf: a row in which everything is masked must stay finite.
+_MASKED = float(np.finfo(np.float32).min)
+
+# Attention with more scores than this, for one example and head, is computed by chunks of queries.
+_WHOLE, _QUERIES = 512 * 512, 128
+
+# What a layer keeps for the backward pass, beside its input, and does not compute again (Chen et al. 2016,
+# "Training Deep Nets with Sublinear Memory Cost"): everything, the outputs of its linear maps, nothing.
+REMAT = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "elementwise": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "layers": jax.checkpoint_policies.nothing_saveable,
+}
+
+# Multiplied with it, consecutive numbers are spread over all of uint32 (2**32 over the golden ratio, odd).
+_GOLDEN = np.uint32(0x9E3779B1)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("w", "a", "b"), meta_fields=("scale",))
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+    """A weight that LoRA adapts: w + scale * a b, of which the sum is never formed.
+
+    Attributes:
+      w: the frozen weight, in its own shape and dtype.
+      a: (P, R) and b: (R, Q), with a leading N where `w` holds the weights of N layers.
+      scale: alpha / R.
+    """
+
+    w: jax.Array
+    a: jax.Array
+    b: jax.Array
+    scale: float
+
+
+def linear(x: jax.Array, w: jax.Array | LowRank, inputs: int = 1) -> jax.Array:
+    """x @ w over the last `inputs` axes of `x` and the first of `w`."""
+    if isinstance(w, LowRank):
+        flat = x.reshape(*x.shape[: x.ndim - inputs], -1)
+        low = (flat @ w.a.astype(x.dtype)) @ w.b.astype(x.dtype)
+        dense = linear(x, jax.lax.stop_gradient(w.w), inputs)
+        return dense + (w.scale * low).reshape(dense.shape).astype(x.dtype)
+    return jnp.tensordot(x, w.astype(x.dtype), inputs)
+
+
+def rms_norm(x: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array:
+    """Root-mean-square norm over the last axis (Zhang and Sennrich 2019), in float32."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    factor = jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + epsilon)
+    scale = scale_D.reshape((1,) * (x.ndim - 1) + scale_D.shape)
+    return (wide * (factor * scale)).astype(x.dtype)
+
+
+def by_example(x: jax.Array) -> jax.Array:
+    """`x` with its first axis, of groups or rows, divided over the devices that have examples of their own.
+
+    Left to itself, the compiler may divide D as a weight is, and send activations instead of weights.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in ("data", "fsdp") if axis in mesh.axis_names)
+    if math.prod(mesh.shape[axis] for axis in axes) == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(axes))
+
+
+def embed(table_VD: jax.Array, ids: jax.Array, dtype: Any) -> jax.Array:
+    """Rows of the embedding; an id beyond the vocabulary gives NaN, not another token's row."""
+    if "model" in jax.sharding.get_abstract_mesh().axis_names:
+        # Gathered over `fsdp` first: otherwise what is looked up would be, for all devices' examples.
+        table_VD = jax.lax.with_sharding_constraint(table_VD, P("model"))
+    # First the rows, then the cast, so that their gradients add up in float32.
+    return by_example(jnp.take(table_VD, ids, axis=0, mode="fill").astype(dtype))
+
+
+# --- Dropout ---
+
+
+def mix(x: jax.Array) -> jax.Array:
+    """A bijection of uint32 in which each bit of `x` turns each of the result over half of the time.
+
+    Multipliers: Wellons 2018, "Prospecting for Hash Functions" (lowbias32).
+    """
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def drop(x: jax.Array, rate: float, key: jax.Array | None, seed: jax.Array) -> jax.Array:
+    """Dropout; none without a key.
+
+    The mask is a hash of the key, the token's seed and the position on the last axis. A step needs as many
+    random bits as it has activations; these are computed where they are used and depend on the example, not
+    on the slot or the device that it is on.
+
+    Args:
+      seed: uint32 of the shape of `x` without its last axis.
+    """
+    if key is None or rate == 0:
+        return x
+    first, second, *_ = jax.random.key_data(key)
+    column = mix(jnp.arange(x.shape[-1], dtype=jnp.uint32) + first)
+    row = mix(seed ^ second)[..., None]
+    kept = mix(column.reshape((1,) * seed.ndim + column.shape) ^ row) < np.uint32((1 - rate) * 2**32)
+    return jnp.where(kept, x / (1 - rate), 0)
+
+
+# --- Flat tokens ---
+
+
+class Layout:
+    """Several views' tokens side by side: (G, X1 + X2 + ...) slots.
+
+    Attributes:
+      ids_GX: int32.
+      segments: where each view's tokens belong, in the order of the views.
+      position_GX: int32, position of each token in its sequence.
+      seed_GX: uint32 for `drop`: a hash of the token's example, view and position.
+    """
+
+    def __init__(self, views: Sequence[Tokens], example_GE: ArrayLike):
+        self.ids_GX = jnp.concatenate([jnp.asarray(tokens.ids) for tokens in views], axis=1)
+        self.segments = [Segments.of(tokens) for tokens in views]
+        self.position_GX = jnp.concatenate([s.position_GX for s in self.segments], axis=1)
+        seeds = []
+        for n, s in enumerate(self.segments):
+            of_example_GE = mix(jnp.asarray(example_GE).astype(jnp.uint32) + np.uint32(n) * _GOLDEN)
+            of_example_GX = jnp.take_along_axis(of_example_GE, s.example_GX, axis=1)
+            seeds.append(mix(of_example_GX + s.position_GX.astype(jnp.uint32)))
+        self.seed_GX = jnp.concatenate(seeds, axis=1)
+
+    def split(self, x: jax.Array) -> list[jax.Array]:
+        """The views' own slots of `x` (G, X, ...)."""
+        ends = np.cumsum([s.real_GX.shape[1] for s in self.segments])
+        return jnp.split(x, ends[:-1], axis=1)
+
+    def unpack(self, x: jax.Array) -> list[jax.Array]:
+        """The views' rectangles (G, E, S, ...) of `x` (G, X, ...)."""
+        return [s.unpack(part) for s, part in zip(self.segments, self.split(x), strict=True)]
+
+    def pack(self, parts: Sequence[jax.Array]) -> jax.Array:
+        """The inverse of `unpack`."""
+        packed = [s.pack(part) for s, part in zip(self.segments, parts, strict=True)]
+        return jnp.concatenate(packed, axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Attention of the queries of some views to keys of the same examples' views.
+
+    Attributes:
+      queries, keys: their layouts; the same one for self-attention.
+      biases: of each view, added to the scores: (H, S, T) float32, or None.
+      causal: whether a query sees the keys up to its own position only.
+      rate: of dropout on the attention weights.
+      scale: factor of the scores.
+    """
+
+    queries: Layout
+    keys: Layout
+    biases: Sequence[jax.Array | None]
+    causal: bool = False
+    rate: float = 0.0
+    scale: float = 1.0
+
+    def __call__(
+        self, key: jax.Array | None, q_GXHK: jax.Array, k_GXHK: jax.Array, v_GXHK: jax.Array
+    ) -> jax.Array:
+        """The values (G, X, H, K) that each query attends to; dropout where there is a key."""
+        parts = []
+        rectangles = zip(
+            self.queries.unpack(q_GXHK),
+            self.keys.unpack(k_GXHK),
+            self.keys.unpack(v_GXHK),
+            self.queries.unpack(self.queries.seed_GX),
+            self.keys.segments,
+            self.biases,
+            strict=True,
+        )
+        for q, k, v, seed, segments, bias in rectangles:
+            mask = segments.real_GES[:, :, None, None, :]
+            if self.causal:
+                mask &= jnp.tri(q.shape[2], dtype=bool)[None, None, None]
+            bias = None if bias is None else bias[None, None]
+            parts.append(attend(q, k, v, mask, bias, scale=self.scale, rate=self.rate, key=key, seed=seed))
+        return self.queries.pack(parts)
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    bias: jax.Array | None,
+    *,
+    scale: float = 1.0,
+    rate: float = 0.0,
+    key: jax.Array | None = None,
+    seed: jax.Array | None = None,
+) -> jax.Array:
+    """Attention of rectangles.
+
+    The scores of long sequences are never all in memory: queries are taken `_QUERIES` at a time and their
+    scores computed again in the backward pass.
+
+    Args:
+      q: (..., S, H, K).
+      k, v: (..., T, H, K).
+      mask: bool, true where a query may see a key; broadcasts to (..., H, S, T), as `bias`.
+      seed: (..., S) uint32 of the queries, for dropout of the weights.
+
+    Returns:
+      (..., S, H, K).
+    """
+
+    def whole(q, mask, bias, seed):
+        scores = jnp.einsum("...SHK,...THK->...HST", q, k, preferred_element_type=jnp.float32)
+        scores = scores * scale if scale != 1 else scores
+        scores = jnp.where(mask, scores if bias is None else scores + bias, _MASKED)
+        weights = jax.nn.softmax(scores).astype(v.dtype)
+        if key is not None and rate > 0:
+            head = jnp.arange(q.shape[-2], dtype=jnp.uint32) * _GOLDEN
+            of_query = jnp.expand_dims(seed, -2) + head.reshape((1,) * (seed.ndim - 1) + (-1, 1))
+            weights = drop(weights, rate, key, of_query)
+        return jnp.einsum("...HST,...THK->...SHK", weights, v)
+
+    S = q.shape[-3]
+    if S * k.shape[-3] <= _WHOLE:
+        return whole(q, mask, bias, seed)
+
+    chunks = -(-S // _QUERIES)
+
+    def split(x, axis):
+        """`x` by chunks of its queries on an axis from the end; what is the same for all of them is kept."""
+        if x is None or x.shape[axis] != S:
+            return None
+        x = jnp.pad(x, [(0, chunks * _QUERIES - S) if a == x.ndim + axis else (0, 0) for a in range(x.ndim)])
+        shape = (*x.shape[:axis], chunks, _QUERIES, *x.shape[x.ndim + axis + 1 :])
+        return jnp.moveaxis(x.reshape(shape), x.ndim + axis, 0)
+
+    @jax.checkpoint
+    def one(parts):
+        chosen = [x if part is None else part for x, part in zip((q, mask, bias, seed), parts, strict=True)]
+        return whole(*chosen)
+
+    parts = (split(q, -3), split(mask, -2), split(bias, -2), split(seed, -1))
+    y = jnp.moveaxis(jax.lax.map(one, parts), 0, -4)
+    return y.reshape(*y.shape[:-4], chunks * _QUERIES, *y.shape[-2:])[..., :S, :, :]
+
+
+# --- Stacks of layers ---
+
+Layer = Callable[[Any, Any, jax.Array | None], tuple[Any, Any]]
+
+
+def stack(
+    layer: Layer,
+    carry: Any,
+    weights: Any,
+    key: jax.Array | None = None,
+    *,
+    unroll: bool = False,
+    remat: str = "none",
+) -> tuple[Any, Any]:
+    """Applies N layers, one after the other.
+
+    Args:
+      layer: (carry, a layer's part of `weights`, its key or None) -> (carry, output).
+      weights: leaves with a leading axis N.
+      key: of dropout.
+      unroll: whether the loop over layers is unrolled.
+      remat: what the backward pass computes again, one of `REMAT`.
+
+    Returns:
+      The last carry, and the outputs with a leading axis N.
+    """
+    N = jax.tree.leaves(weights)[0].shape[0]
+    keys_N = None if key is None else jax.random.split(key, N)
+
+    def body(carry, xs):
+        return layer(carry, *xs)
+
+    if remat != "none":
+        body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
+        # In a loop a layer is computed again when its turn comes, whatever order the compiler prefers.
+        unroll = False
+    return jax.lax.scan(body, carry, (weights, keys_N), unroll=N if unroll else 1)

@@ -1,0 +1,226 @@
+"""Weights in Hugging Face's files, read and written by a student's table of weights."""
+
+import json
+import pickle
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import jax.numpy as jnp  # also registers bfloat16 with NumPy, which safetensors needs
+import numpy as np
+import safetensors
+from flax.serialization import msgpack_restore
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import save_file
+
+from cot_jax.errors import UserError
+from cot_jax.models.weights import Params, Weight, Weights
+
+_HEAD, _EMBEDDING = "head", "embedding"
+
+
+def read_config(path_or_id: str) -> dict[str, Any]:
+    """The parsed config.json of a local directory, which needs no weights, or of a Hub repository.
+
+    Raises:
+      UserError: there is none, or it is not JSON.
+    """
+    path = fetch(path_or_id, weights=False) / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; a model directory needs one") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected an object, found {type(values).__name__}")
+    return values
+
+
+def read(
+    directory: Path, weights: Weights, aliases: dict[str, str], leftovers: tuple[str, ...]
+) -> tuple[Params, list[str]]:
+    """Reads every weight that has a name in the files. float16 and bfloat16 tensors are widened.
+
+    A head may be missing where the embedding serves as one; the caller compares the two.
+
+    Args:
+      aliases: other names of a tensor -> its name; copies must be equal.
+      leftovers: regular expressions of tensors that are ignored and counted.
+
+    Returns:
+      The parameters, a nested dict of float32 NumPy arrays, without those that are always fresh; and lines
+      that say what was ignored and what is fresh.
+
+    Raises:
+      UserError: nothing to read, or the tensors are not exactly those of the table (the first unknown,
+        missing, repeated or misshapen one is named).
+    """
+    # Tensor name -> (parameter, the array it fills).
+    params = {path: np.empty(weight.shape, np.float32) for path, weight in weights.items() if weight.theirs}
+    places: dict[str, tuple[Weight, np.ndarray]] = {}
+    for path, array in params.items():
+        weight = weights[path]
+        layers = array if weight.is_stacked else [array]
+        places |= {weight.theirs.format(n=n): (weight, layer) for n, layer in enumerate(layers)}
+
+    seen: dict[str, str] = {}  # tensor -> the name that it was read under
+    ignored = []
+    for file, name, tensor in _tensors(directory):
+        if any(re.fullmatch(pattern, name) for pattern in leftovers):
+            ignored.append(name)
+            continue
+        place = aliases.get(name, name)
+        if place not in places:
+            raise UserError(
+                f"{file}: tensor {name} is unknown to the model of config.json; is it another model's?"
+            )
+        if seen.get(place) == name:
+            raise UserError(f"{file}: tensor {name} was already in another file; remove one of them")
+        weight, array = places[place]
+        expected = _torch_shape(weight)
+        if tensor.shape != expected:
+            raise UserError(f"{file}: tensor {name} is {tensor.shape}, config.json asks for {expected}")
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise UserError(f"{file}: tensor {name} is {tensor.dtype}; quantized weights cannot be read")
+        tensor = tensor.astype(np.float32)
+        value = (tensor.T if weight.inputs else tensor).reshape(array.shape)
+        if place in seen:
+            if not np.array_equal(array, value):
+                raise UserError(f"{file}: tensor {name} differs from the other copies of {place}")
+        else:
+            array[...] = value
+        seen[place] = name
+
+    missing = sorted(places.keys() - seen.keys())
+    if _HEAD in weights and missing == [weights[_HEAD].theirs]:
+        missing = []
+        del params[_HEAD]
+    if missing:
+        raise UserError(f"{directory}: tensor {missing[0]} is missing, one of {len(missing)} in all")
+    report = []
+    if ignored:
+        report.append(f"{directory}: {len(ignored)} tensors are not used ({', '.join(ignored[:3])}, ...)")
+    if fresh := [path for path, weight in weights.items() if not weight.theirs]:
+        report.append(f"{directory}: fresh weights for {', '.join(fresh)}")
+    return unflatten_dict(params, sep="/"), report
+
+
+def is_tied(params: Params) -> bool:
+    """Whether the embedding serves as the head: there is no other, or it is equal."""
+    return _HEAD not in params or np.array_equal(params[_HEAD], params[_EMBEDDING].T)
+
+
+def write(directory: Path, config: dict[str, Any], weights: Weights, params: Params) -> None:
+    """Writes model.safetensors and config.json for Transformers."""
+    flat = flatten_dict(params, sep="/")
+    if flat.keys() != weights.keys():
+        raise ValueError(f"parameters and config disagree: {sorted(flat.keys() ^ weights.keys())}")
+    tensors = {}
+    for path, weight in weights.items():
+        leaf = np.asarray(flat[path], np.float32)
+        for n, array in enumerate(leaf if weight.is_stacked else [leaf]):
+            tensors[weight.theirs.format(n=n)] = np.ascontiguousarray(to_torch(weight, array))
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    # Last: without it the directory is not a model, so an interrupted export cannot be taken for one.
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def to_torch(weight: Weight, array: np.ndarray) -> np.ndarray:
+    """A layer's part as PyTorch has it: (outputs, inputs) of a linear map."""
+    return (array.reshape(weight.matrix).T if weight.inputs else array).reshape(_torch_shape(weight))
+
+
+def _torch_shape(weight: Weight) -> tuple[int, ...]:
+    return weight.matrix[::-1] if weight.inputs else weight.matrix
+
+
+def _tensors(directory: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
+    """(file, tensor name, tensor in torch's layout), one after another: models can be large."""
+    name, files = _weight_files(directory)
+    for file in files:
+        try:
+            yield from ((file, *item) for item in _READERS[name](file))
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+            safetensors.SafetensorError,
+            pickle.UnpicklingError,
+        ) as error:
+            raise UserError(f"{file}: cannot be read ({_first_line(error)})") from None
+
+
+def _weight_files(directory: Path) -> tuple[str, list[Path]]:
+    """The first format of `_READERS` that the directory has, and its files."""
+    for name in _READERS:
+        if (directory / name).is_file():
+            return name, [directory / name]
+        index = directory / f"{name}.index.json"
+        if index.is_file():
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            return name, [directory / shard for shard in sorted(shards)]
+    raise UserError(f"{directory}: no weights; expected one of {', '.join(_READERS)}")
+
+
+def _read_safetensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+    with safetensors.safe_open(file, framework="numpy") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 (not a dict)
+            yield name, tensors.get_tensor(name)
+
+
+def _read_msgpack(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Flax's layout: linear maps are called "kernel" and transposed, embeddings "embedding"."""
+    for path, array in flatten_dict(msgpack_restore(file.read_bytes())).items():
+        name = ".".join((*path[:-1], "weight"))
+        yield name, array.T if path[-1] == "kernel" else array
+
+
+def _read_torch(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"{file}: needs PyTorch to be read; install it, or give safetensors") from None
+    for name, tensor in torch.load(file, map_location="cpu", weights_only=True).items():
+        # NumPy knows no torch.bfloat16.
+        yield name, (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+# In order of preference.
+_READERS = {
+    "model.safetensors": _read_safetensors,
+    "flax_model.msgpack": _read_msgpack,
+    "pytorch_model.bin": _read_torch,
+}
+
+
+def fetch(path_or_id: str, *, weights: bool = True) -> Path:
+    """A local directory, or a snapshot with config.json and the weights in one format from the Hub.
+
+    Raises:
+      UserError: it is out of reach.
+    """
+    if Path(path_or_id).is_dir():
+        return Path(path_or_id)
+    fix = "give a local directory with --config.model.pretrained=DIR"
+    try:
+        if not weights:
+            return Path(huggingface_hub.snapshot_download(path_or_id, allow_patterns=["config.json"]))
+        for name in _READERS:
+            stem, suffix = name.split(".")
+            patterns = ["config.json", f"{stem}*.{suffix}", f"{name}.index.json"]
+            directory = Path(huggingface_hub.snapshot_download(path_or_id, allow_patterns=patterns))
+            if any(directory.glob(f"{stem}*.{suffix}")):
+                return directory
+    except Exception as error:  # whatever the network and the Hub's client come up with
+        raise UserError(
+            f"{path_or_id}: no such directory, and not to be had from the Hub ({_first_line(error)}); {fix}"
+        ) from None
+    raise UserError(f"{path_or_id}: the Hub has no weights of it in {', '.join(_READERS)}; {fix}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

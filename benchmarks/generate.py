@@ -15,9 +15,7 @@ import torch
 from benchmarks import measure
 from benchmarks.published import device, load_model
 from benchmarks.workload import LENGTHS, longest, model_config, random_params, synthetic_views
-from cot_jax.models import student as students
-from cot_jax.models.t5 import T5
-from cot_jax.models.t5 import PRESETS
+from cot_jax.models.t5 import PRESETS, T5
 
 
 def main() -> None:

@@ -40,9 +40,7 @@ from benchmarks.workload import (
 from cot_jax.batch import Batch
 from cot_jax.config import DataConfig
 from cot_jax.data.batches import Batches
-from cot_jax.models import student as students
-from cot_jax.models.t5 import T5
-from cot_jax.models.t5 import PRESETS, T5Config
+from cot_jax.models.t5 import PRESETS, T5, T5Config
 
 OURS = "cot_jax"
 

@@ -24,7 +24,7 @@ from cot_jax.data.batches import Ragged, TokenizedView, make_batch
 from cot_jax.data.views import METHODS, View
 from cot_jax.losses.objective import MutualInformation, make_objective
 from cot_jax.losses.soft_targets import SelfDistillation
-from cot_jax.models.student import Params, T5
+from cot_jax.models.student import T5, Params
 from cot_jax.models.t5 import PRESETS, T5Config
 from cot_jax.models.weights import shapes
 from cot_jax.training.optimizer import make_optimizer

@@ -24,6 +24,7 @@ from cot_jax.data.batches import ORDERS
 from cot_jax.data.tasks import TASKS
 from cot_jax.data.views import METHODS
 from cot_jax.errors import UserError
+from cot_jax.files import read_json
 from cot_jax.losses.mutual_information import DETACHABLE, REDUCTIONS, VARIANTS
 from cot_jax.losses.soft_targets import (
     DIFFICULTIES,
@@ -450,25 +451,10 @@ def load_config_module(file: Path, function: str) -> Any:
         sys.path.pop(0)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file.
-
-    Raises:
-      UserError: the file is torn, or holds something else.
-    """
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error}); write it again or take another copy") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: expected an object, found {type(values).__name__}; take another copy")
-    return values
-
-
 def refuse_other_config(workdir: Path, config: Config) -> bool:
     """Returns whether `workdir` holds a run of `config` already; False where it holds none.
 
-    How devices are arranged makes no other run: it may go on with more of them, or fewer.
+    How devices are arranged makes no other run: it may resume with more of them, or fewer.
 
     Raises:
       UserError: it holds a run of another config.

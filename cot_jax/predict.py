@@ -20,9 +20,10 @@ from typing import Any, TextIO
 
 from cot_jax.answers.sandbox import make_interpreter
 from cot_jax.answers.voting import vote
-from cot_jax.data.examples import Example, Row
+from cot_jax.data.examples import Example
 from cot_jax.data.views import View, rationale_of
-from cot_jax.errors import UserError
+from cot_jax.errors import UserError, writing
+from cot_jax.files import Row, read_json_lines, rows_of
 from cot_jax.models.decoding import Sampling
 from cot_jax.training.compiled import keep_compiled
 from cot_jax.training.evaluation import Answers
@@ -35,26 +36,23 @@ def main(argv: Sequence[str]) -> int:
     keep_compiled()
     try:
         with contextlib.ExitStack() as files:
-            source, sink = sys.stdin, sys.stdout
-            if options.input != "-":
-                try:
-                    source = files.enter_context(open(options.input, encoding="utf-8"))
-                except OSError as error:
-                    raise UserError(f"{options.input}: {error.strerror}") from None
+            if options.input == "-":
+                rows = rows_of((line.encode() for line in sys.stdin), "standard input")
+            else:
+                rows = read_json_lines(Path(options.input))
             saved = load(options.model)
+            sink = sys.stdout
             if options.output != "-":
-                try:
+                with writing(options.output):
                     sink = files.enter_context(open(options.output, "w", encoding="utf-8"))
-                except OSError as error:
-                    raise UserError(f"{options.output} cannot be written: {error.strerror}") from None
-            _predict(saved, source, sink, options)
+            _predict(saved, rows, sink, options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _predict(saved: Saved, source: TextIO, sink: TextIO, options: argparse.Namespace) -> None:
+def _predict(saved: Saved, rows: Iterator[Row], sink: TextIO, options: argparse.Namespace) -> None:
     chosen = saved.choose(options.paths) if options.paths else [saved.views[0]]
     explaining = [view for view in saved.views if view.term == "rationale"] if options.explain else []
     if options.explain and not explaining:
@@ -80,15 +78,16 @@ def _predict(saved: Saved, source: TextIO, sink: TextIO, options: argparse.Names
     draws = {"samples": options.samples, "sampling": options.sampling, "seed": options.seed}
     drawing = answerers(chosen if options.samples else [], **draws)
     writing = answerers([*([] if options.samples else chosen), *explaining], beams=options.beams)
-    rows = _read(source, options.input)
-    while batch := list(itertools.islice(rows, options.batch_size)):
+    # A row without an id gets its number.
+    named = (Row(row.where, {"id": str(number)} | row.values) for number, row in enumerate(rows, start=1))
+    while batch := list(itertools.islice(named, options.batch_size)):
         questions = [_question(row) for row in batch]
         drawn, written = (
             {view: _ask(view, answerer, questions) for view, answerer in some.items()}
             for some in (drawing, writing)
         )
         for n, row in enumerate(batch):
-            answer: dict[str, Any] = {"id": row.values["id"], "input": row.values["input"]}
+            answer = {"id": row.values["id"], "input": row.values["input"]}
             if votes:
                 voters = drawn or {view: written[view] for view in chosen}
                 answer |= _elect(voters, n, options.samples or 1, bool(saved.by_value))
@@ -122,20 +121,6 @@ def _elect(voters: Mapping[View, Answers], n: int, each: int, by_value: bool) ->
             every.append(said | how)
     label, share = vote([said["label"] for said in every], [said["log_prob"] for said in every], by_value)
     return {"label": label, "votes": share, "samples": every}
-
-
-def _read(source: TextIO, name: str) -> Iterator[Row]:
-    """Yields the rows; those without an id get the number of their line."""
-    for number, line in enumerate(source, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{name}, line {number}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{name}, line {number}: expected a JSON object, found {type(row).__name__}")
-        yield Row(f"{name}, line {number}", {"id": str(number)} | row)
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:

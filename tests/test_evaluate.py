@@ -167,14 +167,13 @@ def test_a_data_set_with_a_test_alone(run, tmp_path, capsys):
         ("2 and 3 are", "2 and 3 are", ""),
     ],
 )
-def test_what_stands_before_an_answer_is_a_rationale(tmp_path, text, rationale, label):
+def test_what_stands_before_an_answer_is_a_rationale(text, rationale, label):
     (view,) = METHODS["single_task"]
     answers = Answers([text], [label], Counter(), np.zeros(1), np.ones(1), 0)
     sure = evaluate._Confidence(np.ones(1), np.ones(1))
     example = Example("1", ("2 and 3?",), "( 2 + 3 )", rationales=("the teacher's",))
     asked = evaluate._Answered([example], answers, np.ones(1), {"sequence": sure, "per_token": sure})
-    evaluate._write_predictions(tmp_path / "predictions.jsonl", asked, view, {})
-    (row,) = map(json.loads, (tmp_path / "predictions.jsonl").read_text().splitlines())
+    (row,) = evaluate._predictions(asked, view, {})
     assert (row["rationale"], row["label"], row["teacher_rationale"]) == (rationale, label, "the teacher's")
 
 

@@ -220,8 +220,11 @@ def test_case_studies_show_two_runs_side_by_side(where, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda w, b: (w / "evaluation.json").unlink(), r"evaluation\.json: No such file.*cot_jax\.evaluate"),
-        (lambda w, b: (w / "evaluation.json").write_text("[]"), r'must be an object with "by_value"'),
+        (
+            lambda w, b: (w / "evaluation.json").unlink(),
+            r"evaluation\.json: no such file.*cot_jax\.evaluate",
+        ),
+        (lambda w, b: (w / "evaluation.json").write_text("{}"), r'must have "by_value"'),
         (lambda w, b: (w / "predictions.jsonl").unlink(), r"predictions\.jsonl: no such file"),
         (
             lambda w, b: (w / "predictions.jsonl").write_text('{"id": 1}'),

@@ -231,7 +231,7 @@ def test_own_demonstrations_for_own_questions(server, tmp_path, capsys):
     [
         (("--demonstrations=none.jsonl",), "none.jsonl: no such file"),
         (("--endpoint=localhost",), "is not a URL"),
-        (("--output=/dev/null/x",), "/dev/null/x cannot be made"),
+        (("--output=/dev/null/x",), "/dev/null/x cannot be written"),
         (("--root=none", "--endpoint=http://127.0.0.1:1/v1"), "none/train.jsonl: no such file"),
         (("--split=valid", "--endpoint=http://127.0.0.1:1/v1"), "no server there"),
     ],

@@ -4,8 +4,8 @@ import re
 from typing import NamedTuple
 
 from cot_jax.answers.arithmetic import evaluate, in_svamp_notation, same_value
-from cot_jax.data.examples import Row
 from cot_jax.data.teacher import outputs
+from cot_jax.files import Row
 
 LETTERS = ("A", "B", "C", "D", "E")
 YES_NO = ("yes", "no")

@@ -16,11 +16,12 @@ import numpy as np
 from cot_jax.answers.arithmetic import evaluate
 from cot_jax.answers.equality import is_correct
 from cot_jax.data import problems
-from cot_jax.data.examples import Example, Row, read_json_lines, read_rows
+from cot_jax.data.examples import Example
 from cot_jax.data.problems import Problem
 from cot_jax.data.teacher import outputs, published_programs
 from cot_jax.data.teacher.published_programs import Published
 from cot_jax.errors import UserError
+from cot_jax.files import Row, read_json_lines, read_rows
 
 ALL_SPLITS = ("train", "valid", "test")
 

@@ -1,7 +1,6 @@
 """The loop: dispatch a step, read the metrics of the one before, evaluate, save, stop when told."""
 
 import dataclasses
-import json
 import math
 import signal
 from pathlib import Path
@@ -15,7 +14,8 @@ from cot_jax.answers.equality import accuracy
 from cot_jax.config import refuse_other_config, to_json
 from cot_jax.data.lengths import describe as describe_shape
 from cot_jax.errors import UserError
-from cot_jax.metrics.plots import LAYER_NORM, draw_layer_norms, require_matplotlib
+from cot_jax.files import read_json, read_json_lines, write_json, write_text
+from cot_jax.metrics.plots import draw_layer_norms, require_matplotlib
 from cot_jax.metrics.writers import MetricsWriter
 from cot_jax.training.checkpoints import Checkpoints
 from cot_jax.training.console import Clock, Progress, hardware, say
@@ -23,7 +23,7 @@ from cot_jax.training.experiment import BASE, Experiment, answer_labels, compute
 from cot_jax.training.mesh import leads
 from cot_jax.training.run import Run
 from cot_jax.training.saved import ANSWERS_FILE, STUDENT_FILE, answers_json, refuse_other_base
-from cot_jax.training.step import TrainState
+from cot_jax.training.step import LAYER_NORM, TrainState
 
 PREEMPTED = 75  # exit status: saved, start me again (EX_TEMPFAIL)
 
@@ -90,7 +90,7 @@ class _Profile:
 
 
 def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict[str, Any]:
-    """Trains to the last step, going on from `workdir` where it holds a checkpoint.
+    """Trains to the last step; resumes where `workdir` holds a checkpoint.
 
     `profile_steps` steps are traced to `workdir/profile`.
 
@@ -115,7 +115,7 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
     _claim(workdir, experiment)
     if result_file.exists():
         say(f"{workdir} is complete; delete it or choose another --workdir to train again")
-        return json.loads(result_file.read_text(encoding="utf-8"))
+        return read_json(result_file)
     for line in describe(run):
         say(line)
     clock = Clock()
@@ -126,7 +126,7 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
             state = run.initial_state()
         else:
             state = run.restore_latest(checkpoints)
-            say(f"going on from step {int(state.step)} of {workdir}")
+            say(f"resuming from step {int(state.step)} of {workdir}")
         wandb_config = dataclasses.asdict(config) if config.train.wandb else None
         with MetricsWriter(workdir, int(state.step), wandb_config, leads()) as writer, _StopSignal() as stop:
             left = config.train.steps - int(state.step)
@@ -141,8 +141,8 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
     if not leads():
         return result
     if config.train.layer_norms_every:
-        draw_layer_norms(workdir / "metrics.jsonl", workdir / "layer_norms.png")
-    _write(result_file, json.dumps(result, indent=2) + "\n")  # the last: it says that all is done
+        draw_layer_norms(workdir / "metrics.jsonl", LAYER_NORM, workdir / "layer_norms.png")
+    write_json(result_file, result)  # last: it says that the run is complete
     return result
 
 
@@ -211,7 +211,7 @@ def _steps(
             if due(step) and not stopping:
                 evaluate(step)
             if stopping:
-                raise Preempted(f"stopped at step {step} and saved; the same command goes on from there")
+                raise Preempted(f"stopped at step {step} and saved; the same command resumes from there")
 
 
 def _conclude(run: Run, checkpoints: Checkpoints, workdir: Path, clock: Clock) -> dict[str, Any]:
@@ -245,7 +245,7 @@ def _conclude(run: Run, checkpoints: Checkpoints, workdir: Path, clock: Clock) -
 
 def _reference_protocol(metrics_file: Path) -> dict[str, float]:
     """Last and best test accuracy over all evaluations: what the papers' tables seem to report."""
-    rows = map(json.loads, metrics_file.read_text(encoding="utf-8").splitlines())
+    rows = (row.values for row in read_json_lines(metrics_file))
     accuracies = [row["test/accuracy"] for row in rows if "test/accuracy" in row]
     return {"test/accuracy_last": accuracies[-1], "test/accuracy_best": max(accuracies)}
 
@@ -330,17 +330,12 @@ def _claim(workdir: Path, experiment: Experiment) -> None:
     if leads():
         workdir.mkdir(parents=True, exist_ok=True)
         if not taken:
-            _write(workdir / "config.json", to_json(experiment.config))
+            write_text(workdir / "config.json", to_json(experiment.config))
         labels = answer_labels(experiment)
-        _write(workdir / ANSWERS_FILE, answers_json(experiment.splits.by_value, labels, experiment.spelled))
-        _write(workdir / STUDENT_FILE, json.dumps(architecture, indent=2) + "\n")
+        write_text(
+            workdir / ANSWERS_FILE, answers_json(experiment.splits.by_value, labels, experiment.spelled)
+        )
+        write_json(workdir / STUDENT_FILE, architecture)
         experiment.tokenizer.save(workdir / "tokenizer")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("claimed")
-
-
-def _write(file: Path, text: str) -> None:
-    """Writes whole or not at all."""
-    partial = file.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)

@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 
 from cot_jax.answers import programs
 from cot_jax.answers.programs import Interpreter
-from cot_jax.config import Config, freeze, read_json, to_json, with_defaults
+from cot_jax.config import Config, freeze, to_json, with_defaults
 from cot_jax.data.batches import Ragged, stream_shapes
 from cot_jax.data.examples import Example
 from cot_jax.data.views import METHODS, View
 from cot_jax.errors import UserError
+from cot_jax.files import read_json
 from cot_jax.models import student as students
 from cot_jax.models.decoding import Sampling
 from cot_jax.models.lora import fingerprint

@@ -10,8 +10,10 @@ import optax
 from cot_jax.batch import Batch
 from cot_jax.losses.objective import Objective
 from cot_jax.losses.soft_targets import LastBatch
-from cot_jax.metrics.plots import LAYER_NORM
 from cot_jax.models.weights import Params, layer_norms
+
+# Metrics of layers are named by it and STACK/LAYER.
+LAYER_NORM = "grad_norm/"
 
 
 class TrainState(NamedTuple):

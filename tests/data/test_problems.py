@@ -9,9 +9,10 @@ from cot_jax.answers import programs
 from cot_jax.answers.arithmetic import evaluate
 from cot_jax.answers.equality import is_correct
 from cot_jax.data import problems, tasks
-from cot_jax.data.examples import Example, Row
+from cot_jax.data.examples import Example
 from cot_jax.data.teacher import outputs
 from cot_jax.errors import UserError
+from cot_jax.files import Row
 from cot_jax.metrics.quality import final_answer
 
 
@@ -236,9 +237,16 @@ def test_programs_that_do_not_fit_their_rows_are_refused(tmp_path):
         e.programs for e in tasks.DATA_SETS["svamp"].read("train", tmp_path, tasks.Options("corrected"))
     ]
     assert programs_of == [("ans = 3", "ans = 1 + 2"), (), ("ans = 4",)]
-    for content in ('[["ans = 3"]]', "[[1], [], []]", "[1, 2, 3]", "{", None):
+    for content, message in (
+        *(
+            (text, "expected a JSON list .* 3 rows")
+            for text in ('[["ans = 3"]]', "[[1], [], []]", "[1, 2, 3]")
+        ),
+        ("{", "not valid JSON"),
+        (None, "no such file"),
+    ):
         samples.unlink() if content is None else samples.write_text(content)
-        with pytest.raises(UserError, match=r"train_PoT_samples\.json: expected a JSON list .* 3 rows"):
+        with pytest.raises(UserError, match=rf"train_PoT_samples\.json: {message}"):
             tasks.load("svamp", tmp_path)
 
 

@@ -92,7 +92,7 @@ def test_only_the_adapter_is_learned_and_a_stopped_run_goes_on(trained, tmp_path
     assert main([*flags, f"--workdir={stopped}"]) == 0
     assert _rows(stopped) == _rows(workdir)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(run._frozen), before)
-    assert "going on from step 3" in capsys.readouterr().out
+    assert "resuming from step 3" in capsys.readouterr().out
     result = json.loads((workdir / "result.json").read_text())
     # q and v of three attentions, each (32 + 32) x 2.
     assert result["trained_parameters"] == 3 * 2 * 64 * 2 < 0.05 * result["parameters"]

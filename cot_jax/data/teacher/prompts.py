@@ -97,7 +97,7 @@ def as_chat(style: Style, kind: str, few_shot: bool, question: str) -> list[dict
 
 
 def as_prompt(style: Style, kind: str, few_shot: bool, question: str) -> str:
-    """Returns the text that a model without chat goes on from: the published layout."""
+    """Returns the text that a model without chat continues: the published layout."""
     before, after = style.marks
     gap = "\n" if kind == "pot" else " "
     parts = [style.instructs(kind)]

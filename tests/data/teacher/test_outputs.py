@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from cot_jax.data.examples import Example, Row
+from cot_jax.data.examples import Example
 from cot_jax.data.teacher import outputs
 from cot_jax.errors import UserError
+from cot_jax.files import Row
 
 # sha256 (first half) of the released parser's (rationale, label) pairs, one JSON list a line.
 RELEASED = {

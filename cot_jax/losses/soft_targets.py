@@ -195,8 +195,8 @@ class SelfDistillation:
             divergence_h, agree_h, outputs = self._match_maps(passed, stored, tau_h)
         else:
             hidden_BTD, learned_BT = (
-                x.reshape(-1, *x.shape[2:])
-                for x in (segments.unpack(hidden_GYD), segments.unpack(segments.within(view.learned)))
+                by_rows(segments.unpack(x).reshape(-1, view.targets.width, *x.shape[2:]), batch_axes)
+                for x in (hidden_GYD, segments.within(view.learned))
             )
             inputs = (hidden_BTD, head_DV, learned_BT, stored, tau_h)
             divergence_h, agree_h, outputs = self._match_tokens(*inputs, batch_axes)
@@ -220,7 +220,11 @@ class SelfDistillation:
         return divergence(before_hV, now_hV, tau_h), agree_h, right(map_BV)
 
     def _match_tokens(self, hidden_BTD, head_DV, learned_BT, stored, tau_h, batch_axes):
-        now_hTV, next_hTV = (logits(half(hidden_BTD), head_DV) for half in (left, right))
+        if batch_axes:  # gathered once
+            head_DV = jax.lax.with_sharding_constraint(head_DV, PartitionSpec(None, "model"))
+        now_hTV, next_hTV = (
+            by_rows(logits(half(hidden_BTD), head_DV), batch_axes, None, "model") for half in (left, right)
+        )
         T = now_hTV.shape[1]
         before = jax.tree.map(lambda x: x[:, :T], stored)
         best_hT = now_hTV.argmax(-1)
@@ -243,6 +247,11 @@ class SelfDistillation:
             _token_mean(agree_hT.astype(divergence_hT.dtype), real_hT),
             jax.tree.map(pad, kept, stored),
         )
+
+
+def by_rows(x: jax.Array, batch_axes: tuple[str, ...], *others: str | None) -> jax.Array:
+    """`x` with its rows on their devices; the compiler may otherwise send all logits to all devices."""
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(batch_axes, *others)) if batch_axes else x
 
 
 def left(x: jax.Array) -> jax.Array:

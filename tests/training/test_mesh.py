@@ -193,7 +193,7 @@ def test_what_is_gathered_is_a_layer_of_weights_over_fsdp_and_no_logits(method):
     heads = {(V // half, D), (D, V // half)}
     # Of each position and device: its best logit, or its candidates for the largest.
     rows = BATCH // 8
-    small = {(rows, *shape) for T in WIDTHS.values() for shape in ((T, half), (T, half * 4))} | {(rows, half)}
+    small = {(rows, *shape) for T in (5, 13) for shape in ((T, half), (T, half * 4))} | {(rows, half)}
     gathered = _crossing(compiled, "all-gather")
     assert weights <= gathered
     assert gathered <= weights | heads | small

@@ -21,6 +21,7 @@ WEIGHTS = {
     "encoder/final_norm": Weight("D", (130,), 0, None, "final_norm"),
     "embedding": Weight("VD", (150, 130), 0, 1.0, "embedding"),
 }
+ONE = {"w": Weight("K", (1,), 0, 0.0, "w")}
 
 
 def _tree(make):
@@ -82,7 +83,7 @@ def test_adafactor_keeps_next_to_nothing():
 
 def _moments(dtype, grads):
     config = OptimizerConfig(learning_rate=1e-2, schedule="constant", clip_norm=0.0, moment_dtype=dtype)
-    optimizer = make_optimizer(config, len(grads), {})
+    optimizer = make_optimizer(config, len(grads), ONE)
 
     @jax.jit
     def run(grads):
@@ -116,7 +117,7 @@ def test_moments_in_bfloat16_follow_those_in_float32():
 
 def test_a_constant_schedule_and_no_clip():
     config = OptimizerConfig(learning_rate=2.0, schedule="constant", warmup_steps=2, clip_norm=0.0)
-    optimizer = make_optimizer(config, 4, {})
+    optimizer = make_optimizer(config, 4, ONE)
     params = {"w": jnp.zeros(1)}
     state, moved = optimizer.init(params), []
     for _ in range(4):

@@ -297,7 +297,7 @@ def _describe_lora(run: Run) -> str:
     config, lora = run.experiment.config, run.experiment.lora
     assert lora
     return (
-        f"LoRA of rank {config.model.lora_rank} on {lora.matrices} matrices: {run.trained_parameters:,} "
+        f"LoRA of rank {config.model.lora_rank} on {len(lora.modules)} matrices: {run.trained_parameters:,} "
         f"parameters are trained, {100 * run.trained_parameters / run.parameters:.2g} % as many"
     )
 

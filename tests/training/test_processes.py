@@ -24,7 +24,6 @@ RUN = (
     "--config.data.word_problems.train=48",
     "--config.data.word_problems.valid=8",
     "--config.data.word_problems.test=8",
-    "--config.data.max_shapes=1",
     "--config.train.batch_size=8",
     "--config.train.steps=16",
     "--config.train.eval_every=8",

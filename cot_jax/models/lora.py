@@ -85,7 +85,8 @@ class Lora:
         """The parameters of the adapted student; nothing is copied."""
         flat, own = flatten_dict(frozen, sep="/"), flatten_dict(trained, sep="/")
         for path in self._adapted:
-            flat[path] = LowRank(flat[path], own.pop(f"{path}/a"), own.pop(f"{path}/b"), self.alpha / self.rank)
+            a, b = own.pop(f"{path}/a"), own.pop(f"{path}/b")
+            flat[path] = LowRank(flat[path], a, b, self.alpha / self.rank)
         return unflatten_dict(flat | own, sep="/")
 
     def merge(self, frozen: Params, trained: Params) -> Params:
@@ -175,7 +176,7 @@ def read_adapter(directory: Path, weights: Weights) -> tuple[Lora, Params]:
     adapted = sorted({paths[name] for name in found})
     targets = "|".join(f"^{re.escape(path)}$" for path in adapted)
     lora = Lora(weights, rank=rank, alpha=alpha, targets=targets or "$^")
-    flat = {path: np.empty(weight.shape, np.float32) for path, weight in lora.weights.items() if weight.theirs}
+    flat = {path: np.empty(w.shape, np.float32) for path, w in lora.weights.items() if w.theirs}
     for name, (path, n) in lora.modules.items():
         for side in "ab":
             tensor, place = tensors.get(_tensor(name, side)), flat[f"{path}/{side}"]

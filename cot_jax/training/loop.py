@@ -269,7 +269,7 @@ def describe(run: Run) -> list[str]:
     lines = [
         f"task {config.data.task}, method {config.objective.method}, seed {config.seed}",
         *experiment.report,
-        "programs, token slots and longest text of each view's inputs > targets: "
+        f"{len(run.batches.shapes)} programs to compile, slots (longest text) of each view's inputs > targets: "
         + "; ".join(map(describe_shape, run.batches.shapes)),
         f"slots with a token: {filled}; {100 * run.batches.efficiency:.0f} % of the arithmetic is for tokens",
         f"model: {run.parameters:,} parameters, "

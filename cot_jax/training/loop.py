@@ -269,7 +269,7 @@ def describe(run: Run) -> list[str]:
     lines = [
         f"task {config.data.task}, method {config.objective.method}, seed {config.seed}",
         *experiment.report,
-        "programs, token slots and longest text of each view's inputs > targets: "
+        f"{len(run.batches.shapes)} programs to compile, slots (longest text) of each view's inputs > targets: "
         + "; ".join(map(describe_shape, run.batches.shapes)),
         f"slots with a token: {filled}; {100 * run.batches.efficiency:.0f} % of the arithmetic is for tokens",
         f"model: {run.parameters:,} parameters, "
@@ -297,7 +297,7 @@ def _describe_lora(run: Run) -> str:
     config, lora = run.experiment.config, run.experiment.lora
     assert lora
     return (
-        f"LoRA of rank {config.model.lora_rank} on {lora.matrices} matrices: {run.trained_parameters:,} "
+        f"LoRA of rank {config.model.lora_rank} on {len(lora.modules)} matrices: {run.trained_parameters:,} "
         f"parameters are trained, {100 * run.trained_parameters / run.parameters:.2g} % as many"
     )
 

@@ -87,7 +87,7 @@ def student():
     """A tiny student with weights large enough for different answers to different questions."""
     config = T5Config(64, 16, 4, 16, num_layers=1, num_decoder_layers=1, num_heads=2, dropout_rate=0.0)
     student = T5(config)
-    return student, jax.tree.map(lambda x: 4 * x, init(student.weights, jax.random.key(0)))
+    return student, jax.tree.map(lambda x: 3 * x, init(student.weights, jax.random.key(0)))
 
 
 def _questions(rng, B=8, S=7):

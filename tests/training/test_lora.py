@@ -13,6 +13,7 @@ from cot_jax.batch import Tokens
 from cot_jax.data import word_problems
 from cot_jax.errors import UserError
 from cot_jax.models import decoding
+from cot_jax.models import student as students
 from cot_jax.models.t5 import T5, T5Config
 from cot_jax.models.weights import shapes
 from cot_jax.text import tokenizer as tokenizers
@@ -58,7 +59,9 @@ def write(directory, tokenizer, seed):
     student = T5(T5Config(vocab_size=256, pad_token_id=tokenizer.pad_id, **SIZES))
     rng = np.random.default_rng(seed)
     like = shapes(student.weights)
-    student.save(directory, jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), like))
+    students.save(
+        directory, student, jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), like)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("ids", "length"), meta_fields=("width",)
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("ids", "length"), meta_fields=("width",))
 @dataclasses.dataclass(frozen=True)
 class Tokens:
     """Sequences of token ids. NumPy on the host, jax.Array in the step.
@@ -106,16 +104,16 @@ class Segments:
         E = length_GE.shape[1]
         length_GE = jnp.asarray(length_GE)
         end_GE = jnp.cumsum(length_GE, axis=1)
-        slot_X = jnp.arange(slots)
-        before_GX = jnp.sum(slot_X[None, :, None] >= end_GE[:, None, :], axis=-1)
+        slot_1X = jnp.arange(slots)[None]
+        before_GX = jnp.sum(slot_1X[:, :, None] >= end_GE[:, None, :], axis=-1)
         self.real_GX = before_GX < E
         self.example_GX = jnp.minimum(before_GX, E - 1)
         start_GE = end_GE - length_GE
-        self.position_GX = slot_X[None, :] - _rows(start_GE, self.example_GX)
-        position_S = jnp.arange(width)
-        self.real_GES = position_S[None, None, :] < length_GE[:, :, None]
+        self.position_GX = slot_1X - _rows(start_GE, self.example_GX)
+        position_11S = jnp.arange(width)[None, None]
+        self.real_GES = position_11S < length_GE[:, :, None]
         # What has no place on the other side points beyond its end and reads as zero.
-        self._slot_GES = jnp.where(self.real_GES, start_GE[:, :, None] + position_S, slots)
+        self._slot_GES = jnp.where(self.real_GES, start_GE[:, :, None] + position_11S, slots)
         self._cell_GX = jnp.where(self.real_GX, self.example_GX * width + self.position_GX, E * width)
 
     @classmethod

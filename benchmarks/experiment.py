@@ -25,7 +25,6 @@ from benchmarks.startup import CACHE
 from benchmarks.workload import LENGTHS, model_config, random_params
 from cot_jax.config import TrainConfig
 from cot_jax.data.views import METHODS
-from cot_jax.models import huggingface
 from cot_jax.text import tokenizer as tokenizers
 
 _METHOD, _DATA, _PIECES = "mi", "svamp", 512

@@ -15,9 +15,7 @@ import torch
 from benchmarks import measure
 from benchmarks.published import device, load_model
 from benchmarks.workload import LENGTHS, longest, model_config, random_params, synthetic_views
-from cot_jax.models import huggingface
-from cot_jax.models.student import T5Student
-from cot_jax.models.t5 import PRESETS
+from cot_jax.models.t5 import PRESETS, T5
 
 
 def main() -> None:
@@ -32,7 +30,7 @@ def main() -> None:
         huggingface.save(Path(directory), config, params)
         model = load_model(Path(directory), "sdpa").eval()
     params = jax.device_put(params)
-    ours = jax.jit(functools.partial(T5Student(config).generate, max_new_tokens=options.tokens))
+    ours = jax.jit(functools.partial(T5(config).generate, max_new_tokens=options.tokens))
     view = synthetic_views(options.lengths, "standard", config.vocab_size)["label"]
     rng = np.random.default_rng(0)
     report.note(

@@ -40,9 +40,7 @@ from benchmarks.workload import (
 from cot_jax.batch import Batch
 from cot_jax.config import DataConfig
 from cot_jax.data.batches import Batches
-from cot_jax.models import huggingface
-from cot_jax.models.student import T5Student
-from cot_jax.models.t5 import PRESETS, T5Config
+from cot_jax.models.t5 import PRESETS, T5, T5Config
 
 OURS = "cot_jax"
 
@@ -164,7 +162,7 @@ def _time_epoch(
     """Every side makes its own batches of one epoch; some of them are timed."""
     examples = len(next(iter(views.values())).inputs)
     steps = examples // options.batch
-    student = T5Student(config)
+    student = T5(config)
 
     def cost(shapes):
         return student.flops(shapes[..., 0], list(np.moveaxis(shapes[..., 1:], -1, 0)))

@@ -23,9 +23,10 @@ from cot_jax.config import (
 from cot_jax.data.batches import Ragged, TokenizedView, make_batch
 from cot_jax.data.views import METHODS, View
 from cot_jax.losses.objective import MutualInformation, make_objective
-from cot_jax.losses.self_distillation import SelfDistillation
-from cot_jax.models.student import Params, T5Student
+from cot_jax.losses.soft_targets import SelfDistillation
+from cot_jax.models.student import T5, Params
 from cot_jax.models.t5 import PRESETS, T5Config
+from cot_jax.models.weights import shapes
 from cot_jax.training.optimizer import make_optimizer
 from cot_jax.training.step import TrainState, init_state, make_train_step
 
@@ -140,7 +141,7 @@ def step_flops(config: T5Config, batch: Batch) -> float:
     """
     B, S = next(iter(batch.views.values())).input_ids.shape
     targets = [np.array(view.target_ids.shape[1]) for view in batch.views.values()]
-    return 3 * B * float(T5Student(config).flops(np.array(S), targets))
+    return 3 * B * float(T5(config).flops(np.array(S), targets))
 
 
 def shape(batch: Batch) -> str:
@@ -163,7 +164,7 @@ def random_params(config: T5Config) -> Params:
     error in the first layer is something else in the last.
     """
     rng = np.random.default_rng(0)
-    shapes = flatten_dict(jax.eval_shape(T5Student(config).init, jax.random.key(0)), sep="/")
+    shapes = flatten_dict(shapes(T5(config).weights), sep="/")
     flat = {path: 0.05 * rng.standard_normal(leaf.shape, np.float32) for path, leaf in shapes.items()}
     for path, leaf in flat.items():
         if path.endswith("/q"):
@@ -196,7 +197,7 @@ class OurStep:
         batch_size: int,
         widths: Mapping[str, int] | None = None,
     ):
-        student = T5Student(config, dtype)
+        student = T5(config, dtype)
         terms = {view.name: view.term for view in views_of(method)}
         weights = {"label": ALPHA, "rationale": 1 - ALPHA} if len(terms) > 1 else {"label": 1.0}
         mi = distillation = last_batch = None
@@ -219,7 +220,7 @@ class OurStep:
             kept = dict(widths or dict.fromkeys(terms, 1))  # maps have no width
             last_batch = distillation.empty(batch_size // 2, config.vocab_size, kept)
         # A loop over layers for what is only compared: it compiles in half the time.
-        looped = dataclasses.replace(student, scan_unroll=1)
+        looped = dataclasses.replace(student)
         self._compared = make_objective(looped, terms, weights, mi, distillation)
         objective = make_objective(student, terms, weights, mi, distillation)
         optimizer = make_optimizer(Config().resolved().optimizer, 10_000)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("ids", "length"), meta_fields=("width",))
@@ -94,15 +95,15 @@ class Segments:
       real_GES: bool, whether a sequence has a position.
     """
 
-    def __init__(self, length_GE: jax.Array, slots: int, width: int):
+    def __init__(self, length_GE: ArrayLike, slots: int, width: int):
         """
         Args:
           length_GE: tokens of each sequence; their sum over a group is at most `slots`.
           slots: X.
           width: S, at least the longest length.
         """
-        E = length_GE.shape[1]
         length_GE = jnp.asarray(length_GE)
+        E = length_GE.shape[1]
         end_GE = jnp.cumsum(length_GE, axis=1)
         slot_1X = jnp.arange(slots)[None]
         before_GX = jnp.sum(slot_1X[:, :, None] >= end_GE[:, None, :], axis=-1)
@@ -128,13 +129,14 @@ class Segments:
         """The inverse of `unpack`: (G, E, S, ...) -> (G, X, ...); zeros where there is no token."""
         return _pack(x, self._slot_GES, self._cell_GX)
 
-    def mean(self, x_GX: jax.Array, counted_GX: jax.Array) -> jax.Array:
-        """(G, E), the mean over each sequence's counted tokens; 0 where it has none."""
-        total_GE, count_GE = (
-            jnp.sum(self.unpack(x.astype(x_GX.dtype)), axis=2)
-            for x in (jnp.where(counted_GX, x_GX, 0), counted_GX)
-        )
-        return total_GE / jnp.maximum(count_GE, 1)
+    def within(self, length_GE: ArrayLike) -> jax.Array:
+        """(G, X) bool, the tokens at positions below `length_GE` of their sequences."""
+        return self.real_GX & (self.position_GX < _rows(jnp.asarray(length_GE), self.example_GX))
+
+    def mean(self, x_GX: jax.Array, length_GE: ArrayLike) -> jax.Array:
+        """(G, E), the mean over each sequence's first `length_GE` tokens; 0 where that is none."""
+        total_GE = jnp.sum(self.unpack(jnp.where(self.within(length_GE), x_GX, 0)), axis=2)
+        return total_GE / jnp.maximum(length_GE, 1)
 
 
 def _rows(x: jax.Array, index: jax.Array) -> jax.Array:

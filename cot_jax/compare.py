@@ -9,7 +9,6 @@ import csv
 import dataclasses
 import importlib.util
 import itertools
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from cot_jax import experiments
-from cot_jax.config import read_json
 from cot_jax.errors import UserError
 from cot_jax.experiments import Cell, Table
+from cot_jax.files import read_json, read_json_lines, write_text
 from cot_jax.metrics.plots import Curve, draw_curves, draw_data_size
 from cot_jax.metrics.significance import paired_p_value
 
@@ -46,16 +45,14 @@ class _Runs:
         """Returns the (step, value) of a metric, a list a seed."""
         curves = []
         for seed in self.results:
-            lines = (self.directory / f"seed{seed}" / "metrics.jsonl").read_text(encoding="utf-8")
-            rows = map(json.loads, lines.splitlines())
+            rows = [row.values for row in read_json_lines(self.directory / f"seed{seed}" / "metrics.jsonl")]
             curves.append([(row["step"], row[name]) for row in rows if name in row])
         return curves
 
     def names(self) -> list[str]:
         """Returns the names of all metrics, in the order of their first row."""
         file = self.directory / f"seed{next(iter(self.results))}" / "metrics.jsonl"
-        rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-        return list(dict.fromkeys(name for row in rows for name in row))
+        return list(dict.fromkeys(name for row in read_json_lines(file) for name in row.values))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -84,9 +81,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         print("no pictures: pip install 'cot-jax[plots]'", file=sys.stderr)
     text = _markdown(table, found)
-    (directory / "report.md").write_text(
-        text + "".join(f"\n![]({picture})\n" for picture in pictures), encoding="utf-8"
-    )
+    write_text(directory / "report.md", text + "".join(f"\n![]({picture})\n" for picture in pictures))
     print(text, end="")
     print("written to " + ", ".join(map(str, [directory / "report.md", *(directory / p for p in pictures)])))
     return 0

@@ -24,15 +24,17 @@ from cot_jax.data.batches import ORDERS
 from cot_jax.data.tasks import TASKS
 from cot_jax.data.views import METHODS
 from cot_jax.errors import UserError
+from cot_jax.files import read_json
 from cot_jax.losses.mutual_information import DETACHABLE, REDUCTIONS, VARIANTS
-from cot_jax.losses.self_distillation import (
+from cot_jax.losses.soft_targets import (
     DIFFICULTIES,
     MAP_LOGITS,
     OUTPUTS,
     UNCERTAINTIES,
 )
-from cot_jax.losses.self_distillation import METHODS as SELF_DISTILLATION_METHODS
-from cot_jax.models.student import PRESETS, REMAT
+from cot_jax.losses.soft_targets import METHODS as SELF_DISTILLATION_METHODS
+from cot_jax.models.layers import REMAT
+from cot_jax.models.student import PRESETS
 
 # The published recipe of Hsieh et al. 2023, and that of Raffel et al. 2020, section 3.1.2.
 LEARNING_RATES = {"adamw": 5e-5, "adafactor": 1e-3}
@@ -93,10 +95,9 @@ class DataConfig:
     max_target_tokens: int = _key(256, "targets are cut here", low=2)
     order: str = _key(
         "random",
-        "random = uniform batches, as published; grouped = examples of like lengths, less padding",
+        "random: a fresh permutation for each epoch; sequential: the order of the data",
         choices=ORDERS,
     )
-    max_shapes: int = _key(8, "most shapes that batches are padded to: compiles against padding", low=1)
     word_problems: WordProblemsConfig = dataclasses.field(default_factory=WordProblemsConfig)
 
 
@@ -118,6 +119,9 @@ class ModelConfig:
     )
     lora_rank: int = _key(0, "train LoRA's low-rank updates of this rank only; 0 = all weights", low=0)
     lora_alpha: float = _key(16.0, "these updates are multiplied by alpha / rank", low=0.0)
+    frozen_dtype: str = _key(
+        "float32", "of the weights that LoRA leaves as they are", choices=("float32", "bfloat16")
+    )
     lora_targets: str = _key("attention/[qv]$", "regular expression of the updated parameters' paths")
 
 
@@ -447,25 +451,10 @@ def load_config_module(file: Path, function: str) -> Any:
         sys.path.pop(0)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file.
-
-    Raises:
-      UserError: the file is torn, or holds something else.
-    """
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error}); write it again or take another copy") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: expected an object, found {type(values).__name__}; take another copy")
-    return values
-
-
 def refuse_other_config(workdir: Path, config: Config) -> bool:
     """Returns whether `workdir` holds a run of `config` already; False where it holds none.
 
-    How devices are arranged makes no other run: it may go on with more of them, or fewer.
+    How devices are arranged makes no other run: it may resume with more of them, or fewer.
 
     Raises:
       UserError: it holds a run of another config.

@@ -6,20 +6,26 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Something the user can mend: a flag, a file, a weight, a row.
+    """Something the user can fix: a flag, a file, a weight, a row.
 
-    The message is one line that names what is wrong, where, and the mend. Commands print it to
-    standard error and exit with status 2; nothing else is written.
+    The message is one line that names what is wrong, where it is, and the fix. Commands print it to
+    standard error and exit with status 2; they write nothing else.
     """
 
 
 @contextlib.contextmanager
-def writing(directory: Path) -> Iterator[None]:
-    """Turns what the file system says, of a full disk or one that may not be written, into a `UserError`."""
+def writing(path: Path) -> Iterator[None]:
+    """Turns an error of the file system, such as a full disk, into a `UserError` about `path`."""
     try:
         yield
     except OSError as error:
         what = error.strerror or error
         raise UserError(
-            f"{directory} cannot be written: {what}; mend that, and the same command goes on"
+            f"{path} cannot be written: {what}; fix that and run the same command again"
         ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the class and the first line of another library's error."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__

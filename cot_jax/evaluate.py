@@ -8,9 +8,8 @@ another data set, e.g. those of ANLI to a student of e-SNLI. `--samples=K` also 
 import argparse
 import dataclasses
 import importlib.util
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,16 @@ from cot_jax.answers.equality import is_correct
 from cot_jax.answers.programs import Interpreter
 from cot_jax.answers.sandbox import make_interpreter
 from cot_jax.answers.voting import Ballots, elect
-from cot_jax.data.examples import Example
+from cot_jax.data.examples import Example, parts_as_json
 from cot_jax.data.tasks import TASKS, Splits
 from cot_jax.data.views import View, rationale_of
-from cot_jax.errors import UserError
+from cot_jax.errors import UserError, writing
+from cot_jax.files import write_json, write_json_lines
 from cot_jax.metrics import calibration
 from cot_jax.metrics.classification import confusion_matrix, per_class
 from cot_jax.metrics.plots import draw_confusion, draw_reliability, draw_votes
 from cot_jax.metrics.significance import bootstrap_interval
-from cot_jax.models.generation import Sampling
+from cot_jax.models.decoding import Sampling
 from cot_jax.training.compiled import keep_compiled
 from cot_jax.training.evaluation import Answers
 from cot_jax.training.experiment import load_splits, tokenize
@@ -82,7 +82,7 @@ def _splits(saved: Saved, options: argparse.Namespace) -> Splits:
         data = dataclasses.replace(data, task=options.task, compare="auto", teacher="")
     if options.root:
         data = dataclasses.replace(data, root=str(options.root))
-    return load_splits(data, saved.config.seed, saved.tokenizer.eos_token)
+    return load_splits(data, saved.config.seed)
 
 
 def _evaluate(saved: Saved, splits: Splits, options: argparse.Namespace, directory: Path) -> None:
@@ -121,9 +121,10 @@ def _evaluate(saved: Saved, splits: Splits, options: argparse.Namespace, directo
     evaluation |= _paths(saved, asked, reasoned, splits.by_value)
     if options.samples:
         evaluation["votes"] = _votes(saved, asked, splits.by_value, interpreter, options)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n", encoding="utf-8")
-    _write_predictions(directory / "predictions.jsonl", asked, saved.views[0], reasoned)
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "evaluation.json", evaluation)
+        write_json_lines(directory / "predictions.jsonl", _predictions(asked, saved.views[0], reasoned))
     for line in _summary(evaluation):
         print(line)
     written = ["evaluation.json", "predictions.jsonl"]
@@ -279,26 +280,25 @@ def _scaled(asked: _Confidence, temperature: float) -> np.ndarray:
     return calibration.scale_confidence(asked.confidence, temperature)
 
 
-def _write_predictions(file: Path, asked: _Answered, view: View, written: Mapping[View, Answers]) -> None:
-    with file.open("w", encoding="utf-8") as out:
-        for n, example in enumerate(asked.examples):
-            row = {
-                "id": example.id,
-                "input": example.input,
-                "gold": example.label,
-                "label": asked.answers.answers[n],
-                "correct": bool(asked.correct[n]),
-                "confidence": float(asked.confidences["sequence"].confidence[n]),
-                "confidence_per_token": float(asked.confidences["per_token"].confidence[n]),
-            }
-            if view.path == "cot":
-                row["rationale"] = rationale_of(view, asked.answers.texts[n])
-            for other, answers in written.items():
-                row[other.term] = rationale_of(other, answers.texts[n])
-                if other.path:
-                    row[other.path] = answers.answers[n]
-            row["teacher_rationale"] = example.rationale
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+def _predictions(asked: _Answered, view: View, written: Mapping[View, Answers]) -> Iterator[dict[str, Any]]:
+    for n, example in enumerate(asked.examples):
+        row: dict[str, Any] = {
+            "id": example.id,
+            "input": parts_as_json(example.parts),
+            "gold": example.label,
+            "label": asked.answers.answers[n],
+            "correct": bool(asked.correct[n]),
+            "confidence": float(asked.confidences["sequence"].confidence[n]),
+            "confidence_per_token": float(asked.confidences["per_token"].confidence[n]),
+        }
+        if view.path == "cot":
+            row["rationale"] = rationale_of(view, asked.answers.texts[n])
+        for other, answers in written.items():
+            row[other.term] = rationale_of(other, answers.texts[n])
+            if other.path:
+                row[other.path] = answers.answers[n]
+        row["teacher_rationale"] = example.rationale
+        yield row
 
 
 def _summary(evaluation: dict[str, Any]) -> list[str]:

@@ -1,17 +1,17 @@
 """A table of experiments: rows are methods, columns data sets or shares of one, cells are runs over seeds."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cot_jax.config import load_config_module, read_json
+from cot_jax.config import load_config_module
 from cot_jax.data.views import METHODS, WITH_MUTUAL_INFORMATION
 from cot_jax.errors import UserError
+from cot_jax.files import read_json, write_json
 from cot_jax.losses.mutual_information import VARIANTS
-from cot_jax.losses.self_distillation import METHODS as SELF_DISTILLATION_METHODS
+from cot_jax.losses.soft_targets import METHODS as SELF_DISTILLATION_METHODS
 
 _FILE = "table.json"
 
@@ -61,8 +61,7 @@ class Table:
 
     def save(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-        (directory / _FILE).write_text(text, encoding="utf-8")
+        write_json(directory / _FILE, dataclasses.asdict(self))
 
 
 def grid(config: str, methods: Sequence[str], fractions: Sequence[float]) -> Table:

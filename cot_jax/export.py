@@ -13,8 +13,9 @@ from typing import Any
 from transformers import GenerationConfig
 
 from cot_jax import __version__
-from cot_jax.config import Config, flattened, read_json
+from cot_jax.config import Config, flattened
 from cot_jax.errors import UserError
+from cot_jax.files import read_json, write_text
 from cot_jax.training import saved
 from cot_jax.training.saved import Saved
 
@@ -85,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
         student.export(options.output)
         _generation_config(student).save_pretrained(options.output)
         card = _card(student, _result(options.workdir), options)
-        (options.output / "README.md").write_text(card, encoding="utf-8")
+        write_text(options.output / "README.md", card)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

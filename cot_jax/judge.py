@@ -7,7 +7,6 @@ examples, side by side).
 """
 
 import argparse
-import json
 import re
 import statistics
 import sys
@@ -18,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cot_jax.answers.equality import is_correct
-from cot_jax.data.examples import Row, read_json_lines
 from cot_jax.data.teacher.endpoint import Endpoint, chat
-from cot_jax.errors import UserError
+from cot_jax.errors import UserError, writing
+from cot_jax.files import Row, read_json, read_json_lines, write_json, write_json_lines, write_text
 from cot_jax.metrics import quality
 
 # The scale is that of Chen et al. 2024; the words around it are ours.
@@ -61,7 +60,7 @@ class Prediction(NamedTuple):
     """A row of predictions.jsonl."""
 
     id: str
-    input: str
+    question: str
     gold: str
     label: str
     correct: bool
@@ -85,13 +84,13 @@ def main(argv: Sequence[str]) -> int:
         evaluation = _read(options.predictions)
         if all(prediction.rationale is None for prediction in evaluation.predictions):
             raise UserError(f"{options.predictions}: this student wrote no rationale that could be measured")
-        if options.against:
-            studies = _case_studies(evaluation, _read(options.against), options.examples)
-            _write(evaluation.where / "case_studies.md", studies)
-        measures, rows = _measure(evaluation, options)
-        _write(evaluation.where / "rationales.json", json.dumps(measures, indent=2) + "\n")
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        _write(evaluation.where / "rationales.jsonl", "".join(lines))
+        with writing(evaluation.where):
+            if options.against:
+                studies = _case_studies(evaluation, _read(options.against), options.examples)
+                write_text(evaluation.where / "case_studies.md", studies)
+            measures, rows = _measure(evaluation, options)
+            write_json(evaluation.where / "rationales.json", measures)
+            write_json_lines(evaluation.where / "rationales.jsonl", rows)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -103,14 +102,13 @@ def main(argv: Sequence[str]) -> int:
 def _read(where: Path) -> Evaluation:
     """Raises UserError where the files are not those that evaluate writes."""
     path = where / "evaluation.json"
+    if not path.exists():
+        raise UserError(f"{path}: no such file; python -m cot_jax.evaluate writes it")
+    said = read_json(path)
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
         by_value, labels = bool(said["by_value"]), tuple(said["labels"] or ())
-    except OSError as error:
-        mend = "it is written by python -m cot_jax.evaluate"
-        raise UserError(f"{path}: {error.strerror}; {mend}") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f'{path}: must be an object with "by_value" and "labels": evaluate again') from None
+    except (KeyError, TypeError):
+        raise UserError(f'{path}: must have "by_value" and "labels": evaluate again') from None
     predictions = [_prediction(row) for row in read_json_lines(where / "predictions.jsonl")]
     return Evaluation(where, by_value, labels, predictions)
 
@@ -122,7 +120,7 @@ def _prediction(row: Row) -> Prediction:
     rationale = None if row.values.get("rationale") is None else row.text("rationale")
     return Prediction(
         id=row.id(),
-        input=row.text("input"),
+        question="\n".join(row.parts("input")),
         gold=row.text("gold"),
         label=row.text("label"),
         correct=correct,
@@ -174,7 +172,7 @@ def _consistency(
 ) -> Measures:
     """Counts whose rationale arrives at the predicted and at the gold label; adds them to `rows`."""
     for prediction, row in zip(explained, rows, strict=True):
-        candidates = evaluation.labels or quality.choices(prediction.input)
+        candidates = evaluation.labels or quality.choices(prediction.question)
         answer = quality.final_answer(prediction.rationale or "", evaluation.by_value, candidates)
         row["answer"] = answer
         for name, label in (
@@ -200,7 +198,7 @@ def _judge(
     requests = []
     for index in drawn:
         one = explained[index]
-        prompt = JUDGE_PROMPT.format(question=one.input, label=one.label, rationale=one.rationale)
+        prompt = JUDGE_PROMPT.format(question=one.question, label=one.label, rationale=one.rationale)
         message = {"role": "user", "content": prompt}
         requests += [
             chat(
@@ -255,7 +253,7 @@ def _case_studies(a: Evaluation, b: Evaluation, most: int) -> str:
     if not pairs:
         raise UserError(f"{a.where} and {b.where} have no example in common: evaluate both on the same data")
     for ours, theirs in pairs:
-        if (ours.input, ours.gold) != (theirs.input, theirs.gold):
+        if (ours.question, ours.gold) != (theirs.question, theirs.gold):
             raise UserError(f"the example {ours.id!r} of {a.where} is another one in {b.where}")
 
     def agreement(pair: tuple[Prediction, Prediction]) -> int:
@@ -277,7 +275,7 @@ def _case_studies(a: Evaluation, b: Evaluation, most: int) -> str:
         outcome = OUTCOMES[ours.correct, theirs.correct]
         parts += [
             f"## {number}. {_escape(ours.id)}: {outcome}",
-            f"> {_escape(ours.input)}",
+            f"> {_escape(ours.question)}",
             f"Gold: **{_escape(ours.gold)}**",
             "| | A | B |\n|---|---|---|\n"
             + _table_row(
@@ -339,13 +337,6 @@ def _written(options: argparse.Namespace) -> list[str]:
         *(["judge_cache.jsonl"] if options.judge else []),
         *(["case_studies.md"] if options.against else []),
     ]
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:

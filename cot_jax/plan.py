@@ -18,11 +18,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from cot_jax.config import Config, parse_command_line
+from cot_jax.data.lengths import describe, padded_work
 from cot_jax.errors import UserError
 from cot_jax.training.compiled import unlimit_stack
 from cot_jax.training.experiment import Experiment, load_student, make_lora, prepare
+from cot_jax.training.mesh import group_count
 from cot_jax.training.run import Run
 
 # Of one chip, GiB.
@@ -73,7 +76,8 @@ def main(argv: Sequence[str]) -> int:
         devices, memory, source = _devices(options)
         if config.model.compute_dtype == "auto":
             config = _changed(config, {"model.compute_dtype": "bfloat16"})
-        experiment = prepare(config, weights=False)
+        platform = "tpu" if options.topology else "gpu"
+        experiment = prepare(config, weights=False, platform=platform)
         print(*_describe(experiment, devices, memory, source), sep="\n", flush=True)
         need = measure(experiment, devices, memory)
         print(*_table(need, memory), sep="\n", flush=True)
@@ -180,7 +184,9 @@ def _activation_changes(batch_size: int) -> list[dict[str, Any]]:
 def changed(experiment: Experiment, change: dict[str, Any]) -> Experiment:
     """Returns the experiment with other values of the keys "SECTION.NAME"."""
     config = _changed(experiment.config, change)
-    student, _ = load_student(config.model, experiment.tokenizer, weights=False)
+    student = dataclasses.replace(  # type: ignore[type-var]
+        load_student(config.model, experiment.tokenizer, weights=False)[0], unroll=False
+    )
     return dataclasses.replace(
         experiment, config=config, student=student, lora=make_lora(config.model, student)
     )
@@ -230,15 +236,14 @@ def _describe(
     experiment: Experiment, devices: Sequence[jax.Device], memory: int, source: str
 ) -> Iterator[str]:
     config = experiment.config
-    shape = experiment.batches.shapes[-1]
-    shapes = jax.eval_shape(experiment.student.init, jax.random.key(0))
-    count = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
-    flops = 3 * config.train.batch_size * float(experiment.student.flops(shape[0], shape[1:]))
-    tokens = "x".join(map(str, shape))
+    run = Run(experiment, devices)
+    shape, groups = run.batches.shapes[-1], group_count(run.mesh) * config.train.micro_batches
+    work = padded_work(np.array(shape), config.train.batch_size, groups)
+    flops = 3 * float(experiment.student.flops(work))
     yield (
-        f"{count:,} parameters, method {config.objective.method}, self-distillation "
-        f"{config.self_distillation.method}, {config.train.batch_size} examples of {tokens} tokens (inputs, "
-        "targets of each view), the costliest shape"
+        f"{run.parameters:,} parameters, method {config.objective.method}, self-distillation "
+        f"{config.self_distillation.method}, {config.train.batch_size} examples in {groups} groups of "
+        f"{describe(shape)} slots (longest text) of each view's inputs > targets: the largest program"
     )
     yield (
         f"a step: {flops / 1e12:.3g} TFLOP in matrix products, {flops / len(devices) / 1e12:.3g} a device; "

@@ -1,7 +1,8 @@
 """Answer questions: python -m cot_jax.predict --model=RUN_OR_EXPORT --input=FILE_OR_- [--explain]
 
 Reads JSON lines {"input": ..., "id"?: ..., "rationale"?: ...}, writes {"id", "input", "label", "rationale"?}
-in the same order, a batch as soon as it is there. With --samples=K the label is the one that most of K
+in the same order, a batch as soon as it is there. An input is a text, or a list of several such as premise
+and hypothesis. With --samples=K the label is the one that most of K
 drawn answers agree on; "votes" is their share and "samples" lists all, [{"label", "log_prob"}, ...]. With
 --paths=cot it is what the student's own rationale ends in, with --paths=pot what its program gives (which is
 interpreted, never executed but with --sandbox), with --paths=cot,pot what most of both agree on, with
@@ -21,8 +22,9 @@ from cot_jax.answers.sandbox import make_interpreter
 from cot_jax.answers.voting import vote
 from cot_jax.data.examples import Example
 from cot_jax.data.views import View, rationale_of
-from cot_jax.errors import UserError
-from cot_jax.models.generation import Sampling
+from cot_jax.errors import UserError, writing
+from cot_jax.files import Row, read_json_lines, rows_of
+from cot_jax.models.decoding import Sampling
 from cot_jax.training.compiled import keep_compiled
 from cot_jax.training.evaluation import Answers
 from cot_jax.training.saved import Answerer, Saved, load, not_recorded
@@ -34,26 +36,23 @@ def main(argv: Sequence[str]) -> int:
     keep_compiled()
     try:
         with contextlib.ExitStack() as files:
-            source, sink = sys.stdin, sys.stdout
-            if options.input != "-":
-                try:
-                    source = files.enter_context(open(options.input, encoding="utf-8"))
-                except OSError as error:
-                    raise UserError(f"{options.input}: {error.strerror}") from None
+            if options.input == "-":
+                rows = rows_of((line.encode() for line in sys.stdin), "standard input")
+            else:
+                rows = read_json_lines(Path(options.input))
             saved = load(options.model)
+            sink = sys.stdout
             if options.output != "-":
-                try:
+                with writing(options.output):
                     sink = files.enter_context(open(options.output, "w", encoding="utf-8"))
-                except OSError as error:
-                    raise UserError(f"{options.output} cannot be written: {error.strerror}") from None
-            _predict(saved, source, sink, options)
+            _predict(saved, rows, sink, options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _predict(saved: Saved, source: TextIO, sink: TextIO, options: argparse.Namespace) -> None:
+def _predict(saved: Saved, rows: Iterator[Row], sink: TextIO, options: argparse.Namespace) -> None:
     chosen = saved.choose(options.paths) if options.paths else [saved.views[0]]
     explaining = [view for view in saved.views if view.term == "rationale"] if options.explain else []
     if options.explain and not explaining:
@@ -79,15 +78,16 @@ def _predict(saved: Saved, source: TextIO, sink: TextIO, options: argparse.Names
     draws = {"samples": options.samples, "sampling": options.sampling, "seed": options.seed}
     drawing = answerers(chosen if options.samples else [], **draws)
     writing = answerers([*([] if options.samples else chosen), *explaining], beams=options.beams)
-    rows = _read(source, options.input)
-    while batch := list(itertools.islice(rows, options.batch_size)):
+    # A row without an id gets its number.
+    named = (Row(row.where, {"id": str(number)} | row.values) for number, row in enumerate(rows, start=1))
+    while batch := list(itertools.islice(named, options.batch_size)):
         questions = [_question(row) for row in batch]
         drawn, written = (
             {view: _ask(view, answerer, questions) for view, answerer in some.items()}
             for some in (drawing, writing)
         )
         for n, row in enumerate(batch):
-            answer = {"id": row["id"], "input": row["input"]}
+            answer = {"id": row.values["id"], "input": row.values["input"]}
             if votes:
                 voters = drawn or {view: written[view] for view in chosen}
                 answer |= _elect(voters, n, options.samples or 1, bool(saved.by_value))
@@ -100,9 +100,9 @@ def _predict(saved: Saved, source: TextIO, sink: TextIO, options: argparse.Names
         sink.flush()
 
 
-def _question(row: dict[str, Any]) -> Example:
-    rationale = row.get("rationale")
-    return Example(str(row["id"]), row["input"], "", rationales=() if rationale is None else (rationale,))
+def _question(row: Row) -> Example:
+    rationales = () if row.values.get("rationale") is None else (row.text("rationale"),)
+    return Example(str(row.values["id"]), row.parts("input"), "", rationales=rationales)
 
 
 def _ask(view: View, answerer: Answerer, questions: Sequence[Example]) -> Answers:
@@ -121,22 +121,6 @@ def _elect(voters: Mapping[View, Answers], n: int, each: int, by_value: bool) ->
             every.append(said | how)
     label, share = vote([said["label"] for said in every], [said["log_prob"] for said in every], by_value)
     return {"label": label, "votes": share, "samples": every}
-
-
-def _read(source: TextIO, name: str) -> Iterator[dict[str, Any]]:
-    """Yields the rows; those without an id get the number of their line."""
-    for number, line in enumerate(source, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{name}, line {number}: not JSON ({error})") from None
-        if not isinstance(row, dict) or not isinstance(row.get("input"), str):
-            raise UserError(f'{name}, line {number}: a row is an object with a text "input"')
-        if not isinstance(row.get("rationale"), str | None):
-            raise UserError(f'{name}, line {number}: "rationale" is not text; leave it out or write text')
-        yield {"id": str(number)} | row
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:

@@ -8,10 +8,9 @@ started again asks only what is missing, so filters can be changed at no cost.
 """
 
 import argparse
-import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,14 @@ from cot_jax.answers.equality import is_correct
 from cot_jax.answers.programs import Interpreter
 from cot_jax.answers.sandbox import make_interpreter
 from cot_jax.data import tasks, word_problems
-from cot_jax.data.examples import Example, Row, read_json_lines
+from cot_jax.data.examples import Example
 from cot_jax.data.tasks import Splits
 from cot_jax.data.teacher import prompts
 from cot_jax.data.teacher.endpoint import Batch, Endpoint, Reply, Request, chat, completion
 from cot_jax.data.teacher.prompts import Demonstration, Style
 from cot_jax.data.teacher.samples import FILTERS, KINDS, Asked, Sample, drops, majority, read
-from cot_jax.errors import UserError
+from cot_jax.errors import UserError, writing
+from cot_jax.files import Row, read_json_lines, write_json, write_json_lines, write_text
 from cot_jax.metrics.quality import choices
 
 _SHOWN = 3  # examples of each reason
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from what is answered", file=sys.stderr)
+        print("stopped; the same command asks only what is not answered yet", file=sys.stderr)
         return 130
     return 0
 
@@ -57,10 +57,8 @@ def _run(options: argparse.Namespace) -> None:
     style, interpreter = _style(options, splits, kinds), make_interpreter(options.sandbox)
     seeds = range(options.seed, options.seed + options.samples)
     asked = [Asked(example, kind, seed) for example in examples for kind in kinds for seed in seeds]
-    try:
+    with writing(options.output):
         options.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{options.output} cannot be made: {error.strerror}") from None
     with _source(options) as source:
         replies, samples = _ask(source, asked, style, splits.by_value, interpreter, options)
         if options.hint:
@@ -79,10 +77,11 @@ def _run(options: argparse.Namespace) -> None:
     rows = _rows(examples, judged, splits.by_value)
     report = _report(options, examples, rows, judged, splits.by_value) | _usage(options, replies, sent)
     summary = _summary(report)
-    _write(options.output / "teacher.jsonl", _lines(rows))
-    _write(options.output / "samples.jsonl", _lines(_sample_row(*one) for one in judged))
-    _write(options.output / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    _write(options.output / "report.md", "\n".join([*summary, *_left_out(report)]) + "\n")
+    with writing(options.output):
+        write_json_lines(options.output / "teacher.jsonl", rows)
+        write_json_lines(options.output / "samples.jsonl", (_sample_row(*one) for one in judged))
+        write_json(options.output / "report.json", report)
+        write_text(options.output / "report.md", "\n".join([*summary, *_left_out(report)]) + "\n")
     print("\n".join(summary))
     print(f"\ntrain on it with --config.data.teacher={options.output / 'teacher.jsonl'}")
 
@@ -162,7 +161,7 @@ def _request(asked: Asked, style: Style, options: argparse.Namespace) -> Request
 
 def _lettered(example: Example) -> str:
     """Returns the label as the question writes it: "(b) pond" where it is one of its choices."""
-    letters = dict(zip(choices(example.input), "abcdefghijklmnopqrstuvwxyz", strict=False))
+    letters = dict(zip(choices(example.text), "abcdefghijklmnopqrstuvwxyz", strict=False))
     return f"({letters[example.label]}) {example.label}" if example.label in letters else example.label
 
 
@@ -305,17 +304,6 @@ def _left_out(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _lines(rows: Iterable[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
-
-
 def _filters(text: str) -> frozenset[str]:
     found = frozenset(filter(None, text.split(",")))
     if unknown := found - set(FILTERS):
@@ -338,7 +326,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     add("--split", default="train", choices=tasks.ALL_SPLITS)
     add("--limit", type=int, default=0, help="ask the first N questions only; 0 = all")
     add("--model", required=True, help="the name that the endpoint knows it by")
-    add("--output", type=Path, required=True, metavar="DIR", help="where to write, and to go on from")
+    add("--output", type=Path, required=True, metavar="DIR", help="where to write, and to resume from")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--endpoint", metavar="URL", help="as in http://localhost:8000/v1")
     source.add_argument(

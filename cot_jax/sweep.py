@@ -3,13 +3,13 @@
 python -m cot_jax.sweep --config=configs/demo_mi.py --seeds=0..3 --methods=standard,dss,mi --output=DIR
 python -m cot_jax.sweep --table=configs/tables/mi_base.py --seeds=0..3 --output=DIR --config.data.root=DATA
 
-Every run is a process of its own in DIR/ROW/COLUMN/seedN; the same command goes on where it stopped and
-skips what is done. `python -m cot_jax.compare DIR` makes the table. Keys as --config.KEY=VALUE hold for all.
+Every run is a process of its own in DIR/ROW/COLUMN/seedN; the same command skips what is done
+and resumes what was stopped. `python -m cot_jax.compare DIR` makes the table. Keys as --config.KEY=VALUE hold
+for all.
 """
 
 import argparse
 import dataclasses
-import json
 import re
 import signal
 import subprocess
@@ -24,6 +24,7 @@ from cot_jax import experiments
 from cot_jax.config import parse_command_line, refuse_other_config
 from cot_jax.errors import UserError
 from cot_jax.experiments import Table
+from cot_jax.files import read_json
 from cot_jax.training.console import say
 
 STOPPED = 75  # exit status, as of `cot_jax.train`: start me again
@@ -82,8 +83,7 @@ class _Jobs:
                 self._children.append(child)
             status = child.wait()
         if status == 0:
-            result = json.loads((job.workdir / "result.json").read_text(encoding="utf-8"))
-            accuracy = 100 * result["test/accuracy"]
+            accuracy = 100 * read_json(job.workdir / "result.json")["test/accuracy"]
             say(f"{place}: test accuracy {accuracy:.2f} %, {time.monotonic() - began:.0f} s")
         elif not self.stopped:
             said = (job.workdir / "train.log").read_text(encoding="utf-8").splitlines()
@@ -110,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
     runner = _Jobs(left)
     failed = runner.run(options.jobs)
     if runner.stopped:
-        say(f"stopped; {len(failed)} runs are left, the same command goes on")
+        say(f"stopped; {len(failed)} runs are left; the same command resumes")
         return STOPPED
     if failed:
         say(f"{len(failed)} runs failed; each has a train.log: " + ", ".join(job.name for job in failed))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 
 from cot_jax.config import parse_command_line
-from cot_jax.errors import UserError, writing
+from cot_jax.errors import UserError, first_line, writing
 from cot_jax.training.compiled import keep_compiled, unlimit_stack
 from cot_jax.training.console import say
 from cot_jax.training.experiment import prepare
@@ -43,8 +43,8 @@ def main(argv: Sequence[str]) -> int:
         if not another_was_lost(error):
             raise
         print(
-            f"error: {str(error).partition(chr(10))[0]}; if another process of this run was lost, start all "
-            "of them again: they go on from the last checkpoint",
+            f"error: {first_line(error)}; if another process of this run was lost, start all "
+            "of them again: they resume from the last checkpoint",
             file=sys.stderr,
         )
         return 1

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cot_jax.config import Config, to_json
-from cot_jax.models.student import T5Student
-from cot_jax.models.t5 import T5Config
+from cot_jax.models.t5 import T5, T5Config
+from cot_jax.models.weights import shapes
 from cot_jax.text import tokenizer as tokenizers
 from cot_jax.training.checkpoints import Checkpoints
 from cot_jax.training.saved import ANSWERS_FILE, STUDENT_FILE, answers_json
@@ -47,10 +47,10 @@ def save_random_run(workdir: Path, config: Config, texts: list[str], pieces: int
     """Writes what a run of `config` that was evaluated once leaves behind, with random parameters."""
     tokenizer = tokenizers.train(texts, pieces, str(workdir / "scratch"))
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
-    student = T5Student(T5Config(vocab_size=tokenizer.size, pad_token_id=tokenizer.pad_id, **sizes))
+    student = T5(T5Config(vocab_size=tokenizer.size, pad_token_id=tokenizer.pad_id, **sizes))
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(student.init, jax.random.key(0))
-    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
+    like = shapes(student.weights)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), like)
     (workdir / "config.json").write_text(to_json(config))
     (workdir / STUDENT_FILE).write_text(json.dumps(student.architecture()))
     (workdir / ANSWERS_FILE).write_text(answers_json(True, None))

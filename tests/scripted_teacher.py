@@ -120,9 +120,9 @@ class WordProblems:
     """
 
     def __init__(self, count, seed=0, error_rate=0.0, silence_rate=0.0):
-        self.right = {example.input: example for example in generate(count, seed)}
+        self.right = {example.text: example for example in generate(count, seed)}
         mistaken = generate(count, seed, teacher_error_rate=1.0)  # of the same problems
-        self.wrong = {example.input: example for example in mistaken}
+        self.wrong = {example.text: example for example in mistaken}
         self.error_rate, self.silence_rate = error_rate, silence_rate
 
     def __call__(self, request):

@@ -13,9 +13,8 @@ import pytest
 from benchmarks import experiment, measure, report, startup, step_throughput, workload
 from benchmarks.all import ROWS
 from cot_jax.losses.vocabulary import plain_vocabulary_pass
-from cot_jax.models import huggingface
-from cot_jax.models.student import T5Student
-from cot_jax.models.t5 import T5Config
+from cot_jax.models.t5 import T5, T5Config
+from cot_jax.models.weights import shapes
 from cot_jax.text import tokenizer as tokenizers
 
 TINY = T5Config(
@@ -41,7 +40,7 @@ def test_flops_are_those_of_the_compiler(feed_forward):
         feed_forward_proj=feed_forward,
         dropout_rate=0.0,
     )
-    student = T5Student(config)
+    student = T5(config)
     views = workload.synthetic_views("cqa", "dss", config.vocab_size)
     batch = workload.padded_batch(views, np.arange(4), 16)
 
@@ -55,7 +54,7 @@ def test_flops_are_those_of_the_compiler(feed_forward):
             for view in batch.views
         )
 
-    params = jax.eval_shape(student.init, jax.random.key(0))
+    params = shapes(student.weights)
     counted = jax.jit(jax.value_and_grad(loss)).lower(params).cost_analysis()["flops"]
     # What is left is element by element.
     assert workload.step_flops(config, batch) == pytest.approx(counted, rel=0.05)

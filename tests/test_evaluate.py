@@ -33,7 +33,7 @@ def run(random_run, tmp_path_factory):
     )
     evaluation = dataclasses.replace(config.evaluation, max_new_tokens=6, batch_size=8)
     config = dataclasses.replace(config, data=data, evaluation=evaluation)
-    texts = [text for e in load_splits(config.data, 0).train for text in (e.input, e.label, e.rationale)]
+    texts = [text for e in load_splits(config.data, 0).train for text in (e.text, e.label, e.rationale)]
     directory = tmp_path_factory.mktemp("run")
     return random_run(directory, config, [*texts, *LABELS, "predict: explain:"], 128)
 
@@ -118,7 +118,7 @@ def test_closed_labels_on_another_data_set(run, classification, tmp_path, capsys
     on_test = calibration.fit_temperature(log_prob_NL, [LABELS.index(example.label) for example in examples])
     assert fitted != pytest.approx(on_test, rel=1e-2)
     # In the order of the questions, whatever else is asked: nine do not fill two batches.
-    questions = [Example(str(n), f"{'Tom has ' * n} 3 pens ?", "") for n in range(1, 10)]
+    questions = [Example(str(n), (f"{'Tom has ' * n} 3 pens ?",), "") for n in range(1, 10)]
     np.testing.assert_allclose(scorer(questions)[::-1], scorer(questions[::-1]), rtol=1e-5)
     assert len({tuple(row) for row in log_prob_NL.round(3)}) == 3
 
@@ -167,14 +167,13 @@ def test_a_data_set_with_a_test_alone(run, tmp_path, capsys):
         ("2 and 3 are", "2 and 3 are", ""),
     ],
 )
-def test_what_stands_before_an_answer_is_a_rationale(tmp_path, text, rationale, label):
+def test_what_stands_before_an_answer_is_a_rationale(text, rationale, label):
     (view,) = METHODS["single_task"]
     answers = Answers([text], [label], Counter(), np.zeros(1), np.ones(1), 0)
     sure = evaluate._Confidence(np.ones(1), np.ones(1))
-    example = Example("1", "2 and 3?", "( 2 + 3 )", rationales=("the teacher's",))
+    example = Example("1", ("2 and 3?",), "( 2 + 3 )", rationales=("the teacher's",))
     asked = evaluate._Answered([example], answers, np.ones(1), {"sequence": sure, "per_token": sure})
-    evaluate._write_predictions(tmp_path / "predictions.jsonl", asked, view, {})
-    (row,) = map(json.loads, (tmp_path / "predictions.jsonl").read_text().splitlines())
+    (row,) = evaluate._predictions(asked, view, {})
     assert (row["rationale"], row["label"], row["teacher_rationale"]) == (rationale, label, "the teacher's")
 
 

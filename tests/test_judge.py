@@ -90,7 +90,9 @@ def test_rationales_without_a_teachers_and_answers_among_labels(tmp_path, capsys
     ]
     rows = [row | {"input": question, "teacher_rationale": None} for row in rows]
     open_ended = _evaluation(tmp_path / "cqa", rows, by_value=False)
-    closed = _evaluation(tmp_path / "closed", [row | {"input": "x"} for row in rows], False, ["bank", "mall"])
+    closed = _evaluation(
+        tmp_path / "closed", [row | {"input": ["x", "y"]} for row in rows], False, ["bank", "mall"]
+    )
     for where in (open_ended, closed):
         status, out, _ = _main(capsys, f"--predictions={where}")
         assert status == 0
@@ -218,8 +220,11 @@ def test_case_studies_show_two_runs_side_by_side(where, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda w, b: (w / "evaluation.json").unlink(), r"evaluation\.json: No such file.*cot_jax\.evaluate"),
-        (lambda w, b: (w / "evaluation.json").write_text("[]"), r'must be an object with "by_value"'),
+        (
+            lambda w, b: (w / "evaluation.json").unlink(),
+            r"evaluation\.json: no such file.*cot_jax\.evaluate",
+        ),
+        (lambda w, b: (w / "evaluation.json").write_text("{}"), r'must have "by_value"'),
         (lambda w, b: (w / "predictions.jsonl").unlink(), r"predictions\.jsonl: no such file"),
         (
             lambda w, b: (w / "predictions.jsonl").write_text('{"id": 1}'),

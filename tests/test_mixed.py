@@ -58,7 +58,7 @@ def config(data):
     config = Config()
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, task="jsonl", root=str(data), max_shapes=1),
+        data=dataclasses.replace(config.data, task="jsonl", root=str(data)),
         model=dataclasses.replace(config.model, preset="tiny", tokenizer=str(data / "tokenizer")),
         objective=dataclasses.replace(config.objective, method="mixed_mi", program_weight=0.25),
         self_distillation=dataclasses.replace(config.self_distillation, method="dynsdpb", views="program"),

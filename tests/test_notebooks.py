@@ -71,7 +71,7 @@ def runs(random_run, tmp_path_factory):
     data = dataclasses.replace(config.data, word_problems=problems, max_input_tokens=64, max_target_tokens=48)
     evaluation = dataclasses.replace(config.evaluation, max_new_tokens=4, batch_size=8)
     config = dataclasses.replace(config, data=data, evaluation=evaluation)
-    texts = [text for e in load_splits(data, 0).train for text in (e.input, e.label, e.rationale)]
+    texts = [text for e in load_splits(data, 0).train for text in (e.text, e.label, e.rationale)]
     workdirs["dss"].mkdir(parents=True)
     random_run(workdirs["dss"], config, [*texts, "predict: explain:"], 128)
     rows = [

@@ -71,6 +71,13 @@ def test_a_run_and_its_export_agree_whatever_the_batch(run, exported, capsys, mo
     assert [row["id"] for row in beams] == ["q0", "q1", "q2"]
 
 
+def test_an_input_of_several_parts_is_a_list_in_and_out(run, capsys, monkeypatch):
+    pair, end = ["Tom has 3 pens .", "He buys 4 more ."], load(run).tokenizer.eos_token
+    rows = [{"id": 0, "input": pair}, {"id": 1, "input": end.join(pair)}]
+    _, (listed, joined), _ = _predict(run, capsys, monkeypatch, "--explain", rows=rows)
+    assert listed == joined | {"id": 0, "input": pair}
+
+
 def test_the_model_card_says_how_to_ask(exported):
     card = (exported / "README.md").read_text()
     front, body = card.removeprefix("---\n").split("\n---\n", 1)
@@ -130,10 +137,10 @@ def test_load_gives_back_what_was_saved(run, exported):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "-, line 2: not JSON"),
-        ("[]", '-, line 2: a row is an object with a text "input"'),
-        ('{"input": 3}', '-, line 2: a row is an object with a text "input"'),
-        ('{"input": "a", "rationale": 3}', '-, line 2: "rationale" is not text'),
+        ("{", "standard input:2: not valid JSON"),
+        ("[]", "standard input:2: expected a JSON object, found list"),
+        ('{"input": 3}', "standard input:2: 'input' must be a text in quotes or a list of texts"),
+        ('{"input": "a", "rationale": 3}', "standard input:2: 'rationale' must be a text in quotes"),
     ],
 )
 def test_a_bad_row_is_named(run, text, message, capsys, monkeypatch):
@@ -146,12 +153,12 @@ def test_mistakes_are_one_line(run, exported, tmp_path, capsys):
     assert predict.main([f"--model={tmp_path}", "--input=-"]) == 2
     assert "is neither a run" in capsys.readouterr().err
     assert predict.main([f"--model={run}", f"--input={tmp_path / 'none.jsonl'}"]) == 2
-    assert "none.jsonl: No such file" in capsys.readouterr().err
+    assert "none.jsonl: no such file" in capsys.readouterr().err
     assert predict.main([f"--model={run}", f"--output={tmp_path / 'no' / 'where'}"]) == 2
     assert "where cannot be written: No such file" in capsys.readouterr().err
     (tmp_path / "cot_jax.json").write_text('{"seed": ')
     assert predict.main([f"--model={tmp_path}"]) == 2
-    assert "cot_jax.json: not JSON" in capsys.readouterr().err
+    assert "cot_jax.json: not valid JSON" in capsys.readouterr().err
     assert export.main([f"--workdir={run}", f"--output={exported}"]) == 2
     assert "is not empty" in capsys.readouterr().err
 

@@ -25,7 +25,7 @@ from cot_jax.training.experiment import load_splits
 def write_problems(root, train, test=2):
     examples = generate(train + test, seed=0)
     for split, part in (("train", examples[:train]), ("valid", examples[-1:]), ("test", examples[train:-1])):
-        rows = [{"id": e.id, "input": e.input, "label": e.label} for e in part]
+        rows = [{"id": e.id, "input": e.text, "label": e.label} for e in part]
         (root / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return examples[:train]
 
@@ -231,7 +231,7 @@ def test_own_demonstrations_for_own_questions(server, tmp_path, capsys):
     [
         (("--demonstrations=none.jsonl",), "none.jsonl: no such file"),
         (("--endpoint=localhost",), "is not a URL"),
-        (("--output=/dev/null/x",), "/dev/null/x cannot be made"),
+        (("--output=/dev/null/x",), "/dev/null/x cannot be written"),
         (("--root=none", "--endpoint=http://127.0.0.1:1/v1"), "none/train.jsonl: no such file"),
         (("--split=valid", "--endpoint=http://127.0.0.1:1/v1"), "no server there"),
     ],

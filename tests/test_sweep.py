@@ -22,7 +22,6 @@ TINY = [
     "--config.train.batch_size=8",
     "--config.evaluation.batch_size=8",
     "--config.evaluation.max_new_tokens=3",
-    "--config.data.max_shapes=1",
 ]
 
 
@@ -196,10 +195,10 @@ def test_a_torn_result_and_a_torn_config_are_named(tmp_path, capsys):
     workdir = tmp_path / cell.path / "seed0"
     (workdir / "result.json").write_text('{"test')
     assert compare.main([str(tmp_path)]) == 2
-    assert f"error: {workdir / 'result.json'}: not JSON" in capsys.readouterr().err
+    assert f"error: {workdir / 'result.json'}: not valid JSON" in capsys.readouterr().err
     (tmp_path / "table.json").unlink()
     for text, message in (
-        ('{"seed', "not JSON"),
+        ('{"seed', "not valid JSON"),
         ('{"data": 3}', "config.data is a section of keys, found 3"),
     ):
         (workdir / "config.json").write_text(text)

@@ -22,7 +22,6 @@ SMALL = (
     "--config.data.word_problems.train=48",
     "--config.data.word_problems.valid=8",
     "--config.data.word_problems.test=8",
-    "--config.data.max_shapes=1",
     "--config.train.batch_size=8",
     "--config.train.steps=12",
     "--config.train.eval_every=6",
@@ -80,7 +79,7 @@ def test_what_a_run_prints_and_writes(uninterrupted):
     for words in (
         "task word_problems, method mi",
         "parameters",
-        "shapes to compile (inputs, predict targets, explain targets)",
+        "programs to compile, slots (longest text) of each view's inputs > targets: ",
         "cut at 1024",
         "valid: 8 of 8 answers cut at config.evaluation.max_new_tokens=4",
         "test accuracy: ",
@@ -128,7 +127,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(uninterrupted, environment, 
     _, err = process.communicate(timeout=120)
     assert process.returncode == 75, err
     assert not (workdir / "result.json").exists()
-    assert "going on from step" in _finish(workdir, environment)
+    assert "resuming from step" in _finish(workdir, environment)
     _assert_equal(workdir, uninterrupted[0])
 
 
@@ -165,14 +164,14 @@ def test_a_full_disk_is_one_line_and_with_more_room_the_same_command_goes_on(
         check=True,
         timeout=600,
     )
-    goes_on = "and the same command goes on\nstatus 2\n"
+    again = "and run the same command again\nstatus 2\n"
     assert re.fullmatch(
-        rf"error: disk/run cannot be written: No space left on device.*; mend that, {goes_on}"
-        rf"error: .*/latest: the checkpoint of step 4 needs .* MiB, .* are free; make room, {goes_on}"
+        rf"error: disk/run cannot be written: No space left on device.*; fix that {again}"
+        rf"error: .*/latest: the checkpoint of step 4 needs .* MiB, .* are free; make room {again}"
         "status 0\n",
         done.stdout,
     )
-    assert "going on from step 2" in (tmp_path / "log").read_text()
+    assert "resuming from step 2" in (tmp_path / "log").read_text()
     _assert_equal(tmp_path / "kept" / "run", uninterrupted[0])
 
 

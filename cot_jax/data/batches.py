@@ -1,4 +1,4 @@
-"""Token ids, batches and the order of examples. NumPy only.
+"""Token ids, flat batches and the order of examples. NumPy only.
 
 Texts are tokenised once; a batch is then an indexing operation. The order is a pure function of
 (seed, step), so a resumed run sees exactly the batches it would have seen.
@@ -6,20 +6,30 @@ Texts are tokenised once; a batch is then an indexing operation. The order is a 
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from cot_jax.batch import Batch, ViewArrays
-from cot_jax.data.shapes import Cost, Shape, cheapest, choose_shapes
+from cot_jax.batch import Batch, Tokens, ViewArrays, Work
+from cot_jax.data.lengths import (
+    Flops,
+    Shape,
+    as_shape,
+    cheapest,
+    choose_shapes,
+    needed,
+    padded_work,
+    real_work,
+)
 
-ORDERS = ("random", "sequential", "grouped")
+ORDERS = ("random", "sequential")
 
-# Overlapping batches of a group follow each other so many at a time: fewer overlaps are cut.
-_RUN = 16
+# What compiling one more program costs: in training as much as this many steps (most of it is hidden behind
+# them), in evaluation this share of the arithmetic.
+_COMPILE_STEPS, _COMPILE_SHARE = 100, 0.03
 
-# So many steps tell how long a random batch's longest sequences are.
-_MOST_SAMPLED = 2048
+# Steps whose lengths are looked up at once, and most steps that shapes are chosen by.
+_BLOCK, _SAMPLED = 1024, 2**14
 
 
 class Ragged:
@@ -29,20 +39,49 @@ class Ragged:
         self.lengths = np.array([len(s) for s in sequences], np.int32)
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]]).astype(np.int64)
         flat = [token for sequence in sequences for token in sequence]
-        self._tokens = np.array(flat or [0], np.int32)
+        self._tokens = np.array(flat, np.int32)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def take(self, rows: np.ndarray, width: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (ids (B, width) int32, lengths (B,) int32) of `rows`; row -1 is an empty sequence."""
-        lengths = np.where(rows >= 0, self.lengths[rows], 0).astype(np.int32)
-        if lengths.max(initial=0) > width:
-            raise ValueError(f"a sequence of {lengths.max()} tokens does not fit a width of {width}")
-        position = np.arange(width)[None, :]
-        real = position < lengths[:, None]
-        index = np.where(real, self._starts[rows][:, None] + position, 0)
-        return np.where(real, self._tokens[index], pad_id).astype(np.int32), lengths
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self._tokens[self._starts[row] :][: self.lengths[row]]
+
+    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the lengths, int32, of `rows`; row -1 is an empty sequence."""
+        return np.where(rows >= 0, self.lengths[rows], 0)
+
+    def tokens(
+        self, rows: np.ndarray, shape: tuple[int, int], pad_id: int, groups: int = 1, least: int = 0
+    ) -> Tokens:
+        """Returns the sequences `rows`, (B,) int, in groups of consecutive rows; row -1 is an empty one.
+
+        Args:
+          shape: slots of a group and width.
+          pad_id: fills the slots left over.
+          groups: G.
+          least: shorter sequences are continued with `pad_id` up to so many tokens.
+
+        Raises:
+          ValueError: they do not fit the shape.
+        """
+        slots, width = map(int, shape)
+        real_B = self.lengths_of(rows)
+        length_GE = np.maximum(real_B, least, dtype=np.int32).reshape(groups, -1)
+        end_GE = np.cumsum(length_GE, axis=1)
+        if (full := end_GE[:, -1].max()) > slots or length_GE.max() > width:
+            raise ValueError(
+                f"sequences of up to {length_GE.max()} tokens, {full} in a group, do not fit a width of "
+                f"{width} and {slots} slots"
+            )
+        first_GE = end_GE - length_GE + slots * np.arange(groups)[:, None]
+        ids = np.full(groups * slots, pad_id, np.int32)
+        starts_B = self._starts[rows]
+        for first, start, n in zip(
+            first_GE.ravel().tolist(), starts_B.tolist(), real_B.tolist(), strict=True
+        ):
+            ids[first : first + n] = self._tokens[start : start + n]
+        return Tokens(ids.reshape(groups, slots), length_GE, width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +105,7 @@ class TokenizedView:
         return np.maximum.reduceat(self.targets.lengths, self.first[:-1])
 
     def in_turn(self, rows: np.ndarray, turns: np.ndarray | int) -> np.ndarray:
-        """(B,) int, of each example of `rows` the target whose turn it is; -1 remains -1."""
+        """(...) int, of each example of `rows`, (...), the target whose turn it is; -1 remains -1."""
         if self.first is None:
             return rows
         count = self.first[rows + 1] - self.first[rows]
@@ -74,22 +113,25 @@ class TokenizedView:
 
 
 class Batches:
-    """The training batches of a run: which examples each step sees, and to what shape they are padded.
+    """The training batches of a run: which examples each step sees, and in what shapes.
 
-    Every group of examples is an endless stream, a fresh permutation for each epoch end to end, so that
-    no batch is short and every example is seen once an epoch. `random` has one group, as the published
-    code, and `sequential` too, in the data's own order; `grouped` has a group for each shape, examples of
-    like lengths, and shuffles the groups' turns: far less padding, but batches are no longer uniform
-    samples. Where an example has several targets, each epoch shows the next one, from one drawn by lot.
+    The examples are an endless stream, a fresh permutation for each epoch end to end (`random`) or always
+    the data's own order (`sequential`), so that no batch is short and every example is seen once an epoch.
+    Where an example has several targets, each epoch shows the next one, from one drawn by lot.
 
     Overlapping batches move along the stream by half a batch: rows 0, 2, ... of each are rows 1, 3, ... of
-    the group's batch before, so that a batch divided among devices keeps an example where it is. Then
-    every example is seen twice an epoch.
+    the batch before, so that a batch divided among devices keeps an example where it is. Then every example
+    is seen twice an epoch.
+
+    The order is known, and so is what each step needs. The cost of a shape is its arithmetic plus the slots
+    of each view's inputs and of its targets, all relative to what is needed on average: by arithmetic
+    alone, slots of short targets are so cheap that a tenth and more of them would stay empty.
 
     Attributes:
       views: all training examples through every view.
-      shapes: the static shapes, cheapest first; each is a compile.
-      efficiency: share of the arithmetic that is for real tokens.
+      shapes: the static shapes, cheapest first; each is a program to compile. The last holds every batch.
+      efficiency: share of the run's arithmetic that is for tokens.
+      filled: view name -> shares of the run's slots of inputs and of targets that hold tokens.
     """
 
     def __init__(
@@ -101,88 +143,120 @@ class Batches:
         seed: int,
         order: str,
         overlap: bool,
-        max_shapes: int,
-        cost: Cost,
+        groups: int,
+        padded: Collection[str],
+        flops: Flops,
         pad_id: int,
     ):
         """
         Args:
           views: all training examples through every view.
-          batch_size: B, examples a step.
+          batch_size: B, examples a step; `groups` divides it.
           steps: how many batches will be asked for.
           seed: of the order.
           order: one of `ORDERS`.
           overlap: whether a batch shares half of its examples with the one before; B is even then.
-          max_shapes: most shapes.
-          cost: arithmetic of one example padded to a shape: (input width, target width of each view).
-          pad_id: fills up sequences.
+          groups: G.
+          padded: views whose targets are decoded up to the longest of the batch (`make_batch`).
+          flops: arithmetic of the forward pass, given the work of each view.
+          pad_id: fills the slots left over.
         """
-        self.views, self._seed, self._batch_size, self._pad_id = views, seed, batch_size, pad_id
-        self._order, self._overlap = order, overlap
-        self._stride = batch_size // 2 if overlap else batch_size
-        self._inputs = np.max([view.inputs.lengths for view in views.values()], axis=0)
-        self._first_turn = np.random.default_rng([seed, 0, 0, 0]).integers(2**31, size=len(self._inputs))
-        sampled = range(min(steps, _MOST_SAMPLED))
-        most = np.stack([self._inputs, *(view.longest_targets() for view in views.values())], axis=1)
-        if order == "grouped":
-            self.shapes, group = choose_shapes(most, cost, max_shapes, least_count=batch_size)
-            self._groups = [np.flatnonzero(group == i) for i in range(len(self.shapes))]
-            lengths = [self._lengths(*self._visits(step)) for step in sampled]
-        else:
-            self._groups = [np.arange(len(most))]
-            lengths = [self._lengths(*self._visits(step)) for step in sampled]
-            longest = np.max(lengths, axis=1)
-            if steps > _MOST_SAMPLED:
-                longest = np.concatenate([longest, most.max(axis=0, keepdims=True)])
-            self.shapes, _ = choose_shapes(longest, cost, max_shapes)
-        padded = sum(batch_size * cost(np.array(cheapest(self.shapes, one.max(axis=0)))) for one in lengths)
-        self.efficiency = float(cost(np.concatenate(lengths)).sum() / padded)
+        self.views, self._seed, self._order, self._overlap = views, seed, order, overlap
+        self._batch_size, self._groups, self._padded, self._pad_id = batch_size, groups, padded, pad_id
+        self._examples = len(next(iter(views.values())).inputs)
+        self._first_turn = np.random.default_rng([seed, 0, 0, 0]).integers(2**31, size=self._examples)
+        blocks, real = [], np.zeros((len(views), len(Work._fields)))
+        for first in range(0, steps, _BLOCK):
+            lengths = self._lengths(first, min(_BLOCK, steps - first))
+            blocks.append(self._needs(lengths))
+            real += real_work(lengths)
+        needs = np.concatenate(blocks)
+        mean = np.maximum(needs.mean(axis=0), 1)
+
+        def arithmetic(shapes):
+            """FLOPs of batches of shapes (..., axes)."""
+            by_view = shapes.reshape(*shapes.shape[:-1], len(views), 2, 2)
+            return flops(padded_work(by_view, batch_size, groups))
+
+        def cost(shapes):
+            return arithmetic(shapes) / arithmetic(mean) + (shapes / mean)[..., ::2].sum(axis=-1)
+
+        sample = np.concatenate([needs[:: -(-steps // _SAMPLED)], needs.max(axis=0, keepdims=True)])
+        self._shapes = choose_shapes(sample, cost, _COMPILE_STEPS / steps)
+        self.shapes = [as_shape(shape.reshape(-1, 2, 2)) for shape in self._shapes]
+        count = np.bincount(cheapest(self._shapes, needs), minlength=len(self.shapes))
+        self.efficiency = float(flops([Work(*work) for work in real]) / (count @ arithmetic(self._shapes)))
+        slots = groups * (count @ self._shapes[:, ::2]).reshape(-1, 2)
+        self.filled = dict(zip(views, map(tuple, (real[:, :2] / slots).tolist()), strict=True))
 
     def __call__(self, step: int) -> Batch:
         """Returns the batch of training step `step` (from 0): a pure function of the arguments above."""
-        rows, turns = self._visits(step)
-        return make_batch(self.views, rows, self.shape(step), self._pad_id, turns)
+        (rows,), (turns,) = self._visits(step, 1)
+        shape = self.shape(step)
+        return make_batch(self.views, rows, shape, self._pad_id, self._groups, turns, self._padded)
+
+    def largest(self) -> Batch:
+        """Returns the batch of step 0 in the shape that holds every batch."""
+        (rows,), (turns,) = self._visits(0, 1)
+        return make_batch(self.views, rows, self.shapes[-1], self._pad_id, self._groups, turns, self._padded)
 
     def shape(self, step: int) -> Shape:
         """Returns the cheapest of the shapes that holds the batch of `step`."""
-        return cheapest(self.shapes, self._lengths(*self._visits(step)).max(axis=0))
+        return self.shapes[cheapest(self._shapes, self._needs(self._lengths(step, 1)))[0]]
 
     def rows(self, step: int) -> np.ndarray:
         """Returns the examples, (batch_size,) int64, of training step `step` (from 0)."""
-        return self._visits(step)[0]
+        return self._visits(step, 1)[0][0]
 
-    def _lengths(self, rows: np.ndarray, turns: np.ndarray) -> np.ndarray:
-        """(B, axes) tokens of the examples `rows` when it is the turn of these targets."""
-        targets = [view.targets.lengths[view.in_turn(rows, turns)] for view in self.views.values()]
-        return np.stack([self._inputs[rows], *targets], axis=1)
+    def _lengths(self, first: int, steps: int) -> np.ndarray:
+        """(views, 2, steps, B) tokens of inputs and targets in the steps from `first` on."""
+        return view_lengths(self.views, *self._visits(first, steps), self._padded)
 
-    def _visits(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the examples of a step and whose turn it is among the targets of each, (B,) int64."""
-        sizes = np.array([len(group) for group in self._groups])
+    def _needs(self, lengths: np.ndarray) -> np.ndarray:
+        """(steps, views * 4), for each view slots and width of inputs, then of targets."""
+        needs = np.moveaxis(needed(lengths, self._groups), 2, 0)
+        return needs.reshape(len(needs), -1)
 
-        def batches(epochs):
-            """Whole batches of each group that begin in its first `epochs` epochs."""
-            return epochs * sizes // self._stride
+    def _visits(self, first: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """The examples of the steps from `first` on, and whose turn it is among the targets of each.
 
-        # An estimate that is never too high, since batches(e).sum() <= e * sizes.sum() / stride.
-        epoch = step * self._stride // int(sizes.sum())
-        while batches(epoch + 1).sum() <= step:
-            epoch += 1
-        before = batches(epoch)
-        turns = _turns(self._seed, epoch, tuple(batches(epoch + 1) - before), _RUN if self._overlap else 1)
-        turn = step - int(before.sum())
-        group = turns[turn]
-        index = int(before[group]) + int((turns[:turn] == group).sum())
-        position = index * self._stride + np.arange(self._batch_size)
-        if self._overlap:
-            position = position.reshape(2, -1).T.reshape(-1)
-        epochs, chosen = np.divmod(position, sizes[group])
-        if self._order != "sequential":
-            for e in np.unique(epochs):
-                permutation = _permutation((self._seed, int(e), int(group)), int(sizes[group]))
-                chosen[epochs == e] = permutation[chosen[epochs == e]]
-        rows = self._groups[group][chosen]
-        return rows, self._first_turn[rows] + epochs
+        Both are (steps, B) int64.
+        """
+        B, N = self._batch_size, self._examples
+        stride = B // 2 if self._overlap else B
+        row = np.arange(B).reshape(2, -1).T.reshape(-1) if self._overlap else np.arange(B)
+        begin, end = first * stride, (first + steps - 1) * stride + B
+        epochs = range(begin // N, -(-end // N))
+        parts = [_epoch(self._order, self._seed, e, N)[max(begin - e * N, 0) : end - e * N] for e in epochs]
+        offset = stride * np.arange(steps)[:, None] + row
+        rows = np.concatenate(parts)[offset]
+        return rows, self._first_turn[rows] + (begin + offset) // N
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch(order: str, seed: int, epoch: int, examples: int) -> np.ndarray:
+    if order == "sequential":
+        return np.arange(examples)
+    return np.random.default_rng((seed, epoch, 0)).permutation(examples)
+
+
+def view_lengths(
+    views: Mapping[str, TokenizedView],
+    rows: np.ndarray,
+    turns: np.ndarray | int = 0,
+    padded: Collection[str] = (),
+) -> np.ndarray:
+    """Returns (views, 2, ..., B) int, tokens of inputs and targets of the batches `rows`, (..., B).
+
+    `turns` is as in `TokenizedView.in_turn`, `padded` as in `make_batch`.
+    """
+    found = []
+    for name, view in views.items():
+        targets = view.targets.lengths_of(view.in_turn(rows, turns))
+        if name in padded:
+            targets = np.broadcast_to(targets.max(axis=-1, keepdims=True), targets.shape)
+        found.append([view.inputs.lengths_of(rows), targets])
+    return np.array(found)
 
 
 def make_batch(
@@ -190,33 +264,29 @@ def make_batch(
     rows: np.ndarray,
     shape: Shape,
     pad_id: int,
+    groups: int = 1,
     turns: np.ndarray | int = 0,
+    padded: Collection[str] = (),
 ) -> Batch:
-    """Returns the examples `rows`, (B,) int, through every view, padded to `shape` (`turns`: `in_turn`)."""
-    input_width, *target_widths = shape
+    """Returns the examples `rows`, (B,) int, through every view, in groups of consecutive rows.
+
+    Args:
+      rows: row -1 is no example, of length 0 everywhere.
+      shape: holds them.
+      pad_id: fills the slots left over.
+      groups: G.
+      turns: as in `TokenizedView.in_turn`.
+      padded: views whose targets are decoded up to the longest of the batch in that view.
+    """
     taken = {}
-    for (name, view), width in zip(views.items(), target_widths, strict=True):
-        inputs = view.inputs.take(rows, input_width, pad_id)
-        targets = view.targets.take(view.in_turn(rows, turns), width, pad_id)
-        taken[name] = ViewArrays(*inputs, *targets)
-    return Batch(taken, rows.astype(np.int32))
-
-
-@functools.lru_cache(maxsize=4)
-def _turns(seed: int, epoch: int, counts: tuple[int, ...], run: int) -> np.ndarray:
-    """The order of an epoch's batches: to which group each belongs, `run` of a group in a row."""
-    runs = [
-        np.full(min(run, count - start), group)
-        for group, count in enumerate(counts)
-        for start in range(0, count, run)
-    ]
-    order = np.random.default_rng([seed, epoch]).permutation(len(runs))
-    return np.concatenate([runs[i] for i in order])
-
-
-@functools.lru_cache(maxsize=64)
-def _permutation(seed: tuple[int, ...], examples: int) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(examples)
+    for (name, view), its in zip(views.items(), shape, strict=True):
+        chosen = view.in_turn(rows, turns)
+        learned = view.targets.lengths_of(chosen)
+        inputs = view.inputs.tokens(rows, its.inputs, pad_id, groups)
+        least = learned.max() if name in padded else 0
+        targets = view.targets.tokens(chosen, its.targets, pad_id, groups, least)
+        taken[name] = ViewArrays(inputs, targets, learned.reshape(groups, -1))
+    return Batch(taken, rows.astype(np.int32).reshape(groups, -1))
 
 
 def evaluation_rows(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
@@ -228,3 +298,28 @@ def evaluation_rows(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         yield np.pad(rows, (0, batch_size - len(rows)), constant_values=-1)
+
+
+def question_shapes(
+    questions: Ragged, *, batch_size: int, groups: int, new_tokens: int, flops: Flops
+) -> np.ndarray:
+    """Returns (shapes, 2) int64, slots and width, cheapest first, for the batches of `evaluation_rows`.
+
+    Args:
+      new_tokens: length of an answer.
+      flops: arithmetic of the forward pass, given the work of the one view.
+    """
+    rows = np.array(list(evaluation_rows(questions.lengths, batch_size)))
+    answers = np.array([batch_size // groups * new_tokens, new_tokens])
+
+    def cost(inputs):
+        both = np.stack([inputs, np.broadcast_to(answers, inputs.shape)], axis=-2)
+        return flops(padded_work(both[..., None, :, :], batch_size, groups))
+
+    return choose_shapes(needed(questions.lengths_of(rows), groups), cost, _COMPILE_SHARE)
+
+
+def stream_shapes(most: int, examples: int) -> np.ndarray:
+    """Returns (shapes, 2), slots and width, for any questions of up to `most` tokens, `examples` a group."""
+    widths = [width for width in (32, 64, 128, 256, 512) if width < most]
+    return np.array([(examples * width, width) for width in [*widths, most]])

@@ -4,8 +4,8 @@ import re
 from typing import NamedTuple
 
 from cot_jax.answers.arithmetic import evaluate, in_svamp_notation, same_value
-from cot_jax.data.examples import Row
 from cot_jax.data.teacher import outputs
+from cot_jax.files import Row
 
 LETTERS = ("A", "B", "C", "D", "E")
 YES_NO = ("yes", "no")
@@ -22,34 +22,34 @@ _LETTERED = re.compile(r"(?:[A-E] \) )+")
 
 
 class Problem(NamedTuple):
-    """What a row asks, its gold answer and, where there are any, the answers to choose from and reasons."""
+    """A question in one or several parts, its gold answer, and any answers to choose from and reasons."""
 
-    input: str
+    parts: tuple[str, ...]
     label: str
     choices: tuple[str, ...] = ()
     rationale: str | None = None
 
 
-def svamp(row: Row, end_token: str) -> Problem:
-    return Problem(row.text("input"), row.text("label"))
+def svamp(row: Row) -> Problem:
+    return Problem((row.text("input"),), row.text("label"))
 
 
-def cqa(row: Row, end_token: str) -> Problem:
+def cqa(row: Row) -> Problem:
     choices = _texts(row, "choices", 5)
     lettered = "\n".join(f"({letter}) {choice}" for letter, choice in zip("abcde", choices, strict=True))
     question = f"{row.text('question')}\nAnswer Choices:\n{lettered}"
-    return Problem(question, row.text("answer"), tuple(choices))
+    return Problem((question,), row.text("answer"), tuple(choices))
 
 
-def nli(row: Row, end_token: str) -> Problem:
+def nli(row: Row) -> Problem:
     label = row.values.get("label")
     if type(label) is not int or label not in range(3):
         raise row.error(f"the label {label!r} is not one of 0 (entailment), 1 (neutral), 2 (contradiction)")
-    joined = f"{row.text('premise')}{end_token}{row.text('hypothesis')}"
-    return Problem(joined, outputs.NLI_LABELS[label], outputs.NLI_LABELS)
+    pair = row.text("premise"), row.text("hypothesis")
+    return Problem(pair, outputs.NLI_LABELS[label], outputs.NLI_LABELS)
 
 
-def asdiv(row: Row, end_token: str) -> Problem | None:
+def asdiv(row: Row) -> Problem | None:
     # The label should teach what SVAMP's do, to write the equation: the left side of ASDiv's formula where it
     # has the answer's value ("7+2=9", "9 (apples)"), else the number itself ("47/6=7 r5", "5 (cookies)"),
     # which is the released code's label for every row. Left out are answers that are not one number ("Yes",
@@ -60,20 +60,20 @@ def asdiv(row: Row, end_token: str) -> Problem | None:
         return None
     equation = row.text("Formula").partition("=")[0]
     label = in_svamp_notation(equation) if same_value(equation, number) else number
-    return Problem(f"{row.text('Body')}\n{row.text('Question')}", label or number)
+    return Problem((f"{row.text('Body')}\n{row.text('Question')}",), label or number)
 
 
-def gsm8k(row: Row, end_token: str) -> Problem:
+def gsm8k(row: Row) -> Problem:
     worked, mark, answer = row.text("answer").rpartition("####")
     if not mark:
         raise row.error("the answer has no '####' before its number")
     worked = _CALCULATION.sub("", worked).strip()
-    return Problem(row.text("question"), answer.strip().replace(",", ""), rationale=worked or None)
+    return Problem((row.text("question"),), answer.strip().replace(",", ""), rationale=worked or None)
 
 
-def aqua(row: Row, end_token: str) -> Problem:
+def aqua(row: Row) -> Problem:
     # The letter is the label, as in the published results: the texts of options repeat within 2 % of the
-    # questions and hold signs that T5 cannot write.
+    # questions and hold signs that some vocabularies lack.
     options = _texts(row, "options", len(LETTERS))
     if [option[:2] for option in options] != [f"{letter})" for letter in LETTERS]:
         raise row.error(f"'options' must begin with A) to E); found {options!r}")
@@ -81,12 +81,11 @@ def aqua(row: Row, end_token: str) -> Problem:
     rationale = row.text("rationale")
     worked = rationale[:-_LONGEST_NAMING] + _NAMED_LETTER.sub("", rationale[-_LONGEST_NAMING:])
     texts = [option[2:].strip() for option in options]
-    return Problem(
-        _lettered(row.text("question"), texts), row.text("correct"), LETTERS, worked.strip() or None
-    )
+    asked = _lettered(row.text("question"), texts)
+    return Problem((asked,), row.text("correct"), LETTERS, worked.strip() or None)
 
 
-def mathqa(row: Row, end_token: str) -> Problem:
+def mathqa(row: Row) -> Problem:
     """Asks as `aqua` does, so that its students can answer."""
     question, _, listed = row.text("instruction").partition(" The options: ")
     options = _BETWEEN_OPTIONS.split(listed.strip("[]'\""))  # 66 rows have them as a Python list
@@ -94,17 +93,17 @@ def mathqa(row: Row, end_token: str) -> Problem:
         raise row.error("the instruction does not end in 'The options: A ) .., B ) .., .. E ) ..'")
     # The published file has every a to e of the options in capitals ("DAtA inADEquAtE").
     texts = [_LETTERED.sub("", option, count=1).strip().lower() for option in options]
-    return Problem(_lettered(question, texts), row.text("answer"), LETTERS)
+    return Problem((_lettered(question, texts),), row.text("answer"), LETTERS)
 
 
-def strategyqa(row: Row, end_token: str) -> Problem:
+def strategyqa(row: Row) -> Problem:
     if not isinstance(answer := row.values.get("answer"), bool):
         raise row.error(
             f"'answer' must be true or false; found {answer!r} (the official test set is published without: "
             "set questions of the training file aside)"
         )
     facts = " ".join(fact.strip() for fact in _texts(row, "facts")) if row.values.get("facts") else None
-    return Problem(row.text("question"), YES_NO[not answer], YES_NO, facts)
+    return Problem((row.text("question"),), YES_NO[not answer], YES_NO, facts)
 
 
 def _lettered(question: str, options: list[str]) -> str:

@@ -16,13 +16,13 @@ import numpy as np
 from cot_jax.answers.arithmetic import evaluate
 from cot_jax.answers.equality import is_correct
 from cot_jax.data import problems
-from cot_jax.data.examples import Example, Row, read_json_lines, read_rows
+from cot_jax.data.examples import Example
 from cot_jax.data.problems import Problem
 from cot_jax.data.teacher import outputs, published_programs
 from cot_jax.data.teacher.published_programs import Published
 from cot_jax.errors import UserError
+from cot_jax.files import Row, read_json_lines, read_rows
 
-END_TOKEN = "</s>"  # T5's
 ALL_SPLITS = ("train", "valid", "test")
 
 
@@ -58,7 +58,6 @@ class Options(NamedTuple):
     """The options of `load`."""
 
     parser: str
-    end_token: str = END_TOKEN
     compare: str = "auto"
 
 
@@ -67,7 +66,6 @@ def load(
     root: Path,
     *,
     parser: str = "corrected",
-    end_token: str = END_TOKEN,
     compare: str = "auto",
 ) -> Splits:
     """Reads the data set `task`, a key of `TASKS`, from `root`.
@@ -77,7 +75,6 @@ def load(
 
     Args:
       parser: how raw teacher outputs are read, corrected | reference (`data.teacher.outputs`).
-      end_token: the text of the tokenizer's end token, which joins premise and hypothesis.
       compare: how answers of `jsonl` are compared, as text | value; auto is value if every label has one.
         The published data sets have a way of their own.
 
@@ -86,7 +83,7 @@ def load(
     """
     if task not in TASKS:
         raise UserError(f"unknown task {task!r}: the known ones are {', '.join(TASKS)}")
-    return TASKS[task](Path(root), Options(parser, end_token, compare))
+    return TASKS[task](Path(root), Options(parser, compare))
 
 
 class Counts(NamedTuple):
@@ -117,7 +114,7 @@ class DataSet:
     """A published data set.
 
     Attributes:
-      problem: (row, end token) -> what the row asks; None leaves the row out.
+      problem: row -> what the row asks; None leaves the row out.
       splits: the splits that have a file.
       id_key: the column with the id; None: ids are made from split and row number, `svamp-train-0007`.
       file: its files' name in `root`/NAME, with a place for the {split}; empty is `NAME_{split}.json`.
@@ -125,7 +122,7 @@ class DataSet:
     """
 
     name: str
-    problem: Callable[[Row, str], Problem | None]
+    problem: Callable[[Row], Problem | None]
     splits: tuple[str, ...] = ("train", "test")
     id_key: str | None = None
     label_set: tuple[str, ...] | None = None
@@ -153,7 +150,7 @@ class DataSet:
         published = published_programs.read(self.name, split, root, rows)
         examples = []
         for index, row in enumerate(rows):
-            if (problem := self.problem(row, options.end_token)) is None:
+            if (problem := self.problem(row)) is None:
                 continue
             if problem.choices and problem.label not in problem.choices:
                 raise row.error(f"the label {problem.label!r} is not one of {', '.join(problem.choices)}")
@@ -167,7 +164,7 @@ class DataSet:
             elif beside.output and options.parser == "corrected":
                 rationale, label = self._parse(beside.output, problem, options.parser, row)
             rationales = () if rationale is None else (rationale,)
-            examples.append(Example(key, problem.input, problem.label, label, rationales, beside.programs))
+            examples.append(Example(key, problem.parts, problem.label, label, rationales, beside.programs))
         return examples
 
     def _parse(self, output: str, problem: Problem, parser: str, row: Row) -> outputs.ParsedOutput:
@@ -250,7 +247,8 @@ def _svamp_asdiv(root: Path, options: Options) -> Splits:
 def _jsonl(root: Path, options: Options) -> Splits:
     """`{split}.jsonl` with rows `{id, input, label, rationale?, program?}`; no two have the same id.
 
-    Several rationales or programs of one question are lists, `rationales` and `programs`.
+    An input of several parts is a list of texts. Several rationales or programs of one question are lists,
+    `rationales` and `programs`.
 
     A teacher's outputs may stand in files of their own, joined by id: `teacher.jsonl` for all splits or
     `{split}_teacher.jsonl` for one. They are for all examples of a split or for none; a row with nothing but
@@ -278,7 +276,7 @@ def _own_example(row: Row, earlier: dict[str, Row]) -> Example:
     if not row.text("label").strip():
         raise row.error("the label is blank")
     rationales, programs = row.texts("rationale"), row.texts("program")
-    return Example(key, row.text("input"), row.text("label"), rationales=rationales, programs=programs)
+    return Example(key, row.parts("input"), row.text("label"), rationales=rationales, programs=programs)
 
 
 def _join_teacher(

@@ -30,7 +30,7 @@ class View:
       name: key of the view in batches.
       term: name of its loss.
       prefix: put before the input.
-      reads: example -> text after the prefix, or None where the example lacks it.
+      reads: example -> the parts of the input, or None where the example lacks one of them.
       writes: (example, label to train on) -> the targets, to be learned in turn; () where there is nothing.
       path: how its text answers the question: "label", as it is; "cot", behind `ANSWER_MARK`; "pot", as what
         the program gives; None: not at all.
@@ -39,21 +39,20 @@ class View:
     name: str
     term: str
     prefix: str
-    reads: Callable[[Example], str | None]
+    reads: Callable[[Example], tuple[str, ...] | None]
     writes: Callable[[Example, str | None], tuple[str, ...]]
     path: str | None
 
-    def source(self, example: Example) -> str | None:
-        text = self.reads(example)
-        return None if text is None else self.prefix + text
+
+def _question(example: Example) -> tuple[str, ...]:
+    return example.parts
 
 
-def _input(example: Example) -> str:
-    return example.input
-
-
-def _input_and_rationale(example: Example) -> str | None:
-    return None if example.rationale is None else f"{example.input}\nRationale: {example.rationale}"
+def _question_and_rationale(example: Example) -> tuple[str, ...] | None:
+    if example.rationale is None:
+        return None
+    *first, last = example.parts
+    return (*first, f"{last}\nRationale: {example.rationale}")
 
 
 def _label(example: Example, label: str | None) -> tuple[str, ...]:
@@ -74,18 +73,18 @@ def _programs(example: Example, label: str | None) -> tuple[str, ...]:
     return example.programs
 
 
-_PREDICT = View("predict", "label", "predict: ", _input, _label, "label")
-_EXPLAIN = View("explain", "rationale", "explain: ", _input, _rationales, None)
+_PREDICT = View("predict", "label", "predict: ", _question, _label, "label")
+_EXPLAIN = View("explain", "rationale", "explain: ", _question, _rationales, None)
 _MIXED = (
     _PREDICT,
-    View("explain", "rationale", "explain: ", _input, _rationales_then_label, "cot"),
-    View("program", "program", "program: ", _input, _programs, "pot"),
+    View("explain", "rationale", "explain: ", _question, _rationales_then_label, "cot"),
+    View("program", "program", "program: ", _question, _programs, "pot"),
 )
 
 METHODS: dict[str, tuple[View, ...]] = {
-    "standard": (View("label", "label", "", _input, _label, "label"),),
-    "single_task": (View("joint", "joint", "", _input, _rationales_then_label, "cot"),),
-    "rationale_input": (View("informed", "label", "", _input_and_rationale, _label, "label"),),
+    "standard": (View("label", "label", "", _question, _label, "label"),),
+    "single_task": (View("joint", "joint", "", _question, _rationales_then_label, "cot"),),
+    "rationale_input": (View("informed", "label", "", _question_and_rationale, _label, "label"),),
     "dss": (_PREDICT, _EXPLAIN),
     "mi": (_PREDICT, _EXPLAIN),
     "mixed": _MIXED,

@@ -139,7 +139,7 @@ class Solution(NamedTuple):
         return " ".join(sentences)
 
     def program(self) -> str:
-        """One assignment a step, to its owner's name; on one line because T5's tokenizers drop newlines."""
+        """One assignment a step, to its owner's name; on one line: some tokenizers drop newlines."""
         names, values = [self.owner], [str(self.start)]
         for step in self.steps:
             values.append(f"{names[-1]} {step.operator} {step.operand}")
@@ -267,13 +267,13 @@ def generate(
         said = solution._replace(steps=solution.steps[:-1]) if mistaken else solution
         example = Example(
             id=f"word-problem-{seed}-{len(examples)}",
-            input=" ".join(sentences),
+            parts=(" ".join(sentences),),
             label=solution.equation(),
             teacher_label=said.equation(),
             rationales=(said.rationale(),),
             programs=(said.program(),),
         )
-        examples.setdefault(example.input, example)
+        examples.setdefault(example.text, example)
     return list(examples.values())
 
 

@@ -2,7 +2,7 @@
 
 Chen et al. 2024, "Learning to Maximize Mutual Information for Chain-of-Thought Distillation"
 (Findings of ACL), Eq. 8-10, and its released code. A map is softmax(z) reduced over the positions of
-a target by max or mean, (B, V); p is the label view's map, q the rationale view's.
+a target by max or mean, (G, E, V); p is the label view's map, q the rationale view's.
 
 The released code passes q, which already is a probability, to a cross-entropy *as logits*; since q
 lies in [0, 1] the value is nearly log V whatever the model does and only -<p, q> carries a signal.
@@ -14,28 +14,26 @@ rescaled to sum to 1, `kl` the divergence of the same.
 import jax
 import jax.numpy as jnp
 
+from cot_jax.batch import Segments, ViewArrays
+
 VARIANTS = ("reference", "masked", "normalized", "kl")
 REDUCTIONS = ("max", "mean")
 DETACHABLE = ("label", "rationale", "none")
 
 
-def map_mask(variant: str, length_B: jax.Array, width: int) -> jax.Array:
-    """Returns the positions, (B, width) bool, whose probabilities enter a view's map.
+def counted_tokens(variant: str, view: ViewArrays) -> jax.Array | None:
+    """Returns the tokens, (G, Y) bool, whose probabilities enter a view's map; None for all.
 
-    `reference` takes every position up to the batch's longest target, as the released code does by
-    padding to it; the other variants take real tokens only. Either way nothing depends on how far
-    the arrays happen to be padded.
+    `reference` takes the padding up to the batch's longest target too, as the released code does; batches
+    then hold it behind the learned tokens. The other variants take learned tokens only.
     """
-    position_1T = jnp.arange(width)[None, :]
-    if variant == "reference":
-        return jnp.broadcast_to(position_1T < length_B.max(), (len(length_B), width))
-    return position_1T < length_B[:, None]
+    return None if variant == "reference" else Segments.of(view.targets).within(view.learned)
 
 
 def mutual_information_loss(
-    label_map_BV: jax.Array,
-    rationale_map_BV: jax.Array,
-    counts_B: jax.Array,
+    label_map_GEV: jax.Array,
+    rationale_map_GEV: jax.Array,
+    counts_GE: jax.Array,
     *,
     variant: str,
     detach: str,
@@ -43,28 +41,28 @@ def mutual_information_loss(
     """Mean over the examples that count of the mutual-information loss.
 
     Args:
-      label_map_BV: probabilities reduced over the label's positions, float32, entries in [0, 1].
-      rationale_map_BV: the same for the rationale.
-      counts_B: bool, examples that have both a label and a rationale.
+      label_map_GEV: probabilities reduced over the label's positions, float32, entries in [0, 1].
+      rationale_map_GEV: the same for the rationale.
+      counts_GE: bool, examples that have both a label and a rationale.
       variant: one of `VARIANTS`.
       detach: the map that carries no gradient, one of `DETACHABLE` (the released code: "label").
     """
-    p_BV = jax.lax.stop_gradient(label_map_BV) if detach == "label" else label_map_BV
-    q_BV = jax.lax.stop_gradient(rationale_map_BV) if detach == "rationale" else rationale_map_BV
+    p_GEV = jax.lax.stop_gradient(label_map_GEV) if detach == "label" else label_map_GEV
+    q_GEV = jax.lax.stop_gradient(rationale_map_GEV) if detach == "rationale" else rationale_map_GEV
     if variant in ("reference", "masked"):
-        loss_B = p_BV.sum(-1) * jax.nn.logsumexp(q_BV, axis=-1) - (p_BV * q_BV).sum(-1)
+        loss_GE = p_GEV.sum(-1) * jax.nn.logsumexp(q_GEV, axis=-1) - (p_GEV * q_GEV).sum(-1)
     else:
-        p_BV, log_q_BV = _normalize(p_BV), _safe_log(_normalize(q_BV))
-        loss_B = -(p_BV * log_q_BV).sum(-1)
+        p_GEV, log_q_GEV = _normalize(p_GEV), _safe_log(_normalize(q_GEV))
+        loss_GE = -(p_GEV * log_q_GEV).sum(-1)
         if variant == "kl":
-            loss_B += (p_BV * _safe_log(p_BV)).sum(-1)
-    return jnp.where(counts_B, loss_B, 0).sum() / jnp.maximum(counts_B.sum(), 1)
+            loss_GE += (p_GEV * _safe_log(p_GEV)).sum(-1)
+    return jnp.where(counts_GE, loss_GE, 0).sum() / jnp.maximum(counts_GE.sum(), 1)
 
 
-def _normalize(map_BV: jax.Array) -> jax.Array:
+def _normalize(map_GEV: jax.Array) -> jax.Array:
     # An example without a target has an empty map; it must not divide by zero even where masked.
-    total_B1 = map_BV.sum(-1, keepdims=True)
-    return map_BV / jnp.where(total_B1 > 0, total_B1, 1)
+    total_GE1 = map_GEV.sum(-1, keepdims=True)
+    return map_GEV / jnp.where(total_GE1 > 0, total_GE1, 1)
 
 
 def _safe_log(x: jax.Array) -> jax.Array:

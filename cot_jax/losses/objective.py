@@ -7,18 +7,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cot_jax.batch import Batch, ViewArrays
-from cot_jax.losses.mutual_information import map_mask, mutual_information_loss
-from cot_jax.losses.self_distillation import (
-    Distilled,
-    LastBatch,
-    SelfDistillation,
-    left,
-    real_tokens,
-    right,
-)
+from cot_jax.batch import Batch, Segments, ViewArrays
+from cot_jax.losses.mutual_information import counted_tokens, mutual_information_loss
+from cot_jax.losses.soft_targets import Distilled, LastBatch, SelfDistillation, left, right
 from cot_jax.losses.vocabulary import VocabularyMap, cross_entropy_pass, vocabulary_pass
-from cot_jax.models.student import Params, Student
+from cot_jax.models.student import Student
+from cot_jax.models.weights import Params
 
 
 class Found(NamedTuple):
@@ -82,62 +76,62 @@ def make_objective(
 
     Returns:
       A pure function (params, batch, dropout key or None, last batch or None) -> (total, Found).
-      Views with an empty target (length 0) count in no term.
+      Views with nothing to learn (`learned` 0) count in no term.
     """
     mi = mutual_information
 
     def objective(params, batch, dropout_rng, last_batch):
-        hidden = hidden_in_parts(student, params, batch.views, dropout_rng, micro_batches)
+        hidden = hidden_in_parts(student, params, batch, dropout_rng, micro_batches)
         head_DV = student.head(params)
-        linked_h = None if last_batch is None else left(batch.example) == last_batch.example_h
+        linked_h = None if last_batch is None else left(batch.example.reshape(-1)) == last_batch.example_h
         total = jnp.float32(0)
         values: dict[str, jax.Array] = {}
         maps: dict[str, jax.Array] = {}
         distilled: dict[str, Distilled] = {}
-        for view, term in terms.items():
-            target = batch.views[view]
-            sd = self_distillation if self_distillation and view in self_distillation.views else None
+        for name, term in terms.items():
+            view = batch.views[name]
+            sd = self_distillation if self_distillation and name in self_distillation.views else None
             wanted = {}
-            if mi and view in (mi.label_view, mi.rationale_view):
-                mask_BT = map_mask(mi.variant, target.target_length, target.target_ids.shape[1])
-                wanted["mi"] = VocabularyMap(mi.reduction, mask_BT)
+            if mi and name in (mi.label_view, mi.rationale_view):
+                wanted["mi"] = VocabularyMap(mi.reduction, counted_tokens(mi.variant, view))
             if sd and sd.distills and sd.output == "vmm":
-                wanted["sum"] = VocabularyMap("sum", real_tokens(target))
+                wanted["sum"] = VocabularyMap("sum", learned_tokens(view))
             entropy = sd is not None and sd.dynamic
-            inputs = (hidden[view], head_DV, target.target_ids)
-            if (mi and mi.differentiates(view)) or (sd and sd.differentiates_outputs):
+            inputs = (hidden[name], head_DV, view.targets)
+            if (mi and mi.differentiates(name)) or (sd and sd.differentiates_outputs):
                 passed = vocabulary_pass(*inputs, wanted, entropy=entropy, batch_axes=batch_axes)
                 nll = None
             else:
                 nll, passed = cross_entropy_pass(
-                    *inputs, token_weight(target), wanted, entropy=entropy, batch_axes=batch_axes
+                    *inputs, token_weight(view), wanted, entropy=entropy, batch_axes=batch_axes
                 )
             if "mi" in passed.maps:
-                maps[view] = passed.maps["mi"]
+                maps[name] = passed.maps["mi"]
             if sd:
-                stored = last_batch.outputs[view] if last_batch else None
-                states = (hidden[view], head_DV)
-                distilled[view] = found = sd(passed, *states, target, stored, linked_h, batch_axes)
+                stored = last_batch.outputs[name] if last_batch else None
+                states = (hidden[name], head_DV)
+                distilled[name] = found = sd(passed, *states, view, stored, linked_h, batch_axes)
                 total += weights[term] * found.loss
             if nll is None:
-                weight_BT = token_weight(target)
-                if view in distilled and (example_weight_B := distilled[view].example_weight_B) is not None:
-                    weight_BT *= example_weight_B[:, None]
-                nll = jnp.sum(weight_BT * passed.nll_BT)
+                weight_GY = token_weight(view)
+                if sd and (example_weight_GE := distilled[name].example_weight_GE) is not None:
+                    example_GY = Segments.of(view.targets).example_GX
+                    weight_GY *= jnp.take_along_axis(example_weight_GE, example_GY, axis=1)
+                nll = jnp.sum(weight_GY * passed.nll_GY)
             values[term] = nll
             total += weights[term] * values[term]
         if mi:
             views = batch.views
-            counts_B = (views[mi.label_view].target_length > 0) & (views[mi.rationale_view].target_length > 0)
+            counts_GE = (views[mi.label_view].learned > 0) & (views[mi.rationale_view].learned > 0)
             values["mi"] = mutual_information_loss(
-                maps[mi.label_view], maps[mi.rationale_view], counts_B, variant=mi.variant, detach=mi.detach
+                maps[mi.label_view], maps[mi.rationale_view], counts_GE, variant=mi.variant, detach=mi.detach
             )
             total += mi.weight * values["mi"]
         if last_batch is not None:
-            weighted = [weights[terms[view]] * found.loss for view, found in distilled.items()]
+            weighted = [weights[terms[name]] * found.loss for name, found in distilled.items()]
             values["self_distillation"] = jnp.sum(jnp.stack(weighted))
-            outputs = {view: found.outputs for view, found in distilled.items()}
-            last_batch = LastBatch(right(batch.example), outputs)
+            outputs = {name: found.outputs for name, found in distilled.items()}
+            last_batch = LastBatch(right(batch.example.reshape(-1)), outputs)
         diagnostics = {}
         if distilled:  # means over the views
             per_view = [found.diagnostics for found in distilled.values()]
@@ -148,45 +142,39 @@ def make_objective(
 
 
 def hidden_in_parts(
-    student: Student,
-    params: Params,
-    views: dict[str, ViewArrays],
-    dropout_rng: jax.Array | None,
-    parts: int,
+    student: Student, params: Params, batch: Batch, dropout_rng: jax.Array | None, parts: int
 ) -> dict[str, jax.Array]:
-    """`student.hidden` of a batch, computed one part of it after the other.
+    """`student.hidden` of a batch, computed one part of its groups after the other.
 
     Only one part's activations are in memory at a time, in the backward pass too, for which each part is
     computed again. What the losses see is the whole batch: gradients are those of one large batch whatever
     the method, which accumulating the gradients of small ones does not give where a loss couples examples.
-    Each part draws its own dropout masks.
 
     Raises:
-      ValueError: the batch does not divide.
+      ValueError: the groups do not divide.
     """
     if parts == 1:
-        return student.hidden(params, views, dropout_rng)
-    B = jax.tree.leaves(views)[0].shape[0]
-    if B % parts:
-        raise ValueError(f"a batch of {B} does not divide in {parts} parts")
+        return student.hidden(params, batch, dropout_rng)
+    G = len(batch.example)
+    if G % parts:
+        raise ValueError(f"{G} groups do not divide in {parts} parts")
 
-    # Part p has the rows p, p + parts, ...: some of each device, and none moves to another.
+    # Part p has the groups p, p + parts, ...: some of each device, and none moves to another.
     def split(x):
-        return x.reshape(B // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+        return x.reshape(G // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
     def join(x):
-        return x.swapaxes(0, 1).reshape(B, *x.shape[2:])
+        return x.swapaxes(0, 1).reshape(G, *x.shape[2:])
 
-    @jax.checkpoint
-    def one(of_part):
-        part, views = of_part
-        key = None if dropout_rng is None else jax.random.fold_in(dropout_rng, part)
-        return student.hidden(params, views, key)
+    one = jax.checkpoint(lambda part: student.hidden(params, part, dropout_rng))
+    return jax.tree.map(join, jax.lax.map(one, jax.tree.map(split, batch)))
 
-    return jax.tree.map(join, jax.lax.map(one, (jnp.arange(parts), jax.tree.map(split, views))))
+
+def learned_tokens(view: ViewArrays) -> jax.Array:
+    """(G, Y) bool."""
+    return Segments.of(view.targets).within(view.learned)
 
 
 def token_weight(view: ViewArrays) -> jax.Array:
-    """(B, T) of the mean over the real target tokens of the whole batch; all 0 if there is none."""
-    real_BT = real_tokens(view)
-    return real_BT / jnp.maximum(real_BT.sum(), 1)
+    """(G, Y) of the mean over the learned tokens of the whole batch; all 0 if there is none."""
+    return learned_tokens(view) / jnp.maximum(jnp.sum(view.learned), 1)

@@ -1,25 +1,23 @@
 """The vocabulary pass: everything the objectives ask of logits, without ever holding the logits.
 
 Cross-entropy needs a negative log-likelihood per position, dynamic distillation an entropy, mutual
-information and vocabulary map matching each a *map*: softmax(z) reduced over positions to one value
-per vocabulary row. All of it comes from one pass over z = hidden @ head. `plain_vocabulary_pass` is the
-definition; `vocabulary_pass` computes the same in chunks of a few positions, so that of the (B, T, V)
-logits only one chunk exists at a time.
+information and vocabulary map matching each a *map*: softmax(z) reduced over the positions of an example to
+one value per vocabulary row. All of it comes from one pass over z = hidden @ head. `plain_vocabulary_pass` is
+the definition; `vocabulary_pass` computes the same in chunks of a few rows (positions of any examples), so
+that of the (G, Y, V) logits only one chunk exists at a time.
 
-Objectives are written on top in plain JAX, over (B, T) and (B, V) arrays. Whatever they are, their
-gradient comes back as cotangents of nll, entropy and maps. With p = softmax(z),
-q = softmax(z / temperature) and the entropy H of p, the logits of a position receive
+Objectives are written on top in plain JAX, over (G, Y) and (G, E, V) arrays. Whatever they are, their
+gradient comes back as cotangents of nll, entropy and maps. With p = softmax(z), q = softmax(z / temperature)
+and the entropy H of p, the logits of a position receive
 
     dz = dnll (p - onehot(target)) - dentropy p (log p + H) + sum_maps q (g - sum_v q_v g_v) / temperature
 
-where g_v is a map's cotangent times the weight of the position in the sum or mean; for the maximum
-it is zero but at v's first maximiser, as in PyTorch. The backward pass forms z again, chunk by chunk,
-and turns dz at once into the gradients of hidden and head: four matrix products instead of three are
-the price of the memory. Where the cross-entropy alone is differentiated, `cross_entropy_pass` does not
-pay it: dz is known as soon as the logits are.
+where g is the cotangent of the example's map; for the maximum it is zero but at v's first maximiser, as in
+PyTorch. The backward pass forms z again, chunk by chunk, and turns dz at once into the gradients of hidden and
+head: four matrix products instead of three are the price of the memory. Where the cross-entropy alone is
+differentiated, `cross_entropy_pass` does not pay it: dz is known as soon as the logits are.
 
-Chunks divide positions and not examples, because examples may be divided over devices: a slice of T
-leaves every row where it is.
+Shape suffixes beside those of `cot_jax.batch`: Y slots of a group's targets, R rows of a chunk, M = G * E.
 """
 
 from collections.abc import Mapping
@@ -34,24 +32,26 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
+from cot_jax.batch import Segments, Tokens
+
 REDUCTIONS = ("max", "mean", "sum")
 
-# Rows (B x positions) of a chunk. Each chunk reads and writes the head's whole gradient, which is small
-# beside its matrix products only if it has this many rows.
+# Rows of a chunk. Each chunk reads and writes the head's whole gradient, which is small beside its matrix
+# products only if it has this many rows.
 _CPU_ROWS, _ACCELERATOR_ROWS = 512, 2048
 
 
 class VocabularyMap(NamedTuple):
-    """What map to make: softmax(z / temperature) reduced over positions.
+    """What map to make: softmax(z / temperature) reduced over the positions of an example.
 
     Attributes:
       reduction: one of `REDUCTIONS`.
-      mask_BT: bool, the positions that enter; None for all. A row without any has a zero map.
+      counted_GY: bool, the tokens that enter; None for all. An example without any has a zero map.
       temperature: divides the logits. nll and entropy are at temperature 1.
     """
 
     reduction: str
-    mask_BT: jax.Array | None = None
+    counted_GY: jax.Array | None = None
     temperature: float = 1.0
 
 
@@ -59,22 +59,22 @@ class VocabularyPass(NamedTuple):
     """What one pass over the logits found: float32, or float64 where the hidden states are.
 
     Attributes:
-      nll_BT: -log softmax(z) of the target.
-      entropy_BT: entropy of softmax(z) in nats; None unless asked for.
-      correct_BT: bool, no logit is larger than the target's. Carries no gradient.
-      maps: (B, V) for every name asked for.
+      nll_GY: -log softmax(z) of the target.
+      entropy_GY: entropy of softmax(z) in nats; None unless asked for.
+      correct_GY: bool, no logit is larger than the target's. Carries no gradient.
+      maps: (G, E, V) for every name asked for.
     """
 
-    nll_BT: jax.Array
-    entropy_BT: jax.Array | None
-    correct_BT: jax.Array
+    nll_GY: jax.Array
+    entropy_GY: jax.Array | None
+    correct_GY: jax.Array
     maps: dict[str, jax.Array]
 
 
 def vocabulary_pass(
-    hidden_BTD: jax.Array,
+    hidden_GYD: jax.Array,
     head_DV: jax.Array,
-    target_BT: jax.Array,
+    targets: Tokens,
     maps: Mapping[str, VocabularyMap] = MappingProxyType({}),
     *,
     entropy: bool = False,
@@ -83,36 +83,32 @@ def vocabulary_pass(
 ) -> VocabularyPass:
     """Streams z = hidden @ head and returns what objectives need of it. Differentiable in hidden and head.
 
-    Matrix products take operands in the dtype of `hidden_BTD` and sum in float32; so does the sum of the
+    Matrix products take operands in the dtype of `hidden_GYD` and sum in float32; so does the sum of the
     head's gradient over chunks. What is not asked for is not computed, nor the gradient of what is detached.
 
     Args:
-      hidden_BTD: decoder hidden states, bfloat16, float32 or float64.
+      hidden_GYD: the states that predict the targets, bfloat16, float32 or float64.
       head_DV: output embedding, any float dtype.
-      target_BT: int, in [0, V). Padding needs a valid id too (0 will do); its nll is for the caller to mask.
+      targets: ids in [0, V). The nll of slots without a token is for the caller to mask.
       maps: the maps to make, by name.
       entropy: whether to return the entropy.
-      chunk_rows: most rows (B x positions) of a chunk, which takes at least one position of each example.
-        None chooses for the backend.
-      batch_axes: axes of the ambient mesh (`jax.set_mesh`) that divide B. Each device then streams its own
-        rows, the head is gathered once and its gradient summed over devices once. Left to itself, the
-        compiler sums after every chunk, and for a sharded head may gather the hidden states instead. Other
-        axes may divide V (vocabulary-parallel): then only sums over V cross them.
+      chunk_rows: most rows of a chunk. None chooses for the backend.
+      batch_axes: axes of the ambient mesh (`jax.set_mesh`) that divide G; each device then streams its own
+        groups. The head is gathered once and its gradient summed over devices once. Other axes may divide V
+        (vocabulary-parallel): then only sums over V cross them.
 
     Raises:
       ValueError: the reduction of a map is none of `REDUCTIONS`.
     """
-    kinds = tuple((name, kind.reduction, kind.temperature) for name, kind in maps.items())
-    stream = _by_rows(partial(_stream, _Spec(kinds, entropy, chunk_rows or _default_rows())), batch_axes)
-    weights = {name: _map_weight(hidden_BTD, kind) for name, kind in maps.items()}
-    return stream(hidden_BTD, head_DV, (target_BT, weights))
+    spec, rows = _prepare(hidden_GYD, targets, maps, entropy, chunk_rows)
+    return _by_group(partial(_stream, spec), batch_axes)(hidden_GYD, head_DV, rows)
 
 
 def cross_entropy_pass(
-    hidden_BTD: jax.Array,
+    hidden_GYD: jax.Array,
     head_DV: jax.Array,
-    target_BT: jax.Array,
-    nll_weight_BT: jax.Array,
+    targets: Tokens,
+    nll_weight_GY: jax.Array,
     maps: Mapping[str, VocabularyMap] = MappingProxyType({}),
     *,
     entropy: bool = False,
@@ -125,44 +121,44 @@ def cross_entropy_pass(
     while a chunk's logits are at hand, and the backward pass only scales them.
 
     Args:
-      nll_weight_BT: weight of each position's negative log-likelihood; carries no gradient.
+      nll_weight_GY: weight of each position's negative log-likelihood; carries no gradient.
       Others: as in `vocabulary_pass`.
 
     Returns:
       sum(nll_weight * nll), () float32 or float64, and what `vocabulary_pass` returns, without gradients.
     """
-    kinds = tuple((name, kind.reduction, kind.temperature) for name, kind in maps.items())
-    stream = _by_rows(partial(_sum, _Spec(kinds, entropy, chunk_rows or _default_rows())), batch_axes)
-    weights = {name: _map_weight(hidden_BTD, kind) for name, kind in maps.items()}
-    nll_weight_BT = nll_weight_BT.astype(_sum_dtype(hidden_BTD))
-    sums, found = stream(hidden_BTD, head_DV, (target_BT, weights, nll_weight_BT))
-    return jnp.sum(sums), jax.lax.stop_gradient(found)
+    spec, rows = _prepare(hidden_GYD, targets, maps, entropy, chunk_rows)
+    nll_weight_GY = nll_weight_GY.astype(_sum_dtype(hidden_GYD))
+    stream = _by_group(partial(_sum, spec), batch_axes)
+    sums, found = stream(hidden_GYD, head_DV, (rows, nll_weight_GY))
+    return jnp.sum(sums), lax.stop_gradient(found)
 
 
 def plain_vocabulary_pass(
-    hidden_BTD: jax.Array,
+    hidden_GYD: jax.Array,
     head_DV: jax.Array,
-    target_BT: jax.Array,
+    targets: Tokens,
     maps: Mapping[str, VocabularyMap] = MappingProxyType({}),
     *,
     entropy: bool = False,
 ) -> VocabularyPass:
     """The definition of `vocabulary_pass`: all logits at once, gradients by automatic differentiation."""
-    z_BTV = logits(hidden_BTD, head_DV)
-    logp_BTV = jax.nn.log_softmax(z_BTV)
-    target_BT1 = target_BT[..., None]
+    z_GYV, segments = logits(hidden_GYD, head_DV), Segments.of(targets)
+    logp_GYV = jax.nn.log_softmax(z_GYV)
+    target_GY1 = targets.ids[..., None]
     made = {}
     for name, kind in maps.items():
-        q_BTV = _map_weight(hidden_BTD, kind)[..., None] * jax.nn.softmax(z_BTV / kind.temperature)
+        weight_GY1 = _map_weight(kind, segments, z_GYV.dtype)[..., None]
+        q_GETV = segments.unpack(weight_GY1 * jax.nn.softmax(z_GYV / kind.temperature))
         if kind.reduction == "max":  # jnp.max would divide the gradient among equal maxima
-            first_B1V = jnp.argmax(q_BTV, axis=1, keepdims=True)
-            made[name] = jnp.take_along_axis(q_BTV, first_B1V, axis=1)[:, 0]
+            first_GE1V = jnp.argmax(q_GETV, axis=2, keepdims=True)
+            made[name] = jnp.take_along_axis(q_GETV, first_GE1V, axis=2)[:, :, 0]
         else:
-            made[name] = jnp.sum(q_BTV, axis=1)
+            made[name] = jnp.sum(q_GETV, axis=2)
     return VocabularyPass(
-        nll_BT=-jnp.take_along_axis(logp_BTV, target_BT1, axis=-1)[..., 0],
-        entropy_BT=-jnp.sum(jnp.exp(logp_BTV) * logp_BTV, axis=-1) if entropy else None,
-        correct_BT=jnp.all(z_BTV <= jnp.take_along_axis(z_BTV, target_BT1, axis=-1), axis=-1),
+        nll_GY=-jnp.take_along_axis(logp_GYV, target_GY1, axis=-1)[..., 0],
+        entropy_GY=-jnp.sum(jnp.exp(logp_GYV) * logp_GYV, axis=-1) if entropy else None,
+        correct_GY=jnp.all(z_GYV <= jnp.take_along_axis(z_GYV, target_GY1, axis=-1), axis=-1),
         maps=made,
     )
 
@@ -173,102 +169,129 @@ class _Spec(NamedTuple):
     maps: tuple[tuple[str, str, float], ...]  # name, reduction, temperature
     entropy: bool
     chunk_rows: int
+    examples: int  # E
+
+
+class _Rows(NamedTuple):
+    """What a row is beside its hidden state."""
+
+    target_GY: jax.Array
+    example_GY: jax.Array
+    weight: dict[str, jax.Array]  # (G, Y) in each map
 
 
 class _Saved(NamedTuple):
     """What the backward pass needs beside the inputs; None for what it will not use."""
 
-    logz_BT: jax.Array
-    entropy_BT: jax.Array | None
-    map_logz: dict[str, jax.Array]  # (B, T) of z / temperature, for the maps where that is not z
-    first: dict[str, jax.Array]  # (B, V) position of the first maximiser, for the maps that are maxima
+    logz_GY: jax.Array
+    entropy_GY: jax.Array | None
+    map_logz: dict[str, jax.Array]  # (G, Y) of z / temperature, for the maps where that is not z
+    first: dict[str, jax.Array]  # (M, V) row of the first maximiser, for the maps that are maxima
 
 
-def _default_rows() -> int:
-    return _CPU_ROWS if jax.default_backend() == "cpu" else _ACCELERATOR_ROWS
+def _prepare(hidden_GYD, targets: Tokens, maps, entropy: bool, chunk_rows: int | None) -> tuple[_Spec, _Rows]:
+    if chunk_rows is None:
+        chunk_rows = _CPU_ROWS if jax.default_backend() == "cpu" else _ACCELERATOR_ROWS
+    kinds = tuple((name, kind.reduction, kind.temperature) for name, kind in maps.items())
+    segments = Segments.of(targets)
+    weight = {name: _map_weight(kind, segments, _sum_dtype(hidden_GYD)) for name, kind in maps.items()}
+    spec = _Spec(kinds, entropy, chunk_rows, targets.length.shape[1])
+    return spec, _Rows(targets.ids, segments.example_GX, weight)
 
 
-def _by_rows(stream, batch_axes: tuple[str, ...]):
-    """`stream` on every device's own rows; the head is an argument of its own because it is whole there."""
+def _by_group(stream, batch_axes: tuple[str, ...]):
+    """`stream` on every device's own groups; the head is an argument of its own because it is whole there."""
     mesh = jax.sharding.get_abstract_mesh()
     # The compiler fails where an axis of one device is taken by hand and another is its own to divide.
     batch_axes = tuple(axis for axis in batch_axes if mesh.shape[axis] > 1)
     if not batch_axes:
         return stream
-    rows = PartitionSpec(batch_axes)
+    groups = PartitionSpec(batch_axes)
     return jax.shard_map(
         stream,
-        in_specs=(rows, PartitionSpec(), rows),
-        out_specs=rows,
+        in_specs=(groups, PartitionSpec(), groups),
+        out_specs=groups,
         axis_names=set(batch_axes),
         check_vma=False,
     )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _stream(spec: _Spec, hidden_BTD, head_DV, rows) -> VocabularyPass:
-    return _forward(spec, hidden_BTD, head_DV, rows)[0]
+def _stream(spec: _Spec, hidden_GYD, head_DV, rows: _Rows) -> VocabularyPass:
+    return _forward(spec, hidden_GYD, head_DV, rows)[0]
 
 
 @jax.named_scope("head")
-def _forward(spec: _Spec, hidden_BTD, head_DV, rows) -> tuple[VocabularyPass, _Saved]:
-    chunks = _Chunks.of(hidden_BTD, spec.chunk_rows)
+def _forward(spec: _Spec, hidden_GYD, head_DV, rows: _Rows) -> tuple[VocabularyPass, _Saved]:
+    chunks = _Chunks.of(hidden_GYD, spec.chunk_rows)
     (maps, first), stacked = lax.scan(
-        partial(_forward_chunk, spec, head_DV.astype(hidden_BTD.dtype)),
-        _empty_maps(spec, chunks, hidden_BTD, head_DV),
-        (chunks.positions, *chunks.split((hidden_BTD, *rows))),
+        partial(_forward_chunk, spec, head_DV.astype(hidden_GYD.dtype)),
+        _empty_maps(spec, hidden_GYD, head_DV),
+        (chunks.numbers, *chunks.split((hidden_GYD, _of_device(spec, rows)))),
     )
     found, saved = chunks.join(stacked)
-    return found._replace(maps=maps), saved._replace(first=first)
+    return _with_maps(spec, found, maps), saved._replace(first=first)
 
 
-def _empty_maps(spec: _Spec, chunks: "_Chunks", hidden_BTD, head_DV):
-    shape_BV = (hidden_BTD.shape[0], head_DV.shape[1])
-    maps = {name: jnp.zeros(shape_BV, _sum_dtype(hidden_BTD)) for name, _, _ in spec.maps}
-    first = {
-        name: jnp.zeros(shape_BV, chunks.positions.dtype)
-        for name, reduction, _ in spec.maps
-        if reduction == "max"
-    }
+def _of_device(spec: _Spec, rows: _Rows) -> _Rows:
+    """Numbers the examples through all groups of the device, as its maps do."""
+    first_G1 = spec.examples * jnp.arange(len(rows.example_GY))[:, None]
+    return rows._replace(example_GY=rows.example_GY + first_G1)
+
+
+def _empty_maps(spec: _Spec, hidden_GYD, head_DV):
+    shape_MV = (len(hidden_GYD) * spec.examples, head_DV.shape[1])
+    maps = {name: jnp.zeros(shape_MV, _sum_dtype(hidden_GYD)) for name, _, _ in spec.maps}
+    first = {name: jnp.zeros(shape_MV, jnp.int32) for name, kind, _ in spec.maps if kind == "max"}
     return maps, first
 
 
+def _with_maps(spec: _Spec, found: VocabularyPass, maps) -> VocabularyPass:
+    return found._replace(
+        maps={name: map_MV.reshape(-1, spec.examples, map_MV.shape[1]) for name, map_MV in maps.items()}
+    )
+
+
 def _forward_chunk(spec: _Spec, head_DV, carry, xs):
-    position_T, hidden_BTD, target_BT, weights = xs
-    carry, stacked, _ = _read(spec, logits(hidden_BTD, head_DV), carry, position_T, target_BT, weights)
+    number_R, hidden_RD, rows = xs
+    carry, stacked, _ = _read(spec, logits(hidden_RD, head_DV), carry, number_R, rows)
     return carry, stacked
 
 
-def _read(spec: _Spec, z_BTV, carry, position_T, target_BT, weights):
-    """Adds one chunk to the maps; returns also softmax(z). Here and below T counts the chunk's positions."""
+def _read(spec: _Spec, z_RV, carry, number_R, rows: _Rows):
+    """Adds one chunk to the maps; returns also softmax(z)."""
+    target_R, example_R, weight = rows
     maps, first = carry
-    top_BT = jnp.max(z_BTV, axis=-1)
-    exp_BTV = jnp.exp(z_BTV - top_BT[..., None])
-    total_BT = jnp.sum(exp_BTV, axis=-1)
-    logz_BT = top_BT + jnp.log(total_BT)
-    p_BTV = exp_BTV / total_BT[..., None]
-    target_z_BT = jnp.take_along_axis(z_BTV, target_BT[..., None], axis=-1)[..., 0]
-    entropy_BT = None
+    top_R = jnp.max(z_RV, axis=-1)
+    exp_RV = jnp.exp(z_RV - top_R[:, None])
+    total_R = jnp.sum(exp_RV, axis=-1)
+    logz_R = top_R + jnp.log(total_R)
+    p_RV = exp_RV / total_R[:, None]
+    target_z_R = jnp.take_along_axis(z_RV, target_R[:, None], axis=-1)[:, 0]
+    entropy_R = None
     if spec.entropy:
-        mean_BT = jnp.sum(exp_BTV * (z_BTV - top_BT[..., None]), axis=-1) / total_BT
-        entropy_BT = jnp.log(total_BT) - mean_BT
+        mean_R = jnp.sum(exp_RV * (z_RV - top_R[:, None]), axis=-1) / total_R
+        entropy_R = jnp.log(total_R) - mean_R
     maps, first, map_logz = dict(maps), dict(first), {}
     for name, reduction, temperature in spec.maps:
-        q_BTV = p_BTV
+        q_RV = p_RV
         if temperature != 1:
-            map_logz[name] = jax.nn.logsumexp(z_BTV / temperature, axis=-1)
-            q_BTV = jnp.exp(z_BTV / temperature - map_logz[name][..., None])
-        q_BTV = q_BTV * weights[name][..., None]
+            map_logz[name] = jax.nn.logsumexp(z_RV / temperature, axis=-1)
+            q_RV = jnp.exp(z_RV / temperature - map_logz[name][:, None])
+        q_RV = q_RV * weight[name][:, None]
         if reduction == "max":
-            max_BV = jnp.max(q_BTV, axis=1)
-            position_BV = position_T[0] + jnp.argmax(q_BTV, axis=1).astype(position_T.dtype)
+            q_RV = lax.optimization_barrier(q_RV)  # computed twice it might not equal itself
+            before_MV = maps[name]
+            maps[name] = before_MV.at[example_R].max(q_RV, indices_are_sorted=True)
+            last = jnp.iinfo(jnp.int32).max
+            number_RV = jnp.where(q_RV == maps[name][example_R], number_R[:, None], last)
+            number_MV = jnp.full_like(first[name], last).at[example_R].min(number_RV, indices_are_sorted=True)
             # Of equals the earlier chunk's.
-            first[name] = jnp.where(max_BV > maps[name], position_BV, first[name])
-            maps[name] = jnp.maximum(maps[name], max_BV)
+            first[name] = jnp.where(maps[name] > before_MV, number_MV, first[name])
         else:
-            maps[name] += jnp.sum(q_BTV, axis=1)
-    found = VocabularyPass(logz_BT - target_z_BT, entropy_BT, target_z_BT >= top_BT, {})
-    return (maps, first), (found, _Saved(logz_BT, entropy_BT, map_logz, {})), p_BTV
+            maps[name] = maps[name].at[example_R].add(q_RV, indices_are_sorted=True)
+    found = VocabularyPass(logz_R - target_z_R, entropy_R, target_z_R >= top_R, {})
+    return (maps, first), (found, _Saved(logz_R, entropy_R, map_logz, {})), p_RV
 
 
 def _stream_fwd(spec: _Spec, *inputs):
@@ -279,132 +302,145 @@ def _stream_fwd(spec: _Spec, *inputs):
 
 @jax.named_scope("head")
 def _stream_bwd(spec: _Spec, residuals, cotangent: VocabularyPass):
-    (hidden_BTD, head_DV, rows), saved = residuals
-    dnll_BT, dentropy_BT = (
+    (hidden_GYD, head_DV, rows), saved = residuals
+    dnll_GY, dentropy_GY = (
         None if d is None or isinstance(d, SymbolicZero) else d
-        for d in (cotangent.nll_BT, cotangent.entropy_BT)
+        for d in (cotangent.nll_GY, cotangent.entropy_GY)
     )
-    dmaps = {name: d for name, d in cotangent.maps.items() if not isinstance(d, SymbolicZero)}
-    per_position = (saved._replace(first={}), dnll_BT, dentropy_BT)
-    chunks = _Chunks.of(hidden_BTD, spec.chunk_rows)
+    dmaps = {
+        name: d.reshape(-1, d.shape[-1])
+        for name, d in cotangent.maps.items()
+        if not isinstance(d, SymbolicZero)
+    }
+    by_row = (_of_device(spec, rows), saved._replace(first={}), dnll_GY, dentropy_GY)
+    chunks = _Chunks.of(hidden_GYD, spec.chunk_rows)
     dhead_DV, dhidden = lax.scan(
-        partial(_backward_chunk, spec, head_DV.astype(hidden_BTD.dtype), saved.first, dmaps),
-        jnp.zeros(head_DV.shape, _sum_dtype(hidden_BTD)),
-        (chunks.positions, *chunks.split((hidden_BTD, *rows, *per_position))),
+        partial(_backward_chunk, spec, head_DV.astype(hidden_GYD.dtype), saved.first, dmaps),
+        jnp.zeros(head_DV.shape, _sum_dtype(hidden_GYD)),
+        (chunks.numbers, *chunks.split((hidden_GYD, *by_row))),
     )
     return chunks.join(dhidden), dhead_DV.astype(head_DV.dtype), None
 
 
 def _backward_chunk(spec: _Spec, head_DV, first, dmaps, dhead_DV, xs):
     """Adds one chunk to the head's gradient and returns that of its hidden states."""
-    position_T, hidden_BTD, target_BT, weights, saved, dnll_BT, dentropy_BT = xs
-    z_BTV = logits(hidden_BTD, head_DV)
-    p_BTV = jnp.exp(z_BTV - saved.logz_BT[..., None])
-    dz_BTV = jnp.zeros_like(z_BTV)
-    if dnll_BT is not None:
-        onehot_BTV = jax.nn.one_hot(target_BT, z_BTV.shape[-1], dtype=z_BTV.dtype)
-        dz_BTV += dnll_BT[..., None] * (p_BTV - onehot_BTV)
-    if dentropy_BT is not None:
-        logp_BTV = z_BTV - saved.logz_BT[..., None]
-        dz_BTV -= dentropy_BT[..., None] * p_BTV * (logp_BTV + saved.entropy_BT[..., None])
+    number_R, hidden_RD, (target_R, example_R, weight), saved, dnll_R, dentropy_R = xs
+    z_RV = logits(hidden_RD, head_DV)
+    p_RV = jnp.exp(z_RV - saved.logz_GY[:, None])
+    dz_RV = jnp.zeros_like(z_RV)
+    if dnll_R is not None:
+        dz_RV += _dnll(p_RV, target_R, dnll_R)
+    if dentropy_R is not None:
+        logp_RV = z_RV - saved.logz_GY[:, None]
+        dz_RV -= dentropy_R[:, None] * p_RV * (logp_RV + saved.entropy_GY[:, None])
     for name, reduction, temperature in spec.maps:
         if name not in dmaps:
             continue
-        q_BTV = p_BTV
+        q_RV = p_RV
         if temperature != 1:
-            q_BTV = jnp.exp(z_BTV / temperature - saved.map_logz[name][..., None])
-        g_BTV = weights[name][..., None] * dmaps[name][:, None]
+            q_RV = jnp.exp(z_RV / temperature - saved.map_logz[name][:, None])
+        g_RV = weight[name][:, None] * dmaps[name][example_R]
         if reduction == "max":
-            g_BTV = jnp.where(first[name][:, None] == position_T[None, :, None], g_BTV, 0)
-        mean_BT = jnp.sum(q_BTV * g_BTV, axis=-1)
-        dz_BTV += q_BTV * (g_BTV - mean_BT[..., None]) / temperature
-    return _through_product(dz_BTV, hidden_BTD, head_DV, dhead_DV)
+            g_RV = jnp.where(first[name][example_R] == number_R[:, None], g_RV, 0)
+        mean_R = jnp.sum(q_RV * g_RV, axis=-1)
+        dz_RV += q_RV * (g_RV - mean_R[:, None]) / temperature
+    return _through_product(dz_RV, hidden_RD, head_DV, dhead_DV)
 
 
 _stream.defvjp(_stream_fwd, _stream_bwd, symbolic_zeros=True)
 
 
-def _through_product(dz_BTV, hidden_BTD, head_DV, dhead_DV):
+def _dnll(p_RV, target_R, dnll_R):
+    """The gradient of the logits through the negative log-likelihoods."""
+    return dnll_R[:, None] * (p_RV - jax.nn.one_hot(target_R, p_RV.shape[-1], dtype=p_RV.dtype))
+
+
+def _through_product(dz_RV, hidden_RD, head_DV, dhead_DV):
     """Adds the head's gradient of z = hidden @ head and returns that of the hidden states."""
-    dz_BTV, sum_dtype = dz_BTV.astype(hidden_BTD.dtype), dhead_DV.dtype
-    dhidden_BTD = jnp.einsum("BTV,DV->BTD", dz_BTV, head_DV, preferred_element_type=sum_dtype)
-    dhead_DV += jnp.einsum("BTD,BTV->DV", hidden_BTD, dz_BTV, preferred_element_type=sum_dtype)
-    return dhead_DV, dhidden_BTD.astype(hidden_BTD.dtype)
+    dz_RV, sum_dtype = dz_RV.astype(hidden_RD.dtype), dhead_DV.dtype
+    dhidden_RD = jnp.einsum("RV,DV->RD", dz_RV, head_DV, preferred_element_type=sum_dtype)
+    dhead_DV += jnp.einsum("RD,RV->DV", hidden_RD, dz_RV, preferred_element_type=sum_dtype)
+    return dhead_DV, dhidden_RD.astype(hidden_RD.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum(spec: _Spec, hidden_BTD, head_DV, rows) -> tuple[jax.Array, VocabularyPass]:
-    *rows, nll_weight_BT = rows
-    found, _ = _forward(spec, hidden_BTD, head_DV, rows)
-    return _one_sum(nll_weight_BT, found), found
+def _sum(spec: _Spec, hidden_GYD, head_DV, weighed) -> tuple[jax.Array, VocabularyPass]:
+    rows, nll_weight_GY = weighed
+    found, _ = _forward(spec, hidden_GYD, head_DV, rows)
+    return _one_sum(nll_weight_GY, found), found
 
 
-def _one_sum(nll_weight_BT, found: VocabularyPass) -> jax.Array:
+def _one_sum(nll_weight_GY, found: VocabularyPass) -> jax.Array:
     # (1,), so that devices have one each: a sum over devices would be differentiated as one more sum.
-    return jnp.sum(nll_weight_BT * found.nll_BT, keepdims=True)[0]
+    return jnp.sum(nll_weight_GY * found.nll_GY, keepdims=True)[0]
 
 
 @jax.named_scope("head")
-def _sum_fwd(spec: _Spec, hidden_BTD, head_DV, rows):
-    chunks = _Chunks.of(hidden_BTD, spec.chunk_rows)
-    dhead_DV = jnp.zeros(head_DV.shape, _sum_dtype(hidden_BTD))
+def _sum_fwd(spec: _Spec, hidden_GYD, head_DV, weighed):
+    rows, nll_weight_GY = weighed
+    chunks = _Chunks.of(hidden_GYD, spec.chunk_rows)
+    dhead_DV = jnp.zeros(head_DV.shape, _sum_dtype(hidden_GYD))
     (((maps, _), dhead_DV), (found, dhidden)) = lax.scan(
-        partial(_sum_chunk, spec, head_DV.astype(hidden_BTD.dtype)),
-        (_empty_maps(spec, chunks, hidden_BTD, head_DV), dhead_DV),
-        (chunks.positions, *chunks.split((hidden_BTD, *rows))),
+        partial(_sum_chunk, spec, head_DV.astype(hidden_GYD.dtype)),
+        (_empty_maps(spec, hidden_GYD, head_DV), dhead_DV),
+        (chunks.numbers, *chunks.split((hidden_GYD, _of_device(spec, rows), nll_weight_GY))),
     )
-    found, dhidden_BTD = chunks.join((found, dhidden))
-    found = found._replace(maps=maps)
+    found, dhidden_GYD = chunks.join((found, dhidden))
+    found = _with_maps(spec, found, maps)
     empty = jnp.zeros(0, head_DV.dtype)  # says which dtype the head's gradient is to have
-    return (_one_sum(rows[-1], found), found), (dhidden_BTD, dhead_DV, empty)
+    return (_one_sum(nll_weight_GY, found), found), (dhidden_GYD, dhead_DV, empty)
 
 
 def _sum_chunk(spec: _Spec, head_DV, carry, xs):
     carry, dhead_DV = carry
-    position_T, hidden_BTD, target_BT, weights, nll_weight_BT = xs
-    z_BTV = logits(hidden_BTD, head_DV)
-    carry, (found, _), p_BTV = _read(spec, z_BTV, carry, position_T, target_BT, weights)
-    onehot_BTV = jax.nn.one_hot(target_BT, z_BTV.shape[-1], dtype=z_BTV.dtype)
-    dz_BTV = nll_weight_BT[..., None] * (p_BTV - onehot_BTV)
-    dhead_DV, dhidden_BTD = _through_product(dz_BTV, hidden_BTD, head_DV, dhead_DV)
-    return (carry, dhead_DV), (found, dhidden_BTD)
+    number_R, hidden_RD, rows, nll_weight_R = xs
+    carry, (found, _), p_RV = _read(spec, logits(hidden_RD, head_DV), carry, number_R, rows)
+    dz_RV = _dnll(p_RV, rows.target_GY, nll_weight_R)
+    dhead_DV, dhidden_RD = _through_product(dz_RV, hidden_RD, head_DV, dhead_DV)
+    return (carry, dhead_DV), (found, dhidden_RD)
 
 
 def _sum_bwd(spec: _Spec, residuals, cotangent):
-    (dhidden_BTD, dhead_DV, empty), (scale_1, _) = residuals, cotangent
+    (dhidden_GYD, dhead_DV, empty), (scale_1, _) = residuals, cotangent
     scale = scale_1[0]
-    return (dhidden_BTD * scale).astype(dhidden_BTD.dtype), (dhead_DV * scale).astype(empty.dtype), None
+    return (dhidden_GYD * scale).astype(dhidden_GYD.dtype), (dhead_DV * scale).astype(empty.dtype), None
 
 
 _sum.defvjp(_sum_fwd, _sum_bwd)
 
 
 class _Chunks(NamedTuple):
-    """T positions as chunks of `size` positions, the last filled up with zeros."""
+    """All slots of the groups as chunks of `size` rows. The first is filled up in front with rows of zeros.
 
-    length: int
+    In front, because the examples' numbers then remain sorted.
+    """
+
+    groups: int
+    slots: int
     size: int
 
     @classmethod
-    def of(cls, hidden_BTD: jax.Array, rows: int) -> "_Chunks":
-        """Chunks of at most `rows` rows and at least half of that: the size that leaves least to fill up."""
-        b, length, _ = hidden_BTD.shape
-        most = min(max(rows // b, 1), length)
-        return cls(length, min(range(most, most // 2, -1), key=lambda size: -length % size))
+    def of(cls, hidden_GYD: jax.Array, most: int) -> "_Chunks":
+        """As few chunks of at most `most` rows as there can be, and all but equally full."""
+        G, Y, _ = hidden_GYD.shape
+        return cls(G, Y, -(-G * Y // -(-G * Y // most)))
 
     @property
-    def positions(self) -> np.ndarray:
-        """(chunks, size), each position's number in the smallest type that holds it."""
-        padded = self.length + -self.length % self.size
-        return np.arange(padded, dtype=np.min_scalar_type(padded)).reshape(-1, self.size)
+    def _fill(self) -> int:
+        return -self.groups * self.slots % self.size
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """(chunks, size) int32, each row's number."""
+        return np.arange(self._fill + self.groups * self.slots, dtype=np.int32).reshape(-1, self.size)
 
     def split(self, tree):
-        """Each (B, T, ...) becomes (chunks, B, size, ...)."""
+        """Each (G, Y, ...) becomes (chunks, size, ...)."""
 
         def one(leaf):
-            b, _, *rest = leaf.shape
-            widths = [(0, 0), (0, -self.length % self.size)] + [(0, 0)] * len(rest)
-            return jnp.moveaxis(jnp.pad(leaf, widths).reshape(b, -1, self.size, *rest), 1, 0)
+            rows = leaf.reshape(self.groups * self.slots, *leaf.shape[2:])
+            widths = [(self._fill, 0)] + [(0, 0)] * (rows.ndim - 1)
+            return jnp.pad(rows, widths).reshape(-1, self.size, *rows.shape[1:])
 
         return jax.tree.map(one, tree)
 
@@ -412,8 +448,8 @@ class _Chunks(NamedTuple):
         """The inverse of `split`."""
 
         def one(leaf):
-            chunks, b, size, *rest = leaf.shape
-            return jnp.moveaxis(leaf, 0, 1).reshape(b, chunks * size, *rest)[:, : self.length]
+            rows = leaf.reshape(-1, *leaf.shape[2:])[self._fill :]
+            return rows.reshape(self.groups, self.slots, *rows.shape[1:])
 
         return jax.tree.map(one, tree)
 
@@ -422,18 +458,19 @@ def _sum_dtype(array: jax.Array):
     return jnp.promote_types(array.dtype, jnp.float32)
 
 
-def logits(hidden_BTD: jax.Array, head_DV: jax.Array) -> jax.Array:
-    """hidden @ head with operands in the dtype of `hidden_BTD` and sums in float32 (float64)."""
-    head_DV = head_DV.astype(hidden_BTD.dtype)
-    return jnp.einsum("BTD,DV->BTV", hidden_BTD, head_DV, preferred_element_type=_sum_dtype(hidden_BTD))
+def logits(hidden: jax.Array, head_DV: jax.Array) -> jax.Array:
+    """(..., D) @ head with operands in the dtype of `hidden` and sums in float32 (float64)."""
+    head_DV = head_DV.astype(hidden.dtype)
+    return jnp.einsum("...D,DV->...V", hidden, head_DV, preferred_element_type=_sum_dtype(hidden))
 
 
-def _map_weight(hidden_BTD: jax.Array, kind: VocabularyMap) -> jax.Array:
-    """How much each position counts in the map: 0 or 1, or for the mean 0 or one over the row's count."""
+def _map_weight(kind: VocabularyMap, segments: Segments, dtype) -> jax.Array:
+    """(G, Y), how much each row counts: 0 or 1, or for the mean 0 or one over the example's count."""
     if kind.reduction not in REDUCTIONS:
         raise ValueError(f"reduction {kind.reduction!r} is none of {REDUCTIONS}")
-    mask_BT = jnp.ones(hidden_BTD.shape[:2], bool) if kind.mask_BT is None else kind.mask_BT
-    weight_BT = mask_BT.astype(_sum_dtype(hidden_BTD))
+    counted_GY = segments.real_GX if kind.counted_GY is None else segments.real_GX & kind.counted_GY
+    weight_GY = counted_GY.astype(dtype)
     if kind.reduction == "mean":
-        weight_BT /= jnp.maximum(jnp.sum(weight_BT, axis=1, keepdims=True), 1)
-    return weight_BT
+        count_GE = jnp.sum(segments.unpack(weight_GY), axis=2)
+        weight_GY /= jnp.maximum(jnp.take_along_axis(count_GE, segments.example_GX, axis=1), 1)
+    return weight_GY

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from cot_jax.errors import UserError
+from cot_jax.files import read_json_lines
 from cot_jax.metrics.calibration import Bin
-
-LAYER_NORM = "grad_norm/"
 
 
 def require_matplotlib() -> None:
@@ -22,21 +20,21 @@ def require_matplotlib() -> None:
         raise UserError("plots need Matplotlib: pip install 'cot-jax[plots]'")
 
 
-def draw_layer_norms(metrics_file: Path, picture: Path) -> None:
+def draw_layer_norms(metrics_file: Path, prefix: str, picture: Path) -> None:
     """Draws the gradient norm of every layer over the steps, a panel for each stack.
 
     Args:
-      metrics_file: `metrics.jsonl`; rows with `grad_norm/STACK/LAYER` count.
+      metrics_file: `metrics.jsonl`, with values named `{prefix}STACK/LAYER`.
       picture: PNG to write.
     """
     from matplotlib.figure import Figure
 
     stacks: dict[str, dict[int, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
-    for row in map(json.loads, metrics_file.read_text(encoding="utf-8").splitlines()):
-        for name, value in row.items():
-            if name.startswith(LAYER_NORM):
-                _, stack, layer = name.split("/")
-                stacks[stack][int(layer)].append((row["step"], value))
+    for row in read_json_lines(metrics_file):
+        for name, value in row.values.items():
+            if name.startswith(prefix):
+                stack, number = name.removeprefix(prefix).split("/")
+                stacks[stack][int(number)].append((row.values["step"], value))
     figure = Figure(figsize=(5 * len(stacks), 3.6), layout="constrained")
     panels = figure.subplots(1, len(stacks), sharey=True, squeeze=False)[0]
     for panel, (stack, layers) in zip(panels, stacks.items(), strict=True):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cot_jax.answers.arithmetic import evaluate
-from cot_jax.errors import UserError
+from cot_jax.errors import UserError, first_line
 
 # What follows the last "=" is what a worked solution arrives at; a rationale without "=" arrives at its last
 # number ("57 + 26 + 27 is 100.") or sum ("So they planted 10 * 45 seeds.").
@@ -85,8 +85,8 @@ def similarity(rationales: Sequence[str], references: Sequence[str], encoder: st
         tokenizer = AutoTokenizer.from_pretrained(encoder)
         model = AutoModel.from_pretrained(encoder, use_safetensors=True).eval()
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{encoder}: not a sentence encoder that Transformers loads: {reason}") from None
+        why = first_line(error)
+        raise UserError(f"{encoder}: not a sentence encoder that Transformers loads ({why})") from None
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
 

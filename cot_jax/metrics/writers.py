@@ -10,6 +10,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from cot_jax.errors import UserError
+from cot_jax.files import write_text
 
 
 class MetricsWriter:
@@ -38,9 +39,7 @@ class MetricsWriter:
         self._writes = writes
         if not writes:
             return
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(path)
+        write_text(path, "".join(kept))
         self._rows = path.open("a", encoding="utf-8")
         events = directory / "tensorboard"
         events.mkdir(exist_ok=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 Array = TypeVar("Array", jax.Array, np.ndarray)
 
-# (ids_BT, position of the first, cache) -> (float32 logits_BTV of the token after each, cache with the T tokens).
+# (ids_BT, position of the first, cache) -> (float32 logits_BTV of the next token, cache with the T tokens).
 Step = Callable[[jax.Array, jax.Array | int, Any], tuple[jax.Array, Any]]
 
 

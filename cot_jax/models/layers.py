@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
 from cot_jax.batch import Segments, Tokens
 
@@ -139,7 +140,7 @@ class Layout:
       seed_GX: uint32 for `drop`: a hash of the token's example, view and position.
     """
 
-    def __init__(self, views: Sequence[Tokens], example_GE: jax.Array):
+    def __init__(self, views: Sequence[Tokens], example_GE: ArrayLike):
         self.ids_GX = jnp.concatenate([jnp.asarray(tokens.ids) for tokens in views], axis=1)
         self.segments = [Segments.of(tokens) for tokens in views]
         self.position_GX = jnp.concatenate([s.position_GX for s in self.segments], axis=1)
@@ -185,7 +186,7 @@ class Attention:
     scale: float = 1.0
 
     def __call__(
-        self, q_GXHK: jax.Array, k_GXHK: jax.Array, v_GXHK: jax.Array, key: jax.Array | None
+        self, key: jax.Array | None, q_GXHK: jax.Array, k_GXHK: jax.Array, v_GXHK: jax.Array
     ) -> jax.Array:
         """The values (G, X, H, K) that each query attends to; dropout where there is a key."""
         parts = []
@@ -203,9 +204,7 @@ class Attention:
             if self.causal:
                 mask &= jnp.tri(q.shape[2], dtype=bool)[None, None, None]
             bias = None if bias is None else bias[None, None]
-            parts.append(
-                attend(q, k, v, mask, bias, scale=self.scale, rate=self.rate, key=key, seed=seed)
-            )
+            parts.append(attend(q, k, v, mask, bias, scale=self.scale, rate=self.rate, key=key, seed=seed))
         return self.queries.pack(parts)
 
 
@@ -305,5 +304,6 @@ def stack(
 
     if remat != "none":
         body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
-        unroll = False  # in a loop a layer is computed again when its turn comes, whatever the compiler prefers
+        # In a loop a layer is computed again when its turn comes, whatever order the compiler prefers.
+        unroll = False
     return jax.lax.scan(body, carry, (weights, keys_N), unroll=N if unroll else 1)

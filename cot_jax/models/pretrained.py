@@ -63,7 +63,7 @@ def read(
     places: dict[str, tuple[Weight, np.ndarray]] = {}
     for path, array in params.items():
         weight = weights[path]
-        layers = array if weight.axes[0] == "N" else [array]
+        layers = array if weight.is_stacked else [array]
         places |= {weight.theirs.format(n=n): (weight, layer) for n, layer in enumerate(layers)}
 
     seen: dict[str, str] = {}  # tensor -> the name that it was read under
@@ -121,7 +121,7 @@ def write(directory: Path, config: dict[str, Any], weights: Weights, params: Par
     tensors = {}
     for path, weight in weights.items():
         leaf = np.asarray(flat[path], np.float32)
-        for n, array in enumerate(leaf if weight.axes[0] == "N" else [leaf]):
+        for n, array in enumerate(leaf if weight.is_stacked else [leaf]):
             tensors[weight.theirs.format(n=n)] = np.ascontiguousarray(to_torch(weight, array))
     directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})

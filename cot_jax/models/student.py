@@ -13,12 +13,12 @@ from cot_jax.batch import Batch, Tokens, Work
 from cot_jax.errors import UserError
 from cot_jax.models import pretrained, t5
 from cot_jax.models.decoding import Prompt
-from cot_jax.models.t5 import T5, T5Config
+from cot_jax.models.t5 import T5
 from cot_jax.models.weights import Params, Weights
 
-# model_type of config.json -> (config class, student class)
-FAMILIES: dict[str, tuple[Any, Any]] = {"t5": (T5Config, T5)}
-PRESETS: dict[str, tuple[str, Any]] = {name: ("t5", config) for name, config in t5.PRESETS.items()}
+# model_type of config.json -> the class of its students
+FAMILIES: dict[str, Any] = {"t5": T5}
+PRESETS: dict[str, Any] = dict(t5.PRESETS)
 
 
 class Student(Protocol):
@@ -61,7 +61,7 @@ class Student(Protocol):
         """(D, V) float32."""
 
     def prompt(self, params: Params, inputs: Tokens, most: int, rows: int = 1) -> Prompt:
-        """What `decoding` needs to write up to `most` tokens, `rows` rows next to each other for each input."""
+        """What `decoding` needs to write up to `most` tokens, in `rows` adjacent rows for each input."""
 
     def flops(self, works: Sequence[Work]) -> np.ndarray:
         """Floating-point operations of the forward pass's matrix products over some views, head included.
@@ -96,8 +96,7 @@ def build(json: Mapping[str, Any], options: Options) -> Student:
     kind = json.get("model_type")
     if kind not in FAMILIES:
         raise UserError(f"config.json: model_type is {kind!r}, known: {', '.join(FAMILIES)}")
-    config_class, student_class = FAMILIES[kind]
-    return _with_options(student_class, config_class.from_json(json), options)
+    return _with_options(FAMILIES[kind].config_class.from_json(json), options)
 
 
 def from_scratch(preset: str, *, vocab_size: int, pad_id: int, eos_id: int, options: Options) -> Student:
@@ -111,15 +110,14 @@ def from_scratch(preset: str, *, vocab_size: int, pad_id: int, eos_id: int, opti
     """
     if preset not in PRESETS:
         raise UserError(f'config.model.preset: no "{preset}"; choose one of {", ".join(PRESETS)}')
-    kind, config = PRESETS[preset]
     config = dataclasses.replace(
-        config,
+        PRESETS[preset],
         vocab_size=-(-vocab_size // 128) * 128,
         pad_token_id=pad_id,
         decoder_start_token_id=pad_id,
         eos_token_id=eos_id,
     )
-    return _with_options(FAMILIES[kind][1], config, options)
+    return _with_options(config, options)
 
 
 def from_pretrained(path_or_id: str, options: Options) -> tuple[Student, Params, list[str]]:
@@ -134,15 +132,19 @@ def from_pretrained(path_or_id: str, options: Options) -> tuple[Student, Params,
     directory = pretrained.fetch(path_or_id)
     student = build(pretrained.read_config(str(directory)), options)
     says_tied = student.config.tie_word_embeddings
-    untied = dataclasses.replace(student, config=dataclasses.replace(student.config, tie_word_embeddings=False))  # type: ignore[type-var]
+    untied = _tied(student, False)
     params, report = pretrained.read(directory, untied.weights, dict(student.aliases), student.leftovers)
     if "head" not in params and not says_tied:
         raise UserError(f"{directory}: tensor {untied.weights['head'].theirs} is missing, one of 1 in all")
     if not pretrained.is_tied(params):
         return untied, params, report
     params.pop("head", None)
-    tied = dataclasses.replace(student.config, tie_word_embeddings=True)
-    return dataclasses.replace(student, config=tied), params, report  # type: ignore[type-var]
+    return _tied(student, True), params, report
+
+
+def _tied(student: Any, tied: bool) -> Student:
+    config = dataclasses.replace(student.config, tie_word_embeddings=tied)
+    return dataclasses.replace(student, config=config)
 
 
 def without_weights(path_or_id: str, options: Options) -> Student:
@@ -155,6 +157,7 @@ def save(directory: Path, student: Student, params: Params) -> None:
     pretrained.write(directory, student.architecture(), student.weights, params)
 
 
-def _with_options(student_class: Any, config: Any, options: Options) -> Student:
+def _with_options(config: Any, options: Options) -> Student:
+    (student_class,) = {family for family in FAMILIES.values() if family.config_class is type(config)}
     config = dataclasses.replace(config, dropout_rate=options.dropout_rate)
     return student_class(config, options.dtype, options.unroll, options.remat)

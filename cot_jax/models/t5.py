@@ -155,7 +155,7 @@ class T5:
     unroll: bool = False
     remat: str = "none"
 
-    model_type = "t5"
+    config_class = T5Config
     hf_class = "AutoModelForSeq2SeqLM"
     # Other names of the embedding, and a bias in v1.0's checkpoints that T5 does not have.
     aliases: ClassVar[Mapping[str, str]] = dict.fromkeys(
@@ -178,7 +178,7 @@ class T5:
     def architecture(self) -> dict[str, Any]:
         return {
             "architectures": ["T5ForConditionalGeneration"],
-            "model_type": self.model_type,
+            "model_type": "t5",
         } | dataclasses.asdict(self.config)
 
     @cached_property
@@ -198,10 +198,13 @@ class T5:
             "o": ("NHKD", (H, K, D), 2, (H * K) ** -0.5),
         }
         gated = _FEED_FORWARD[c.feed_forward_proj][1]
-        mlp = {name: ("NDF", (D, F), 1, D**-0.5) for name in (("wi_0", "wi_1") if gated else ("wi",))}
+        mlp = dict.fromkeys(("wi_0", "wi_1") if gated else ("wi",), ("NDF", (D, F), 1, D ** (-0.5)))
         mlp["wo"] = ("NFD", (F, D), 1, F**-0.5)
-        maps = {"self_attention": attention, "cross_attention": attention, "mlp": mlp}
-        theirs = {"self_attention": "SelfAttention", "cross_attention": "EncDecAttention", "mlp": "DenseReluDense"}
+        maps: dict[str, tuple[str, dict[str, tuple]]] = {
+            "self_attention": ("SelfAttention", attention),
+            "cross_attention": ("EncDecAttention", attention),
+            "mlp": ("DenseReluDense", mlp),
+        }
         stacks = {
             "encoder": (c.num_layers, ("self_attention", "mlp")),
             "decoder": (c.num_decoder_layers, ("self_attention", "cross_attention", "mlp")),
@@ -215,8 +218,9 @@ class T5:
                 layer = f"{name}.block.{{n}}.layer.{n}"
                 norm = Weight("ND", (N, D), 0, None, f"{layer}.layer_norm.weight")
                 table[f"{name}/layers/{part}_norm"] = norm
-                for leaf, (axes, shape, inputs, std) in maps[part].items():
-                    tensor = f"{layer}.{theirs[part]}.{leaf}.weight"
+                theirs, leaves = maps[part]
+                for leaf, (axes, shape, inputs, std) in leaves.items():
+                    tensor = f"{layer}.{theirs}.{leaf}.weight"
                     table[f"{name}/layers/{part}/{leaf}"] = Weight(axes, (N, *shape), inputs, std, tensor)
         return table
 
@@ -229,7 +233,7 @@ class T5:
         encoder_key, *keys = _split(dropout_rng, 4)
         encoded_GXD = self._encode(params, inputs, encoder_key)
         rate = self.config.dropout_rate
-        biases = [self._position_bias(params["decoder"], s.real_GES.shape[2], False) for s in targets.segments]
+        biases = self._position_biases(params["decoder"], targets, False)
         to_self = Attention(targets, targets, biases, causal=True, rate=rate)
         to_input = Attention(targets, inputs, [None] * len(views), rate=rate)
 
@@ -237,10 +241,10 @@ class T5:
             self_key, input_key, *keys = _split(key, 6)
 
             def attend_self(h_GYD):
-                return to_self(*_queries_keys_values(w["self_attention"], h_GYD, h_GYD), self_key)
+                return to_self(self_key, *_queries_keys_values(w["self_attention"], h_GYD, h_GYD))
 
             def attend_input(h_GYD):
-                return to_input(*_queries_keys_values(w["cross_attention"], h_GYD, encoded_GXD), input_key)
+                return to_input(input_key, *_queries_keys_values(w["cross_attention"], h_GYD, encoded_GXD))
 
             return self._decoder_layer(x_GYD, w, attend_self, attend_input, keys, targets.seed_GX), None
 
@@ -334,13 +338,13 @@ class T5:
     def _encode(self, params: Params, inputs: Layout, key: jax.Array | None) -> jax.Array:
         """The encoder's output (G, X, D)."""
         encoder, seed_GX = params["encoder"], inputs.seed_GX
-        biases = [self._position_bias(encoder, s.real_GES.shape[2], True) for s in inputs.segments]
+        biases = self._position_biases(encoder, inputs, True)
         attention = Attention(inputs, inputs, biases, rate=self.config.dropout_rate)
 
         def layer(x_GXD, w, key):
             self_key, *keys = _split(key, 4)
             h_GXD = self._norm(x_GXD, w["self_attention_norm"])
-            y_GXHK = attention(*_queries_keys_values(w["self_attention"], h_GXD, h_GXD), self_key)
+            y_GXHK = attention(self_key, *_queries_keys_values(w["self_attention"], h_GXD, h_GXD))
             x_GXD += self._drop(linear(y_GXHK, w["self_attention"]["o"], 2), keys[0], seed_GX)
             return by_example(self._feed_forward(x_GXD, w, keys[1:], seed_GX)), None
 
@@ -372,6 +376,10 @@ class T5:
     def _stack(self, layer, x, weights, key):
         return stack(layer, x, weights, key, unroll=self.unroll, remat=self.remat)
 
+    def _position_biases(self, part: Params, layout: Layout, bidirectional: bool) -> list[jax.Array]:
+        widths = (segments.real_GES.shape[2] for segments in layout.segments)
+        return [self._position_bias(part, width, bidirectional) for width in widths]
+
     def _position_bias(self, part: Params, length: int, bidirectional: bool) -> jax.Array:
         """(H, T, T) float32."""
         position = np.arange(length)
@@ -397,4 +405,4 @@ def _queries_keys_values(w: Params, x: jax.Array, memory: jax.Array) -> tuple[ja
 
 
 def _split(key: jax.Array | None, count: int) -> Sequence[Any]:
-    return (None,) * count if key is None else jax.random.split(key, count)
+    return [None] * count if key is None else [*jax.random.split(key, count)]

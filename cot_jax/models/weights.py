@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 
 Params = dict[str, Any]
 
-# What divides an axis: model width over `fsdp`; heads, key-value heads, feed-forward and vocabulary over `model`.
+# The mesh axis that divides each letter.
 _MESH_AXES = {"D": "fsdp", "H": "model", "G": "model", "F": "model", "V": "model"}
 
 
@@ -30,7 +30,7 @@ class Weight(NamedTuple):
         K head size, F feed-forward, V vocabulary, R position buckets.
       shape: their sizes.
       inputs: how many of them, after N, a linear map consumes; 0 for a bias, a norm or a table.
-      std: standard deviation of a fresh one; 1.0 of a norm's scale is written None (ones), of a bias 0 (zeros).
+      std: standard deviation of a fresh one; 0 for zeros (a bias), None for ones (a norm's scale).
       theirs: tensor name in Hugging Face's files, "{n}" the layer; "" for one that no file has, such as a new
         classification head.
     """
@@ -42,9 +42,14 @@ class Weight(NamedTuple):
     theirs: str
 
     @property
+    def is_stacked(self) -> bool:
+        """Whether the leaf holds the weights of several layers."""
+        return self.axes[0] == "N"
+
+    @property
     def layers(self) -> int:
-        """How many layers the leaf holds; 1 outside a stack."""
-        return self.shape[0] if self.axes[0] == "N" else 1
+        """How many; 1 outside a stack."""
+        return self.shape[0] if self.is_stacked else 1
 
     @property
     def is_vector(self) -> bool:
@@ -54,7 +59,7 @@ class Weight(NamedTuple):
     @property
     def matrix(self) -> tuple[int, ...]:
         """A layer's part as (inputs, outputs), or as (size,) of a vector."""
-        sizes = self.shape[self.axes[0] == "N" :]
+        sizes = self.shape[self.is_stacked :]
         if self.is_vector:
             return (math.prod(sizes),)
         return (math.prod(sizes[: self.inputs or 1]), math.prod(sizes[self.inputs or 1 :]))
@@ -85,15 +90,20 @@ def shapes(weights: Weights) -> Params:
     return unflatten_dict(flat, sep="/")
 
 
-def init(weights: Weights, rng: jax.Array) -> Params:
-    """Fresh parameters; each leaf depends on its path and the key only."""
+def init(weights: Weights, rng: jax.Array, given: Params | None = None) -> Params:
+    """Fresh parameters, but for those `given`; each leaf depends on its path and the key only."""
+    ready = flatten_dict(given, sep="/") if given else {}
 
     def one(path: str, weight: Weight) -> jax.Array:
+        if path in ready:
+            return ready[path]
         if weight.std is None:
             return jnp.ones(weight.shape)
         if weight.std == 0:
             return jnp.zeros(weight.shape)
-        return weight.std * jax.random.normal(jax.random.fold_in(rng, zlib.crc32(path.encode())), weight.shape)
+        return weight.std * jax.random.normal(
+            jax.random.fold_in(rng, zlib.crc32(path.encode())), weight.shape
+        )
 
     return unflatten_dict({path: one(path, weight) for path, weight in weights.items()}, sep="/")
 
@@ -111,4 +121,3 @@ def layer_norms(tree: Params) -> dict[str, jax.Array]:
             stack = found[1] or "layers"
             squares[stack] = squares.get(stack, 0) + jnp.sum(leaf**2, axis=tuple(range(1, leaf.ndim)))
     return {stack: jnp.sqrt(total) for stack, total in squares.items()}
-

@@ -11,7 +11,7 @@ from pathlib import Path
 import sentencepiece
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
-from cot_jax.errors import UserError
+from cot_jax.errors import UserError, first_line
 
 _SPACE = "▁"  # stands for a space in SentencePiece's pieces
 
@@ -88,9 +88,8 @@ def load(path_or_id: str | Path) -> Tokenizer:
         hf = AutoTokenizer.from_pretrained(path_or_id, trust_remote_code=False)
     # The Hub, Transformers and tokenizers raise a dozen types between them, a bare Exception among them.
     except Exception as error:
-        mend = "give a directory with tokenizer.json and tokenizer_config.json, or a repository id in reach"
-        cause = str(error).strip().partition("\n")[0]
-        raise UserError(f"tokenizer {path_or_id}: cannot be loaded; {mend} ({cause})") from error
+        fix = "give a directory with tokenizer.json and tokenizer_config.json, or a repository id in reach"
+        raise UserError(f"tokenizer {path_or_id}: cannot be loaded ({first_line(error)}); {fix}") from error
     if not isinstance(hf, PreTrainedTokenizerFast):
         raise UserError(f"tokenizer {path_or_id}: {type(hf).__name__} is not a fast tokenizer; use another")
     for role in ("pad_token", "eos_token"):

@@ -1,4 +1,4 @@
-"""Checkpoints: the newest states to go on from, and the parameters best on validation."""
+"""Checkpoints: the newest states, to resume from, and the parameters best on validation."""
 
 import shutil
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from cot_jax.errors import UserError
-from cot_jax.models.student import Params
+from cot_jax.errors import UserError, first_line
+from cot_jax.models.weights import Params
 from cot_jax.training.console import say
 from cot_jax.training.mesh import another_was_lost
 from cot_jax.training.step import TrainState
@@ -61,8 +61,8 @@ class Checkpoints:
         return None if step is None else (step, self._best.metrics(step)[_ACCURACY])
 
     def save(self, step: int, state: TrainState) -> None:
-        """Makes `state` the one to go on from."""
-        _wait(self._best)  # else a run killed now would go on without the best of an earlier step
+        """Makes `state` the one to resume from."""
+        _wait(self._best)  # else a run killed now would resume without the best of an earlier step
         _save(self._latest, step, state)
 
     def save_if_best(self, step: int, params: Params, accuracy: float) -> None:
@@ -85,7 +85,7 @@ class Checkpoints:
             except Exception as error:  # whatever Orbax says of a file that is cut or missing
                 if another_was_lost(error):
                     raise
-                say(f"{self._latest.directory / str(step)} cannot be read ({_first_line(error)})")
+                say(f"{self._latest.directory / str(step)} cannot be read ({first_line(error)})")
                 unreadable.append(step)
                 continue
             for damaged in unreadable:
@@ -108,7 +108,7 @@ class Checkpoints:
         except Exception as error:
             if another_was_lost(error):
                 raise
-            raise UserError(f"{self._best.directory} cannot be read ({_first_line(error)})") from None
+            raise UserError(f"{self._best.directory} cannot be read ({first_line(error)})") from None
 
 
 def _save(manager: ocp.CheckpointManager, step: int, tree: Any, **more) -> None:
@@ -118,7 +118,7 @@ def _save(manager: ocp.CheckpointManager, step: int, tree: Any, **more) -> None:
     if (free := shutil.disk_usage(manager.directory).free) < needed:
         raise UserError(
             f"{manager.directory}: the checkpoint of step {step} needs {needed / 2**20:.1f} MiB, "
-            f"{free / 2**20:.1f} are free; make room, and the same command goes on"
+            f"{free / 2**20:.1f} are free; make room and run the same command again"
         )
     try:
         manager.save(step, args=ocp.args.StandardSave(tree), **more)
@@ -137,15 +137,10 @@ def _unwritten(manager: ocp.CheckpointManager, error: Exception) -> Exception:
     if another_was_lost(error):
         return error
     return UserError(
-        f"{manager.directory}: a checkpoint cannot be written ({_first_line(error)}); mend that, and the "
-        "same command goes on"
+        f"{manager.directory}: a checkpoint cannot be written ({first_line(error)}); fix that and run the "
+        "same command again"
     )
 
 
 def _restore(manager: ocp.CheckpointManager, step: int | None, like: Any) -> Any:
     return manager.restore(step, args=ocp.args.StandardRestore(like))
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__

@@ -9,11 +9,12 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from cot_jax.batch import Batch
-from cot_jax.models.student import Params
+from cot_jax.models.weights import Params
 from cot_jax.training.console import say
 from cot_jax.training.step import Metrics, TrainState
 
@@ -81,7 +82,7 @@ class CompiledAhead:
 
         self._compile = compile_
         self._compiled = {
-            _widths(batch): self._pool.submit(compile_, f"{count} of {len(batches)} shapes: {name}", batch)
+            _shape(batch): self._pool.submit(compile_, f"{count} of {len(batches)} programs: {name}", batch)
             for count, (name, batch) in enumerate(batches.items(), start=1)
         }
 
@@ -92,11 +93,12 @@ class CompiledAhead:
         self._pool.shutdown(cancel_futures=True)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        widths = _widths(batch)
-        if widths not in self._compiled:
-            self._compiled[widths] = self._pool.submit(self._compile, "one more shape", batch)
-        return self._compiled[widths].result()(state, batch, self._frozen)
+        shape = _shape(batch)
+        if shape not in self._compiled:
+            self._compiled[shape] = self._pool.submit(self._compile, "one more program", batch)
+        return self._compiled[shape].result()(state, batch, self._frozen)
 
 
-def _widths(batch: Batch) -> tuple[tuple[int, ...], ...]:
-    return tuple(x.shape for x in jax.tree.leaves(batch))
+def _shape(batch: Batch) -> Any:
+    leaves, structure = jax.tree.flatten(batch)
+    return structure, tuple(x.shape for x in leaves)

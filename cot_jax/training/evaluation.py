@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,22 +12,23 @@ from jax.sharding import Mesh
 
 from cot_jax.answers import programs
 from cot_jax.answers.programs import Interpreter
+from cot_jax.batch import Segments, Tokens
 from cot_jax.data.batches import Ragged, evaluation_rows
-from cot_jax.data.shapes import Cost, Shape, cheapest, choose_shapes
+from cot_jax.data.lengths import cheapest, needed
 from cot_jax.data.views import View, answer_of
-from cot_jax.models.generation import Sampling, written_length
-from cot_jax.models.student import Params, Student
+from cot_jax.models import decoding
+from cot_jax.models.decoding import Sampling, written_length
+from cot_jax.models.layers import mix
+from cot_jax.models.student import Student
+from cot_jax.models.weights import Params
 from cot_jax.text import codec
 from cot_jax.text.tokenizer import Tokenizer
-from cot_jax.training.mesh import by_example, replicated, spread
+from cot_jax.training.mesh import by_example, group_count, replicated, spread
 
-# (params, input_ids_BS, input_length_B) -> arrays (B, ...)
-Ask = Callable[[Params, np.ndarray, np.ndarray], Any]
+# (params, questions of B = G * E examples) -> arrays (B, ...)
+Ask = Callable[[Params, Tokens], Any]
 # -> tokens (B, ..., T) and their log-probabilities (B, ...)
-Generate = Callable[[Params, np.ndarray, np.ndarray], tuple[jax.Array, jax.Array]]
-
-# 2**32 divided by the golden ratio, an odd number: its powers are as good as drawn.
-_GOLDEN = np.uint32(0x9E3779B1)
+Generate = Callable[[Params, Tokens], tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,17 +53,17 @@ class Answers:
     cut: int
 
 
-def make_generate(student: Student, mesh: Mesh, max_new_tokens: int, beams: int) -> Generate:
-    """Returns the jitted (params, input_ids_BS, input_length_B) -> (tokens (B, max_new_tokens), log_prob_B).
+def make_generate(student: Student, mesh: Mesh, most: int, beams: int) -> Generate:
+    """Returns the jitted (params, questions) -> (tokens (B, most), log_prob_B).
 
     They are greedy or, with several beams, the best of a beam search.
     """
 
-    def generate(params, input_ids_BS, input_length_B):
+    def generate(params, questions):
+        prompt = student.prompt(params, questions, most, beams)
         if beams == 1:
-            return student.generate(params, input_ids_BS, input_length_B, max_new_tokens)
-        found = student.beam_search(params, input_ids_BS, input_length_B, max_new_tokens, beams=beams)
-        tokens_BT, score_B = (best[:, 0] for best in found)
+            return decoding.greedy(prompt, most)
+        tokens_BT, score_B = (best[:, 0] for best in decoding.beam_search(prompt, most, beams))
         # A score is the mean over the tokens: the length penalty is 1.
         return tokens_BT, score_B * written_length(tokens_BT, student.eos_id)
 
@@ -70,74 +71,66 @@ def make_generate(student: Student, mesh: Mesh, max_new_tokens: int, beams: int)
 
 
 def make_sample(
-    student: Student, mesh: Mesh, max_new_tokens: int, samples: int, sampling: Sampling, seed: int
+    student: Student, mesh: Mesh, most: int, samples: int, sampling: Sampling, seed: int
 ) -> Generate:
-    """Returns the jitted (params, input_ids_BS, input_length_B) -> (tokens_BKT, log_prob_BK) of K samples.
+    """Returns the jitted (params, questions) -> (tokens_BKT, log_prob_BK) of K samples.
 
     They are a function of question and seed, whatever else is asked and in whatever order.
     """
 
-    def sample(params, input_ids_BS, input_length_B):
-        hash_B = _hash(input_ids_BS, input_length_B)
-        key_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), hash_B)
-        inputs = (params, input_ids_BS, input_length_B, max_new_tokens, key_B)
-        return student.sample(*inputs, samples=samples, sampling=sampling)
+    def sample(params, questions):
+        key_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), _hash(questions))
+        prompt = student.prompt(params, questions, most, samples)
+        return decoding.sample(prompt, most, key_B, samples, sampling)
 
     return _jit(sample, mesh)
 
 
-def _hash(ids_BS: jax.Array, length_B: jax.Array) -> jax.Array:
-    """(B,) uint32, the same whatever the padding."""
-    S = ids_BS.shape[1]
-    powers_S = np.cumprod(np.full(S, _GOLDEN), dtype=np.uint32)
-    terms_BS = (ids_BS.astype(jnp.uint32) + 1) * powers_S[None, :]
-    return jnp.sum(terms_BS, axis=1, where=jnp.arange(S)[None, :] < length_B[:, None], dtype=jnp.uint32)
+def _hash(questions: Tokens) -> jax.Array:
+    """(B,) uint32 of each question's tokens and their order."""
+    segments = Segments.of(questions)
+    term_GX = mix(
+        jnp.asarray(questions.ids).astype(jnp.uint32) + mix(segments.position_GX.astype(jnp.uint32))
+    )
+    return jnp.sum(segments.unpack(term_GX), axis=-1, dtype=jnp.uint32).reshape(-1)
 
 
-def make_score(student: Student, mesh: Mesh, labels: Ragged, pad_id: int) -> Ask:
-    """Returns the jitted (params, input_ids_BS, input_length_B) -> log_prob_BL of every label."""
-    ids_LT, length_L = _padded(labels, pad_id)
+def make_score(student: Student, mesh: Mesh, labels: Ragged) -> Ask:
+    """Returns the jitted (params, questions) -> log_prob_BL of every label."""
+    ids_LT, length_L = _rectangle(labels, student.pad_id)
 
-    def score(params, input_ids_BS, input_length_B):
-        return student.score(params, input_ids_BS, input_length_B, ids_LT, length_L)
+    def score(params, questions):
+        return decoding.score(student.prompt(params, questions, ids_LT.shape[1]), ids_LT, length_L)
 
     return _jit(score, mesh)
 
 
-def make_choose(student: Student, mesh: Mesh, labels: Ragged, pad_id: int) -> Generate:
-    """Returns the jitted (params, input_ids_BS, input_length_B) -> (tokens_BT, log_prob_B) of a label each.
+def make_choose(student: Student, mesh: Mesh, labels: Ragged) -> Generate:
+    """Returns the jitted (params, questions) -> (tokens_BT, log_prob_B) of a label each.
 
     It is the likeliest, not normalised by length: the labels are all there is to say.
     """
-    ids_LT, length_L = _padded(labels, pad_id)
+    ids_LT, length_L = _rectangle(labels, student.pad_id)
 
-    def choose(params, input_ids_BS, input_length_B):
-        log_prob_BL = student.score(params, input_ids_BS, input_length_B, ids_LT, length_L)
+    def choose(params, questions):
+        log_prob_BL = decoding.score(student.prompt(params, questions, ids_LT.shape[1]), ids_LT, length_L)
         return ids_LT[jnp.argmax(log_prob_BL, axis=1)], jnp.max(log_prob_BL, axis=1)
 
     return _jit(choose, mesh)
 
 
-def _padded(labels: Ragged, pad_id: int) -> tuple[jax.Array, jax.Array]:
-    ids_LT, length_L = labels.take(np.arange(len(labels)), labels.lengths.max(), pad_id)
-    return jnp.asarray(ids_LT), jnp.asarray(length_L)
+def _rectangle(labels: Ragged, pad_id: int) -> tuple[jax.Array, jax.Array]:
+    """The labels as rows (L, T), and their lengths: each is a group of its own."""
+    L, T = len(labels), int(labels.lengths.max())
+    tokens = labels.tokens(np.arange(L), (T, T), pad_id, groups=L)
+    return jnp.asarray(tokens.ids), jnp.asarray(tokens.length[:, 0])
 
 
 def _jit(ask: Ask, mesh: Mesh) -> Ask:
-    """Returns `ask` jitted, parameters as they lie, each row where its example is, the result everywhere."""
+    """Returns `ask` jitted, parameters where they are, each group on its device, the result everywhere."""
     rows = by_example(mesh)
-    jitted = jax.jit(ask, in_shardings=(None, rows, rows), out_shardings=replicated(mesh))
-
-    def spread_and_ask(params, input_ids_BS, input_length_B):
-        return jitted(params, *spread((input_ids_BS, input_length_B), rows))
-
-    return spread_and_ask
-
-
-def question_shapes(questions: Ragged, batch_size: int, max_shapes: int, cost: Cost) -> list[Shape]:
-    """Returns the input widths, (S,) each, that the batches of `questions` are best padded to."""
-    longest = [questions.lengths[rows[:1]] for rows in evaluation_rows(questions.lengths, batch_size)]
-    return choose_shapes(np.array(longest), cost, max_shapes)[0]
+    jitted = jax.jit(ask, in_shardings=(None, rows), out_shardings=replicated(mesh))
+    return lambda params, questions: jitted(params, spread(questions, rows))
 
 
 def ask_all(
@@ -145,22 +138,23 @@ def ask_all(
     params: Params,
     questions: Ragged,
     *,
+    mesh: Mesh,
     batch_size: int,
-    shapes: Sequence[Shape],
+    shapes: np.ndarray,
     pad_id: int,
 ) -> Any:
     """Returns what `ask` gives, NumPy arrays (N, ...) in the order of `questions`.
 
     Args:
-      shapes: input widths, (S,) each.
+      shapes: (shapes, 2), slots and width that batches may have, as `batches.question_shapes` gives them.
     """
+    groups = group_count(mesh)
     batches = list(evaluation_rows(questions.lengths, batch_size))
     # Dispatched all at once: the device never waits for the host.
     given = []
     for rows in batches:
-        # Longest first: the first row is the widest.
-        (width,) = cheapest(shapes, questions.lengths[rows[:1]])
-        given.append(ask(params, *questions.take(rows, width, pad_id)))
+        shape = shapes[cheapest(shapes, needed(questions.lengths_of(rows), groups))]
+        given.append(ask(params, questions.tokens(rows, tuple(shape.tolist()), pad_id, groups)))
     order = np.concatenate(batches)
     place = np.argsort(order)[np.sum(order < 0) :]
     return jax.tree.map(lambda *parts: np.concatenate([np.asarray(part) for part in parts])[place], *given)
@@ -174,8 +168,9 @@ def answer_questions(
     tokenizer: Tokenizer,
     *,
     spelled: bool,
+    mesh: Mesh,
     batch_size: int,
-    shapes: Sequence[Shape],
+    shapes: np.ndarray,
     interpreter: Interpreter = programs.run,
 ) -> Answers:
     """Returns the student's answers to `questions`; `shapes` as in `ask_all`.
@@ -183,7 +178,7 @@ def answer_questions(
     `spelled` says whether it writes as `text.codec` spells, `interpreter` runs its programs.
     """
     tokens, log_prob = ask_all(
-        generate, params, questions, batch_size=batch_size, shapes=shapes, pad_id=tokenizer.pad_id
+        generate, params, questions, mesh=mesh, batch_size=batch_size, shapes=shapes, pad_id=tokenizer.pad_id
     )
     tokens_NT = tokens.reshape(-1, tokens.shape[-1])
     texts = [tokenizer.decode(tokens_T) for tokens_T in tokens_NT.tolist()]

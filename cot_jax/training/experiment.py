@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +19,11 @@ from cot_jax.data.examples import Example
 from cot_jax.data.views import View
 from cot_jax.errors import UserError
 from cot_jax.losses.objective import MutualInformation, Objective, make_objective
-from cot_jax.losses.self_distillation import SelfDistillation
+from cot_jax.losses.soft_targets import SelfDistillation
 from cot_jax.models import student as students
 from cot_jax.models.lora import Lora, fingerprint
-from cot_jax.models.student import Params, Student
+from cot_jax.models.student import Options, Student
+from cot_jax.models.weights import Params
 from cot_jax.text import codec
 from cot_jax.text import tokenizer as tokenizers
 from cot_jax.text.tokenizer import Tokenizer
@@ -50,9 +51,26 @@ class Experiment:
     views: tuple[View, ...]
     spelled: tuple[str, ...]
     train_examples: tuple[Example, ...]
-    batches: Batches
+    tokenized: Mapping[str, TokenizedView]  # the training examples
     self_distillation: SelfDistillation | None
     report: tuple[str, ...]
+
+    def batches(self, groups: int) -> Batches:
+        """The training batches in so many groups: data-parallel devices times micro-batches."""
+        config, distillation = self.config, self.self_distillation
+        terms = ("label", "rationale") if _reads_padding(config) else ()
+        return Batches(
+            self.tokenized,
+            batch_size=config.train.batch_size,
+            steps=config.train.steps,
+            seed=config.seed,
+            order=config.data.order,
+            overlap=distillation is not None and distillation.distills,
+            groups=groups,
+            padded=[view.name for view in self.views if view.term in terms],
+            flops=self.student.flops,
+            pad_id=self.tokenizer.pad_id,
+        )
 
     def architecture(self) -> dict[str, Any]:
         """What says of the student all that its parameters, or its adapter, do not."""
@@ -65,10 +83,11 @@ class Experiment:
         return self.views[0]
 
 
-def prepare(config: Config, *, weights: bool = True) -> Experiment:
+def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Experiment:
     """Loads and checks everything `config` names; writes nothing.
 
-    Without `weights` no parameters are read: enough to know what a run would need.
+    Without `weights` no parameters are read: enough to know what a run would need. `platform` is the one that
+    will train, e.g. "tpu"; empty is the one at hand.
 
     Raises:
       UserError: data, tokenizer or weights that are missing or do not fit.
@@ -78,33 +97,28 @@ def prepare(config: Config, *, weights: bool = True) -> Experiment:
     self_distillation = _self_distillation(config, method)
     splits, tokenizer = _load_data(config, method)
     train_examples, report = _training_examples(config, splits, method)
-    student, pretrained = load_student(config.model, tokenizer, weights=weights)
+    student, pretrained, found = load_student(config.model, tokenizer, weights=weights, platform=platform)
     tokenized = tokenize(method, train_examples, tokenizer, config)
-    batches = Batches(
-        tokenized.views,
-        batch_size=config.train.batch_size,
-        steps=config.train.steps,
-        seed=config.seed,
-        order=config.data.order,
-        overlap=self_distillation is not None and self_distillation.distills,
-        max_shapes=config.data.max_shapes,
-        cost=lambda shapes: student.flops(shapes[..., 0], [shapes[..., 1 + i] for i in range(len(method))]),
-        pad_id=tokenizer.pad_id,
-    )
     return Experiment(
         config=config,
         splits=splits,
         tokenizer=tokenizer,
         student=student,
         pretrained=pretrained,
+        tokenized=tokenized.views,
         lora=make_lora(config.model, student),
         views=method,
         spelled=tokenized.spelled,
         train_examples=train_examples,
-        batches=batches,
         self_distillation=self_distillation,
-        report=(*splits.report, *report, *tokenized.report, *_check_lora(config, weights)),
+        report=(*splits.report, *report, *tokenized.report, *found, *_check_lora(config, weights)),
     )
+
+
+def _reads_padding(config: Config) -> bool:
+    """Whether the method's loss reads what is decoded behind a target, as the published one does."""
+    objective = config.objective
+    return objective.method in views.WITH_MUTUAL_INFORMATION and objective.mi_variant == "reference"
 
 
 def build_objective(experiment: Experiment, batch_axes: tuple[str, ...] = ()) -> Objective:
@@ -195,13 +209,12 @@ def tokenize(
     data = config.data
     tokenized, by_codec, report = {}, [], []
     for view in method:
-        sources = [view.source(example) for example in examples]
-        targets = [
-            view.writes(example, training_label(example, data.label_source)) if source is not None else ()
-            for example, source in zip(examples, sources, strict=True)
-        ]
+        targets = [learned(view, example, data.label_source) for example in examples]
         # What a view lacks becomes an empty sequence, which no loss counts.
-        asked = [source if its else None for source, its in zip(sources, targets, strict=True)]
+        asked = [
+            _joined(view, view.reads(example) if its else None, tokenizer)
+            for example, its in zip(examples, targets, strict=True)
+        ]
         inputs, input_line = encode_texts(asked, tokenizer, data.max_input_tokens)
         texts = [text for its in targets for text in its or (None,)]
         spells = _loses(view, texts, tokenizer, config) if spelled is None else view.name in spelled
@@ -229,6 +242,17 @@ def training_label(example: Example, label_source: str) -> str | None:
     return example.label if label_source == "gold" else example.teacher_label
 
 
+def learned(view: View, example: Example, label_source: str) -> tuple[str, ...]:
+    """Returns the targets that `view` has of an example; () where it lacks what the view reads or writes."""
+    if view.reads(example) is None:
+        return ()
+    return view.writes(example, training_label(example, label_source))
+
+
+def _joined(view: View, parts: tuple[str, ...] | None, tokenizer: Tokenizer) -> str | None:
+    return None if parts is None else view.prefix + tokenizer.eos_token.join(parts)
+
+
 def encode_questions(
     view: View, examples: Sequence[Example], tokenizer: Tokenizer, max_tokens: int
 ) -> tuple[Ragged, str]:
@@ -236,11 +260,11 @@ def encode_questions(
 
     An example that lacks part of the view's input is still a question: it is asked without.
     """
-    sources = [view.source(example) for example in examples]
-    bare = sum(source is None for source in sources)
+    read = [view.reads(example) for example in examples]
+    bare = sum(parts is None for parts in read)
     filled = [
-        view.prefix + example.input if source is None else source
-        for source, example in zip(sources, examples, strict=True)
+        _joined(view, parts or example.parts, tokenizer)
+        for parts, example in zip(read, examples, strict=True)
     ]
     encoded, line = encode_texts(filled, tokenizer, max_tokens)
     return encoded, line + (f", {bare} without a rationale" if bare else "")
@@ -297,8 +321,7 @@ def _load_data(config: Config, method: Sequence[View]) -> tuple[tasks.Splits, To
     data, source = config.data, config.model.tokenizer or config.model.pretrained
     _require_root(data)
     if source:
-        tokenizer = tokenizers.load(source)
-        return load_splits(data, config.seed, tokenizer.eos_token), tokenizer
+        return load_splits(data, config.seed), tokenizers.load(source)
     if data.task != "word_problems":
         raise UserError(
             "a student from scratch needs a tokenizer: give a directory or repository id with "
@@ -308,8 +331,8 @@ def _load_data(config: Config, method: Sequence[View]) -> tuple[tasks.Splits, To
     return splits, _train_tokenizer(splits, method)
 
 
-def load_splits(data: DataConfig, seed: int, end_token: str = tasks.END_TOKEN) -> tasks.Splits:
-    """Returns the data set that `data` names; `end_token` joins the parts of some tasks' inputs.
+def load_splits(data: DataConfig, seed: int) -> tasks.Splits:
+    """Returns the data set that `data` names.
 
     Raises:
       UserError: files that are missing or do not fit.
@@ -319,9 +342,7 @@ def load_splits(data: DataConfig, seed: int, end_token: str = tasks.END_TOKEN) -
         splits = tasks.as_splits(data.task, problems, None, by_value=True)
     else:
         _require_root(data)
-        splits = tasks.load(
-            data.task, Path(data.root), parser=data.parser, end_token=end_token, compare=data.compare
-        )
+        splits = tasks.load(data.task, Path(data.root), parser=data.parser, compare=data.compare)
     if data.teacher:
         splits = tasks.taught_by(splits, Path(data.teacher))
     return tasks.only_right(splits) if data.rationales == "right" else splits
@@ -342,7 +363,7 @@ def _train_tokenizer(splits: tasks.Splits, method: Sequence[View]) -> Tokenizer:
         text
         for example in splits.train
         for text in (
-            example.input,
+            *example.parts,
             example.label,
             *example.rationales,
             *map(codec.encode, example.programs),
@@ -376,15 +397,11 @@ def _training_examples(
         interpreter = make_interpreter(data.sandbox)
         examples, line = selection.keep_right_programs(examples, labels, splits.by_value, interpreter)
         report.append(f"train: {line}")
-    learned = {
-        view.name: [
-            view.source(example) is not None
-            and bool(view.writes(example, training_label(example, data.label_source)))
-            for example in examples
-        ]
+    has = {
+        view.name: [bool(learned(view, example, data.label_source)) for example in examples]
         for view in method
     }
-    teachable = [example for example, *has in zip(examples, *learned.values(), strict=True) if any(has)]
+    teachable = [example for example, *some in zip(examples, *has.values(), strict=True) if any(some)]
     if len(teachable) < len(examples):
         report.append(
             f"train: {len(examples) - len(teachable)} examples have nothing to learn and are left out"
@@ -394,7 +411,7 @@ def _training_examples(
             f"config.objective.method={config.objective.method} has no training example: the data has no "
             f"{data.label_source} labels or rationales that it could learn from"
         )
-    if not any(learned.get("program", [True])):
+    if not any(has.get("program", [True])):
         raise UserError(
             f"config.objective.method={config.objective.method} learns from programs, but no training "
             "example has one that answers right: add them to the data, or take another method"
@@ -412,8 +429,7 @@ def compute_dtype(config: ModelConfig) -> jnp.dtype:
 def make_lora(config: ModelConfig, student: Student) -> Lora | None:
     if not config.lora_rank:
         return None
-    shapes = jax.eval_shape(student.init, jax.random.key(0))
-    return Lora(shapes, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets)
+    return Lora(student.weights, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets)
 
 
 def _check_lora(config: Config, weights: bool) -> list[str]:
@@ -438,29 +454,31 @@ def _check_lora(config: Config, weights: bool) -> list[str]:
 
 
 def load_student(
-    config: ModelConfig, tokenizer: Tokenizer, *, weights: bool
-) -> tuple[Student, Params | None]:
-    dtype = compute_dtype(config)
+    config: ModelConfig, tokenizer: Tokenizer, *, weights: bool, platform: str = ""
+) -> tuple[Student, Params | None, list[str]]:
+    """Returns the student, its parameters where they are pretrained, and lines for the user.
+
+    Raises:
+      UserError: weights that are missing or malformed, or a tokenizer that does not fit.
+    """
+    options = Options(
+        dropout_rate=config.dropout_rate,
+        dtype=compute_dtype(config),
+        unroll=(platform or jax.default_backend()) == "cpu",
+        remat=config.remat,
+    )
     if not config.pretrained:
-        student = students.from_scratch(
-            config.preset,
-            vocab_size=tokenizer.size,
-            dropout_rate=config.dropout_rate,
-            dtype=dtype,
-            pad_id=tokenizer.pad_id,
-            eos_id=tokenizer.eos_id,
-            remat=config.remat,
-        )
-        return student, None
-    options: dict[str, Any] = {"dropout_rate": config.dropout_rate, "dtype": dtype, "remat": config.remat}
-    params = None
+        ids = {"vocab_size": tokenizer.size, "pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id}
+        return students.from_scratch(config.preset, options=options, **ids), None, []
+    params: Params | None = None
+    report: list[str] = []
     if weights:
-        student, params = students.from_pretrained(config.pretrained, **options)
+        student, params, report = students.from_pretrained(config.pretrained, options)
     else:
-        student = students.without_weights(config.pretrained, **options)
-    if student.vocab_size < tokenizer.size:
+        student = students.without_weights(config.pretrained, options)
+    if student.outputs < tokenizer.size:
         raise UserError(
-            f"{config.pretrained} has {student.vocab_size} embedding rows but the tokenizer {tokenizer.size} "
+            f"{config.pretrained} has {student.outputs} embedding rows but the tokenizer {tokenizer.size} "
             "tokens: use the tokenizer that the model was trained with (--config.model.tokenizer=)"
         )
-    return student, params
+    return student, params, report

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from cot_jax.data.batches import TokenizedView, make_batch
+from cot_jax.batch import Segments, Tokens
+from cot_jax.data.batches import TokenizedView, make_batch, view_lengths
+from cot_jax.data.lengths import as_shape, needed
 from cot_jax.metrics.info_nce import info_nce, most_nats
-from cot_jax.models.student import Params, Student
-from cot_jax.training.mesh import by_example, replicated, spread
+from cot_jax.models.student import Student
+from cot_jax.models.weights import Params
+from cot_jax.training.mesh import by_example, group_count, replicated, spread
 
 # So that an estimate costs about what an evaluation does.
 _MOST_PAIRS = 2048
@@ -46,14 +49,17 @@ class InformationEstimate:
         self._parts = [(views, _complete(views)) for views in (train, held_out)]
         self.counts = tuple(len(rows) for _, rows in self._parts)
         self.most = most_nats(self.counts[1])
-        every = [views[name] for views, _ in self._parts for name in views]
-        lengths = [np.array([v.inputs.lengths.max() for v in every]).max()]
-        lengths += [max(views[name].longest_targets().max() for views, _ in self._parts) for name in train]
-        self._shape = tuple(map(int, lengths))
+        self._groups = group_count(mesh)
+        needs = [
+            needed(view_lengths(views, some), self._groups)
+            for views, rows in self._parts
+            for some in self._batches(rows)
+        ]
+        self._shape = as_shape(np.max(needs, axis=0))
 
-        def states(params, views):
-            hidden = student.hidden(params, views, None)
-            return {name: _pool(hidden[name], views[name].target_length) for name in views}
+        def states(params, batch):
+            hidden = student.hidden(params, batch, None)
+            return {name: _pool(hidden[name], view.targets) for name, view in batch.views.items()}
 
         rows = by_example(mesh)
         self._states = jax.jit(states, in_shardings=(None, rows), out_shardings=replicated(mesh))
@@ -65,15 +71,19 @@ class InformationEstimate:
         )
         return info_nce(x, y, held_out_x, held_out_y)
 
+    def _batches(self, rows: np.ndarray) -> np.ndarray:
+        """The rows in batches, the last one filled up with -1."""
+        padded = np.pad(rows, (0, -len(rows) % self._batch_size), constant_values=-1)
+        return padded.reshape(-1, self._batch_size)
+
     def _collect(
         self, params: Params, views: Mapping[str, TokenizedView], rows: np.ndarray
     ) -> dict[str, np.ndarray]:
         found = []
-        padded = np.pad(rows, (0, -len(rows) % self._batch_size), constant_values=-1)
         with jax.set_mesh(self._mesh):
-            for some in padded.reshape(-1, self._batch_size):
-                batch = make_batch(views, some, self._shape, self._pad_id)
-                found.append(self._states(params, spread(batch.views, by_example(self._mesh))))
+            for some in self._batches(rows):
+                batch = make_batch(views, some, self._shape, self._pad_id, self._groups)
+                found.append(self._states(params, spread(batch, by_example(self._mesh))))
         return {
             name: np.concatenate([np.asarray(states[name]) for states in found])[: len(rows)]
             for name in views
@@ -87,7 +97,8 @@ def _complete(views: Mapping[str, TokenizedView]) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(rows)[:_MOST_PAIRS])
 
 
-def _pool(hidden_BTD: jax.Array, length_B: jax.Array) -> jax.Array:
-    real_BT1 = (jnp.arange(hidden_BTD.shape[1])[None, :] < length_B[:, None])[..., None]
-    total_BD = jnp.sum(hidden_BTD.astype(jnp.float32), axis=1, where=real_BT1)
-    return total_BD / jnp.maximum(length_B, 1)[:, None]
+def _pool(hidden_GYD: jax.Array, targets: Tokens) -> jax.Array:
+    """(B, D), the mean over each target."""
+    total_GED = jnp.sum(Segments.of(targets).unpack(hidden_GYD.astype(jnp.float32)), axis=2)
+    mean_GED = total_GED / jnp.maximum(targets.length, 1)[..., None]
+    return mean_GED.reshape(-1, mean_GED.shape[-1])

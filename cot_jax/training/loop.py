@@ -1,7 +1,6 @@
 """The loop: dispatch a step, read the metrics of the one before, evaluate, save, stop when told."""
 
 import dataclasses
-import json
 import math
 import signal
 from pathlib import Path
@@ -13,8 +12,10 @@ from jax.experimental import multihost_utils
 
 from cot_jax.answers.equality import accuracy
 from cot_jax.config import refuse_other_config, to_json
+from cot_jax.data.lengths import describe as describe_shape
 from cot_jax.errors import UserError
-from cot_jax.metrics.plots import LAYER_NORM, draw_layer_norms, require_matplotlib
+from cot_jax.files import read_json, read_json_lines, write_json, write_text
+from cot_jax.metrics.plots import draw_layer_norms, require_matplotlib
 from cot_jax.metrics.writers import MetricsWriter
 from cot_jax.training.checkpoints import Checkpoints
 from cot_jax.training.console import Clock, Progress, hardware, say
@@ -22,7 +23,7 @@ from cot_jax.training.experiment import BASE, Experiment, answer_labels, compute
 from cot_jax.training.mesh import leads
 from cot_jax.training.run import Run
 from cot_jax.training.saved import ANSWERS_FILE, STUDENT_FILE, answers_json, refuse_other_base
-from cot_jax.training.step import TrainState
+from cot_jax.training.step import LAYER_NORM, TrainState
 
 PREEMPTED = 75  # exit status: saved, start me again (EX_TEMPFAIL)
 
@@ -89,7 +90,7 @@ class _Profile:
 
 
 def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict[str, Any]:
-    """Trains to the last step, going on from `workdir` where it holds a checkpoint.
+    """Trains to the last step; resumes where `workdir` holds a checkpoint.
 
     `profile_steps` steps are traced to `workdir/profile`.
 
@@ -114,7 +115,7 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
     _claim(workdir, experiment)
     if result_file.exists():
         say(f"{workdir} is complete; delete it or choose another --workdir to train again")
-        return json.loads(result_file.read_text(encoding="utf-8"))
+        return read_json(result_file)
     for line in describe(run):
         say(line)
     clock = Clock()
@@ -125,7 +126,7 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
             state = run.initial_state()
         else:
             state = run.restore_latest(checkpoints)
-            say(f"going on from step {int(state.step)} of {workdir}")
+            say(f"resuming from step {int(state.step)} of {workdir}")
         wandb_config = dataclasses.asdict(config) if config.train.wandb else None
         with MetricsWriter(workdir, int(state.step), wandb_config, leads()) as writer, _StopSignal() as stop:
             left = config.train.steps - int(state.step)
@@ -140,8 +141,8 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
     if not leads():
         return result
     if config.train.layer_norms_every:
-        draw_layer_norms(workdir / "metrics.jsonl", workdir / "layer_norms.png")
-    _write(result_file, json.dumps(result, indent=2) + "\n")  # the last: it says that all is done
+        draw_layer_norms(workdir / "metrics.jsonl", LAYER_NORM, workdir / "layer_norms.png")
+    write_json(result_file, result)  # last: it says that the run is complete
     return result
 
 
@@ -210,7 +211,7 @@ def _steps(
             if due(step) and not stopping:
                 evaluate(step)
             if stopping:
-                raise Preempted(f"stopped at step {step} and saved; the same command goes on from there")
+                raise Preempted(f"stopped at step {step} and saved; the same command resumes from there")
 
 
 def _conclude(run: Run, checkpoints: Checkpoints, workdir: Path, clock: Clock) -> dict[str, Any]:
@@ -244,7 +245,7 @@ def _conclude(run: Run, checkpoints: Checkpoints, workdir: Path, clock: Clock) -
 
 def _reference_protocol(metrics_file: Path) -> dict[str, float]:
     """Last and best test accuracy over all evaluations: what the papers' tables seem to report."""
-    rows = map(json.loads, metrics_file.read_text(encoding="utf-8").splitlines())
+    rows = (row.values for row in read_json_lines(metrics_file))
     accuracies = [row["test/accuracy"] for row in rows if "test/accuracy" in row]
     return {"test/accuracy_last": accuracies[-1], "test/accuracy_best": max(accuracies)}
 
@@ -261,13 +262,16 @@ def teacher_accuracy(experiment: Experiment) -> float | None:
 def describe(run: Run) -> list[str]:
     """Returns lines that say what will run: data, method, model, shapes, devices, steps."""
     experiment, config = run.experiment, run.experiment.config
-    axes = ", ".join(["inputs", *(f"{view.name} targets" for view in experiment.views)])
-    shapes = ", ".join("x".join(map(str, shape)) for shape in experiment.batches.shapes)
+    filled = "; ".join(
+        f"{view} inputs {100 * inputs:.1f} %, targets {100 * targets:.1f} %"
+        for view, (inputs, targets) in run.batches.filled.items()
+    )
     lines = [
         f"task {config.data.task}, method {config.objective.method}, seed {config.seed}",
         *experiment.report,
-        f"{len(experiment.batches.shapes)} shapes to compile ({axes}): {shapes}; "
-        f"{100 * experiment.batches.efficiency:.0f} % of the arithmetic is for real tokens",
+        f"{len(run.batches.shapes)} programs to compile, slots (longest text) of each view's inputs > targets: "
+        + "; ".join(map(describe_shape, run.batches.shapes)),
+        f"slots with a token: {filled}; {100 * run.batches.efficiency:.0f} % of the arithmetic is for tokens",
         f"model: {run.parameters:,} parameters, "
         + (config.model.pretrained or f"preset {config.model.preset} from scratch"),
         *([_describe_lora(run)] if experiment.lora else []),
@@ -293,7 +297,7 @@ def _describe_lora(run: Run) -> str:
     config, lora = run.experiment.config, run.experiment.lora
     assert lora
     return (
-        f"LoRA of rank {config.model.lora_rank} on {lora.matrices} matrices: {run.trained_parameters:,} "
+        f"LoRA of rank {config.model.lora_rank} on {len(lora.modules)} matrices: {run.trained_parameters:,} "
         f"parameters are trained, {100 * run.trained_parameters / run.parameters:.2g} % as many"
     )
 
@@ -303,10 +307,11 @@ def dry_run(experiment: Experiment) -> list[str]:
     run = Run(experiment)
     lines = describe(run)
     decode = experiment.tokenizer.decode
-    for name, view in run.batch(0).views.items():
-        row = np.argmax(np.asarray(view.target_length) > 0)  # not every example has every view
-        read = np.asarray(view.input_ids)[row, : view.input_length[row]].tolist()
-        write = np.asarray(view.target_ids)[row, : view.target_length[row]].tolist()
+    rows = run.batches.rows(0)
+    for name, view in experiment.tokenized.items():
+        row = rows[np.argmax(view.longest_targets()[rows] > 0)]  # not every example has every view
+        target = row if view.first is None else view.first[row]
+        read, write = view.inputs[row].tolist(), view.targets[target].tolist()
         lines += [f"view {name} reads:  {decode(read)}", f"view {name} writes: {decode(write)}"]
     return lines
 
@@ -325,17 +330,12 @@ def _claim(workdir: Path, experiment: Experiment) -> None:
     if leads():
         workdir.mkdir(parents=True, exist_ok=True)
         if not taken:
-            _write(workdir / "config.json", to_json(experiment.config))
+            write_text(workdir / "config.json", to_json(experiment.config))
         labels = answer_labels(experiment)
-        _write(workdir / ANSWERS_FILE, answers_json(experiment.splits.by_value, labels, experiment.spelled))
-        _write(workdir / STUDENT_FILE, json.dumps(architecture, indent=2) + "\n")
+        write_text(
+            workdir / ANSWERS_FILE, answers_json(experiment.splits.by_value, labels, experiment.spelled)
+        )
+        write_json(workdir / STUDENT_FILE, architecture)
         experiment.tokenizer.save(workdir / "tokenizer")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("claimed")
-
-
-def _write(file: Path, text: str) -> None:
-    """Writes whole or not at all."""
-    partial = file.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)

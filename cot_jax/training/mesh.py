@@ -3,8 +3,7 @@
 The mesh has three axes. `data` and `fsdp` divide the examples; `fsdp` also divides each parameter with its
 moments, which are gathered layer by layer where they are used (Rajbhandari et al. 2020, "ZeRO", stage 3).
 `model` divides heads, feed-forward and vocabulary of the same examples (Shoeybi et al. 2019, "Megatron-LM").
-What of a parameter lies on which axis says the student's table (`Student.partition`); the compiler does the
-rest.
+The student's table of weights says which axis divides which dimension; the compiler does the rest.
 """
 
 import math
@@ -19,7 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 from cot_jax.config import MeshConfig, Processes
 from cot_jax.errors import UserError
-from cot_jax.models.student import Partition
+from cot_jax.losses.soft_targets import SelfDistillation
+from cot_jax.models.weights import Weights
 from cot_jax.training.step import TrainState
 
 AXES = ("data", "fsdp", "model")
@@ -47,7 +47,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             else f"{asked}: {given} devices, but there are {count}"
         )
     sizes = [count // given if size == -1 else size for size in sizes]
-    # Linen and optax know nothing of explicit axis types, jax.make_mesh's default.
+    # Optax knows nothing of explicit axis types, jax.make_mesh's default.
     return jax.make_mesh(sizes, AXES, axis_types=3 * (AxisType.Auto,), devices=devices)
 
 
@@ -56,7 +56,7 @@ def data_parallel() -> Mesh:
     return make_mesh(MeshConfig())
 
 
-def arrangement(trained: MeshConfig, shapes: Any, partition: Partition) -> tuple[Mesh, Any]:
+def arrangement(trained: MeshConfig, shapes: Any, weights: Weights) -> tuple[Mesh, Any]:
     """Returns a mesh of all devices for a trained student, and the shardings of its parameters.
 
     As in its training or, where these are other devices: what was divided is divided among all of them, if
@@ -65,10 +65,15 @@ def arrangement(trained: MeshConfig, shapes: Any, partition: Partition) -> tuple
     configs = [trained, MeshConfig(data=1, fsdp=-1)] if trained.fsdp != 1 or trained.model != 1 else []
     for config in configs:
         try:
-            return (mesh := make_mesh(config)), by_table(mesh, shapes, partition)
+            return (mesh := make_mesh(config)), by_weights(mesh, shapes, weights)
         except UserError:
             continue
-    return (mesh := data_parallel()), by_table(mesh, shapes, partition)
+    return (mesh := data_parallel()), by_weights(mesh, shapes, weights)
+
+
+def group_count(mesh: Mesh) -> int:
+    """How many devices have examples of their own."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def require_divisible(mesh: Mesh, batch_size: int, parts: int = 1) -> None:
@@ -78,7 +83,7 @@ def require_divisible(mesh: Mesh, batch_size: int, parts: int = 1) -> None:
       UserError: the batch, or each of its `parts` of equal size, does not divide among those with examples of
         their own.
     """
-    groups = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    groups = group_count(mesh)
     if batch_size % (groups * parts):
         raise UserError(
             f"batch size {batch_size} is not divisible by the {groups} devices"
@@ -98,28 +103,29 @@ def by_example(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
-def by_table(mesh: Mesh, shapes: Any, partition: Partition) -> Any:
+def by_weights(mesh: Mesh, shapes: Any, weights: Weights) -> Any:
     """Shardings of parameters, or of a tree that has their paths at its leaves' ends, as moments have.
 
-    The first row that matches the end of a leaf's path says it. A leaf of another rank than its row, such as
-    Adafactor's sums over rows and columns, is small and whole everywhere, and so is a single number.
+    A leaf of another rank than its parameter, such as Adafactor's sums over rows and columns, is small and
+    whole on every device, and so is a single number.
 
     Raises:
       UserError: an axis of the mesh does not divide a dimension.
-      ValueError: no row matches a leaf.
+      ValueError: a leaf belongs to no weight.
     """
 
     def one(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
         if leaf.ndim == 0:
             return replicated(mesh)
-        rows = [axes for pattern, axes in partition if re.search(rf"(^|/){pattern}$", name)]
-        if not rows:
-            raise ValueError(f"no row of the student's table says how {name} is divided")
-        spec = rows[0]
-        if len(spec) != leaf.ndim:
+        keys = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        ends = ("/".join(keys[n:]) for n in range(len(keys)))
+        name = next((end for end in ends if end in weights), None)
+        if name is None:
+            raise ValueError(f"no weight is called {'/'.join(keys)}")
+        spec = weights[name].partition(mesh.shape)
+        if leaf.ndim != len(weights[name].axes):
             return replicated(mesh)
-        for size, axis in zip(leaf.shape, spec, strict=True):
+        for size, axis in zip(leaf.shape, spec, strict=False):
             if axis and size % mesh.shape[axis]:
                 raise UserError(
                     f"config.mesh.{axis}={mesh.shape[axis]} does not divide the {size} of {name} "
@@ -130,18 +136,20 @@ def by_table(mesh: Mesh, shapes: Any, partition: Partition) -> Any:
     return jax.tree_util.tree_map_with_path(one, shapes)
 
 
-def of_state(mesh: Mesh, shapes: TrainState, partition: Partition, vocab_size: int) -> TrainState:
-    """Shardings of a train state; the last batch's outputs lie where its examples and their logits do."""
+def of_state(
+    mesh: Mesh, shapes: TrainState, weights: Weights, distillation: SelfDistillation | None
+) -> TrainState:
+    """Shardings of a train state; the last batch's outputs are where its examples and their logits are."""
     whole: Any = replicated(mesh)
 
     def output(leaf):
-        vocabulary = "model" if leaf.shape[-1] == vocab_size else None
+        vocabulary = "model" if distillation and distillation.stores_vocabulary else None
         return NamedSharding(mesh, P(BATCH_AXES, *(leaf.ndim - 2) * [None], *[vocabulary][: leaf.ndim - 1]))
 
     return TrainState(
         step=whole,
-        params=by_table(mesh, shapes.params, partition),
-        opt_state=by_table(mesh, shapes.opt_state, partition),
+        params=by_weights(mesh, shapes.params, weights),
+        opt_state=by_weights(mesh, shapes.opt_state, weights),
         rng=whole,
         last_batch=jax.tree.map(output, shapes.last_batch),
     )

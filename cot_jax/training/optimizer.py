@@ -6,9 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cot_jax.config import OptimizerConfig
-from cot_jax.models.student import as_matrices
+from cot_jax.models.layers import mix
+from cot_jax.models.weights import Params, Weights, decays
 
 # Matrices with a smaller side keep a whole second moment, as in T5's own code.
 _LEAST_FACTORED = 128
@@ -28,19 +30,24 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, steps: int, weights: Weights) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter 2019) or Adafactor (Shazeer and Stern 2018) behind a clip of the norm.
 
     Adafactor is that of algorithm 4 with the relative step sizes of T5: decay 1 - t**-0.8, updates clipped
     at a root mean square of 1 and scaled by the parameter's, no first moment. Weight decay is decoupled in
-    both: learning rate x decay x parameter.
+    both: learning rate x decay x parameter. `weights` are those that are trained.
     """
-    scale = _adam(config) if config.name == "adamw" else _by_matrix(_adafactor())
+    scale = _adam(config) if config.name == "adamw" else _by_matrix(_adafactor(), weights)
+
+    def decayed(params: Params) -> Params:
+        flat = {path: decays(path, weights[path]) for path in flatten_dict(params, sep="/")}
+        return unflatten_dict(flat, sep="/")
+
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.chain(
             scale,
-            optax.add_decayed_weights(config.weight_decay, _decayed),
+            optax.add_decayed_weights(config.weight_decay, decayed),
             optax.scale_by_learning_rate(make_schedule(config, steps)),
         ),
     )
@@ -82,19 +89,12 @@ def _dithered(x: jax.Array, count: jax.Array) -> jax.Array:
     costs no memory, is computed where the value is, and a resumed run rounds as an uninterrupted one.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    noise = _hash(bits ^ _hash(count.astype(jnp.uint32))) >> 16
+    noise = mix(bits ^ mix(count.astype(jnp.uint32))) >> 16
     kept = (bits + noise) & jnp.uint32(0xFFFF0000)
     return jax.lax.bitcast_convert_type(kept, jnp.float32).astype(jnp.bfloat16)
 
 
-def _hash(x: jax.Array) -> jax.Array:
-    """The finalizer of MurmurHash3: every bit of the result depends on every bit of x."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
-
-
-def _by_matrix(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+def _by_matrix(inner: optax.GradientTransformation, weights: Weights) -> optax.GradientTransformation:
     """`inner` on every parameter alone, each layer's for itself, as the matrix (inputs, outputs) it is.
 
     So a leaf that holds the weights of all layers, or splits a matrix's outputs in heads, is updated as
@@ -102,9 +102,16 @@ def _by_matrix(inner: optax.GradientTransformation) -> optax.GradientTransformat
     """
     one_state = jax.tree.structure(jax.eval_shape(inner.init, jnp.zeros(1)))
 
+    def as_matrices(path: Any, x: jax.Array) -> tuple[jax.Array, Callable]:
+        """A parameter as matrices or vectors, and what makes a function of one a function of them."""
+        weight = weights["/".join(key.key for key in path)]
+        if weight.is_stacked:
+            return x.reshape(weight.layers, *weight.matrix), jax.vmap
+        return x.reshape(weight.matrix), lambda one: one
+
     def init(params):
         def one(path, param):
-            matrices, each = _matrices(path, param)
+            matrices, each = as_matrices(path, param)
             return each(inner.init)(matrices)
 
         states = jax.tree.map_with_path(one, params)
@@ -113,7 +120,7 @@ def _by_matrix(inner: optax.GradientTransformation) -> optax.GradientTransformat
 
     def update(grads, state, params):
         def one(path, grad, param, state):
-            (matrices, each), (of_param, _) = _matrices(path, grad), _matrices(path, param)
+            (matrices, each), (of_param, _) = as_matrices(path, grad), as_matrices(path, param)
             update, state = each(inner.update)(matrices, state, of_param)
             return update.reshape(grad.shape), state
 
@@ -124,16 +131,3 @@ def _by_matrix(inner: optax.GradientTransformation) -> optax.GradientTransformat
         return updates, jax.tree.transpose(like, one_state, states)
 
     return optax.GradientTransformation(init, update)
-
-
-def _matrices(path: Any, x: jax.Array) -> tuple[jax.Array, Callable]:
-    """A parameter as matrices or vectors, and what makes a function of one a function of them."""
-    N, *shape = as_matrices("/".join(key.key for key in path), x.shape)
-    return (x.reshape(shape), lambda one: one) if N == 1 else (x.reshape(N, *shape), jax.vmap)
-
-
-def _decayed(params):
-    """True for the parameters that weight decay acts on: all but norms and biases."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: not any(word in jax.tree_util.keystr(path) for word in ("norm", "bias")), params
-    )

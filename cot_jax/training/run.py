@@ -5,15 +5,17 @@ import math
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cot_jax.answers.equality import accuracy
 from cot_jax.batch import Batch
-from cot_jax.data.batches import Ragged, make_batch
+from cot_jax.data.batches import Ragged, question_shapes
 from cot_jax.data.examples import Example
+from cot_jax.data.lengths import describe
 from cot_jax.errors import UserError
-from cot_jax.losses.self_distillation import LastBatch
-from cot_jax.models.student import Params
+from cot_jax.losses.soft_targets import LastBatch
+from cot_jax.models.weights import Params, init, shapes
 from cot_jax.training.checkpoints import Checkpoints
 from cot_jax.training.compiled import CompiledAhead
 from cot_jax.training.console import say
@@ -23,7 +25,6 @@ from cot_jax.training.evaluation import (
     answer_questions,
     make_choose,
     make_generate,
-    question_shapes,
 )
 from cot_jax.training.experiment import (
     Experiment,
@@ -38,7 +39,8 @@ from cot_jax.training.mesh import (
     BATCH_AXES,
     abstract,
     by_example,
-    by_table,
+    by_weights,
+    group_count,
     make_mesh,
     of_state,
     replicated,
@@ -74,33 +76,32 @@ class Run:
         self.mesh = make_mesh(config.mesh, devices)
         require_divisible(self.mesh, config.train.batch_size, parts)
         require_divisible(self.mesh, config.evaluation.batch_size)
-        optimizer = make_optimizer(config.optimizer, config.train.steps)
-        whole, self._batch_sharding = replicated(self.mesh), by_example(self.mesh)
+        self.batches = experiment.batches(group_count(self.mesh) * config.train.micro_batches)
         student, lora = experiment.student, experiment.lora
-        pretrained = experiment.pretrained if lora is None else None
+        trained = lora.weights if lora else student.weights
+        optimizer = make_optimizer(config.optimizer, config.train.steps, trained)
+        whole, self._batch_sharding = replicated(self.mesh), by_example(self.mesh)
+        pretrained = None if lora else experiment.pretrained
 
         def create(pretrained):
-            # rbg, as every measured figure has it: another generator draws other parameters.
-            init_rng, step_rng = jax.random.split(jax.random.key(config.seed, impl="rbg"))
-            fresh = student.init if lora is None else lora.init
-            params = fresh(init_rng) if pretrained is None else pretrained
+            init_rng, step_rng = jax.random.split(jax.random.key(config.seed))
+            params = lora.init(init_rng) if lora else init(student.weights, init_rng, pretrained)
             return init_state(params, optimizer, step_rng, self._empty_last_batch())
 
-        shapes = jax.eval_shape(create, pretrained)
-        partition = student.partition if lora is None else lora.partition
-        state_sharding = of_state(self.mesh, shapes, partition, student.vocab_size)
-        self._abstract_state = abstract(shapes, state_sharding)
-        # Parameters are born divided: a device holds at most a leaf that it draws, rbg does not divide that.
+        like = jax.eval_shape(create, pretrained)
+        state_sharding = of_state(self.mesh, like, trained, experiment.self_distillation)
+        self._abstract_state = abstract(like, state_sharding)
+        # Each device draws its own part of every parameter.
         create = jax.jit(create, out_shardings=state_sharding)
-        self._create = lambda: create(pretrained and spread(pretrained, state_sharding.params))
-        self._frozen_sharding = by_table(self.mesh, self._student_shapes, student.partition) if lora else None
-        self._merge = jax.jit(lora.merge, out_shardings=self._frozen_sharding) if lora else None
+        of_pretrained = pretrained and by_weights(self.mesh, pretrained, student.weights)
+        self._create = lambda: create(pretrained and spread(pretrained, of_pretrained))
+        self._frozen_sharding = by_weights(self.mesh, self._frozen_shapes, student.weights) if lora else None
         self._step = jax.jit(
             make_train_step(
                 build_objective(experiment, BATCH_AXES),
                 optimizer,
-                experiment.student.layer_norms if config.train.layer_norms_every else None,
-                lora.merge if lora else None,
+                lora.attach if lora else None,
+                with_layer_norms=config.train.layer_norms_every > 0,
             ),
             in_shardings=(state_sharding, self._batch_sharding, self._frozen_sharding),
             out_shardings=(state_sharding, whole),
@@ -118,7 +119,7 @@ class Run:
         spelled = self.experiment.answer_view.name in self.experiment.spelled
         encoded, line = encode_texts(labels, tokenizer, most, spelled)
         say(f"labels: {line}")
-        return make_choose(student, self.mesh, encoded, tokenizer.pad_id)
+        return make_choose(student, self.mesh, encoded)
 
     def _make_information(self) -> InformationEstimate:
         experiment, config = self.experiment, self.experiment.config
@@ -130,7 +131,7 @@ class Run:
             )
         valid = self.examples("valid")
         held_out = tokenize(list(views.values()), valid, experiment.tokenizer, config, experiment.spelled)
-        train = {name: experiment.batches.views[name] for name in views}
+        train = {name: experiment.tokenized[name] for name in views}
         estimate = InformationEstimate(
             experiment.student, self.mesh, train, held_out.views, batch_size=config.evaluation.batch_size
         )
@@ -142,13 +143,17 @@ class Run:
         return estimate
 
     @property
-    def _student_shapes(self) -> Params:
-        return jax.eval_shape(self.experiment.student.init, jax.random.key(0))
+    def _frozen_shapes(self) -> Params:
+        """What an adapter leaves as it is: the weights that files have."""
+        experiment = self.experiment
+        dtype = jnp.dtype(experiment.config.model.frozen_dtype)
+        named = {path: weight for path, weight in experiment.student.weights.items() if weight.theirs}
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes(named))
 
     @property
     def parameters(self) -> int:
         """Number of the student's parameters."""
-        return sum(math.prod(x.shape) for x in jax.tree.leaves(self._student_shapes))
+        return sum(math.prod(weight.shape) for weight in self.experiment.student.weights.values())
 
     @property
     def trained_parameters(self) -> int:
@@ -157,7 +162,12 @@ class Run:
     @functools.cached_property
     def _frozen(self) -> Params | None:
         """The weights that an adapter adapts, on the mesh."""
-        return spread(self.experiment.pretrained, self._frozen_sharding) if self._frozen_sharding else None
+        if self._frozen_sharding is None:
+            return None
+        narrowed = jax.tree.map(
+            lambda x, like: x.astype(like.dtype), self.experiment.pretrained, self._frozen_shapes
+        )
+        return spread(narrowed, self._frozen_sharding)
 
     @property
     def stored_bytes(self) -> int:
@@ -168,19 +178,17 @@ class Run:
         experiment, distillation = self.experiment, self.experiment.self_distillation
         if distillation is None or not distillation.distills:
             return None
-        _, *widths = np.max(experiment.batches.shapes, axis=0)
+        widths = np.max(self.batches.shapes, axis=0)[:, 1, 1].tolist()
         return distillation.empty(
             experiment.config.train.batch_size // 2,
-            experiment.student.vocab_size,
-            dict(zip((view.name for view in experiment.views), map(int, widths), strict=True)),
+            experiment.student.outputs,
+            dict(zip(self.batches.views, widths, strict=True)),
         )
 
     def abstract_arguments(self) -> tuple[TrainState, Batch, Params | None]:
         """Shapes and shardings of what the step takes, the batch of the costliest shape."""
-        experiment, rows = self.experiment, self.experiment.batches.rows(0)
-        shape = experiment.batches.shapes[-1]
-        batch = make_batch(experiment.batches.views, rows, shape, experiment.tokenizer.pad_id)
-        frozen = abstract(self._student_shapes, self._frozen_sharding) if self._frozen_sharding else None
+        batch = self.batches.largest()
+        frozen = abstract(self._frozen_shapes, self._frozen_sharding) if self._frozen_sharding else None
         return self._abstract_state, abstract(batch, self._batch_sharding), frozen
 
     def compile(self) -> jax.stages.Compiled:
@@ -199,14 +207,13 @@ class Run:
 
     def batch(self, step: int) -> Batch:
         """Returns the batch of training step `step` (from 0), on the mesh."""
-        return spread(self.experiment.batches(step), self._batch_sharding)
+        return spread(self.batches(step), self._batch_sharding)
 
     def compiled_ahead(self, first: int) -> CompiledAhead:
         """Returns the step, which donates the state, compiled in the background for those from `first` on."""
-        batches, found = self.experiment.batches, {}
+        batches, found = self.batches, {}
         for step in range(first, min(first + _LOOK_AHEAD, self.experiment.config.train.steps)):
-            shape = batches.shape(step)
-            if (name := "x".join(map(str, shape))) not in found:
+            if (name := describe(batches.shape(step))) not in found:
                 found[name] = abstract(batches(step), self._batch_sharding)
             if len(found) == len(batches.shapes):
                 break
@@ -229,12 +236,12 @@ class Run:
             )
             say(f"{split} questions: {line}")
         questions, batch_size = self._questions[split], config.evaluation.batch_size
-        new_tokens = config.evaluation.max_new_tokens
-        shapes = question_shapes(
+        question_shape = question_shapes(
             questions,
-            batch_size,
-            config.data.max_shapes,
-            lambda widths: experiment.student.flops(widths[..., 0], [new_tokens]),
+            batch_size=batch_size,
+            groups=group_count(self.mesh),
+            new_tokens=config.evaluation.max_new_tokens,
+            flops=experiment.student.flops,
         )
         return answer_questions(
             self._generate,
@@ -243,8 +250,9 @@ class Run:
             experiment.answer_view,
             experiment.tokenizer,
             spelled=experiment.answer_view.name in experiment.spelled,
+            mesh=self.mesh,
             batch_size=batch_size,
-            shapes=shapes,
+            shapes=question_shape,
         )
 
     def evaluate(self, params: Params, split: str) -> dict[str, float]:
@@ -253,8 +261,8 @@ class Run:
         `SPLIT/accuracy`; on validation, where the config asks for it, `valid/mutual_information` in nats
         (`InformationEstimate`).
         """
-        if self._merge:
-            params = self._merge(self._frozen, params)
+        if self.experiment.lora and self._frozen:
+            params = self.experiment.lora.attach(self._frozen, params)
         labels = [example.label for example in self.examples(split)]
         answers = self.answer(params, split)
         if answers.cut:

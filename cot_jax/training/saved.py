@@ -12,15 +12,17 @@ from jax.sharding import Mesh
 
 from cot_jax.answers import programs
 from cot_jax.answers.programs import Interpreter
-from cot_jax.config import Config, freeze, read_json, to_json, with_defaults
-from cot_jax.data.batches import Ragged
+from cot_jax.config import Config, freeze, to_json, with_defaults
+from cot_jax.data.batches import Ragged, stream_shapes
 from cot_jax.data.examples import Example
 from cot_jax.data.views import METHODS, View
 from cot_jax.errors import UserError
+from cot_jax.files import read_json
 from cot_jax.models import student as students
-from cot_jax.models.generation import Sampling
+from cot_jax.models.decoding import Sampling
 from cot_jax.models.lora import fingerprint
-from cot_jax.models.student import Params, Student
+from cot_jax.models.student import Options, Student
+from cot_jax.models.weights import Params, shapes
 from cot_jax.text import tokenizer as tokenizers
 from cot_jax.text.tokenizer import Tokenizer
 from cot_jax.training.checkpoints import Checkpoints
@@ -34,7 +36,7 @@ from cot_jax.training.evaluation import (
     make_score,
 )
 from cot_jax.training.experiment import BASE, compute_dtype, encode_questions, encode_texts, make_lora
-from cot_jax.training.mesh import abstract, arrangement, by_table, spread
+from cot_jax.training.mesh import abstract, arrangement, by_weights, group_count, spread
 
 # Of a run: the student's architecture. Of an export: the run's config. Of both: what its data say of answers.
 STUDENT_FILE, CONFIG_FILE, ANSWERS_FILE = "student.json", "cot_jax.json", "answers.json"
@@ -95,7 +97,7 @@ class Saved:
         (directory / ANSWERS_FILE).write_text(
             answers_json(self.by_value, self.labels, self.spelled), encoding="utf-8"
         )
-        self.student.save(directory, self.params)
+        students.save(directory, self.student, self.params)
 
 
 def answers_json(by_value: bool | None, labels: Sequence[str] | None, spelled: Sequence[str] = ()) -> str:
@@ -122,29 +124,29 @@ def load(path: Path) -> Saved:
             f"{path} is neither a run ({STUDENT_FILE}, config.json) nor an exported student ({CONFIG_FILE})"
         )
     answers = _read_answers(path / ANSWERS_FILE)
-    dtype = compute_dtype(config.model)
+    options = Options(dtype=compute_dtype(config.model))
     if file.name == CONFIG_FILE:
-        student, read = students.from_pretrained(str(path), dropout_rate=0.0, dtype=dtype)
-        mesh, shardings = arrangement(config.mesh, read, student.partition)
+        student, read, _ = students.from_pretrained(str(path), options)
+        mesh, shardings = arrangement(config.mesh, read, student.weights)
         return Saved(config, student, spread(read, shardings), mesh, tokenizers.load(path), *answers)
     architecture = read_json(path / STUDENT_FILE)
-    student = students.from_architecture(architecture, dtype=dtype)
-    shapes = jax.eval_shape(student.init, jax.random.key(0))
-    mesh, shardings = arrangement(config.mesh, shapes, student.partition)
+    student = students.build(architecture, options)
+    like = shapes(student.weights)
+    mesh, shardings = arrangement(config.mesh, like, student.weights)
     lora = make_lora(config.model, student)
-    like, like_shardings = shapes, shardings
+    like_shardings = shardings
     if lora:
-        _, base = students.from_pretrained(config.model.pretrained, dropout_rate=0.0, dtype=dtype)
+        _, base, _ = students.from_pretrained(config.model.pretrained, options)
         refuse_other_base(path / STUDENT_FILE, fingerprint(base), config.model.pretrained)
-        like = jax.eval_shape(lora.init, jax.random.key(0))
-        like_shardings = by_table(mesh, like, lora.partition)
+        like = shapes(lora.weights)
+        like_shardings = by_weights(mesh, like, lora.weights)
     with Checkpoints(path / "checkpoints") as checkpoints:
         if checkpoints.best is None:
             raise UserError(f"{path} has no best parameters yet: train until its first evaluation")
         params = checkpoints.restore_best(abstract(like, like_shardings))
     if lora:
         merge = jax.jit(lora.merge, donate_argnums=0, out_shardings=shardings)
-        params = merge(spread(base, shardings), params)
+        params = merge(spread(base, by_weights(mesh, base, student.weights)), params)
     return Saved(config, student, params, mesh, tokenizers.load(path / "tokenizer"), *answers)
 
 
@@ -187,9 +189,8 @@ class _Asker:
     def __init__(self, saved: Saved, view: View, batch_size: int):
         self._saved, self._view = saved, view
         self._batch_size = -(-batch_size // jax.device_count()) * jax.device_count()
-        most = saved.config.data.max_input_tokens
-        # Questions come as they come: few widths, and any length fits one.
-        self._shapes = [*((width,) for width in (32, 64, 128, 256, 512) if width < most), (most,)]
+        in_group = self._batch_size // group_count(saved.mesh)
+        self._shapes = stream_shapes(saved.config.data.max_input_tokens, in_group)
 
     def _encode(self, questions: Sequence[Example]) -> tuple[Ragged, str]:
         saved = self._saved
@@ -241,7 +242,7 @@ class Answerer(_Asker):
             raise not_recorded("what labels this student chooses among")
         else:
             labels = self._encode_labels(saved.labels)
-            self._generate = make_choose(*where, labels, saved.tokenizer.pad_id)
+            self._generate = make_choose(*where, labels)
 
     def __call__(self, questions: Sequence[Example]) -> tuple[Answers, str]:
         """Returns what the student writes for each, in their order, and a line that says what was counted."""
@@ -254,6 +255,7 @@ class Answerer(_Asker):
                 self._view,
                 self._saved.tokenizer,
                 spelled=self._view.name in self._saved.spelled,
+                mesh=self._saved.mesh,
                 batch_size=self._batch_size,
                 shapes=self._shapes,
                 interpreter=self._interpreter,
@@ -278,7 +280,7 @@ class LabelScorer(_Asker):
         """
         super().__init__(saved, view, batch_size)
         encoded = self._encode_labels(labels)
-        self._score = make_score(saved.student, saved.mesh, encoded, saved.tokenizer.pad_id)
+        self._score = make_score(saved.student, saved.mesh, encoded)
 
     def __call__(self, questions: Sequence[Example]) -> np.ndarray:
         """Returns the log-probabilities (N, L) float32 of the labels, each summed over its tokens."""
@@ -287,6 +289,7 @@ class LabelScorer(_Asker):
                 self._score,
                 self._saved.params,
                 self._encode(questions)[0],
+                mesh=self._saved.mesh,
                 batch_size=self._batch_size,
                 shapes=self._shapes,
                 pad_id=self._saved.tokenizer.pad_id,

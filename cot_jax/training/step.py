@@ -9,9 +9,11 @@ import optax
 
 from cot_jax.batch import Batch
 from cot_jax.losses.objective import Objective
-from cot_jax.losses.self_distillation import LastBatch
-from cot_jax.metrics.plots import LAYER_NORM
-from cot_jax.models.student import Params
+from cot_jax.losses.soft_targets import LastBatch
+from cot_jax.models.weights import Params, layer_norms
+
+# Metrics of layers are named by it and STACK/LAYER.
+LAYER_NORM = "grad_norm/"
 
 
 class TrainState(NamedTuple):
@@ -53,23 +55,24 @@ def init_state(
 def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    layer_norms: Callable[[Params], dict[str, jax.Array]] | None = None,
-    merge: Callable[[Params, Params], Params] | None = None,
+    attach: Callable[[Params, Params], Params] | None = None,
+    *,
+    with_layer_norms: bool = False,
 ) -> TrainStep:
     """Returns the pure step (state, batch) -> (state, metrics).
 
-    With `merge`, (state, batch, frozen) -> (state, metrics): the student's parameters are then
-    `merge(frozen, state.params)`, and only the second are learned. What is frozen is no part of the state,
+    With `attach`, (state, batch, frozen) -> (state, metrics): the student's parameters are then
+    `attach(frozen, state.params)`, and only the second are learned. What is frozen is no part of the state,
     so that neither the optimizer nor a checkpoint holds it.
 
     Metrics are float32 scalars of this step's batch, before its update: `loss`, `loss/TERM` for
     every term of the objective, its diagnostics as `self_distillation/NAME`, and `grad_norm` before
-    clipping; with `layer_norms` (see `Student`) also `grad_norm/STACK/LAYER` of every layer.
+    clipping; with `with_layer_norms` also `grad_norm/STACK/LAYER` of every layer.
     """
 
     def train_step(state, batch, frozen=None):
         def loss_of(params, *rest):
-            return objective(merge(frozen, params) if merge else params, *rest)
+            return objective(attach(frozen, params) if attach else params, *rest)
 
         # A function of the step alone, so that a resumed run draws the same masks.
         dropout_rng = jax.random.fold_in(state.rng, state.step)
@@ -82,7 +85,7 @@ def make_train_step(
         metrics = {"loss": loss, **{f"loss/{name}": value for name, value in found.terms.items()}}
         metrics |= {f"self_distillation/{name}": value for name, value in found.diagnostics.items()}
         metrics["grad_norm"] = optax.tree.norm(grads)
-        for stack, norm_N in (layer_norms(grads) if layer_norms else {}).items():
+        for stack, norm_N in (layer_norms(grads) if with_layer_norms else {}).items():
             metrics |= {f"{LAYER_NORM}{stack}/{n}": norm for n, norm in enumerate(norm_N)}
         return TrainState(state.step + 1, params, opt_state, state.rng, found.last_batch), metrics
 

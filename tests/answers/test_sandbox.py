@@ -195,7 +195,7 @@ def test_who_runs_programs():
     assert sandbox.make_interpreter(False) is programs.run
     refused = "import fractions\nans = fractions.Fraction(1, 2)"
     assert programs.run(refused).failure == "Unsupported"
-    example = Example("1", "?", "0.5", programs=(refused,))
+    example = Example("1", ("?",), "0.5", programs=(refused,))
     kept, line = keep_right_programs([example], ["0.5"], by_value=True, interpreter=programs.run)
     assert (kept[0].programs, "left out: Unsupported 1" in line) == ((), True)
     kept, _ = keep_right_programs([example], ["0.5"], by_value=True, interpreter=lambda _: Result(0.5))

@@ -9,9 +9,10 @@ from cot_jax.answers import programs
 from cot_jax.answers.arithmetic import evaluate
 from cot_jax.answers.equality import is_correct
 from cot_jax.data import problems, tasks
-from cot_jax.data.examples import Example, Row
+from cot_jax.data.examples import Example
 from cot_jax.data.teacher import outputs
 from cot_jax.errors import UserError
+from cot_jax.files import Row
 from cot_jax.metrics.quality import final_answer
 
 
@@ -62,7 +63,7 @@ def test_gsm8k_teaches_human_solutions_without_calculator_notes(load):
     "model", ["6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification"]
 )
 def test_gsm8k_answers_are_read_as_its_authors_read_them(load, data_root, model):
-    golds = {e.input: e.label for e in load("gsm8k").test}
+    golds = {e.text: e.label for e in load("gsm8k").test}
     for row in _lines(data_root / "gsm8k/example_model_solutions.jsonl"):
         said = outputs.parse("gsm8k", row[model]["solution"], "corrected").label or ""
         assert is_correct(said, golds[row["question"]], by_value=True) is row[model]["is_correct"]
@@ -81,7 +82,7 @@ def test_other_teachers(load, data_root, task, file, known, right):
     def ask(text):
         return text.partition("Answer Choices:")[0].strip()
 
-    golds = {ask(e.input): e.label for e in (*load(task).train, *load(task).valid)}
+    golds = {ask(e.text): e.label for e in (*load(task).train, *load(task).valid)}
     rows = [row for row in _lines(data_root / f"cot/{file}.jsonl") if ask(row["instruction"]) in golds]
     said = [outputs.parse(task, row["output"], "corrected").label or "" for row in rows]
     pairs = zip(said, (golds[ask(row["instruction"])] for row in rows), strict=True)
@@ -120,7 +121,7 @@ def test_asdiv_has_the_reasons_of_the_programs_teacher(load):
 
 def test_aqua_and_mathqa_ask_alike(load):
     aqua = {e.id: e for e in load("aqua").test}["aqua-test-0000"]
-    assert aqua.input.endswith(
+    assert aqua.text.endswith(
         "reach the base of the tower?\nAnswer Choices:\n(A) 5(√3 + 1)\n(B) 6(√3 + √2)\n(C) 7(√3 \u2013 1)\n"
         "(D) 8(√3 \u2013 2)\n(E) None of these"
     )
@@ -129,16 +130,18 @@ def test_aqua_and_mathqa_ask_alike(load):
     mathqa = {e.id: e for e in load("mathqa").test}
     assert mathqa["mathqa-test-0000"] == Example(
         "mathqa-test-0000",
-        "a shopkeeper sold an article offering a discount of 5 % and earned a profit of 31.1 % . what would "
-        "have been the percentage of profit earned if no discount had been offered ?\nAnswer Choices:\n"
-        "(A) 38\n(B) 27.675\n(C) 30\n(D) data inadequate\n(E) none of these",
+        (
+            "a shopkeeper sold an article offering a discount of 5 % and earned a profit of 31.1 % . what "
+            "would have been the percentage of profit earned if no discount had been offered ?\n"
+            "Answer Choices:\n(A) 38\n(B) 27.675\n(C) 30\n(D) data inadequate\n(E) none of these",
+        ),
         "A",
     )
     # One of the rows whose options are a Python list.
-    assert mathqa["mathqa-test-0082"].input.endswith(
+    assert mathqa["mathqa-test-0082"].text.endswith(
         "\n(A) 2 : 3\n(B) 4 : 5\n(C) 16 : 9\n(D) 7 : 9\n(E) 8 : 5"
     )
-    assert mathqa["mathqa-test-0628"].input.endswith("(D) 8 inches\n(E) 10 inches")
+    assert mathqa["mathqa-test-0628"].text.endswith("(D) 8 inches\n(E) 10 inches")
 
 
 STRATEGYQA = {
@@ -200,7 +203,7 @@ def test_strategyqa(tmp_path, form):
 )
 def test_bad_rows_are_named(read, row, message):
     with pytest.raises(UserError, match=message) as error:
-        read(Row("t", row), "</s>")
+        read(Row("t", row))
     assert "\n" not in str(error.value)
 
 
@@ -234,9 +237,16 @@ def test_programs_that_do_not_fit_their_rows_are_refused(tmp_path):
         e.programs for e in tasks.DATA_SETS["svamp"].read("train", tmp_path, tasks.Options("corrected"))
     ]
     assert programs_of == [("ans = 3", "ans = 1 + 2"), (), ("ans = 4",)]
-    for content in ('[["ans = 3"]]', "[[1], [], []]", "[1, 2, 3]", "{", None):
+    for content, message in (
+        *(
+            (text, "expected a JSON list .* 3 rows")
+            for text in ('[["ans = 3"]]', "[[1], [], []]", "[1, 2, 3]")
+        ),
+        ("{", "not valid JSON"),
+        (None, "no such file"),
+    ):
         samples.unlink() if content is None else samples.write_text(content)
-        with pytest.raises(UserError, match=r"train_PoT_samples\.json: expected a JSON list .* 3 rows"):
+        with pytest.raises(UserError, match=rf"train_PoT_samples\.json: {message}"):
             tasks.load("svamp", tmp_path)
 
 

@@ -67,7 +67,7 @@ def test_published_splits(data_root, task, sizes):
 @pytest.mark.parametrize("rows", [2, 7, 10, 11, 800, 9741])
 def test_held_out_examples_are_those_of_the_datasets_library(rows):
     datasets = pytest.importorskip("datasets", reason="the published split is the datasets library's")
-    examples = [Example(str(i), "", "") for i in range(rows)]
+    examples = [Example(str(i), ("",), "") for i in range(rows)]
     expected = datasets.Dataset.from_dict({"row": range(rows)}).train_test_split(test_size=0.1, seed=0)
     train, valid = tasks.hold_out(examples)
     assert [int(e.id) for e in train] == expected["train"]["row"]
@@ -78,8 +78,10 @@ def test_inputs_are_the_published_ones(data_root):
     svamp = tasks.load("svamp", data_root)
     assert dataclasses.replace(svamp.train[0], programs=()) == Example(
         id="svamp-train-0792",
-        input="The Ferris wheel in paradise park has 18 seats. Each seat can hold 15 people. "
-        "If 10 seats are broken\nHow many people can ride the Ferris wheel at the same time?",
+        parts=(
+            "The Ferris wheel in paradise park has 18 seats. Each seat can hold 15 people. "
+            "If 10 seats are broken\nHow many people can ride the Ferris wheel at the same time?",
+        ),
         label="( ( 18.0 - 10.0 ) * 15.0 )",
         teacher_label="((18 - 10) * 15)",
         rationales=(
@@ -89,28 +91,29 @@ def test_inputs_are_the_published_ones(data_root):
     )
     cqa = {e.id: e for e in tasks.load("cqa", data_root).valid}["3a1b3c21a11f4ec53c166b0559df7369"]
     assert cqa.label == "bridge"
-    assert cqa.input == (
+    assert cqa.text == (
         "A John is a bum.  Much like the stereotype, he lives near this sort of transportation "
         "infrastructure. Where does he live?\nAnswer Choices:\n(a) bus depot\n(b) beach\n(c) train station\n"
         "(d) bridge\n(e) bridge"
     )
     esnli = tasks.load("esnli", data_root).train[0]
     assert (esnli.id, esnli.label) == ("esnli-train-0000", "neutral")
-    assert esnli.input == (
-        "A person on a horse jumps over a broken down airplane.</s>"
-        "A person is training his horse for a competition."
+    assert esnli.parts == (
+        "A person on a horse jumps over a broken down airplane.",
+        "A person is training his horse for a competition.",
     )
-    anli = tasks.load("anli1", data_root, end_token=" [SEP] ").test[0]
+    anli = tasks.load("anli1", data_root).test[0]
     assert (anli.id, anli.label) == ("4aae63a8-fcf7-406c-a2f3-50c31c5934a9", "entailment")
-    assert (
-        "Emporio Armani. Ernest Jones is part of the Signet Jewelers group. [SEP] The first Ern" in anli.input
-    )
+    premise, hypothesis = anli.parts
+    assert premise.endswith("Emporio Armani. Ernest Jones is part of the Signet Jewelers group.")
+    assert hypothesis.startswith("The first Ern")
+    assert anli.text == f"{premise}\n{hypothesis}"
 
 
 def test_cqa_labels_are_choices_whatever_their_capitals(data_root):
     cqa = tasks.load("cqa", data_root)
     for example in (*cqa.train, *cqa.valid, *cqa.test):
-        choices = example.input.split("\n(")[1:]
+        choices = example.text.split("\n(")[1:]
         assert {example.label, example.teacher_label or example.label} <= {
             c[3:].rstrip("\n") for c in choices
         }
@@ -125,7 +128,7 @@ def test_asdiv_adds_training_problems_that_write_equations(data_root):
     asdiv = {e.id: e for e in added.train[len(plain.train) :]}
     assert asdiv["asdiv-train-0000"] == Example(
         "asdiv-train-0000",
-        "Seven red apples and two green apples are in the basket.\nHow many apples are in the basket?",
+        ("Seven red apples and two green apples are in the basket.\nHow many apples are in the basket?",),
         "( 7.0 + 2.0 )",
     )
     assert sum("(" in str(e.label) for e in asdiv.values()) == 1176
@@ -205,7 +208,7 @@ def test_bad_rows_are_named(tmp_path, name, good, change, message):
 def test_good_rows_need_no_teacher(tmp_path):
     _published(tmp_path, "esnli", [NLI_ROW])
     splits = tasks.load("esnli", tmp_path)
-    assert splits.train == (Example("esnli-train-0000", "p</s>h", "neutral"),)
+    assert splits.train == (Example("esnli-train-0000", ("p", "h"), "neutral"),)
     assert splits.report[0] == (
         "train: 1 examples, 0 with a rationale, 0 with a teacher label, which equals the label in 0"
     )
@@ -263,12 +266,12 @@ def test_own_data_inline(tmp_path):
     train = _rows("train", 3)
     train[0] |= {"rationale": "r", "program": "p = 1"}
     train[1] |= {"rationale": " ", "program": None, "note": "ignored"}
-    train[2]["id"] = 2
+    train[2] |= {"id": 2, "input": ["premise", "hypothesis"]}
     splits = tasks.load("jsonl", _own(tmp_path, train=train, valid=_rows("valid", 1), test=_rows("test", 2)))
     assert splits.train == (
-        Example("train-0", "0 + 1?", "1", None, ("r",), ("p = 1",)),
-        Example("train-1", "1 + 1?", "2"),
-        Example("2", "2 + 1?", "3"),
+        Example("train-0", ("0 + 1?",), "1", None, ("r",), ("p = 1",)),
+        Example("train-1", ("1 + 1?",), "2"),
+        Example("2", ("premise", "hypothesis"), "3"),
     )
     assert (len(splits.valid), len(splits.test)) == (1, 2)
 
@@ -336,7 +339,11 @@ def test_teacher_rows_for_one_split_only_and_with_nothing_to_say(tmp_path):
         ({"train": [{"input": "?", "label": "1"}]}, r"train\.jsonl:1: every row needs an 'id'"),
         (
             {"train": [{"id": "a", "label": "1"}]},
-            r"train\.jsonl:1: 'input' must be a text in quotes; found None",
+            r"train\.jsonl:1: 'input' must be a text in quotes or a list of texts; found None",
+        ),
+        *(
+            ({"train": [{"id": "a", "input": parts, "label": "1"}]}, r"'input' must be a text in quotes or a")
+            for parts in ([], ["?", 1])
         ),
         (
             {"train": [{"id": "a", "input": "?", "label": 1}]},
@@ -384,7 +391,7 @@ def test_json_lines_with_a_byte_order_mark_and_other_encodings(tmp_path):
 
 def test_examples_are_frozen_and_data_needs_no_jax():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Example("a", "b", "c").label = "d"  # type: ignore[misc]
+        Example("a", ("b",), "c").label = "d"  # type: ignore[misc]
     code = "import sys, cot_jax.data.tasks; sys.exit('jax' in sys.modules or 'datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -5,9 +5,10 @@ import pytest
 from cot_jax.data.examples import Example
 from cot_jax.data.views import METHODS, answer_of, rationale_of
 
-EXAMPLE = Example(id="1", input="2 pens and 3 more?", label="( 2 + 3 )", rationales=("2 and 3 are 5.",))
-SEVERAL = Example("4", "q", "( 2 + 3 )", rationales=("One.", "Two."), programs=("ans = 5", "ans = 2 + 3"))
-BARE = Example(id="2", input="2 pens and 3 more?", label="( 2 + 3 )")
+EXAMPLE = Example(id="1", parts=("2 pens and 3 more?",), label="( 2 + 3 )", rationales=("2 and 3 are 5.",))
+SEVERAL = Example("4", ("q",), "( 2 + 3 )", rationales=("One.", "Two."), programs=("ans = 5", "ans = 2 + 3"))
+PAIR = Example("5", ("A dog runs.", "A cat runs."), "neutral", rationales=("A dog is no cat.",))
+BARE = Example(id="2", parts=("2 pens and 3 more?",), label="( 2 + 3 )")
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,9 @@ BARE = Example(id="2", input="2 pens and 3 more?", label="( 2 + 3 )")
     ],
 )
 def test_methods(method, expected):
-    found = [(v.source(EXAMPLE), *v.writes(EXAMPLE, EXAMPLE.label)) for v in METHODS[method]]
+    found = [
+        (v.prefix + "|".join(v.reads(EXAMPLE)), *v.writes(EXAMPLE, EXAMPLE.label)) for v in METHODS[method]
+    ]
     assert found == expected
 
 
@@ -48,9 +51,11 @@ def test_what_is_missing_is_left_out_and_never_a_blank():
     assert joint.writes(BARE, BARE.label) == ()
     assert joint.writes(EXAMPLE, None) == ()
     (informed,) = METHODS["rationale_input"]
-    assert informed.source(BARE) is None
+    assert informed.reads(BARE) is None
+    # The rationale follows the last of several parts.
+    assert informed.reads(PAIR) == ("A dog runs.", "A cat runs.\nRationale: A dog is no cat.")
     # The reference parser's blank is text, and is trained on as published.
-    blank = Example(id="3", input="q", label="l", rationales=(" ",))
+    blank = Example(id="3", parts=("q",), label="l", rationales=(" ",))
     assert explain.writes(blank, "l") == (" ",)
     assert METHODS["dss"][0].writes(EXAMPLE, None) == ()
 

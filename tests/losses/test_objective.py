@@ -9,9 +9,9 @@ from jax.sharding import PartitionSpec as P
 
 from cot_jax.batch import Batch, ViewArrays
 from cot_jax.losses.objective import MutualInformation, make_objective
-from cot_jax.losses.self_distillation import LastBatch, SelfDistillation
-from cot_jax.models.student import T5Student
-from cot_jax.models.t5 import T5Config
+from cot_jax.losses.soft_targets import LastBatch, SelfDistillation
+from cot_jax.models.t5 import T5, T5Config
+from cot_jax.models.weights import shapes
 
 TERMS = {"predict": "label", "explain": "rationale"}
 WEIGHTS = {"label": 0.3, "rationale": 0.7}
@@ -118,9 +118,9 @@ def small_student():
     config = T5Config(
         vocab_size=64, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=4
     )
-    student = T5Student(config)
+    student = T5(config)
     rng = np.random.default_rng(4)
-    shapes = jax.eval_shape(student.init, jax.random.key(0))
+    like = shapes(student.weights)
     return student, jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32) / 4, shapes)
 
 

@@ -16,5 +16,5 @@ def test_layer_norms_are_drawn(tmp_path):
     ]
     rows.insert(1, {"step": 11, "loss": 1.0, "grad_norm": 3.0})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    draw_layer_norms(tmp_path / "metrics.jsonl", tmp_path / "norms.png")
+    draw_layer_norms(tmp_path / "metrics.jsonl", "grad_norm/", tmp_path / "norms.png")
     assert (tmp_path / "norms.png").read_bytes().startswith(b"\x89PNG")

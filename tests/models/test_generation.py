@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from cot_jax.models.generation import Sampling
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cot_jax.models import generation
-from cot_jax.models.generation import Sampling
 
 
 def scripted(script_BT, steps):

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cot_jax.models.huggingface import name_table
 from flax.traverse_util import flatten_dict
 
 from cot_jax.errors import UserError
-from cot_jax.models.huggingface import name_table
 from cot_jax.models.lora import Lora, fingerprint
 
 TARGETS = "(attention/[qo]|mlp/wi_0)$"

@@ -184,7 +184,7 @@ def test_a_failure_in_the_background_is_said(tmp_path, monkeypatch):
         checkpoints.save(1, _state(1))
         with monkeypatch.context() as patch:
             patch.setattr("orbax.checkpoint.CheckpointManager.wait_until_finished", fail)
-            with pytest.raises(UserError, match=r"cannot be written \(ValueError: .* quota exceeded\); mend"):
+            with pytest.raises(UserError, match=r"cannot be written \(ValueError: .* quota exceeded\); fix"):
                 checkpoints.save(2, _state(2))
 
 

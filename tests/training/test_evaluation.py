@@ -1,20 +1,19 @@
 """Answers that are chosen among labels, or come from a beam search."""
 
 import dataclasses
-import functools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cot_jax.config import Config
 from cot_jax.data.batches import Ragged
 from cot_jax.errors import UserError
-from cot_jax.models.generation import Sampling, written_length
-from cot_jax.models.student import T5Student
-from cot_jax.models.t5 import T5Config
+from cot_jax.models import decoding
+from cot_jax.models.decoding import Sampling, written_length
+from cot_jax.models.t5 import T5, T5Config
+from cot_jax.models.weights import init
 from cot_jax.text import tokenizer as tokenizers
 from cot_jax.training import evaluation, run
 from cot_jax.training.evaluation import make_choose, make_generate, make_sample, make_score
@@ -57,14 +56,10 @@ def test_labels_are_the_targets_of_training(own_data, tokenizers_root):
     assert answer_labels(experiment) == tuple(LABELS)
     labels, line = encode_texts(answer_labels(experiment), experiment.tokenizer, 256)
     assert line.startswith("3 texts")
-    ids_LT, length_L = labels.take(np.arange(3), 12, 0)
-    targets = experiment.batches.views["predict"].targets
-    trained_NT, trained_N = targets.take(np.arange(len(targets)), 12, 0)
-    for example, ids_T, length in zip(experiment.train_examples, trained_NT, trained_N, strict=True):
-        label = LABELS.index(example.label)
-        np.testing.assert_array_equal(ids_T, ids_LT[label])
-        assert length == length_L[label]
-        assert ids_T[length - 1] == experiment.tokenizer.eos_id
+    targets = experiment.tokenized["predict"].targets
+    for n, example in enumerate(experiment.train_examples):
+        np.testing.assert_array_equal(targets[n], labels[LABELS.index(example.label)])
+        assert targets[n][-1] == experiment.tokenizer.eos_id
 
 
 def test_a_task_that_defines_its_labels_has_them_all(data_root, tokenizers_root):
@@ -91,23 +86,30 @@ def test_scores_need_a_closed_set_of_labels(own_data, tokenizers_root, data_root
 def student():
     """A tiny student with weights large enough for different answers to different questions."""
     config = T5Config(64, 16, 4, 16, num_layers=1, num_decoder_layers=1, num_heads=2, dropout_rate=0.0)
-    student = T5Student(config, scan_unroll=1)
-    return student, jax.tree.map(lambda x: 4 * x, jax.jit(student.init)(jax.random.key(0)))
+    student = T5(config)
+    return student, jax.tree.map(lambda x: 3 * x, init(student.weights, jax.random.key(0)))
 
 
 def _questions(rng, B=8, S=7):
-    return rng.integers(2, 64, (B, S)).astype(np.int32), rng.integers(1, S + 1, B).astype(np.int32)
+    """Questions of up to S tokens, one in a group: so many devices there are."""
+    return Ragged([rng.integers(2, 64, size=rng.integers(1, S + 1)).tolist() for _ in range(B)])
+
+
+def _tokens(questions, rows=None, width=7):
+    rows = np.arange(len(questions)) if rows is None else rows
+    return questions.tokens(rows, (width, width), 0, groups=len(rows))
 
 
 def test_the_likeliest_label_is_chosen(student):
     student, params = student
     labels = Ragged([[5, 1], [9, 1], [7, 1], [8, 6, 1], [6, 1], [4, 4, 4, 4, 1], [2, 1], [3, 1]])
-    input_ids_BS, input_length_B = _questions(np.random.default_rng(0))
-    choose, score = (make(student, data_parallel(), labels, 0) for make in (make_choose, make_score))
-    tokens_BT, log_prob_B = choose(params, input_ids_BS, input_length_B)
-    log_prob_BL = score(params, input_ids_BS, input_length_B)
-    ids_LT, length_L = labels.take(np.arange(8), 5, 0)
-    want_BL = jax.jit(student.score)(params, input_ids_BS, input_length_B, ids_LT, length_L)
+    questions = _tokens(_questions(np.random.default_rng(0)))
+    choose, score = (make(student, data_parallel(), labels) for make in (make_choose, make_score))
+    tokens_BT, log_prob_B = choose(params, questions)
+    log_prob_BL = score(params, questions)
+    tokens = _tokens(labels, width=5)
+    ids_LT, length_L = tokens.ids, tokens.length[:, 0]
+    want_BL = jax.jit(lambda p: decoding.score(student.prompt(p, questions, 5), ids_LT, length_L))(params)
     np.testing.assert_allclose(log_prob_BL, want_BL, rtol=1e-5)
     best_B = np.argmax(log_prob_BL, axis=1)
     assert len(set(best_B.tolist())) > 1
@@ -117,44 +119,45 @@ def test_the_likeliest_label_is_chosen(student):
 
 def test_several_beams_answer_with_the_best(student):
     student, params = student
-    questions = _questions(np.random.default_rng(1))
+    questions = _tokens(_questions(np.random.default_rng(1)))
     found = {
-        beams: [np.asarray(x) for x in make_generate(student, data_parallel(), 5, beams)(params, *questions)]
+        beams: [np.asarray(x) for x in make_generate(student, data_parallel(), 5, beams)(params, questions)]
         for beams in (1, 3)
     }
-    greedy = jax.jit(functools.partial(student.generate, max_new_tokens=5))
-    search = jax.jit(functools.partial(student.beam_search, max_new_tokens=5, beams=3))
-    np.testing.assert_array_equal(found[1][0], greedy(params, *questions)[0])
-    np.testing.assert_array_equal(found[3][0], search(params, *questions)[0][:, 0])
+    greedy = jax.jit(lambda p: decoding.greedy(student.prompt(p, questions, 5), 5))
+    search = jax.jit(lambda p: decoding.beam_search(student.prompt(p, questions, 5, 3), 5, 3))
+    np.testing.assert_array_equal(found[1][0], greedy(params)[0])
+    np.testing.assert_array_equal(found[3][0], search(params)[0][:, 0])
     assert (found[1][0] != found[3][0]).any()
     for tokens_BT, log_prob_B in found.values():
         length_B = written_length(tokens_BT, 1).astype(np.int32)
-        scored_BL = jax.jit(student.score)(params, *questions, tokens_BT, length_B)
+        scored_BL = jax.jit(
+            lambda p, ids, length: decoding.score(student.prompt(p, questions, 5), ids, length)
+        )(params, tokens_BT, length_B)
         np.testing.assert_allclose(log_prob_B, np.diagonal(scored_BL), rtol=1e-5, atol=2e-6)
 
 
 def test_samples_are_a_function_of_question_and_seed(student):
     student, params = student
-    ids_BS, length_B = _questions(np.random.default_rng(2))
+    questions = _questions(np.random.default_rng(2))
     sample = make_sample(student, data_parallel(), 5, 3, Sampling(temperature=4.0), 0)
-    tokens_BKT, log_prob_BK = sample(params, ids_BS, length_B)
+    tokens_BKT, log_prob_BK = sample(params, _tokens(questions))
     assert (tokens_BKT.shape, log_prob_BK.shape) == ((8, 3, 5), (8, 3))
     assert len({tuple(row) for row in np.asarray(tokens_BKT).reshape(24, 5).tolist()}) > 12
     order = np.array([5, 5, 1, 0, 7, 6, 2, 3])
-    again_BKT, _ = sample(params, ids_BS[order], length_B[order])
+    again_BKT, _ = sample(params, _tokens(questions, order))
     np.testing.assert_array_equal(again_BKT, tokens_BKT[order])
     sample = make_sample(student, data_parallel(), 5, 3, Sampling(temperature=4.0), 1)
-    assert (sample(params, ids_BS, length_B)[0] != tokens_BKT).mean() > 0.5
+    assert (sample(params, _tokens(questions))[0] != tokens_BKT).mean() > 0.5
 
 
 def test_questions_are_told_apart_by_what_they_say():
-    rng = np.random.default_rng(3)
-    ids_BS, length_B = _questions(rng, B=4096)
-    real_BS = np.arange(7) < length_B[:, None]
-    wider_BS = np.pad(np.where(real_BS, ids_BS, 0), ((0, 0), (0, 5)))
-    hash_B = evaluation._hash(jnp.asarray(ids_BS), length_B)
-    np.testing.assert_array_equal(evaluation._hash(jnp.asarray(wider_BS), length_B), hash_B)
-    different = {tuple(row[:length]) for row, length in zip(ids_BS.tolist(), length_B, strict=True)}
+    questions = _questions(np.random.default_rng(3), B=4096)
+    hash_B = evaluation._hash(_tokens(questions))
+    np.testing.assert_array_equal(evaluation._hash(_tokens(questions, width=12)), hash_B)
+    one_group = questions.tokens(np.arange(4096), (questions.lengths.sum(), 7), 0)
+    np.testing.assert_array_equal(evaluation._hash(one_group), hash_B)
+    different = {tuple(questions[n].tolist()) for n in range(4096)}
     assert len(set(hash_B.tolist())) == len(different)
 
 
@@ -162,7 +165,7 @@ def test_a_run_answers_as_the_config_says_and_so_does_what_it_saved(own_data, tm
     texts = [f"predict: explain: because question {i}?" for i in range(9)]
     tokenizers.train([*texts, *LABELS], 96, tmp_path / "tokenizer")
     experiment = prepare(_config(own_data, tmp_path / "tokenizer"))
-    assert experiment.student.vocab_size == 128
+    assert experiment.student.outputs == 128
     scoring = Run(experiment)
     params = scoring.initial_state().params
     answers = scoring.answer(params, "test")

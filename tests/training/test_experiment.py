@@ -4,14 +4,13 @@ import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from cot_jax.config import Config, DataConfig, WordProblemsConfig
 from cot_jax.errors import UserError
-from cot_jax.models import huggingface
+from cot_jax.models import student as students
 from cot_jax.models.t5 import T5, T5Config
+from cot_jax.models.weights import init
 from cot_jax.training.experiment import encode_questions, load_splits, prepare
 
 
@@ -45,16 +44,17 @@ def own_data(tmp_path):
 def test_what_lacks_a_rationale_is_left_out_of_the_rationale_loss_only(own_data, tokenizers_root):
     experiment = prepare(_config(own_data, tokenizers_root / "t5", task="jsonl"))
     assert len(experiment.train_examples) == 3
-    batch = experiment.batches(0)
+    batches = experiment.batches(groups=1)
+    batch = batches(0)
     has_rationale = {"a": True, "b": False, "c": True}
-    assert (batch.views["predict"].target_length > 0).all()
-    named = [experiment.train_examples[row].id for row in experiment.batches.rows(0)]
-    assert (batch.views["explain"].target_length > 0).tolist() == [has_rationale[name] for name in named]
+    assert (batch.views["predict"].learned > 0).all()
+    named = [experiment.train_examples[row].id for row in batches.rows(0)]
+    assert (batch.views["explain"].learned[0] > 0).tolist() == [has_rationale[name] for name in named]
     report = "\n".join(experiment.report)
     assert "view explain: targets 2 texts" in report
     assert "0 cut at 256" in report
     # The brace is none of T5's pieces.
-    assert experiment.batches.views["predict"].inputs.lengths.sum() > 0
+    assert experiment.tokenized["predict"].inputs.lengths.sum() > 0
     unknown = next(line for line in experiment.report if line.startswith("view predict: inputs"))
     assert "0.000 % unknown" not in unknown
 
@@ -109,11 +109,11 @@ def test_a_smaller_share_is_part_of_a_larger_one(own_data, data_root, tokenizers
 def test_svamp_as_published(data_root, tokenizers_root):
     experiment = prepare(_config(data_root, tokenizers_root / "t5", task="svamp", parser="reference"))
     # The released parser's blanks are trained on: an end token and nothing else.
-    assert (experiment.batches.views["explain"].targets.lengths == 1).sum() > 0
-    assert (experiment.batches.views["explain"].targets.lengths == 0).sum() == 0
+    assert (experiment.tokenized["explain"].targets.lengths == 1).sum() > 0
+    assert (experiment.tokenized["explain"].targets.lengths == 0).sum() == 0
     corrected = prepare(_config(data_root, tokenizers_root / "t5", task="svamp"))
-    blanks = (experiment.batches.views["explain"].targets.lengths == 1).sum()
-    assert (corrected.batches.views["explain"].targets.lengths == 0).sum() == blanks
+    blanks = (experiment.tokenized["explain"].targets.lengths == 1).sum()
+    assert (corrected.tokenized["explain"].targets.lengths == 0).sum() == blanks
     assert experiment.answer_view.name == "predict"
 
 
@@ -121,9 +121,8 @@ def test_tokenizer_must_fit_the_model(own_data, tokenizers_root, tmp_path):
     config = T5Config(
         vocab_size=64, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_decoder_layers=1, num_heads=2
     )
-    shapes = jax.eval_shape(T5(config, jnp.float32).init_params, jax.random.key(0))
-    model = tmp_path / "model"
-    huggingface.save(model, config, jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes))
+    student, model = T5(config), tmp_path / "model"
+    students.save(model, student, init(student.weights, jax.random.key(0)))
     run = _config(own_data, tokenizers_root / "t5", task="jsonl")
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, pretrained=str(model)))
     with pytest.raises(UserError, match="has 64 embedding rows but the tokenizer 32100 tokens"):

@@ -6,14 +6,16 @@ import signal
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cot_jax.batch import Tokens
 from cot_jax.data import word_problems
 from cot_jax.errors import UserError
-from cot_jax.models.student import T5Student
-from cot_jax.models.t5 import T5Config
+from cot_jax.models import decoding
+from cot_jax.models import student as students
+from cot_jax.models.t5 import T5, T5Config
+from cot_jax.models.weights import shapes
 from cot_jax.text import tokenizer as tokenizers
 from cot_jax.train import main
 from cot_jax.training.run import Run
@@ -26,7 +28,6 @@ FLAGS = (
     "--config.data.word_problems.train=48",
     "--config.data.word_problems.valid=8",
     "--config.data.word_problems.test=8",
-    "--config.data.max_shapes=1",
     "--config.self_distillation.method=dynsdpb",
     "--config.model.lora_rank=2",
     "--config.model.dropout_rate=0.1",
@@ -47,7 +48,7 @@ def base(tmp_path_factory):
     problems = word_problems.splits(
         seed=0, train=48, valid=1, test=1, max_steps=2, distractors=1, max_number=20, teacher_error_rate=0.0
     )
-    texts = [text for example in problems["train"] for text in (example.input, example.label)]
+    texts = [text for example in problems["train"] for text in (example.text, example.label)]
     tokenizer = tokenizers.train(texts, 200, str(directory / "scratch"))
     tokenizer.save(directory)
     write(directory, tokenizer, seed=0)
@@ -55,10 +56,12 @@ def base(tmp_path_factory):
 
 
 def write(directory, tokenizer, seed):
-    student = T5Student(T5Config(vocab_size=256, pad_token_id=tokenizer.pad_id, **SIZES))
+    student = T5(T5Config(vocab_size=256, pad_token_id=tokenizer.pad_id, **SIZES))
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(student.init, jax.random.key(0))
-    student.save(directory, jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), shapes))
+    like = shapes(student.weights)
+    students.save(
+        directory, student, jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), like)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +95,7 @@ def test_only_the_adapter_is_learned_and_a_stopped_run_goes_on(trained, tmp_path
     assert main([*flags, f"--workdir={stopped}"]) == 0
     assert _rows(stopped) == _rows(workdir)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(run._frozen), before)
-    assert "going on from step 3" in capsys.readouterr().out
+    assert "resuming from step 3" in capsys.readouterr().out
     result = json.loads((workdir / "result.json").read_text())
     # q and v of three attentions, each (32 + 32) x 2.
     assert result["trained_parameters"] == 3 * 2 * 64 * 2 < 0.05 * result["parameters"]
@@ -113,8 +116,8 @@ def test_what_is_exported_is_the_merged_student(base, trained, tmp_path):
     assert torch.equal(theirs.shared.weight, pretrained.shared.weight)
     ids = np.random.default_rng(0).integers(3, 100, size=(2, 7)).astype(np.int32)
     logits = theirs(input_ids=torch.tensor(ids).long(), labels=torch.tensor(ids).long()).logits
-    mask = jnp.full(2, 7, jnp.int32)
-    ours = saved.student.score(saved.params, ids, mask, ids, mask)
+    questions = Tokens(ids, np.full((2, 1), 7, np.int32), 7)
+    ours = decoding.score(saved.student.prompt(saved.params, questions, 7), ids, np.full(2, 7, np.int32))
     log_prob = logits.log_softmax(-1)[:, None].expand(2, 2, 7, -1)
     # Teacher forced with its own labels: the diagonal.
     index = torch.tensor(ids).long()[:, None, :, None].expand(2, 2, 7, 1)

@@ -11,17 +11,19 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from cot_jax.config import MeshConfig, OptimizerConfig
-from cot_jax.data.batches import Ragged, TokenizedView, make_batch
+from cot_jax.data.batches import Ragged, TokenizedView, make_batch, view_lengths
+from cot_jax.data.lengths import as_shape
 from cot_jax.errors import UserError
 from cot_jax.losses.objective import MutualInformation, make_objective
-from cot_jax.losses.self_distillation import SelfDistillation
-from cot_jax.models.student import T5Student
-from cot_jax.models.t5 import T5Config
+from cot_jax.losses.soft_targets import SelfDistillation
+from cot_jax.models.t5 import T5, T5Config
+from cot_jax.models.weights import Weight, init
 from cot_jax.training.mesh import (
     BATCH_AXES,
     by_example,
-    by_table,
+    by_weights,
     data_parallel,
+    group_count,
     make_mesh,
     of_state,
     replicated,
@@ -34,7 +36,7 @@ STEPS, BATCH, EXAMPLES, V = 20, 16, 64, 256
 WIDTHS = {"predict": 6, "explain": 14}
 
 # Sizes by which every array of a compiled program is told from the others.
-STUDENT = T5Student(
+STUDENT = T5(
     T5Config(
         vocab_size=V,
         dropout_rate=0.1,
@@ -48,7 +50,7 @@ STUDENT = T5Student(
     )
 )
 TERMS = {"predict": "label", "explain": "rationale"}
-OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-3), 100)
+OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-3), 100, STUDENT.weights)
 MI = MutualInformation("predict", "explain", 0.1, "reference", "max", "label")
 
 
@@ -89,8 +91,10 @@ def _batch(step, terms, mesh):
     # Each half of a batch was in the one before, as self-distillation wants it.
     halves = [np.arange(BATCH // 2) + BATCH // 2 * half for half in (step, step + 1)]
     rows = np.stack(halves, axis=1).ravel() % EXAMPLES
-    views = {name: _views()[name] for name in terms}
-    return spread(make_batch(views, rows, (20, *(WIDTHS[name] for name in terms)), 0), by_example(mesh))
+    views, groups = {name: _views()[name] for name in terms}, group_count(mesh)
+    width = view_lengths(views, np.arange(EXAMPLES)).max(axis=-1, keepdims=True)
+    shape = as_shape(width * np.array([BATCH // groups, 1]))
+    return spread(make_batch(views, rows, shape, 0, groups, padded=views), by_example(mesh))
 
 
 @functools.cache
@@ -100,7 +104,7 @@ def _create(method):
 
     def create():
         last = distillation.empty(BATCH // 2, V, WIDTHS) if distillation else None
-        return init_state(STUDENT.init(jax.random.key(0)), OPTIMIZER, jax.random.key(1), last)
+        return init_state(init(STUDENT.weights, jax.random.key(0)), OPTIMIZER, jax.random.key(1), last)
 
     return jax.jit(create)
 
@@ -114,7 +118,7 @@ def _start(method, arrangement):
         STUDENT, terms, {"label": 0.5, "rationale": 0.5}, mi, distillation, batch_axes=BATCH_AXES
     )
     state = jax.eval_shape(_create(method))
-    shardings = of_state(mesh, state, STUDENT.partition, V)
+    shardings = of_state(mesh, state, STUDENT.weights, distillation)
     step = jax.jit(
         make_train_step(objective, OPTIMIZER),
         in_shardings=(shardings, by_example(mesh)),
@@ -189,7 +193,7 @@ def test_what_is_gathered_is_a_layer_of_weights_over_fsdp_and_no_logits(method):
     heads = {(V // half, D), (D, V // half)}
     # Of each position and device: its best logit, or its candidates for the largest.
     rows = BATCH // 8
-    small = {(rows, *shape) for T in WIDTHS.values() for shape in ((T, half), (T, half * 4))} | {(rows, half)}
+    small = {(rows, *shape) for T in (5, 13) for shape in ((T, half), (T, half * 4))} | {(rows, half)}
     gathered = _crossing(compiled, "all-gather")
     assert weights <= gathered
     assert gathered <= weights | heads | small
@@ -219,23 +223,13 @@ def test_axes_are_inferred():
 
 
 def test_an_axis_that_does_not_divide_a_parameter_is_named():
+    weights = {"layers/mlp/wo": Weight("NFD", (2, 42, 48), 1, 1.0, "wo")}
     shapes = {"layers": {"mlp": {"wo": jax.ShapeDtypeStruct((2, 42, 48), jnp.float32)}}}
     message = r"config.mesh.model=4 does not divide the 42 of layers/mlp/wo 2x42x48"
     with pytest.raises(UserError, match=message):
-        by_table(make_mesh(MeshConfig(2, 1, 4)), shapes, STUDENT.partition)
+        by_weights(make_mesh(MeshConfig(2, 1, 4)), shapes, weights)
 
 
 def test_a_parameter_that_the_table_does_not_know_is_an_error():
-    with pytest.raises(ValueError, match="no row of the student's table says how adapter is divided"):
-        by_table(data_parallel(), {"adapter": jax.ShapeDtypeStruct((2,), jnp.float32)}, STUDENT.partition)
-
-
-def test_the_table_has_a_row_for_every_parameter_of_its_own_rank():
-    for config in (STUDENT.config, T5Config()):
-        shapes = jax.eval_shape(T5Student(config).init, jax.random.key(0))
-        shardings = by_table(_mesh("2x2x2"), shapes, STUDENT.partition)
-        for (path, leaf), sharding in zip(
-            jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(shardings), strict=True
-        ):
-            whole = "norm" in jax.tree_util.keystr(path)
-            assert len(sharding.spec) == (0 if whole else leaf.ndim), path
+    with pytest.raises(ValueError, match="no weight is called adapter"):
+        by_weights(data_parallel(), {"adapter": jax.ShapeDtypeStruct((2,), jnp.float32)}, STUDENT.weights)

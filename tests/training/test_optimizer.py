@@ -4,22 +4,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from cot_jax.config import OptimizerConfig
+from cot_jax.models.weights import Weight
 from cot_jax.training.optimizer import make_optimizer
 
 STEPS = 20
 
 
+WEIGHTS = {
+    "encoder/layers/self_attention/q": Weight("NDHK", (2, 130, 2, 70), 1, 1.0, "q"),
+    "encoder/layers/self_attention/o": Weight("NHKD", (2, 2, 70, 130), 2, 1.0, "o"),
+    "encoder/layers/mlp/wi": Weight("NDF", (2, 130, 4), 1, 1.0, "wi"),
+    "encoder/layers/mlp_norm": Weight("ND", (2, 130), 0, None, "mlp_norm"),
+    "encoder/final_norm": Weight("D", (130,), 0, None, "final_norm"),
+    "embedding": Weight("VD", (150, 130), 0, 1.0, "embedding"),
+}
+ONE = {"w": Weight("K", (1,), 0, 0.0, "w")}
+
+
 def _tree(make):
     """Every kind of leaf; 70 x 2 heads make matrices large enough to be factored, 4 x 30 does not."""
-    attention = {"q": make(2, 130, 2, 70), "o": make(2, 2, 70, 130)}
-    layers = {
-        "self_attention": attention,
-        "mlp": {"wi": make(2, 130, 4)},
-        "mlp_norm": {"scale": make(2, 130)},
-    }
-    return {"encoder": {"layers": layers, "final_norm": {"scale": make(130)}}, "shared": make(150, 130)}
+    return unflatten_dict({path: make(*weight.shape) for path, weight in WEIGHTS.items()}, sep="/")
 
 
 def _torch_parameters(torch, tree):
@@ -39,13 +46,13 @@ def test_adafactor_is_that_of_transformers():
 
     rng = np.random.default_rng(0)
     tree = _tree(lambda *shape: rng.normal(size=shape).astype(np.float32))
-    tree["shared"] *= 1e-4  # below the least scale of a parameter
+    tree["embedding"] *= 1e-4  # below the least scale of a parameter
     grads = [_tree(lambda *shape: rng.normal(size=shape).astype(np.float32)) for _ in range(STEPS)]
 
     theirs = [torch.nn.Parameter(p) for p in _torch_parameters(torch, tree)]
     reference = Adafactor(theirs, lr=1e-2, scale_parameter=True, relative_step=False, warmup_init=False)
     config = OptimizerConfig(name="adafactor", learning_rate=1e-2, schedule="constant", clip_norm=0.0)
-    optimizer = make_optimizer(config, STEPS)
+    optimizer = make_optimizer(config, STEPS, WEIGHTS)
     update = jax.jit(optimizer.update)
     params, state = tree, optimizer.init(tree)
     for grad in grads:
@@ -68,7 +75,7 @@ def test_adafactor_keeps_next_to_nothing():
     tree = jax.eval_shape(lambda: _tree(lambda *shape: jnp.zeros(shape)))
     sizes = {}
     for name in ("adamw", "adafactor"):
-        optimizer = make_optimizer(OptimizerConfig(name=name, learning_rate=1.0), 10)
+        optimizer = make_optimizer(OptimizerConfig(name=name, learning_rate=1.0), 10, WEIGHTS)
         sizes[name] = sum(x.size for x in jax.tree.leaves(jax.eval_shape(optimizer.init, tree)))
     assert sizes["adamw"] > 2 * sum(x.size for x in jax.tree.leaves(tree))
     assert sizes["adafactor"] < 0.03 * sizes["adamw"]
@@ -76,7 +83,7 @@ def test_adafactor_keeps_next_to_nothing():
 
 def _moments(dtype, grads):
     config = OptimizerConfig(learning_rate=1e-2, schedule="constant", clip_norm=0.0, moment_dtype=dtype)
-    optimizer = make_optimizer(config, len(grads))
+    optimizer = make_optimizer(config, len(grads), ONE)
 
     @jax.jit
     def run(grads):
@@ -110,7 +117,7 @@ def test_moments_in_bfloat16_follow_those_in_float32():
 
 def test_a_constant_schedule_and_no_clip():
     config = OptimizerConfig(learning_rate=2.0, schedule="constant", warmup_steps=2, clip_norm=0.0)
-    optimizer = make_optimizer(config, 4)
+    optimizer = make_optimizer(config, 4, ONE)
     params = {"w": jnp.zeros(1)}
     state, moved = optimizer.init(params), []
     for _ in range(4):

@@ -24,7 +24,6 @@ RUN = (
     "--config.data.word_problems.train=48",
     "--config.data.word_problems.valid=8",
     "--config.data.word_problems.test=8",
-    "--config.data.max_shapes=1",
     "--config.train.batch_size=8",
     "--config.train.steps=16",
     "--config.train.eval_every=8",
@@ -97,7 +96,7 @@ def test_four_processes_are_stopped_together_and_two_go_on_as_one_would_have(tmp
     statuses, said = _finish(_start(workdir, 2, "--config.mesh.fsdp=2", "--config.mesh.model=2"))
     assert statuses == [0, 0], said
     assert "devices: 4 x cpu (fsdp 2, model 2)" in said[0][0]
-    assert f"going on from step {stopped}" in said[0][0]
+    assert f"resuming from step {stopped}" in said[0][0]
     # Sums over devices are made in another order, which sixteen steps carry on.
     for row, expected in zip(_rows(workdir), _rows(reference), strict=True):
         assert row == pytest.approx(expected, rel=1e-4, abs=1e-5)
@@ -109,13 +108,13 @@ def test_four_processes_are_stopped_together_and_two_go_on_as_one_would_have(tmp
 def test_a_process_that_is_left_alone_says_so_and_ends(tmp_path):
     leader, other = _start(tmp_path / "run", 2)
     for line in leader.stdout:
-        if line.startswith("1 shapes to compile"):
+        if line.startswith("1 programs to compile"):
             break
     other.kill()
     other.communicate()
     _, said = leader.communicate(timeout=300)
     assert leader.returncode == 1
-    assert said.splitlines()[-1].endswith("start all of them again: they go on from the last checkpoint")
+    assert said.splitlines()[-1].endswith("start all of them again: they resume from the last checkpoint")
 
 
 @pytest.mark.parametrize(

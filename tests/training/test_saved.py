@@ -10,10 +10,11 @@ from jax.sharding import PartitionSpec as P
 
 from cot_jax.config import Config, MeshConfig
 from cot_jax.data.examples import Example
+from cot_jax.models.weights import Weight
 from cot_jax.training.mesh import arrangement
 from cot_jax.training.saved import Answerer, load
 
-QUESTIONS = [Example(str(n), f"Tom has {n} pens and {n} hats ?", "") for n in range(5)]
+QUESTIONS = [Example(str(n), (f"Tom has {n} pens and {n} hats ?",), "") for n in range(5)]
 
 
 @pytest.mark.parametrize(
@@ -29,14 +30,14 @@ QUESTIONS = [Example(str(n), f"Tom has {n} pens and {n} hats ?", "") for n in ra
 )
 def test_a_mesh_of_other_devices_divides_what_was_divided(trained, here):
     shapes = {"w": jax.ShapeDtypeStruct((16, 24), jnp.float32)}
-    mesh, shardings = arrangement(trained, shapes, [("w", P("fsdp", "model"))])
+    mesh, shardings = arrangement(trained, shapes, {"w": Weight("DV", (16, 24), 1, 1.0, "w")})
     assert tuple(mesh.shape.values()) == here
     assert shardings["w"].spec == P("fsdp", "model")
 
 
 def test_what_other_devices_do_not_divide_each_has_all_of():
-    shapes = {"w": jax.ShapeDtypeStruct((15,), jnp.float32)}
-    mesh, _ = arrangement(MeshConfig(1, 3, 1), shapes, [("w", P("fsdp"))])
+    shapes = {"w": jax.ShapeDtypeStruct((15, 2), jnp.float32)}
+    mesh, _ = arrangement(MeshConfig(1, 3, 1), shapes, {"w": Weight("DK", (15, 2), 1, 1.0, "w")})
     assert tuple(mesh.shape.values()) == (8, 1, 1)
 
 
@@ -50,7 +51,7 @@ def test_a_divided_student_is_read_divided_and_answers_alike(random_run, tmp_pat
         random_run(
             workdir,
             dataclasses.replace(config, mesh=mesh),
-            [e.input for e in QUESTIONS] + ["predict: explain:"],
+            [e.text for e in QUESTIONS] + ["predict: explain:"],
             64,
         )
         saved = load(workdir)
@@ -58,7 +59,7 @@ def test_a_divided_student_is_read_divided_and_answers_alike(random_run, tmp_pat
         for student in (saved, load(workdir / "export")):
             parts = mesh.fsdp * mesh.model
             for leaf in jax.tree.leaves(student.params):
-                if leaf.ndim > 2 or leaf.shape[0] == student.student.vocab_size:
+                if leaf.ndim > 2 or leaf.shape[0] == student.student.outputs:
                     assert leaf.addressable_shards[0].data.size * parts == leaf.size
             ask = Answerer(student, student.views[0], batch_size=8, max_new_tokens=5)
             answers.setdefault(mesh, []).append(ask(QUESTIONS)[0])

@@ -10,16 +10,16 @@ import pytest
 from cot_jax.config import OptimizerConfig
 from cot_jax.data.batches import Batches, Ragged, TokenizedView
 from cot_jax.losses.objective import MutualInformation, make_objective
-from cot_jax.losses.self_distillation import SelfDistillation
-from cot_jax.models.student import T5Student
-from cot_jax.models.t5 import T5Config
+from cot_jax.losses.soft_targets import SelfDistillation
+from cot_jax.models.t5 import T5, T5Config
+from cot_jax.models.weights import init
 from cot_jax.training.checkpoints import Checkpoints
 from cot_jax.training.optimizer import make_optimizer
 from cot_jax.training.step import init_state, make_train_step
 
 EXAMPLES, BATCH, VOCABULARY = 60, 8, 64
 SIZES = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
-STUDENT = T5Student(T5Config(vocab_size=VOCABULARY, dropout_rate=0.1, **SIZES))
+STUDENT = T5(T5Config(vocab_size=VOCABULARY, dropout_rate=0.1, **SIZES))
 VMM = SelfDistillation(
     "dynsdpb", ("predict", "explain"), 1.0, 3.0, "vmm", "log", "clip", "log_vocabulary", 4, jnp.float32
 )
@@ -45,8 +45,9 @@ def batches():
         seed=0,
         order="random",
         overlap=True,
-        max_shapes=1,
-        cost=lambda shapes: shapes.sum(axis=-1).astype(float),
+        groups=1,
+        padded=(),
+        flops=STUDENT.flops,
         pad_id=0,
     )
 
@@ -56,13 +57,12 @@ def _start(distillation):
     mi = MutualInformation("predict", "explain", 0.1, "masked", "max", "label")
     terms = {"predict": "label", "explain": "rationale"}
     objective = make_objective(STUDENT, terms, {"label": 0.5, "rationale": 0.5}, mi, distillation)
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2), 50)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2), 50, STUDENT.weights)
 
     @jax.jit
     def create():
         last = distillation and distillation.empty(BATCH // 2, VOCABULARY, {"predict": 8, "explain": 8})
-        rng = jax.random.key(1, impl="rbg")
-        return init_state(STUDENT.init(jax.random.key(0)), optimizer, rng, last)
+        return init_state(init(STUDENT.weights, jax.random.key(0)), optimizer, jax.random.key(1), last)
 
     return create(), jax.jit(make_train_step(objective, optimizer))
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from cot_jax.config import MeshConfig, OptimizerConfig
-from cot_jax.data.batches import Ragged, TokenizedView, make_batch
+from cot_jax.data.batches import Ragged, TokenizedView, make_batch, view_lengths
+from cot_jax.data.lengths import as_shape, needed
 from cot_jax.errors import UserError
 from cot_jax.losses.objective import MutualInformation, make_objective
-from cot_jax.models.student import T5Student
-from cot_jax.models.t5 import T5Config
+from cot_jax.models.t5 import T5, T5Config
+from cot_jax.models.weights import init, layer_norms
 from cot_jax.training.mesh import BATCH_AXES, by_example, make_mesh, replicated, require_divisible
 from cot_jax.training.optimizer import make_optimizer, make_schedule
 from cot_jax.training.step import init_state, make_train_step
@@ -35,7 +36,7 @@ def views():
 
 def _student(dropout_rate=0.1):
     sizes = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
-    return T5Student(T5Config(vocab_size=100, dropout_rate=dropout_rate, **sizes))
+    return T5(T5Config(vocab_size=100, dropout_rate=dropout_rate, **sizes))
 
 
 def _mesh(devices):
@@ -58,9 +59,9 @@ def _compiled(student, mesh):
         mi,
         batch_axes=BATCH_AXES,
     )
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), 100)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), 100, student.weights)
     create = jax.jit(
-        lambda: init_state(student.init(jax.random.key(0)), optimizer, jax.random.key(1)),
+        lambda: init_state(init(student.weights, jax.random.key(0)), optimizer, jax.random.key(1)),
         out_shardings=replicated(mesh),
     )
     step = jax.jit(
@@ -72,12 +73,12 @@ def _compiled(student, mesh):
     return create, step
 
 
-def _batch(views, step, extra=0):
-    """Returns a batch whose rationales are padded `extra` tokens further than they need."""
-    rows = np.arange(step * BATCH, (step + 1) * BATCH) % EXAMPLES
-    longest = [max(view.targets.lengths) for view in views.values()]
-    inputs = max(max(view.inputs.lengths) for view in views.values())
-    return make_batch(views, rows, (inputs, longest[0], longest[1] + extra), 0)
+def _batch(views, step, groups=1, extra=0):
+    """Returns a batch with `extra` slots more than any batch needs."""
+    rows = np.arange(EXAMPLES).reshape(-1, BATCH)
+    needs = needed(view_lengths(views, rows, padded=views), groups).max(axis=2)
+    shape = as_shape(needs + np.array([extra, 0]))
+    return make_batch(views, rows[step % len(rows)], shape, 0, groups, padded=views)
 
 
 def _losses(views, mesh, steps, student):
@@ -85,7 +86,7 @@ def _losses(views, mesh, steps, student):
     with jax.set_mesh(mesh):
         state, step_fn = _start(student, mesh)
         for step in range(steps):
-            batch = jax.device_put(_batch(views, step), by_example(mesh))
+            batch = jax.device_put(_batch(views, step, mesh.size), by_example(mesh))
             state, metrics = step_fn(state, batch)
             losses.append(float(metrics["loss"]))
     return losses
@@ -108,7 +109,8 @@ def test_one_compile_per_shape_and_every_leaf_donated(views):
         with jax.set_mesh(mesh):
             state, step_fn = _start(_student(), mesh)
             batches = [
-                jax.device_put(_batch(views, step, 8 * (step % 2)), by_example(mesh)) for step in range(6)
+                jax.device_put(_batch(views, step, extra=8 * (step % 2)), by_example(mesh))
+                for step in range(6)
             ]
             shapes = {str(jax.tree.map(jnp.shape, batch)) for batch in batches}
             assert len(shapes) == 2
@@ -146,8 +148,8 @@ def test_a_batch_must_divide_among_the_devices():
 
 def test_layer_norms_add_up_to_the_norm_of_the_gradient():
     student = _student()
-    tree = jax.tree.map(jnp.ones_like, jax.jit(student.init)(jax.random.key(0)))
-    norms = student.layer_norms(tree)
+    tree = jax.tree.map(jnp.ones_like, init(student.weights, jax.random.key(0)))
+    norms = layer_norms(tree)
     assert {stack: norm_N.shape for stack, norm_N in norms.items()} == {"encoder": (1,), "decoder": (1,)}
     expected = sum(leaf.size for leaf in jax.tree.leaves(tree["decoder"]["layers"])) ** 0.5
     assert float(norms["decoder"][0]) == pytest.approx(expected, rel=1e-6)
@@ -161,11 +163,12 @@ def test_schedule():
 
 
 def test_weight_decay_spares_norms_and_biases():
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1.0, weight_decay=0.5), 10)
+    student = _student()
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1.0, weight_decay=0.5), 10, student.weights)
 
     @jax.jit
     def decay():
-        params = _student().init(jax.random.key(0))
+        params = init(student.weights, jax.random.key(0))
         zeros = jax.tree.map(jnp.zeros_like, params)
         updates, _ = optimizer.update(zeros, optimizer.init(params), params)
         return jax.tree.map(jnp.any, updates)

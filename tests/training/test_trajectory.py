@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cot_jax.config import OptimizerConfig
-from cot_jax.data.batches import Ragged, TokenizedView, make_batch
+from cot_jax.data.batches import Ragged, TokenizedView, make_batch, view_lengths
+from cot_jax.data.lengths import as_shape, needed
 from cot_jax.losses.objective import MutualInformation, make_objective
 from cot_jax.models import student as students
 from cot_jax.training.optimizer import make_optimizer
@@ -66,7 +67,9 @@ def _torch_losses(directory, views, beta):
 
     def forward(view, rows):
         def longest(sequences):
-            return sequences.take(rows, int(sequences.lengths[rows].max()), 0)
+            width = int(sequences.lengths[rows].max())
+            tokens = sequences.tokens(rows, (width, width), 0, groups=len(rows))
+            return tokens.ids, tokens.length[:, 0]
 
         ids, lengths = longest(view.inputs)
         labels, label_lengths = longest(view.targets)
@@ -97,21 +100,21 @@ def _torch_losses(directory, views, beta):
 
 
 def _our_losses(directory, views, beta):
-    student, params = students.from_pretrained(str(directory), dropout_rate=0.0, dtype=jnp.float32)
+    student, params, _ = students.from_pretrained(str(directory), students.Options())
     mi = MutualInformation("predict", "explain", beta, "reference", "max", "label") if beta else None
     objective = make_objective(
         student, {"predict": "label", "explain": "rationale"}, {"label": ALPHA, "rationale": 1 - ALPHA}, mi
     )
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), STEPS)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), STEPS, student.weights)
     step_fn = jax.jit(make_train_step(objective, optimizer), donate_argnums=0)
     state = init_state(jax.tree.map(jnp.asarray, params), optimizer, jax.random.key(0))
-    # One shape for all: every batch is padded further than the published code pads it.
-    inputs = max(max(view.inputs.lengths) for view in views.values())
-    shape = (inputs + 3, *(max(view.targets.lengths) + 5 for view in views.values()))
+    # One shape for all, with more slots and wider than any batch needs.
+    every = np.stack([_rows(step) for step in range(EXAMPLES // BATCH)])
+    shape = as_shape(needed(view_lengths(views, every, padded=views), 1).max(axis=2) + np.array([7, 3]))
     losses = []
     for step in range(STEPS):
         rows = _rows(step)
-        state, metrics = step_fn(state, make_batch(views, rows, shape, 0))
+        state, metrics = step_fn(state, make_batch(views, rows, shape, 0, padded=views))
         losses.append(float(metrics["loss"]))
     return np.array(losses)
 

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, Self
 import httpx2
 from tqdm import tqdm
 
-from cot_jax.data.examples import read_json_lines
-from cot_jax.errors import UserError
+from cot_jax.errors import UserError, writing
+from cot_jax.files import read_json_lines, write_text
 
 Request = dict[str, Any]  # the body of a (chat) completion
 
@@ -62,7 +62,7 @@ def chat(
 
 
 def completion(model: str, prompt: str, **sampling: Any) -> Request:
-    """Returns the request to go on from `prompt`; `sampling` as that of `chat`."""
+    """Returns the request to continue `prompt`; `sampling` as in `chat`."""
     body = chat(model, [], **sampling)
     del body["messages"]
     return body | {"prompt": prompt}
@@ -244,10 +244,8 @@ class Batch(_Cache):
             request = json.loads(body)
             url = f"/v1/{_path(request)}"
             lines.append(json.dumps({"custom_id": key, "method": "POST", "url": url, "body": request}) + "\n")
-        try:
-            path.write_text("".join(lines), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}") from None
+        with writing(path):
+            write_text(path, "".join(lines))
 
     def read(self, path: Path) -> None:
         """Keeps the answers in a file of results; requests that failed stay missing.

@@ -28,15 +28,15 @@ A user's own task has the parser `text`: "So the answer is", to the end of the l
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from cot_jax.answers.arithmetic import evaluate
-from cot_jax.data.examples import Example, Row, read_json_lines
+from cot_jax.data.examples import Example
 from cot_jax.errors import UserError
+from cot_jax.files import Row, read_json, read_json_lines
 from cot_jax.metrics.quality import final_answer
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")  # in the order of the data sets' integers
@@ -182,11 +182,8 @@ def read_outputs(folder: Path, split: str) -> list[str] | None:
     }
     outputs: list[str] = []
     for _, path in sorted(chunks.items()):
-        try:
-            chunk = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise UserError(f"{path}: not valid JSON ({error})") from None
-        if not isinstance(chunk, list) or not all(isinstance(output, str) for output in chunk):
+        chunk = read_json(path, list)
+        if not all(isinstance(output, str) for output in chunk):
             raise UserError(f"{path}: expected a JSON list of texts, the teacher's outputs")
         outputs += chunk
     return outputs if chunks else None

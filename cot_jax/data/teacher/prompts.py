@@ -16,7 +16,7 @@ from typing import NamedTuple
 from cot_jax.answers.arithmetic import evaluate
 from cot_jax.data.examples import Example
 from cot_jax.data.problems import LETTERS, YES_NO
-from cot_jax.data.tasks import END_TOKEN, Splits
+from cot_jax.data.tasks import Splits
 from cot_jax.data.teacher.outputs import NLI_LABELS
 from cot_jax.metrics.quality import choices
 
@@ -65,11 +65,11 @@ class Style:
         return demonstration.rationale + self.closing.format(answer=demonstration.answer)
 
     def asks(self, example: Example) -> str:
-        """Returns the question of an example that was read with the default end token."""
+        """Returns the question of an example."""
         if self.parser in ("anli1", "esnli"):
-            premise, _, hypothesis = example.input.partition(END_TOKEN)
+            premise, hypothesis = example.parts
             return f"Premise: {premise}\nHypothesis: {hypothesis}"
-        return example.input
+        return example.text
 
 
 HINT = (
@@ -97,7 +97,7 @@ def as_chat(style: Style, kind: str, few_shot: bool, question: str) -> list[dict
 
 
 def as_prompt(style: Style, kind: str, few_shot: bool, question: str) -> str:
-    """Returns the text that a model without chat goes on from: the published layout."""
+    """Returns the text that a model without chat continues: the published layout."""
     before, after = style.marks
     gap = "\n" if kind == "pot" else " "
     parts = [style.instructs(kind)]
@@ -127,7 +127,7 @@ def style_of(task: str, splits: Splits, own: Sequence[Demonstration] = ()) -> St
         style = BOOLEAN
     elif splits.by_value:
         style = MATH
-    elif choices(splits.train[0].input):
+    elif choices(splits.train[0].text):
         style = CHOICE
     else:
         labels = splits.label_set or tuple(sorted({example.label for example in splits.train}))

@@ -8,14 +8,13 @@ one answers, `answers.programs` says.
     asdiv   pot/asdiv/asdiv_PoT.json, by ID: `root`/asdiv/asdiv_all.json has those of the questions
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cot_jax.data.examples import Row, read_json_lines
 from cot_jax.errors import UserError
+from cot_jax.files import Row, read_json, read_json_lines
 
 
 class Published(NamedTuple):
@@ -48,12 +47,12 @@ def _distinct(programs: Iterable[str]) -> tuple[str, ...]:
 def _svamp(folder: Path, split: str, rows: Sequence[Row]) -> list[Published]:
     programs: list[list[str]] = [[] for _ in rows]
     for path in (folder / f"{split}_PoT_0.json", folder / f"{split}_PoT_samples.json"):
+        found = read_json(path, list)
         try:
-            found = json.loads(path.read_bytes())
             for its, said in zip(programs, found, strict=True):
                 its += [said] if isinstance(said, str) else said
             "".join(text for its in programs for text in its)
-        except (OSError, ValueError, TypeError):
+        except (ValueError, TypeError):
             raise UserError(
                 f"{path}: expected a JSON list of programs, or of lists of them, for each of {len(rows)} rows"
             ) from None

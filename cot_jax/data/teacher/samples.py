@@ -74,7 +74,7 @@ def read(
             failure = f"program: {result.failure}"
     else:
         text, label = outputs.parse(style.parser, plain, "corrected")
-        label = _among(style.labels or choices(asked.example.input), label)
+        label = _among(style.labels or choices(asked.example.text), label)
         if text is None or label is None:
             failure = "no rationale" if label else "no readable answer" if text else "no answer"
     if failure and finish_reason == "length":

@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from cot_jax.data.examples import Example, Row
+from cot_jax.data.examples import Example
 from cot_jax.data.teacher import outputs
 from cot_jax.errors import UserError
+from cot_jax.files import Row
 
 # sha256 (first half) of the released parser's (rationale, label) pairs, one JSON list a line.
 RELEASED = {
@@ -124,14 +125,14 @@ def test_rows_that_cannot_be_joined(tmp_path, rows, message):
 
 
 def test_join():
-    example = Example("a", "2 + 2?", "4", rationales=("own",), programs=("print(4)",))
+    example = Example("a", ("2 + 2?",), "4", rationales=("own",), programs=("print(4)",))
     said = outputs.join(example, Row("t:1", {"id": "a", "rationale": "said", "label": "5", "program": " "}))
-    assert said == Example("a", "2 + 2?", "4", "5", ("said",), ("print(4)",))
+    assert said == Example("a", ("2 + 2?",), "4", "5", ("said",), ("print(4)",))
     assert outputs.join(example, Row("t:1", {"id": "a", "rationale": None})) == example
     several = {"id": "a", "rationales": ["one", " ", "two", "one"], "programs": []}
     said = outputs.join(example, Row("t:1", several))
-    assert said == Example("a", "2 + 2?", "4", None, ("one", "two"), ("print(4)",))
-    assert (said.rationale, said.program, Example("b", "", "").rationale) == ("one", "print(4)", None)
+    assert said == Example("a", ("2 + 2?",), "4", None, ("one", "two"), ("print(4)",))
+    assert (said.rationale, said.program, Example("b", ("",), "").rationale) == ("one", "print(4)", None)
     with pytest.raises(UserError, match="t:1: 'programs' must be a list of texts; found 'p'"):
         outputs.join(example, Row("t:1", {"id": "a", "programs": "p"}))
     with pytest.raises(UserError, match="t:1: has 'program' and 'programs': move the one into the list"):

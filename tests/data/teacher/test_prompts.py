@@ -53,9 +53,9 @@ def splits(*examples, label_set=None, by_value=False):
     return Splits("t", examples, examples, examples, label_set, by_value, ())
 
 
-SUM = Example("1", "I have 2 and 3.\nHow many?", "( 2.0 + 3.0 )")
-PAIR = Example("2", f"A dog runs.{tasks.END_TOKEN}A cat runs.", "neutral")
-CHOICE = Example("3", "Where?\nAnswer Choices:\n(a) here\n(b) there", "there")
+SUM = Example("1", ("I have 2 and 3.\nHow many?",), "( 2.0 + 3.0 )")
+PAIR = Example("2", ("A dog runs.", "A cat runs."), "neutral")
+CHOICE = Example("3", ("Where?\nAnswer Choices:\n(a) here\n(b) there",), "there")
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,11 @@ def test_a_task_has_the_style_of_its_questions(task, example, known, style):
 
 
 def test_other_tasks_name_their_labels_where_they_are_few():
-    few = [Example(str(n), "text", label) for n, label in enumerate(("bad", "good", "bad"))]
+    few = [Example(str(n), ("text",), label) for n, label in enumerate(("bad", "good", "bad"))]
     style = prompts.style_of("jsonl", splits(*few))
     assert style.labels == ("bad", "good")
     assert "one of these: bad, good." in style.instructs("cot")
-    many = [Example(str(n), "text", f"label {n}") for n in range(11)]
+    many = [Example(str(n), ("text",), f"label {n}") for n in range(11)]
     assert prompts.style_of("jsonl", splits(*many)) == prompts.TEXT
     assert prompts.style_of("t", splits(*many, label_set=("b", "a"))).labels == ("b", "a")
 
@@ -101,21 +101,21 @@ def test_the_published_layout():
     text = prompts.as_prompt(prompts.CHOICE, "cot", False, prompts.CHOICE.asks(CHOICE))
     assert text.endswith("\n\nQ: Where?\nAnswer Choices:\n(a) here\n(b) there\nA: Let's think step by step.")
     assert text.count("Q: ") == 1
-    text = prompts.as_prompt(prompts.MATH, "pot", True, SUM.input)
+    text = prompts.as_prompt(prompts.MATH, "pot", True, SUM.text)
     assert text.startswith(prompts.PROGRAM_INSTRUCTION)
     assert f"\n\nQ: {first.question}\nA:\n{first.program}\n\nQ: " in text
     assert [prompts.stops(style) for style in (prompts.MATH, prompts.NLI)] == [["\nQ:"], ["\nPremise:"]]
 
 
 def test_demonstrations_are_turns_of_a_chat():
-    messages = prompts.as_chat(prompts.CHOICE, "cot", True, CHOICE.input)
+    messages = prompts.as_chat(prompts.CHOICE, "cot", True, CHOICE.text)
     assert [message["role"] for message in messages] == ["system", *10 * ["user", "assistant"], "user"]
     assert messages[2]["content"].endswith(" So the answer is (b) refrigerator.")
-    assert messages[-1]["content"] == CHOICE.input
-    system, asked = prompts.as_chat(prompts.CHOICE, "cot", False, CHOICE.input)
+    assert messages[-1]["content"] == CHOICE.text
+    system, asked = prompts.as_chat(prompts.CHOICE, "cot", False, CHOICE.text)
     assert 'end with "So the answer is (x) ...."' in system["content"]
-    assert asked["content"] == f"{CHOICE.input}\nLet's think step by step."
-    assert prompts.as_chat(prompts.MATH, "pot", True, SUM.input)[2]["content"].startswith(
+    assert asked["content"] == f"{CHOICE.text}\nLet's think step by step."
+    assert prompts.as_chat(prompts.MATH, "pot", True, SUM.text)[2]["content"].startswith(
         "novels_at_first = 342\n"
     )
 

@@ -6,9 +6,9 @@ from cot_jax.data.examples import Example
 from cot_jax.data.teacher import prompts, samples
 from cot_jax.data.teacher.samples import Asked, Sample
 
-SUM = Example("s", "I have 2 and 3.", "( 2.0 + 3.0 )")
-CHOICE = Example("c", "Where?\nAnswer Choices:\n(a) Here\n(b) there", "Here")
-PAIR = Example("n", "A</s>B", "neutral")
+SUM = Example("s", ("I have 2 and 3.",), "( 2.0 + 3.0 )")
+CHOICE = Example("c", ("Where?\nAnswer Choices:\n(a) Here\n(b) there",), "Here")
+PAIR = Example("n", ("A", "B"), "neutral")
 
 
 def read(output, example=SUM, kind="cot", style=prompts.MATH, finish="stop"):

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from cot_jax.batch import ViewArrays
+from cot_jax.batch import Segments, ViewArrays
 from cot_jax.losses.vocabulary import VocabularyPass, logits
 
 METHODS = ("dlb", "dynamic", "dynsdpb")
@@ -60,13 +60,13 @@ class Distilled(NamedTuple):
 
     Attributes:
       loss: the term, () float32.
-      example_weight_B: weights of the examples' cross-entropies; None for 1.
+      example_weight_GE: weights of the examples' cross-entropies; None for 1.
       outputs: of the right half, as stored; None where nothing is.
       diagnostics: float32 scalars: means over the rows that have stored outputs (of `dynamic`: a target).
     """
 
     loss: jax.Array | float
-    example_weight_B: jax.Array | None
+    example_weight_GE: jax.Array | None
     outputs: Any
     diagnostics: dict[str, jax.Array]
 
@@ -114,6 +114,11 @@ class SelfDistillation:
         return self.method != "dlb"
 
     @property
+    def stores_vocabulary(self) -> bool:
+        """Whether the last axis of what is stored is the vocabulary."""
+        return self.output != "top_k"
+
+    @property
     def differentiates_outputs(self) -> bool:
         """Whether more than the cross-entropy of known weights goes back through the vocabulary pass."""
         return (self.output == "vmm" and self.weight > 0) or not self.distills
@@ -124,7 +129,7 @@ class SelfDistillation:
         Args:
           rows: h, half a batch.
           vocab_size: V.
-          widths: view -> most positions a target is padded to.
+          widths: view -> most positions of a target.
         """
         outputs: dict[str, Any] = {}
         for view in self.views if self.distills else ():
@@ -143,9 +148,9 @@ class SelfDistillation:
     def __call__(
         self,
         passed: VocabularyPass,
-        hidden_BTD: jax.Array,
+        hidden_GYD: jax.Array,
         head_DV: jax.Array,
-        target: ViewArrays,
+        view: ViewArrays,
         stored: Any,
         linked_h: jax.Array | None,
         batch_axes: tuple[str, ...] = (),
@@ -154,19 +159,23 @@ class SelfDistillation:
 
         Args:
           passed: of the view; with entropy where `dynamic`, with the map "sum" where the output is "vmm".
-          hidden_BTD: the view's hidden states.
+          hidden_GYD: the view's hidden states.
           head_DV: output embedding.
-          target: the view.
+          view: the view.
           stored: the view's part of `LastBatch.outputs`.
           linked_h: bool, the left rows whose outputs are stored.
-          batch_axes: axes of the ambient mesh that divide the rows.
+          batch_axes: axes of the ambient mesh that divide the groups.
         """
-        real_BT, counts_B = real_tokens(target), jnp.asarray(target.target_length) > 0
-        ones_B = jnp.ones(len(counts_B), passed.nll_BT.dtype)
+        segments, counts_GE = Segments.of(view.targets), jnp.asarray(view.learned) > 0
+        counts_B, shape_GE = counts_GE.reshape(-1), counts_GE.shape
+        ones_B = jnp.ones(len(counts_B), passed.nll_GY.dtype)
         weight_B, tau_B, diagnostics = self.weight * ones_B, self.temperature * ones_B, {}
         if self.dynamic:
-            assert passed.entropy_BT is not None
-            entropy_B = jax.lax.stop_gradient(_token_mean(passed.entropy_BT, real_BT))
+            assert passed.entropy_GY is not None
+            nll_B, entropy_B = (
+                jax.lax.stop_gradient(segments.mean(x, view.learned)).reshape(-1)
+                for x in (passed.nll_GY, passed.entropy_GY)
+            )
             if self.uncertainty == "log_vocabulary":
                 most = jnp.log(head_DV.shape[1])
             else:
@@ -174,18 +183,22 @@ class SelfDistillation:
             # Rounding may lift the entropy of a flat distribution above log V.
             uncertainty_B = jnp.minimum(entropy_B / most, 1)
             weight_B *= 1 - uncertainty_B
-            tau_B *= relative_temperature(_token_mean(passed.nll_BT, real_BT), counts_B, self.difficulty)
+            tau_B *= relative_temperature(nll_B, counts_B, self.difficulty)
             diagnostics["uncertainty"] = _mean(uncertainty_B, counts_B)
             if not self.distills:
                 relative_B = (1 - uncertainty_B) / jnp.maximum(_mean(1 - uncertainty_B, counts_B), _LEAST)
-                return Distilled(0.0, relative_B, None, diagnostics)
+                return Distilled(0.0, relative_B.reshape(shape_GE), None, diagnostics)
         assert linked_h is not None
         linked_h &= left(counts_B)
         weight_h, tau_h = left(weight_B), left(tau_B)
         if self.output == "vmm":
             divergence_h, agree_h, outputs = self._match_maps(passed, stored, tau_h)
         else:
-            inputs = (hidden_BTD, head_DV, real_BT, stored, tau_h)
+            hidden_BTD, learned_BT = (
+                by_rows(segments.unpack(x).reshape(-1, view.targets.width, *x.shape[2:]), batch_axes)
+                for x in (hidden_GYD, segments.within(view.learned))
+            )
+            inputs = (hidden_BTD, head_DV, learned_BT, stored, tau_h)
             divergence_h, agree_h, outputs = self._match_tokens(*inputs, batch_axes)
         outputs = jax.tree.map(lambda new, old: jax.lax.stop_gradient(new.astype(old.dtype)), outputs, stored)
         diagnostics |= {
@@ -200,13 +213,18 @@ class SelfDistillation:
         return Distilled(loss, None, outputs, diagnostics)
 
     def _match_maps(self, passed, stored_hV, tau_h):
-        map_BV = passed.maps["sum"]
+        map_GEV = passed.maps["sum"]
+        map_BV = map_GEV.reshape(-1, map_GEV.shape[-1])
         before_hV, now_hV = (map_logits(m, self.map_logits) for m in (stored_hV, left(map_BV)))
         agree_h = before_hV.argmax(-1) == now_hV.argmax(-1)
         return divergence(before_hV, now_hV, tau_h), agree_h, right(map_BV)
 
-    def _match_tokens(self, hidden_BTD, head_DV, real_BT, stored, tau_h, batch_axes):
-        now_hTV, next_hTV = (logits(half(hidden_BTD), head_DV) for half in (left, right))
+    def _match_tokens(self, hidden_BTD, head_DV, learned_BT, stored, tau_h, batch_axes):
+        if batch_axes:  # gathered once
+            head_DV = jax.lax.with_sharding_constraint(head_DV, PartitionSpec(None, "model"))
+        now_hTV, next_hTV = (
+            by_rows(logits(half(hidden_BTD), head_DV), batch_axes, None, "model") for half in (left, right)
+        )
         T = now_hTV.shape[1]
         before = jax.tree.map(lambda x: x[:, :T], stored)
         best_hT = now_hTV.argmax(-1)
@@ -223,7 +241,7 @@ class SelfDistillation:
         def pad(new, old):
             return jnp.pad(new, [(0, 0), (0, old.shape[1] - T), (0, 0)])
 
-        real_hT = left(real_BT)
+        real_hT = left(learned_BT)
         return (
             _token_mean(divergence_hT, real_hT),
             _token_mean(agree_hT.astype(divergence_hT.dtype), real_hT),
@@ -231,9 +249,9 @@ class SelfDistillation:
         )
 
 
-def real_tokens(view: ViewArrays) -> jax.Array:
-    """(B, T) bool, the target's tokens that are not padding."""
-    return jnp.arange(view.target_ids.shape[1])[None, :] < view.target_length[:, None]
+def by_rows(x: jax.Array, batch_axes: tuple[str, ...], *others: str | None) -> jax.Array:
+    """`x` with its rows on their devices; the compiler may otherwise send all logits to all devices."""
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(batch_axes, *others)) if batch_axes else x
 
 
 def left(x: jax.Array) -> jax.Array:

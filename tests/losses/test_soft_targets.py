@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cot_jax.batch import Batch, ViewArrays
 from cot_jax.losses.objective import MutualInformation, make_objective
-from cot_jax.losses.self_distillation import LastBatch, SelfDistillation
+from cot_jax.losses.soft_targets import LastBatch, SelfDistillation
 
 B, T, D, V = 6, 5, 4, 9
 LENGTHS = np.array([3, 5, 1, 2, 0, 4], np.int32)  # the left rows are 0, 2, 4; one is empty

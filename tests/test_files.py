@@ -1,0 +1,57 @@
+"""Files are written whole or not at all, and what is wrong in one is named with its place."""
+
+import pytest
+
+from cot_jax.errors import UserError, first_line, writing
+from cot_jax.files import read_json, read_json_lines, read_rows, write_json, write_json_lines, write_text
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path):
+    file = tmp_path / "a.json"
+    write_text(file, "before")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(file, "half of it \ud800")
+    assert file.read_text() == "before"
+    with (
+        pytest.raises(UserError, match=r"none/a cannot be written: No such file or directory; fix that"),
+        writing(tmp_path / "none/a"),
+    ):
+        write_text(tmp_path / "none/a", "")
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    write_json(tmp_path / "a.json", {"a": "½"})
+    assert "½" in (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert read_json(tmp_path / "a.json") == {"a": "½"}
+    rows = [{"id": 1}, {"id": "two"}]
+    write_json_lines(tmp_path / "a.jsonl", rows)
+    assert [row.values for row in read_json_lines(tmp_path / "a.jsonl")] == rows
+    write_json(tmp_path / "list.json", rows)
+    assert [row.values for row in read_rows(tmp_path / "list.json")] == rows
+
+
+@pytest.mark.parametrize(
+    ("read", "content", "message"),
+    [
+        (read_json, None, r"f: no such file$"),
+        (read_json, b"{", r"f: not valid JSON"),
+        (read_json, b"\xe9", r"f: not valid JSON"),
+        (read_json, b"[]", r"f: expected a JSON object, found list$"),
+        (lambda path: read_json(path, list), b"{}", r"f: expected a JSON list, found dict$"),
+        (read_json_lines, None, r"f: no such file$"),
+        (lambda path: list(read_json_lines(path)), b"\nx\n", r"f:2: not valid JSON .* at column 1"),
+        (lambda path: list(read_json_lines(path)), b'{"a": "\xe9"}', r"f:1: not UTF-8"),
+        (lambda path: list(read_json_lines(path)), b"[]", r"f:1: expected a JSON object, found list$"),
+        (lambda path: list(read_rows(path)), b"[{}, 1]", r"f: row 2: expected a JSON object, found int$"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, read, content, message):
+    if content is not None:
+        (tmp_path / "f").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / "f")
+
+
+def test_first_line():
+    assert first_line(ValueError("one\ntwo")) == "ValueError: one"
+    assert first_line(ValueError()) == "ValueError"

@@ -32,8 +32,9 @@ from cot_jax.metrics.plots import draw_confusion, draw_reliability, draw_votes
 from cot_jax.metrics.significance import bootstrap_interval
 from cot_jax.models.decoding import Sampling
 from cot_jax.training.compiled import keep_compiled
+from cot_jax.training.encoding import tokenize
 from cot_jax.training.evaluation import Answers
-from cot_jax.training.experiment import load_splits, tokenize
+from cot_jax.training.experiment import load_splits
 from cot_jax.training.information import InformationEstimate
 from cot_jax.training.saved import Answerer, LabelScorer, Saved, load
 
@@ -243,8 +244,7 @@ def _information(saved: Saved, splits: Splits, examples: Sequence[Example]) -> d
         raise UserError(f"--mutual_information trains on a training set, which task={splits.task} has not")
     batch_size = -(-saved.config.evaluation.batch_size // jax.device_count()) * jax.device_count()
     train, held_out = (
-        tokenize(views, some, saved.tokenizer, saved.config, saved.spelled).views
-        for some in (splits.train, examples)
+        tokenize(views, some, saved.format, saved.config.data).views for some in (splits.train, examples)
     )
     estimate = InformationEstimate(saved.student, saved.mesh, train, held_out, batch_size=batch_size)
     trained_on, judged_on = estimate.counts

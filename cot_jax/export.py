@@ -126,7 +126,7 @@ def _card(student: Saved, result: dict[str, Any], options: argparse.Namespace) -
         name = names[view.term]
         if view.path == "cot":
             name = "rationale, then answer"
-        if view.name in student.spelled:
+        if view.name in student.format.spelled:
             name += ", spelled by `cot_jax.text.codec`"
         prefix = f"`{view.prefix}`" if view.prefix else "nothing"
         prefixes.append(f"| {name} | {prefix} | {student.most_tokens(view)} |")

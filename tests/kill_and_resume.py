@@ -25,7 +25,6 @@ TRAIN = (
     "--config.data.word_problems.train=48",
     "--config.data.word_problems.valid=8",
     "--config.data.word_problems.test=8",
-    "--config.data.max_shapes=1",
     "--config.train.batch_size=8",
     "--config.train.steps=36",
     "--config.train.eval_every=6",

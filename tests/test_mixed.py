@@ -58,7 +58,7 @@ def config(data):
     config = Config()
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, task="jsonl", root=str(data), max_shapes=1),
+        data=dataclasses.replace(config.data, task="jsonl", root=str(data)),
         model=dataclasses.replace(config.model, preset="tiny", tokenizer=str(data / "tokenizer")),
         objective=dataclasses.replace(config.objective, method="mixed_mi", program_weight=0.25),
         self_distillation=dataclasses.replace(config.self_distillation, method="dynsdpb", views="program"),
@@ -87,7 +87,7 @@ def _steps(workdir):
 
 
 def test_what_is_learned(experiment):
-    assert experiment.spelled == ("program",)  # SentencePiece drops line breaks
+    assert experiment.format.spelled == ("program",)  # SentencePiece drops line breaks
     lines = "\n".join(experiment.report)
     assert "train: 64 of 128 programs give the label, 32 examples have one (left out: " in lines
     assert "view explain: targets 64 texts" in lines
@@ -97,7 +97,7 @@ def test_what_is_learned(experiment):
     for name, decode in (("program", codec.decode), ("explain", str)):
         ids, lengths = batch.views[name][2:]
         for n, row, length in zip(batch.example, ids, lengths, strict=True):
-            text = decode(experiment.tokenizer.decode(row[:length].tolist()))
+            text = decode(experiment.format.tokenizer.decode(row[:length].tolist()))
             view = next(view for view in experiment.views if view.name == name)
             example = experiment.train_examples[n]
             assert text in view.writes(example, example.label)
@@ -136,12 +136,11 @@ class Script:
         self._student, self._written = student, written
 
     def _tokens(self, ids_BS, length_B, samples, most):
-        tokenizer, tokens, log_probs = self._student.tokenizer, [], []
+        format, tokens, log_probs = self._student.format, [], []
         for ids, length in zip(np.asarray(ids_BS), np.asarray(length_B), strict=True):
-            prefix, _, question = tokenizer.decode(ids[:length].tolist()).partition(": ")
+            prefix, _, question = format.tokenizer.decode(ids[:length].tolist()).partition(": ")
             texts, log_prob = self._written(prefix, question) if length else ([""] * samples, 0.0)
-            spell = codec.encode if prefix == "program" else str
-            rows = tokenizer.encode([spell(text) for text in texts[:samples]], most)[0]
+            rows = format.targets(prefix, texts[:samples], most).ids  # a view's prefix is its name
             tokens.append([row + [0] * (most - len(row)) for row in rows])
             log_probs.append([log_prob] * samples)
         return np.array(tokens, np.int32), np.array(log_probs, np.float32)
@@ -249,7 +248,7 @@ def test_an_export_knows_the_spelling(scripted, tmp_path, capsys, monkeypatch):
     directory = tmp_path / "student"
     assert export.main([f"--workdir={scripted}", f"--output={directory}"]) == 0
     capsys.readouterr()
-    assert json.loads((directory / saved.ANSWERS_FILE).read_text())["spelled_by_codec"] == ["program"]
+    assert json.loads((directory / "format.json").read_text()) == {"spelled": ["program"]}
     card = (directory / "README.md").read_text()
     assert "| a program that gives it, spelled by `cot_jax.text.codec` | `program: ` | 64 |" in card
     assert "| rationale, then answer | `explain: ` | 64 |" in card
@@ -258,7 +257,8 @@ def test_an_export_knows_the_spelling(scripted, tmp_path, capsys, monkeypatch):
 
 def test_without_the_codec_a_program_would_be_lost(scripted, capsys, monkeypatch):
     """What the records are for: a run that says nothing of the spelling is read as it is written."""
-    bare = dataclasses.replace(saved.load(scripted), spelled=())
+    student = saved.load(scripted)
+    bare = dataclasses.replace(student, format=dataclasses.replace(student.format, spelled=()))
     monkeypatch.setattr(predict, "load", lambda path: bare)
     answer = _predict(scripted, capsys, monkeypatch, "--paths=pot")
     assert answer["label"] == ""

@@ -25,7 +25,6 @@ def experiment():
     config: Config = freeze(load_config_module(DEMO, "get_config"))
     data = dataclasses.replace(
         config.data,
-        max_shapes=1,
         word_problems=dataclasses.replace(config.data.word_problems, train=48, valid=8, test=8),
     )
     return prepare(dataclasses.replace(config, data=data), weights=False)
@@ -120,7 +119,7 @@ def test_the_command(target):
         pytest.importorskip("libtpu", reason="compiling for a TPU needs its compiler")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     command = [sys.executable, "-m", "cot_jax.plan", f"--config={DEMO}", *target.split()]
-    command += ["--config.data.word_problems.train=48", "--config.data.max_shapes=1"]
+    command += ["--config.data.word_problems.train=48"]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if "topology" in target:
         assert process.returncode == 0, process.stderr

@@ -12,7 +12,7 @@ import yaml
 from cot_jax import export, predict
 from cot_jax.answers.voting import vote
 from cot_jax.config import Config
-from cot_jax.training.saved import ANSWERS_FILE, answers_json, load
+from cot_jax.training.saved import ANSWERS_FILE, load
 
 QUESTIONS = ["Tom has 3 pens .", "Ann buys 12 apples and 3 pens .", "How many pens has Tom ?"]
 
@@ -72,7 +72,7 @@ def test_a_run_and_its_export_agree_whatever_the_batch(run, exported, capsys, mo
 
 
 def test_an_input_of_several_parts_is_a_list_in_and_out(run, capsys, monkeypatch):
-    pair, end = ["Tom has 3 pens .", "He buys 4 more ."], load(run).tokenizer.eos_token
+    pair, end = ["Tom has 3 pens .", "He buys 4 more ."], load(run).format.tokenizer.eos_token
     rows = [{"id": 0, "input": pair}, {"id": 1, "input": end.join(pair)}]
     _, (listed, joined), _ = _predict(run, capsys, monkeypatch, "--explain", rows=rows)
     assert listed == joined | {"id": 0, "input": pair}
@@ -120,7 +120,7 @@ def test_a_student_that_chose_among_labels_still_does(exported, tmp_path, capsys
     assert predict.main([f"--model={tmp_path}"]) == 2
     assert "what labels this student chooses among is not recorded: answers.json" in capsys.readouterr().err
     labels = ("3 apples", "12 pens", "Tom")
-    (tmp_path / ANSWERS_FILE).write_text(answers_json(False, labels))
+    (tmp_path / ANSWERS_FILE).write_text(json.dumps({"by_value": False, "labels": labels}))
     _, answers, _ = _predict(tmp_path, capsys, monkeypatch)
     assert {row["label"] for row in answers} <= set(labels)
     _, written, _ = _predict(tmp_path, capsys, monkeypatch, "--beams=1")

@@ -22,7 +22,6 @@ TINY = [
     "--config.train.batch_size=8",
     "--config.evaluation.batch_size=8",
     "--config.evaluation.max_new_tokens=3",
-    "--config.data.max_shapes=1",
 ]
 
 

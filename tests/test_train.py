@@ -22,7 +22,6 @@ SMALL = (
     "--config.data.word_problems.train=48",
     "--config.data.word_problems.valid=8",
     "--config.data.word_problems.test=8",
-    "--config.data.max_shapes=1",
     "--config.train.batch_size=8",
     "--config.train.steps=12",
     "--config.train.eval_every=6",
@@ -80,7 +79,7 @@ def test_what_a_run_prints_and_writes(uninterrupted):
     for words in (
         "task word_problems, method mi",
         "parameters",
-        "shapes to compile (inputs, predict targets, explain targets)",
+        "programs to compile, slots (longest text) of each view's inputs > targets: ",
         "cut at 1024",
         "valid: 8 of 8 answers cut at config.evaluation.max_new_tokens=4",
         "test accuracy: ",

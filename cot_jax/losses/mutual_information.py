@@ -24,8 +24,8 @@ DETACHABLE = ("label", "rationale", "none")
 def counted_tokens(variant: str, view: ViewArrays) -> jax.Array | None:
     """Returns the tokens, (G, Y) bool, whose probabilities enter a view's map; None for all.
 
-    `reference` takes the padding up to the batch's longest target too, as the released code does; batches then
-    hold it behind the learned tokens. The other variants take learned tokens only.
+    `reference` takes the padding up to the batch's longest target too, as the released code does; batches
+    then hold it behind the learned tokens. The other variants take learned tokens only.
     """
     return None if variant == "reference" else Segments.of(view.targets).within(view.learned)
 

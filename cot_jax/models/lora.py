@@ -5,13 +5,17 @@ is added, and only these are trained, stored and remembered by the optimizer. Th
 training: the parameters of an adapted student hold `layers.LowRank` leaves.
 """
 
+import json
 import re
 import zlib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from cot_jax.errors import UserError
 from cot_jax.models.layers import LowRank
@@ -22,6 +26,7 @@ class Lora:
     """Which weights of a student are trained: adapters of the targets, and all that is fresh.
 
     Attributes:
+      rank, alpha: R, and the product's weight times R.
       weights: those that are trained: for every adapted matrix PATH/a (N, P, R) and PATH/b (N, R, Q) with N
         layers, P inputs, Q outputs (all heads of an attention together) and R the rank, and weights that no
         file has. As in the released code A is uniform within P**-0.5 and B zero: the start is the pretrained
@@ -39,7 +44,7 @@ class Lora:
         Raises:
           UserError: no expression, or no parameter has such a path, or one that is no layer's matrix.
         """
-        self._scale = alpha / rank
+        self.rank, self.alpha = rank, alpha
         try:
             wanted = re.compile(targets)
         except re.error as error:
@@ -59,9 +64,13 @@ class Lora:
             self.weights[f"{path}/b"] = Weight("Nio", (N, rank, Q), 1, 0.0, weight.theirs)
 
     @property
-    def matrices(self) -> int:
-        """How many are adapted."""
-        return sum(weight.layers for weight in self._adapted.values())
+    def modules(self) -> dict[str, tuple[str, int]]:
+        """Every adapted matrix: its module in Hugging Face's files -> (path, layer)."""
+        return {
+            weight.theirs.format(n=n).removesuffix(".weight"): (path, n)
+            for path, weight in self._adapted.items()
+            for n in range(weight.layers)
+        }
 
     def init(self, rng: jax.Array) -> Params:
         """Fresh trained parameters, float32; the adapters change nothing."""
@@ -74,9 +83,13 @@ class Lora:
 
     def attach(self, frozen: Params, trained: Params) -> Params:
         """The parameters of the adapted student; nothing is copied."""
+        # Here, and not where the weight is used: within a loop over layers its result would be kept for the
+        # backward pass, a copy of all layers' weights.
+        frozen = jax.lax.stop_gradient(frozen)
         flat, own = flatten_dict(frozen, sep="/"), flatten_dict(trained, sep="/")
         for path in self._adapted:
-            flat[path] = LowRank(flat[path], own.pop(f"{path}/a"), own.pop(f"{path}/b"), self._scale)
+            a, b = own.pop(f"{path}/a"), own.pop(f"{path}/b")
+            flat[path] = LowRank(flat[path], a, b, self.alpha / self.rank)
         return unflatten_dict(flat | own, sep="/")
 
     def merge(self, frozen: Params, trained: Params) -> Params:
@@ -98,3 +111,89 @@ def fingerprint(params: Params) -> int:
     for _, leaf in sorted(flatten_dict(params, sep="/").items()):
         crc = zlib.crc32(np.ascontiguousarray(leaf).data, crc)
     return crc
+
+
+# --- The files of PEFT ---
+
+_CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
+
+# What PEFT can do beyond a product of two matrices, and the value that means "not done".
+_PLAIN = {
+    "peft_type": "LORA",
+    "bias": "none",
+    "use_dora": False,
+    "use_rslora": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "modules_to_save": None,
+}
+
+
+def write_adapter(directory: Path, lora: Lora, trained: Params, base: str) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors, which PEFT reads onto the weights `base`."""
+    flat = flatten_dict(trained, sep="/")
+    tensors = {}
+    for name, (path, n) in lora.modules.items():
+        for side in "ab":
+            layer = np.asarray(flat[f"{path}/{side}"][n], np.float32)
+            tensors[_tensor(name, side)] = np.ascontiguousarray(layer.T)
+    config = _PLAIN | {
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(lora.modules),
+        "inference_mode": True,
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, directory / _TENSORS, metadata={"format": "pt"})
+    (directory / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def read_adapter(directory: Path, weights: Weights) -> tuple[Lora, Params]:
+    """Reads what PEFT or `write_adapter` wrote: which weights are adapted, and the adapter in NumPy arrays.
+
+    Raises:
+      UserError: files that are missing or malformed, options other than a plain product, tensors that are not
+        those of the student with `weights`.
+    """
+    file = directory / _CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        tensors = load_file(directory / _TENSORS)
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"{directory}: not a PEFT adapter ({type(error).__name__}: {error})") from None
+    for key, plain in _PLAIN.items():
+        if config.get(key) not in (plain, None):
+            raise UserError(f"{file}: {key} is {config[key]!r}; only {plain!r} can be read")
+    paths = {
+        weight.theirs.format(n=n).removesuffix(".weight"): path
+        for path, weight in weights.items()
+        if weight.inputs and weight.is_stacked
+        for n in range(weight.layers)
+    }
+    found = {name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in tensors}
+    if unknown := sorted(found - paths.keys()):
+        raise UserError(f"{directory / _TENSORS}: {unknown[0]} is no layer's matrix of the model it adapts")
+    adapted = sorted({paths[name] for name in found})
+    targets = "|".join(f"^{re.escape(path)}$" for path in adapted)
+    lora = Lora(weights, rank=rank, alpha=alpha, targets=targets or "$^")
+    flat = {path: np.empty(w.shape, np.float32) for path, w in lora.weights.items() if w.theirs}
+    for name, (path, n) in lora.modules.items():
+        for side in "ab":
+            tensor, place = tensors.get(_tensor(name, side)), flat[f"{path}/{side}"]
+            if tensor is None or tensor.T.shape != place[n].shape:
+                was = "missing" if tensor is None else f"{tensor.shape}"
+                raise UserError(
+                    f"{directory / _TENSORS}: {_tensor(name, side)} is {was}, expected {place[n].T.shape}"
+                )
+            place[n] = tensor.T.astype(np.float32)
+    return lora, unflatten_dict(flat, sep="/")
+
+
+_PREFIX = "base_model.model."
+
+
+def _tensor(module: str, side: str) -> str:
+    return f"{_PREFIX}{module}.lora_{side.upper()}.weight"

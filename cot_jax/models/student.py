@@ -13,12 +13,12 @@ from cot_jax.batch import Batch, Tokens, Work
 from cot_jax.errors import UserError
 from cot_jax.models import pretrained, t5
 from cot_jax.models.decoding import Prompt
-from cot_jax.models.t5 import T5, T5Config
+from cot_jax.models.t5 import T5
 from cot_jax.models.weights import Params, Weights
 
-# model_type of config.json -> (config class, student class)
-FAMILIES: dict[str, tuple[Any, Any]] = {"t5": (T5Config, T5)}
-PRESETS: dict[str, tuple[str, Any]] = {name: ("t5", config) for name, config in t5.PRESETS.items()}
+# model_type of config.json -> the class of its students
+FAMILIES: dict[str, Any] = {"t5": T5}
+PRESETS: dict[str, Any] = dict(t5.PRESETS)
 
 
 class Student(Protocol):
@@ -96,8 +96,7 @@ def build(json: Mapping[str, Any], options: Options) -> Student:
     kind = json.get("model_type")
     if kind not in FAMILIES:
         raise UserError(f"config.json: model_type is {kind!r}, known: {', '.join(FAMILIES)}")
-    config_class, student_class = FAMILIES[kind]
-    return _with_options(student_class, config_class.from_json(json), options)
+    return _with_options(FAMILIES[kind].config_class.from_json(json), options)
 
 
 def from_scratch(preset: str, *, vocab_size: int, pad_id: int, eos_id: int, options: Options) -> Student:
@@ -111,15 +110,14 @@ def from_scratch(preset: str, *, vocab_size: int, pad_id: int, eos_id: int, opti
     """
     if preset not in PRESETS:
         raise UserError(f'config.model.preset: no "{preset}"; choose one of {", ".join(PRESETS)}')
-    kind, config = PRESETS[preset]
     config = dataclasses.replace(
-        config,
+        PRESETS[preset],
         vocab_size=-(-vocab_size // 128) * 128,
         pad_token_id=pad_id,
         decoder_start_token_id=pad_id,
         eos_token_id=eos_id,
     )
-    return _with_options(FAMILIES[kind][1], config, options)
+    return _with_options(config, options)
 
 
 def from_pretrained(path_or_id: str, options: Options) -> tuple[Student, Params, list[str]]:
@@ -159,6 +157,7 @@ def save(directory: Path, student: Student, params: Params) -> None:
     pretrained.write(directory, student.architecture(), student.weights, params)
 
 
-def _with_options(student_class: Any, config: Any, options: Options) -> Student:
+def _with_options(config: Any, options: Options) -> Student:
+    (student_class,) = {family for family in FAMILIES.values() if family.config_class is type(config)}
     config = dataclasses.replace(config, dropout_rate=options.dropout_rate)
     return student_class(config, options.dtype, options.unroll, options.remat)

@@ -155,7 +155,7 @@ class T5:
     unroll: bool = False
     remat: str = "none"
 
-    model_type = "t5"
+    config_class = T5Config
     hf_class = "AutoModelForSeq2SeqLM"
     # Other names of the embedding, and a bias in v1.0's checkpoints that T5 does not have.
     aliases: ClassVar[Mapping[str, str]] = dict.fromkeys(
@@ -178,7 +178,7 @@ class T5:
     def architecture(self) -> dict[str, Any]:
         return {
             "architectures": ["T5ForConditionalGeneration"],
-            "model_type": self.model_type,
+            "model_type": "t5",
         } | dataclasses.asdict(self.config)
 
     @cached_property

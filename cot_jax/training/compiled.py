@@ -82,7 +82,7 @@ class CompiledAhead:
 
         self._compile = compile_
         self._compiled = {
-            _shape(batch): self._pool.submit(compile_, f"{count} of {len(batches)} shapes: {name}", batch)
+            _shape(batch): self._pool.submit(compile_, f"{count} of {len(batches)} programs: {name}", batch)
             for count, (name, batch) in enumerate(batches.items(), start=1)
         }
 
@@ -95,7 +95,7 @@ class CompiledAhead:
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         shape = _shape(batch)
         if shape not in self._compiled:
-            self._compiled[shape] = self._pool.submit(self._compile, "one more shape", batch)
+            self._compiled[shape] = self._pool.submit(self._compile, "one more program", batch)
         return self._compiled[shape].result()(state, batch, self._frozen)
 
 

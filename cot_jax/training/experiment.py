@@ -1,11 +1,10 @@
 """From a config to what a run needs: examples, tokenizer, student, token ids, batches."""
 
 import dataclasses
-import sys
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ import numpy as np
 from cot_jax.answers.sandbox import make_interpreter
 from cot_jax.config import LORA_LEARNING_RATE, Config, DataConfig, ModelConfig
 from cot_jax.data import selection, tasks, views, word_problems
-from cot_jax.data.batches import Batches, Ragged, TokenizedView
+from cot_jax.data.batches import Batches, TokenizedView
 from cot_jax.data.examples import Example
 from cot_jax.data.views import View
 from cot_jax.errors import UserError
@@ -24,9 +23,10 @@ from cot_jax.models import student as students
 from cot_jax.models.lora import Lora, fingerprint
 from cot_jax.models.student import Options, Student
 from cot_jax.models.weights import Params
-from cot_jax.text import codec
-from cot_jax.text import tokenizer as tokenizers
+from cot_jax.text import codec, formats
+from cot_jax.text.formats import Format
 from cot_jax.text.tokenizer import Tokenizer
+from cot_jax.training.encoding import fit, learned, tokenize, training_label
 
 # Of a student's architecture: the checksum of the weights that its adapter adapts.
 BASE = "base_crc32"
@@ -37,19 +37,15 @@ _WORD_PROBLEM_PIECES = 512
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything a run reads; `report` says in plain lines what was counted on the way.
-
-    `spelled` names the views whose targets `text.codec` spells.
-    """
+    """Everything a run reads; `report` says in plain lines what was counted on the way."""
 
     config: Config
     splits: tasks.Splits
-    tokenizer: Tokenizer
+    format: Format
     student: Student
     pretrained: Params | None  # None: from scratch
     lora: Lora | None  # None: every parameter is trained
     views: tuple[View, ...]
-    spelled: tuple[str, ...]
     train_examples: tuple[Example, ...]
     tokenized: Mapping[str, TokenizedView]  # the training examples
     self_distillation: SelfDistillation | None
@@ -69,7 +65,7 @@ class Experiment:
             groups=groups,
             padded=[view.name for view in self.views if view.term in terms],
             flops=self.student.flops,
-            pad_id=self.tokenizer.pad_id,
+            pad_id=self.student.pad_id,
         )
 
     def architecture(self) -> dict[str, Any]:
@@ -95,20 +91,23 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
     config = config.resolved()
     method = views.METHODS[config.objective.method]
     self_distillation = _self_distillation(config, method)
-    splits, tokenizer = _load_data(config, method)
+    splits = load_splits(config.data, config.seed)
+    format = _load_format(config.model, splits, method)
     train_examples, report = _training_examples(config, splits, method)
-    student, pretrained, found = load_student(config.model, tokenizer, weights=weights, platform=platform)
-    tokenized = tokenize(method, train_examples, tokenizer, config)
+    student, pretrained, found = load_student(
+        config.model, format.tokenizer, weights=weights, platform=platform
+    )
+    format = fit(format, method, train_examples, config.data)
+    tokenized = tokenize(method, train_examples, format, config.data)
     return Experiment(
         config=config,
         splits=splits,
-        tokenizer=tokenizer,
+        format=format,
         student=student,
         pretrained=pretrained,
         tokenized=tokenized.views,
         lora=make_lora(config.model, student),
         views=method,
-        spelled=tokenized.spelled,
         train_examples=train_examples,
         self_distillation=self_distillation,
         report=(*splits.report, *report, *tokenized.report, *found, *_check_lora(config, weights)),
@@ -185,91 +184,6 @@ def _self_distillation(config: Config, method: Sequence[View]) -> SelfDistillati
     )
 
 
-class Tokenized(NamedTuple):
-    """Token ids of examples through every view, which views the codec spelled, and lines for the user."""
-
-    views: dict[str, TokenizedView]
-    spelled: tuple[str, ...]
-    report: list[str]
-
-
-def tokenize(
-    method: Sequence[View],
-    examples: Sequence[Example],
-    tokenizer: Tokenizer,
-    config: Config,
-    spelled: Collection[str] | None = None,
-) -> Tokenized:
-    """Returns the examples' token ids through every view, and what was cut or unknown.
-
-    Args:
-      spelled: names of the views whose targets `text.codec` spells; None: those whose targets the tokenizer
-        would not give back, that is, has no tokens for or, of programs, loses line breaks of.
-    """
-    data = config.data
-    tokenized, by_codec, report = {}, [], []
-    for view in method:
-        targets = [learned(view, example, data.label_source) for example in examples]
-        # What a view lacks becomes an empty sequence, which no loss counts.
-        asked = [
-            _joined(view, view.reads(example) if its else None, tokenizer)
-            for example, its in zip(examples, targets, strict=True)
-        ]
-        inputs, input_line = encode_texts(asked, tokenizer, data.max_input_tokens)
-        texts = [text for its in targets for text in its or (None,)]
-        spells = _loses(view, texts, tokenizer, config) if spelled is None else view.name in spelled
-        outputs, target_line = encode_texts(texts, tokenizer, data.max_target_tokens, spells)
-        counts = [max(len(its), 1) for its in targets]
-        first = None if max(counts, default=1) == 1 else np.cumsum([0, *counts])
-        tokenized[view.name] = TokenizedView(inputs, outputs, first)
-        by_codec += [view.name] if spells else []
-        report += [f"view {view.name}: inputs {input_line}", f"view {view.name}: targets {target_line}"]
-    return Tokenized(tokenized, tuple(by_codec), report)
-
-
-def _loses(view: View, texts: Sequence[str | None], tokenizer: Tokenizer, config: Config) -> bool:
-    """Whether the tokenizer does not give the targets of `view` back."""
-    present = [text for text in texts if text is not None]
-    if view.term != "program" and config.data.parser == "reference":
-        return False  # the released code trains on unknown tokens
-    rows, _ = tokenizer.encode(present, sys.maxsize)
-    if tokenizer.unknown_rate(rows):
-        return True
-    return view.term == "program" and [tokenizer.decode(row) for row in rows] != present
-
-
-def training_label(example: Example, label_source: str) -> str | None:
-    return example.label if label_source == "gold" else example.teacher_label
-
-
-def learned(view: View, example: Example, label_source: str) -> tuple[str, ...]:
-    """Returns the targets that `view` has of an example; () where it lacks what the view reads or writes."""
-    if view.reads(example) is None:
-        return ()
-    return view.writes(example, training_label(example, label_source))
-
-
-def _joined(view: View, parts: tuple[str, ...] | None, tokenizer: Tokenizer) -> str | None:
-    return None if parts is None else view.prefix + tokenizer.eos_token.join(parts)
-
-
-def encode_questions(
-    view: View, examples: Sequence[Example], tokenizer: Tokenizer, max_tokens: int
-) -> tuple[Ragged, str]:
-    """Returns the inputs of `view` for answering, and a line that says what was counted.
-
-    An example that lacks part of the view's input is still a question: it is asked without.
-    """
-    read = [view.reads(example) for example in examples]
-    bare = sum(parts is None for parts in read)
-    filled = [
-        _joined(view, parts or example.parts, tokenizer)
-        for parts, example in zip(read, examples, strict=True)
-    ]
-    encoded, line = encode_texts(filled, tokenizer, max_tokens)
-    return encoded, line + (f", {bare} without a rationale" if bare else "")
-
-
 def answer_labels(experiment: Experiment) -> tuple[str, ...] | None:
     """Returns the labels that answers are chosen among; None where they are written.
 
@@ -297,38 +211,15 @@ def answer_labels(experiment: Experiment) -> tuple[str, ...] | None:
     return labels
 
 
-def encode_texts(
-    texts: Sequence[str | None], tokenizer: Tokenizer, max_tokens: int, spelled: bool = False
-) -> tuple[Ragged, str]:
-    """Returns the token ids of the texts, none for None, and a line that says what was counted.
-
-    `spelled` texts are those that `text.codec` makes of them.
-    """
-    present = [codec.encode(text) if spelled else text for text in texts if text is not None]
-    ids, truncated = tokenizer.encode(present, max_tokens)
-    following = iter(ids)
-    ragged = Ragged([next(following) if text is not None else [] for text in texts])
-    lengths = ragged.lengths[ragged.lengths > 0]
-    line = (
-        f"{len(present)} texts, {lengths.mean() if len(lengths) else 0:.1f} tokens on average, "
-        f"{lengths.max(initial=0)} at most, {truncated} cut at {max_tokens}, "
-        f"{100 * tokenizer.unknown_rate(ids):.3f} % unknown tokens"
-    )
-    return ragged, line + (" (spelled by the codec)" if spelled else "")
-
-
-def _load_data(config: Config, method: Sequence[View]) -> tuple[tasks.Splits, Tokenizer]:
-    data, source = config.data, config.model.tokenizer or config.model.pretrained
-    _require_root(data)
-    if source:
-        return load_splits(data, config.seed), tokenizers.load(source)
-    if data.task != "word_problems":
+def _load_format(model: ModelConfig, splits: tasks.Splits, method: Sequence[View]) -> Format:
+    if source := model.tokenizer or model.pretrained:
+        return formats.load(source)
+    if splits.task != "word_problems":
         raise UserError(
             "a student from scratch needs a tokenizer: give a directory or repository id with "
             "--config.model.tokenizer=DIR, e.g. t5-base"
         )
-    splits = load_splits(data, config.seed)
-    return splits, _train_tokenizer(splits, method)
+    return _train_format(splits, method)
 
 
 def load_splits(data: DataConfig, seed: int) -> tasks.Splits:
@@ -355,7 +246,7 @@ def _require_root(data: DataConfig) -> None:
         )
 
 
-def _train_tokenizer(splits: tasks.Splits, method: Sequence[View]) -> Tokenizer:
+def _train_format(splits: tasks.Splits, method: Sequence[View]) -> Format:
     # The methods without programs share a tokenizer.
     prefixes = {v.prefix for m in views.METHODS.values() for v in m if v.term != "program" or v in method}
     marks = [views.ANSWER_MARK, *sorted(prefixes)]
@@ -371,7 +262,7 @@ def _train_tokenizer(splits: tasks.Splits, method: Sequence[View]) -> Tokenizer:
         )
     ]
     with tempfile.TemporaryDirectory() as directory:
-        return tokenizers.train(texts, _WORD_PROBLEM_PIECES, directory)
+        return formats.train(texts, _WORD_PROBLEM_PIECES, directory)
 
 
 def _training_examples(

@@ -59,9 +59,9 @@ def test_every_shape_is_compiled_in_the_background(capsys):
     assert float(state) == 35.0
     assert step._cache_size() == 0  # the jitted step itself never ran: nothing is compiled twice
     assert [line.split(" in ")[0] for line in capsys.readouterr().out.splitlines()] == [
-        "compiled 1 of 2 shapes: 3x2",
-        "compiled 2 of 2 shapes: 5x2",
-        "compiled one more shape",
+        "compiled 1 of 2 programs: 3x2",
+        "compiled 2 of 2 programs: 5x2",
+        "compiled one more program",
     ]
 
 

@@ -24,7 +24,6 @@ RUN = (
     "--config.data.word_problems.train=48",
     "--config.data.word_problems.valid=8",
     "--config.data.word_problems.test=8",
-    "--config.data.max_shapes=1",
     "--config.train.batch_size=8",
     "--config.train.steps=16",
     "--config.train.eval_every=8",
@@ -109,7 +108,7 @@ def test_four_processes_are_stopped_together_and_two_go_on_as_one_would_have(tmp
 def test_a_process_that_is_left_alone_says_so_and_ends(tmp_path):
     leader, other = _start(tmp_path / "run", 2)
     for line in leader.stdout:
-        if line.startswith("1 shapes to compile"):
+        if line.startswith("1 programs to compile"):
             break
     other.kill()
     other.communicate()

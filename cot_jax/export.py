@@ -22,7 +22,6 @@ from cot_jax.training.saved import Saved
 _CARD = """\
 ---
 library_name: transformers
-pipeline_tag: text2text-generation
 license: {license}
 {base}tags:
 - chain-of-thought
@@ -49,9 +48,9 @@ datasets:
 {prefixes}
 
 ```python
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoTokenizer, {hf_class}
 
-model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")
+model, tokenizer = {hf_class}.from_pretrained("."), AutoTokenizer.from_pretrained(".")
 inputs = tokenizer({prefix!r} + question, return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))
 ```
@@ -63,7 +62,7 @@ the whole configuration; `python -m cot_jax.train` with these values trains the 
 {flags}
 ```
 
-Licence: that of the base weights and of the data hold; `license` above is what the exporter said.
+The licences of the base weights and of the data apply; `license` above is what the exporter said.
 """
 
 
@@ -90,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"written to {options.output}: transformers' AutoModelForSeq2SeqLM and AutoTokenizer read it")
+    print(f"written to {options.output}: {student.student.hf_class} and AutoTokenizer of Transformers read it")
     return 0
 
 
@@ -107,7 +106,7 @@ def _generation_config(student: Saved) -> GenerationConfig:
         max_new_tokens=evaluation.max_new_tokens,
         num_beams=evaluation.beams,
         do_sample=False,
-        decoder_start_token_id=architecture["decoder_start_token_id"],
+        decoder_start_token_id=architecture.get("decoder_start_token_id"),
         eos_token_id=student.student.eos_id,
         pad_token_id=student.student.pad_id,
     )
@@ -137,7 +136,8 @@ def _card(student: Saved, result: dict[str, Any], options: argparse.Namespace) -
         base=f"base_model: {base}\n" if base else "",
         task=config.data.task,
         title=options.output.resolve().name,
-        origin=f"`{base}`" if base else f"A {config.model.preset} T5 from scratch",
+        origin=f"`{base}`" if base else f"A student from scratch (preset `{config.model.preset}`)",
+        hf_class=student.student.hf_class,
         method=config.objective.method,
         self_distillation="" if distillation == "none" else f" and `{distillation}`",
         version=result.get("versions", {}).get("cot_jax", __version__),

@@ -217,7 +217,7 @@ def _load_format(model: ModelConfig, splits: tasks.Splits, method: Sequence[View
     if splits.task != "word_problems":
         raise UserError(
             "a student from scratch needs a tokenizer: give a directory or repository id with "
-            "--config.model.tokenizer=DIR, e.g. t5-base"
+            "--config.model.tokenizer=DIR"
         )
     return _train_format(splits, method)
 

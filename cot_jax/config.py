@@ -169,9 +169,7 @@ class SelfDistillationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    name: str = _key(
-        "adamw", "optimizer; adafactor keeps next to no state", choices=sorted(LEARNING_RATES)
-    )
+    name: str = _key("adamw", "optimizer; adafactor keeps next to no state", choices=sorted(LEARNING_RATES))
     learning_rate: float = _key(
         0.0, "peak learning rate; 0 = the usual one: AdamW 5e-5, Adafactor 1e-3, LoRA 5e-4", low=0.0
     )

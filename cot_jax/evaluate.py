@@ -32,9 +32,9 @@ from cot_jax.metrics.plots import draw_confusion, draw_reliability, draw_votes
 from cot_jax.metrics.significance import bootstrap_interval
 from cot_jax.models.decoding import Sampling
 from cot_jax.training.compiled import keep_compiled
+from cot_jax.training.data import load_splits
 from cot_jax.training.encoding import tokenize
 from cot_jax.training.evaluation import Answers
-from cot_jax.training.experiment import load_splits
 from cot_jax.training.information import InformationEstimate
 from cot_jax.training.saved import Answerer, LabelScorer, Saved, load
 

@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"written to {options.output}: {student.student.hf_class} and AutoTokenizer of Transformers read it")
+    print(f"written to {options.output}: Transformers' {student.student.hf_class} and AutoTokenizer read it")
     return 0
 
 

@@ -15,8 +15,9 @@ from cot_jax.data.views import METHODS
 from cot_jax.errors import UserError
 from cot_jax.metrics import calibration
 from cot_jax.training import saved
+from cot_jax.training.data import load_splits
 from cot_jax.training.evaluation import Answers
-from cot_jax.training.experiment import load_splits, prepare
+from cot_jax.training.experiment import prepare
 from cot_jax.training.saved import LabelScorer
 
 LABELS = ["no", "perhaps not", "yes"]

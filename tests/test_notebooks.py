@@ -17,7 +17,7 @@ import pytest
 from cot_jax import evaluate, experiments
 from cot_jax.config import Config, to_json
 from cot_jax.losses.vocabulary import VocabularyMap, plain_vocabulary_pass
-from cot_jax.training.experiment import load_splits
+from cot_jax.training.data import load_splits
 from cot_jax.training.saved import load
 
 plt = pytest.importorskip("matplotlib.pyplot", reason="notebooks need cot-jax[notebooks]")

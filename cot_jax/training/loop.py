@@ -19,11 +19,13 @@ from cot_jax.metrics.plots import draw_layer_norms, require_matplotlib
 from cot_jax.metrics.writers import MetricsWriter
 from cot_jax.training.checkpoints import Checkpoints
 from cot_jax.training.console import Clock, Progress, hardware, say
-from cot_jax.training.experiment import BASE, Experiment, answer_labels, compute_dtype
+from cot_jax.training.experiment import Experiment
+from cot_jax.training.labels import answer_labels
 from cot_jax.training.mesh import leads
 from cot_jax.training.run import Run
 from cot_jax.training.saved import ANSWERS_FILE, STUDENT_FILE, refuse_other_base
 from cot_jax.training.step import LAYER_NORM, TrainState
+from cot_jax.training.students import BASE, compute_dtype
 
 PREEMPTED = 75  # exit status: saved, start me again (EX_TEMPFAIL)
 

@@ -33,9 +33,9 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, steps: int, weights: Weights) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter 2019) or Adafactor (Shazeer and Stern 2018) behind a clip of the norm.
 
-    Adafactor is that of algorithm 4 with the relative step sizes of Raffel et al. 2020: decay 1 - t**-0.8, updates clipped
-    at a root mean square of 1 and scaled by the parameter's, no first moment. Weight decay is decoupled in
-    both: learning rate x decay x parameter. `weights` are those that are trained.
+    Adafactor is that of algorithm 4 with the relative step sizes of Raffel et al. 2020: decay 1 - t**-0.8,
+    updates clipped at a root mean square of 1 and scaled by the parameter's, no first moment. Weight decay is
+    decoupled in both: learning rate x decay x parameter. `weights` are those that are trained.
     """
     scale = _adam(config) if config.name == "adamw" else _by_matrix(_adafactor(), weights)
 

@@ -1,4 +1,4 @@
-"""Write a run's best student for Transformers: python -m cot_jax.export --workdir=RUN --output=DIR
+"""Write a run's best student for Transformers: python -m cot_jax.export RUN --output=DIR
 
 DIR receives weights, config.json, generation_config.json, the tokenizer, and README.md, the model card of the
 Hugging Face Hub: method, data, measured accuracy and the texts that the student expects before a question.
@@ -55,7 +55,7 @@ inputs = tokenizer({prefix!r} + question, return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))
 ```
 
-`python -m cot_jax.predict --model=. --input=questions.jsonl` answers without PyTorch. `cot_jax.json` holds
+`python -m cot_jax.predict . --input=questions.jsonl` answers without PyTorch. `cot_jax.json` holds
 the whole configuration; `python -m cot_jax.train` with these values trains the student again:
 
 ```text
@@ -74,17 +74,17 @@ def main(argv: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--workdir", type=Path, required=True, help="work directory of a run")
+    parser.add_argument("run", type=Path, metavar="RUN", help="work directory of a run")
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
     parser.add_argument("--license", default="other", help="for the model card, e.g. apache-2.0")
     options = parser.parse_args(argv)
     try:
         if options.output.exists() and any(options.output.iterdir()):
             raise UserError(f"{options.output} is not empty: choose another --output")
-        student = saved.load(options.workdir)
+        student = saved.load(options.run)
         student.export(options.output)
         _generation_config(student).save_pretrained(options.output)
-        card = _card(student, _result(options.workdir), options)
+        card = _card(student, _result(options.run), options)
         write_text(options.output / "README.md", card)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Answer questions: python -m cot_jax.predict --model=RUN_OR_EXPORT --input=FILE_OR_- [--explain]
+"""Answer questions: python -m cot_jax.predict RUN [--input=FILE] [--output=FILE] [--explain]
 
 Reads JSON lines {"input": ..., "id"?: ..., "rationale"?: ...}, writes {"id", "input", "label", "rationale"?}
 in the same order, a batch as soon as it is there. An input is a text, or a list of several such as premise
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
                 rows = rows_of((line.encode() for line in sys.stdin), "standard input")
             else:
                 rows = read_json_lines(Path(options.input))
-            saved = load(options.model)
+            saved = load(options.run)
             sink = sys.stdout
             if options.output != "-":
                 with writing(options.output):
@@ -130,7 +130,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--model", type=Path, required=True, help="work directory or exported directory")
+    parser.add_argument("run", type=Path, metavar="RUN", help="work directory of a run, or its export")
     parser.add_argument("--input", default="-", help="JSON lines; - is standard input")
     parser.add_argument("--output", default="-", help="JSON lines; - is standard output")
     parser.add_argument("--explain", action="store_true", help="also write the rationale")

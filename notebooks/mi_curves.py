@@ -97,7 +97,7 @@ Image(RUNS / "mi_curves.png")
 def evaluation(run):
     file = run / "evaluation" / "word_problems_test" / "evaluation.json"
     if not file.is_file() or "mutual_information" not in json.loads(file.read_text()):
-        evaluate.main([f"--workdir={run}", "--mutual_information"])
+        evaluate.main([str(run), "--mutual_information"])
     return json.loads(file.read_text())
 
 

@@ -92,7 +92,7 @@ def training_examples(
     if not splits.train:
         raise UserError(
             f"config.data.task={data.task} has a test set only: train on another task and ask its questions "
-            f"with `python -m cot_jax.evaluate --workdir=RUN --task={data.task}`"
+            f"with `python -m cot_jax.evaluate RUN --task={data.task}`"
         )
     examples = list(splits.train)
     keep = round(data.train_fraction * len(examples))

@@ -61,7 +61,7 @@ def linear(x: jax.Array, w: jax.Array | LowRank, inputs: int = 1) -> jax.Array:
     if isinstance(w, LowRank):
         flat = x.reshape(*x.shape[: x.ndim - inputs], -1)
         low = (flat @ w.a.astype(x.dtype)) @ w.b.astype(x.dtype)
-        dense = linear(x, jax.lax.stop_gradient(w.w), inputs)
+        dense = linear(x, w.w, inputs)
         return dense + (w.scale * low).reshape(dense.shape).astype(x.dtype)
     return jnp.tensordot(x, w.astype(x.dtype), inputs)
 

@@ -83,6 +83,9 @@ class Lora:
 
     def attach(self, frozen: Params, trained: Params) -> Params:
         """The parameters of the adapted student; nothing is copied."""
+        # Here, and not where the weight is used: within a loop over layers its result would be kept for the
+        # backward pass, a copy of all layers' weights.
+        frozen = jax.lax.stop_gradient(frozen)
         flat, own = flatten_dict(frozen, sep="/"), flatten_dict(trained, sep="/")
         for path in self._adapted:
             a, b = own.pop(f"{path}/a"), own.pop(f"{path}/b")

@@ -1,19 +1,18 @@
-"""Small T5 models of PyTorch Transformers with random weights, and batches to compare on."""
+"""Small T5 models of PyTorch Transformers with random weights, and flat batches to compare on."""
 
 import functools
 
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flat_batches import rectangle, sequences
+from flax.traverse_util import unflatten_dict
 
-from cot_jax.batch import ViewArrays
-from cot_jax.models import huggingface
-from cot_jax.models.student import T5Student
-from cot_jax.models.t5 import T5Config
+from cot_jax.models.student import Options, build, from_pretrained
 
 # What config.json says of each kind. The depths differ, so that no stack can stand in for the other.
 _SHAPE = {
+    "model_type": "t5",
     "vocab_size": 96,
     "d_model": 32,
     "d_kv": 8,
@@ -36,28 +35,35 @@ def _scaled(name, normal):
         return 1 + 0.2 * normal
     if "bias" in name:
         return normal
-    return (0.1 if name.startswith(("shared", "lm_head")) else 0.15) * normal
+    return (0.1 if name.startswith(("shared", "lm_head", "embedding", "head")) else 0.15) * normal
+
+
+def random_params(weights, seed=0):
+    """Parameters of a table of weights, NumPy, in which every term matters."""
+    rng = np.random.default_rng(seed)
+    flat = {path: _scaled(path, rng.normal(size=w.shape).astype("f")) for path, w in weights.items()}
+    return unflatten_dict(flat, sep="/")
 
 
 @pytest.fixture(scope="session")
 def untied():
     """A student of the shapes of T5 v1.1 and its random parameters; needs no PyTorch."""
-    student, rng = T5Student(T5Config.from_json(KINDS["v1.1"]), scan_unroll=1), np.random.default_rng(0)
-    shapes = flatten_dict(jax.eval_shape(student.init, jax.random.key(0)), sep="/")
-    flat = {path: _scaled(path, rng.normal(size=leaf.shape).astype("f")) for path, leaf in shapes.items()}
-    return student, unflatten_dict(flat, sep="/")
+    student = build(KINDS["v1.1"], Options())
+    return student, random_params(student.weights)
 
 
 @pytest.fixture(scope="session")
 def ending(untied):
     """`untied`, but the end is likely enough for answers of different lengths."""
     student, params = untied
-    return student, params | {"lm_head": params["lm_head"] * np.where(np.arange(96) == 1, 2.5, 1).astype("f")}
+    return student, params | {"head": params["head"] * np.where(np.arange(96) == 1, 2.5, 1).astype("f")}
 
 
 @pytest.fixture(scope="session")
 def torch():
-    return pytest.importorskip("torch", reason="parity needs PyTorch")
+    torch = pytest.importorskip("torch", reason="parity needs PyTorch")
+    torch.set_num_threads(1)  # for tensors this small, threads are what takes the time
+    return torch
 
 
 @pytest.fixture(scope="session")
@@ -93,52 +99,41 @@ def reference(torch, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ours(reference):
-    """(kind, seed) -> our student and its parameters from the same directory; looped, to compile faster."""
+    """(kind, seed) -> our student and its parameters from the same directory."""
 
     @functools.cache
     def make(kind, seed=0):
-        config, params = huggingface.load(str(reference(kind, seed)[1]))
-        return T5Student(config, scan_unroll=1), params
+        return from_pretrained(str(reference(kind, seed)[1]), Options())[:2]
 
     return make
 
 
-def random_view(seed, input_length, target_length, *, S=None, T=None, vocab_size=96):
-    """A padded view with the given row lengths; no real token is pad (0) or end (1)."""
-    rng = np.random.default_rng(seed)
-    input_length, target_length = np.asarray(input_length, np.int32), np.asarray(target_length, np.int32)
-
-    def ids(length, width):
-        real = np.arange(width)[None, :] < length[:, None]
-        return np.where(real, rng.integers(2, vocab_size, real.shape), 0).astype(np.int32)
-
-    input_ids = ids(input_length, S or input_length.max())
-    return ViewArrays(input_ids, input_length, ids(target_length, T or target_length.max()), target_length)
+@functools.cache
+def _compiled(student):
+    return jax.jit(student.hidden)
 
 
 @pytest.fixture(scope="session")
-def view():
-    """A padded batch of four rows, S = 40 and T = 23: far enough apart for the wide position buckets."""
-    return random_view(0, [40, 7, 1, 23], [5, 23, 2, 11])
+def hidden():
+    """`hidden(student, params, batch, key=None)`, compiled once for each student and shape."""
+    return lambda student, params, batch, key=None: _compiled(student)(params, batch, key)
 
 
 @pytest.fixture(scope="session")
-def make_view():
-    return random_view
+def pair():
+    """Inputs and targets of four examples: up to 40 and 23 tokens reach the wide position buckets."""
+    return sequences(0, [40, 7, 1, 23]), sequences(1, [5, 23, 2, 11])
 
 
 @pytest.fixture(scope="session")
 def torch_inputs(torch):
-    """The arguments with which transformers sees a view: labels are -100 at padding."""
+    """The arguments with which transformers sees sequences: labels are -100 at padding."""
 
-    def convert(view):
-        mask = np.arange(view.input_ids.shape[1])[None, :] < view.input_length[:, None]
-        real = np.arange(view.target_ids.shape[1])[None, :] < view.target_length[:, None]
-        arrays = {
-            "input_ids": view.input_ids,
-            "attention_mask": mask,
-            "labels": np.where(real, view.target_ids, -100),
-        }
+    def convert(inputs, targets=None):
+        ids, mask = rectangle(inputs)
+        arrays = {"input_ids": ids, "attention_mask": mask}
+        if targets is not None:
+            arrays["labels"] = rectangle(targets, -100)[0]
         return {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
 
     return convert

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cot_jax.answers.equality import is_correct
+from cot_jax.answers.reading import choices, final_answer
 from cot_jax.data.teacher.endpoint import Endpoint, chat
 from cot_jax.errors import UserError, writing
 from cot_jax.files import Row, read_json, read_json_lines, write_json, write_json_lines, write_text
@@ -188,8 +189,8 @@ def _consistency(
 ) -> Measures:
     """Counts whose rationale arrives at the predicted and at the gold label; adds them to `rows`."""
     for prediction, row in zip(explained, rows, strict=True):
-        candidates = evaluation.labels or quality.choices(prediction.question)
-        answer = quality.final_answer(prediction.rationale or "", evaluation.by_value, candidates)
+        candidates = evaluation.labels or choices(prediction.question)
+        answer = final_answer(prediction.rationale or "", evaluation.by_value, candidates)
         row["answer"] = answer
         for name, label in (
             ("agrees_with_prediction", prediction.label),

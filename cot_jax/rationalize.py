@@ -16,6 +16,7 @@ from typing import Any
 
 from cot_jax.answers.equality import is_correct
 from cot_jax.answers.programs import Interpreter
+from cot_jax.answers.reading import choices
 from cot_jax.answers.sandbox import make_interpreter
 from cot_jax.data import tasks, word_problems
 from cot_jax.data.examples import Example
@@ -26,7 +27,6 @@ from cot_jax.data.teacher.prompts import Demonstration, Style
 from cot_jax.data.teacher.samples import FILTERS, KINDS, Asked, Sample, drops, majority, read
 from cot_jax.errors import UserError, writing
 from cot_jax.files import Row, read_json_lines, write_json, write_json_lines, write_text
-from cot_jax.metrics.quality import choices
 
 _SHOWN = 3  # examples of each reason
 _FIELDS = {"cot": "rationales", "pot": "programs"}  # of a teacher's file

@@ -34,10 +34,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cot_jax.answers.arithmetic import evaluate
+from cot_jax.answers.reading import final_answer
 from cot_jax.data.examples import Example
 from cot_jax.errors import UserError
 from cot_jax.files import Row, read_json, read_json_lines
-from cot_jax.metrics.quality import final_answer
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")  # in the order of the data sets' integers
 

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cot_jax.answers.arithmetic import evaluate
+from cot_jax.answers.reading import choices
 from cot_jax.data.examples import Example
 from cot_jax.data.problems import LETTERS, YES_NO
 from cot_jax.data.tasks import Splits
 from cot_jax.data.teacher.outputs import NLI_LABELS
-from cot_jax.metrics.quality import choices
 
 # With more labels than these a task's prompt does not name them.
 _MOST_LABELS = 10

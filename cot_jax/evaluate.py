@@ -44,7 +44,7 @@ _MOST_LABELS = 20
 
 @dataclasses.dataclass(frozen=True)
 class _Confidence:
-    """What a student says of its own answers: (N,) each, and (N, L) where it chose among labels."""
+    """A student's confidence in its own answers: (N,) each, and (N, L) where it chose among labels."""
 
     confidence: np.ndarray
     correct: np.ndarray

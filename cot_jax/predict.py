@@ -57,7 +57,7 @@ def _predict(saved: Saved, rows: Iterator[Row], sink: TextIO, options: argparse.
     explaining = [view for view in saved.views if view.term == "rationale"] if options.explain else []
     if options.explain and not explaining:
         method = saved.config.objective.method
-        raise UserError(f"--explain: method={method} was taught no rationale of its own")
+        raise UserError(f"--explain: method={method} learned no separate rationale")
     votes, interpreter = options.samples or len(chosen) > 1, make_interpreter(options.sandbox)
     if votes and saved.by_value is None:
         raise not_recorded("how the answers of this student compare")
@@ -112,7 +112,7 @@ def _ask(view: View, answerer: Answerer, questions: Sequence[Example]) -> Answer
 
 
 def _elect(voters: Mapping[View, Answers], n: int, each: int, by_value: bool) -> dict[str, Any]:
-    """What row `n` says of the answers given to it, `each` of every view."""
+    """Returns the vote on the answers to row `n`, of which there are `each` for every view."""
     every: list[dict[str, Any]] = []
     for view, given in voters.items():
         for i in range(n * each, (n + 1) * each):

@@ -1,10 +1,10 @@
-"""Rationales and programs from any language model: python -m cot_jax.rationalize --task=svamp --root=DATA \\
+"""Ask a language model for rationales and programs: python -m cot_jax.rationalize --task=svamp --root=DATA \\
     --endpoint=http://localhost:8000/v1 --model=MODEL --samples=4 --output=DIR
 
-Asks a teacher, behind an OpenAI-compatible endpoint, every question of a split. Into DIR go teacher.jsonl,
-which training reads (--config.data.teacher=DIR/teacher.jsonl), samples.jsonl with every output and what
-became of it, report.md and report.json, and cache.jsonl with every request and its answer: the same command
-started again asks only what is missing, so filters can be changed at no cost.
+Asks a teacher behind an OpenAI-compatible endpoint every question of a split. Writes to DIR teacher.jsonl,
+which training reads (--config.data.teacher=DIR/teacher.jsonl), samples.jsonl with every output and why it was
+left out, report.md and report.json, and cache.jsonl with every request and its answer. The same command,
+started again, asks only what is missing, so filters can be changed at no cost.
 """
 
 import argparse
@@ -105,8 +105,8 @@ def _style(options: argparse.Namespace, splits: Splits, kinds: Sequence[str]) ->
             f"--kind={options.kind}: the labels of {options.task} are no numbers: take --kind=cot"
         )
     if options.prompt == "few_shot" and not style.demonstrations:
-        mend = "give your own with --demonstrations=FILE, or take --prompt=zero_shot"
-        raise UserError(f"there are no demonstrations for task={options.task}: {mend}")
+        fix = "give your own with --demonstrations=FILE, or take --prompt=zero_shot"
+        raise UserError(f"there are no demonstrations for task={options.task}: {fix}")
     return style
 
 

@@ -168,7 +168,7 @@ def test_a_method_without_rationales_cannot_explain(exported, tmp_path, capsys):
     config["objective"]["method"] = "standard"
     _copy(exported, tmp_path, config)
     assert predict.main([str(tmp_path), "--explain"]) == 2
-    assert "method=standard was taught no rationale" in capsys.readouterr().err
+    assert "method=standard learned no separate rationale" in capsys.readouterr().err
 
 
 def _copy(exported, directory, config):

@@ -57,7 +57,7 @@ class Experiment:
         )
 
     def architecture(self) -> dict[str, Any]:
-        """What says of the student all that its parameters, or its adapter, do not."""
+        """The student's architecture and, for an adapter, the checksum of the pretrained weights."""
         base = {BASE: fingerprint(self.pretrained)} if self.lora and self.pretrained else {}
         return self.student.architecture() | base
 
@@ -71,7 +71,7 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
     """Loads and checks everything `config` names; writes nothing.
 
     Without `weights` no parameters are read: enough to know what a run would need. `platform` is the one that
-    will train, e.g. "tpu"; empty is the one at hand.
+    will train, e.g. "tpu"; empty is this machine's.
 
     Raises:
       UserError: data, tokenizer or weights that are missing or do not fit.

@@ -271,8 +271,8 @@ def describe(run: Run) -> list[str]:
     lines = [
         f"task {config.data.task}, method {config.objective.method}, seed {config.seed}",
         *experiment.report,
-        f"{len(run.batches.shapes)} programs to compile, slots (longest text) of each view's inputs > targets: "
-        + "; ".join(map(describe_shape, run.batches.shapes)),
+        f"{len(run.batches.shapes)} programs to compile, slots (longest text) of each view's inputs > "
+        f"targets: {'; '.join(map(describe_shape, run.batches.shapes))}",
         f"slots with a token: {filled}; {100 * run.batches.efficiency:.0f} % of the arithmetic is for tokens",
         f"model: {run.parameters:,} parameters, "
         + (config.model.pretrained or f"preset {config.model.preset} from scratch"),
@@ -324,7 +324,7 @@ def _claim(workdir: Path, experiment: Experiment) -> None:
     taken = refuse_other_config(workdir, experiment.config)
     if not taken and (workdir / "checkpoints").exists():
         raise UserError(
-            f"{workdir} has checkpoints, but no config.json that says of which run: put it back, or choose "
+            f"{workdir} has checkpoints, but no config.json of their run: put it back, or choose "
             "another --workdir"
         )
     architecture = experiment.architecture()

@@ -55,7 +55,7 @@ def test_likeness_of_nothing_or_of_texts_that_do_not_pair_is_a_mistake():
         quality.likeness(["a", "b"], ["a"])
 
 
-def test_missing_libraries_are_named_with_the_mend(monkeypatch):
+def test_missing_libraries_are_named_with_the_fix(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'cot-jax\[quality\]'"):
         quality.likeness(["a"], ["a"])

@@ -208,7 +208,7 @@ def read_by_id(path: Path, ids: Collection[str], earlier: Mapping[str, Row]) -> 
 
 
 def join(example: Example, row: Row) -> Example:
-    """Returns `example` with what a teacher's row says of it, in place of what the data file said."""
+    """Returns `example` with the label and texts of a teacher's row instead of those of the data file."""
     return dataclasses.replace(
         example,
         teacher_label=row.optional_text("label"),

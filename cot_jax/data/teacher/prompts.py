@@ -36,10 +36,10 @@ class Style:
     """How questions of one kind are put, and how their answers end.
 
     Attributes:
-      parser: of `outputs`, in its corrected form, which reads the answers.
+      parser: the task whose corrected parser in `outputs` reads the answers.
       closing: what follows the rationale; it holds {answer}.
       instruction: holds {closing}.
-      marks: what stands before a question and before its answer, where they are not turns of a chat.
+      marks: the texts before a question and before its answer, where they are not turns of a chat.
       labels: the answers there can be, where the instruction names them.
     """
 

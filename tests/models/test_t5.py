@@ -177,7 +177,7 @@ def test_logits_loss_and_the_gradient_of_every_parameter(reference, ours, pair, 
 
 
 def test_a_state_depends_on_its_own_input_and_earlier_targets_only(untied):
-    """Of two views of examples of two groups: gradients of every state, of every token that any of them read."""
+    """Of two views of two groups' examples: every token that has a gradient of a state."""
     student, params = untied
     # Every token has an id of its own, so that the embedding's gradient tells them apart.
     ids = iter(np.random.default_rng(0).permutation(np.arange(2, 96)).astype(np.int32))
@@ -215,20 +215,18 @@ def test_a_state_depends_on_its_own_input_and_earlier_targets_only(untied):
 
 
 LAYOUTS = {
-    "more slots, other ids in them": {"extra": 5, "filler": 7},
-    "wider": {"wider": 6},
-    "two groups": {"groups": 2, "extra": 2},
-    "four groups": {"groups": 4, "filler": 3, "wider": 1},
+    "more slots, other ids in them, wider": {"extra": 5, "filler": 7, "wider": 6},
     "views the other way round": {},
-    "examples in another order": {"order": [2, 0, 3, 1], "groups": 2},
+    "two groups": {"groups": 2, "extra": 2},
+    "examples in another order": {"groups": 2, "extra": 2, "order": [2, 0, 3, 1]},
+    "four groups": {"groups": 4, "filler": 3, "wider": 1},
 }
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.3])
-def test_states_and_gradients_do_not_depend_on_the_layout(untied, pair, rate):
+def test_states_and_gradients_do_not_depend_on_the_layout(untied, pair):
     """Nor the dropout masks: they are of an example, wherever it is, and of a view, whichever comes first."""
     student, params = untied
-    student, key = with_rate(student, rate), jax.random.key(3)
+    student, key = with_rate(student, 0.3), jax.random.key(3)
     views = {"explain": (sequences(2, [3, 11, 30, 2]), sequences(3, [4, 0, 9, 20])), "predict": pair}
     seen = {
         view: [normal(n, len(ids), 32) for n, ids in enumerate(answers)]
@@ -261,7 +259,7 @@ def test_states_and_gradients_do_not_depend_on_the_layout(untied, pair, rate):
             for mine, row in zip(rows, want[view], strict=True):
                 np.testing.assert_allclose(mine, row, rtol=0, atol=1e-6 * most, err_msg=name)
         for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(want_gradient), strict=True):
-            assert largest(a - b) < 1e-5 * largest(b), name
+            assert largest(a - b) <= 1e-5 * largest(b), name
 
 
 def test_a_batch_divided_over_devices_stays_where_it_is(untied):
@@ -285,7 +283,7 @@ def test_a_batch_divided_over_devices_stays_where_it_is(untied):
 @pytest.mark.parametrize("lengths", [[0, 7, 1, 0], [0, 0, 0, 0]])
 def test_an_empty_input_stays_finite(untied, pair, hidden, lengths):
     student, params = untied
-    examples = batch({"view": (sequences(0, lengths), pair[1])}, extra=1)
+    examples = batch({"view": (sequences(0, lengths), pair[1])}, extra=1, wider=1)
     assert np.isfinite(hidden(student, params, examples)["view"]).all()
 
 
@@ -436,11 +434,12 @@ def test_bfloat16_is_near(untied, pair, hidden):
     assert 1e-3 < np.sqrt(np.mean(error**2) / np.mean(exact**2)) < 0.05
 
 
-def equations(jaxpr):
+def equations(jaxpr, times=1):
+    """Every equation, and how often it is computed."""
     for equation in jaxpr.eqns:
-        yield equation
+        yield equation, times
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            yield from equations(inner)
+            yield from equations(inner, times * equation.params.get("length", 1))
 
 
 def test_norms_scores_and_softmax_are_float32_under_bfloat16(untied, pair):
@@ -448,7 +447,7 @@ def test_norms_scores_and_softmax_are_float32_under_bfloat16(untied, pair):
     student = dataclasses.replace(student, dtype=jnp.bfloat16)
     traced = jax.jit(student.hidden).trace(params, batch({"view": pair}), None).jaxpr
     dtypes = {name: set() for name in ("exp", "rsqrt", "reduce_max", "dot_general")}
-    for equation in equations(traced.jaxpr):
+    for equation, _ in equations(traced.jaxpr):
         if equation.primitive.name in dtypes:
             dtypes[equation.primitive.name] |= {v.aval.dtype.name for v in equation.invars}
     assert dtypes["exp"] == dtypes["rsqrt"] == dtypes["reduce_max"] == {"float32"}
@@ -475,7 +474,7 @@ def test_bfloat16_is_for_arithmetic_only(untied, pair):
 def test_flops_are_those_of_the_matrix_products(feed_forward):
     """Counted in the program: of all slots, and of all pairs of positions of the rectangles."""
     config = dataclasses.replace(SMALL, feed_forward_proj=feed_forward)
-    student, S, T = T5(config, unroll=True), 7, 5
+    student, S, T = T5(config), 7, 5
     examples = batch({"view": (sequences(0, [7, 3, 4], 64), sequences(1, [5, 5, 2], 64))}, extra=3)
     inputs, targets, _ = examples.views["view"]
 
@@ -483,11 +482,11 @@ def test_flops_are_those_of_the_matrix_products(feed_forward):
         return student.hidden(params, examples, None)["view"] @ student.head(params)
 
     counted = 0
-    for equation in equations(jax.make_jaxpr(logits)(shapes(student.weights)).jaxpr):
+    for equation, times in equations(jax.make_jaxpr(logits)(shapes(student.weights)).jaxpr):
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             sizes = equation.invars[0].aval.shape
-            counted += 2 * equation.outvars[0].aval.size * math.prod(sizes[axis] for axis in contracted)
+            counted += 2 * times * equation.outvars[0].aval.size * math.prod(sizes[a] for a in contracted)
     one = Work(inputs.ids.size, targets.ids.size, 3 * S * S, 3 * T * T, 3 * S * T)
     assert student.flops([one]) == counted
     # Linear, a view at a time, and of arrays.

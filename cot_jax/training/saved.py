@@ -1,4 +1,4 @@
-"""A trained student as it lies on disk: a run's work directory, or a directory that `export` wrote."""
+"""A trained student on disk: a run's work directory, or a directory that `export` wrote."""
 
 import dataclasses
 import sys
@@ -38,7 +38,8 @@ from cot_jax.training.evaluation import (
 from cot_jax.training.mesh import abstract, arrangement, by_weights, group_count, spread
 from cot_jax.training.students import BASE, compute_dtype, make_lora
 
-# Of a run: the student's architecture. Of an export: the run's config. Of both: what its data say of answers.
+# In a run: the student's architecture. In an export: the run's config. In both: how answers compare, and the
+# labels that the student chooses among.
 STUDENT_FILE, CONFIG_FILE, ANSWERS_FILE = "student.json", "cot_jax.json", "answers.json"
 
 
@@ -48,7 +49,7 @@ class Saved:
 
     Attributes:
       params: divided among the devices of `mesh`, which are all there are.
-      by_value: how its answers compare (`data.tasks.Splits`); None: trained before that was recorded.
+      by_value: how its answers compare (`data.tasks.Splits`).
       labels: those it chooses among; None where it writes (config.evaluation.answers).
     """
 
@@ -57,7 +58,7 @@ class Saved:
     params: Params
     mesh: Mesh
     format: Format
-    by_value: bool | None
+    by_value: bool
     labels: tuple[str, ...] | None
 
     @property
@@ -152,21 +153,13 @@ def refuse_other_base(file: Path, found: int, pretrained: str) -> None:
         )
 
 
-def _read_answers(file: Path) -> tuple[bool | None, tuple[str, ...] | None]:
-    if not file.is_file():
-        return None, None
+def _read_answers(file: Path) -> tuple[bool, tuple[str, ...] | None]:
     match read_json(file):
-        case {"by_value": bool() | None as by_value, "labels": None}:
+        case {"by_value": bool() as by_value, "labels": None}:
             return by_value, None
-        case {"by_value": bool() | None as by_value, "labels": [_, *_] as labels}:
+        case {"by_value": bool() as by_value, "labels": [_, *_] as labels}:
             return by_value, tuple(map(str, labels))
     raise UserError(f'{file}: expected "by_value", true or false, and "labels", a list or null')
-
-
-def not_recorded(what: str) -> UserError:
-    return UserError(
-        f"{what} is not recorded: {ANSWERS_FILE} is missing; run the training command again, it writes it"
-    )
 
 
 class _Asker:
@@ -212,19 +205,14 @@ class Answerer(_Asker):
           sampling: what they are drawn from; None is the student's distribution.
           seed: of the draws.
           interpreter: gives the answer of a program that the student writes.
-
-        Raises:
-          UserError: it chose among labels, but which is not recorded.
         """
         super().__init__(saved, view, batch_size)
         self._max_new_tokens, self._interpreter = max_new_tokens, interpreter
         where, evaluation = (saved.student, saved.mesh), saved.config.evaluation
         if samples:
             self._generate = make_sample(*where, max_new_tokens, samples, sampling or Sampling(), seed)
-        elif beams or evaluation.answers == "generate" or view != saved.views[0]:
+        elif beams or saved.labels is None or view != saved.views[0]:
             self._generate = make_generate(*where, max_new_tokens, beams or evaluation.beams)
-        elif saved.labels is None:
-            raise not_recorded("what labels this student chooses among")
         else:
             labels = self._encode_labels(saved.labels)
             self._generate = make_choose(*where, labels)

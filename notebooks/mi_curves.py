@@ -48,8 +48,8 @@ from cot_jax.experiments import from_directory
 from cot_jax.losses.mutual_information import mutual_information_loss
 from cot_jax.losses.vocabulary import logits
 from cot_jax.metrics.plots import Curve, draw_curves
+from cot_jax.training.data import load_splits
 from cot_jax.training.encoding import tokenize
-from cot_jax.training.experiment import load_splits
 from cot_jax.training.saved import load
 
 RUNS = Path(os.environ.get("COT_JAX_RUNS", "../runs/demo"))
@@ -97,7 +97,7 @@ Image(RUNS / "mi_curves.png")
 def evaluation(run):
     file = run / "evaluation" / "word_problems_test" / "evaluation.json"
     if not file.is_file() or "mutual_information" not in json.loads(file.read_text()):
-        evaluate.main([f"--workdir={run}", "--mutual_information"])
+        evaluate.main([str(run), "--mutual_information"])
     return json.loads(file.read_text())
 
 

@@ -41,6 +41,16 @@ def by_example(tokens, x):
     return rows
 
 
+def in_slots(tokens, rows):
+    """The inverse of `by_example`, zero in the slots of nobody."""
+    x = np.zeros((*tokens.ids.shape, *rows[0].shape[1:]), rows[0].dtype)
+    rows = iter(rows)
+    for x_X, length_E in zip(x, tokens.length, strict=True):
+        for end, n in zip(length_E.cumsum(), length_E, strict=True):
+            x_X[end - n : end] = next(rows)
+    return x
+
+
 def rectangle(sequences, filler=0):
     """The sequences as rows (B, S), filled up, and where they are real."""
     length = np.array([len(ids) for ids in sequences])

@@ -119,20 +119,20 @@ def test_ids_seeds_and_masks_keep_their_type(dtype):
     assert segments.unpack(x).dtype == segments.pack(segments.unpack(x)).dtype == dtype
 
 
-def test_the_mean_is_over_the_counted_tokens_of_each_example(layout):
+def test_means_are_over_the_first_tokens_of_each_example(layout):
     length_GE, slots, _, segments = layout
-    x_GX = random(*length_GE.shape[:1], slots)
-    counted_GX = np.random.default_rng(1).random(x_GX.shape) < 0.6
-    counted = {}
-    for g, slot, e, _ in cells(length_GE):
-        counted.setdefault((g, e), []).extend(x_GX[g, slot : slot + 1][counted_GX[g, slot : slot + 1]])
-    want_GE = np.zeros(length_GE.shape)
-    for example, values in counted.items():
-        want_GE[example] = np.sum(values, dtype=float) / max(len(values), 1)
-    found_GE = segments.mean(x_GX, counted_GX)
-    np.testing.assert_allclose(found_GE, want_GE, rtol=1e-6, atol=1e-7)
-    # A slot that is not counted changes nothing, even if it holds no number.
-    np.testing.assert_array_equal(segments.mean(jnp.where(counted_GX, x_GX, np.nan), counted_GX), found_GE)
+    x_GX = random(len(length_GE), slots)
+    counted_GE = np.random.default_rng(1).integers(0, length_GE + 1).astype(np.int32)
+    within_GX, total_GE = np.zeros(x_GX.shape, bool), np.zeros(length_GE.shape)
+    for g, slot, e, position in cells(length_GE):
+        within_GX[g, slot] = position < counted_GE[g, e]
+        total_GE[g, e] += x_GX[g, slot] * within_GX[g, slot]
+    np.testing.assert_array_equal(segments.within(counted_GE), within_GX)
+    found_GE = segments.mean(x_GX, counted_GE)
+    np.testing.assert_allclose(found_GE, total_GE / np.maximum(counted_GE, 1), rtol=1e-6, atol=1e-7)
+    # A token that does not count changes nothing, even if it holds no number.
+    others = segments.mean(np.where(within_GX, x_GX, np.nan), counted_GE)
+    np.testing.assert_array_equal(others, found_GE)
 
 
 def test_lengths_are_data_and_width_is_not():

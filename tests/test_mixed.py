@@ -178,7 +178,7 @@ def scripted(run, monkeypatch):
 
 
 def test_every_path_is_evaluated_and_votes(scripted, tmp_path, capsys):
-    assert evaluate.main([f"--workdir={scripted}", f"--output={tmp_path}", "--samples=3"]) == 0
+    assert evaluate.main([str(scripted), f"--output={tmp_path}", "--samples=3"]) == 0
     out, err = capsys.readouterr()
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert found["accuracy"] == found["paths"]["label"]["accuracy"] == 0.0
@@ -211,7 +211,7 @@ def test_every_path_is_evaluated_and_votes(scripted, tmp_path, capsys):
 def _predict(model, capsys, monkeypatch, *arguments):
     question = json.dumps({"id": "q", "input": QUESTION.format(2, 3)})
     monkeypatch.setattr("sys.stdin", io.StringIO(question + "\n"))
-    assert predict.main([f"--model={model}", "--batch_size=8", *arguments]) == 0
+    assert predict.main([str(model), "--batch_size=8", *arguments]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -238,7 +238,7 @@ def test_the_sandbox_is_for_what_the_interpreter_refuses(scripted, tmp_path, cap
     assert _predict(scripted, capsys, monkeypatch, "--paths=pot")["label"] == ""
     assert _predict(scripted, capsys, monkeypatch, "--paths=pot", "--sandbox")["label"] == "5"
     for more, right in (((), 0.0), (("--sandbox",), 0.25)):  # 2 + 3 is the first of four sums
-        assert evaluate.main([f"--workdir={scripted}", f"--output={tmp_path}", *more]) == 0
+        assert evaluate.main([str(scripted), f"--output={tmp_path}", *more]) == 0
         found = json.loads((tmp_path / "evaluation.json").read_text())
         assert found["paths"]["pot"]["accuracy"] == right
         assert found["sandbox"] is bool(more)
@@ -246,7 +246,7 @@ def test_the_sandbox_is_for_what_the_interpreter_refuses(scripted, tmp_path, cap
 
 def test_an_export_knows_the_spelling(scripted, tmp_path, capsys, monkeypatch):
     directory = tmp_path / "student"
-    assert export.main([f"--workdir={scripted}", f"--output={directory}"]) == 0
+    assert export.main([str(scripted), f"--output={directory}"]) == 0
     capsys.readouterr()
     assert json.loads((directory / "format.json").read_text()) == {"spelled": ["program"]}
     card = (directory / "README.md").read_text()
@@ -266,10 +266,10 @@ def test_without_the_codec_a_program_would_be_lost(scripted, capsys, monkeypatch
 
 
 def test_mistakes_are_named(config, scripted, capsys):
-    assert predict.main([f"--model={scripted}", "--paths=pod"]) == 2
+    assert predict.main([str(scripted), "--paths=pod"]) == 2
     assert "--paths=pod: a student of method=mixed_mi has label, cot, pot only" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        evaluate.main([f"--workdir={scripted}", "--paths=pot"])
+        evaluate.main([str(scripted), "--paths=pot"])
     assert "--paths and --temperature are for draws" in capsys.readouterr().err
     without = dataclasses.replace(config.data, task="word_problems")
     objective = dataclasses.replace(config.objective, method="mixed")

@@ -1,38 +1,26 @@
-"""From a config to what a run needs: examples, tokenizer, student, token ids, batches."""
+"""From a config to what a run needs: examples, format, student, token ids, the loss of its method."""
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from cot_jax.answers.sandbox import make_interpreter
-from cot_jax.config import LORA_LEARNING_RATE, Config, DataConfig, ModelConfig
-from cot_jax.data import selection, tasks, views, word_problems
+from cot_jax.config import Config
+from cot_jax.data import tasks, views
 from cot_jax.data.batches import Batches, TokenizedView
 from cot_jax.data.examples import Example
 from cot_jax.data.views import View
 from cot_jax.errors import UserError
 from cot_jax.losses.objective import MutualInformation, Objective, make_objective
 from cot_jax.losses.soft_targets import SelfDistillation
-from cot_jax.models import student as students
 from cot_jax.models.lora import Lora, fingerprint
-from cot_jax.models.student import Options, Student
+from cot_jax.models.student import Student
 from cot_jax.models.weights import Params
-from cot_jax.text import codec, formats
 from cot_jax.text.formats import Format
-from cot_jax.text.tokenizer import Tokenizer
-from cot_jax.training.encoding import fit, learned, tokenize, training_label
-
-# Of a student's architecture: the checksum of the weights that its adapter adapts.
-BASE = "base_crc32"
-
-# Room for every word of the generated problems as one piece, which is about 200.
-_WORD_PROBLEM_PIECES = 512
+from cot_jax.training.data import load_format, load_splits, training_examples
+from cot_jax.training.encoding import fit, tokenize
+from cot_jax.training.students import BASE, check_lora, load_student, make_lora
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +57,7 @@ class Experiment:
         )
 
     def architecture(self) -> dict[str, Any]:
-        """What says of the student all that its parameters, or its adapter, do not."""
+        """The student's architecture and, for an adapter, the checksum of the pretrained weights."""
         base = {BASE: fingerprint(self.pretrained)} if self.lora and self.pretrained else {}
         return self.student.architecture() | base
 
@@ -83,7 +71,7 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
     """Loads and checks everything `config` names; writes nothing.
 
     Without `weights` no parameters are read: enough to know what a run would need. `platform` is the one that
-    will train, e.g. "tpu"; empty is the one at hand.
+    will train, e.g. "tpu"; empty is this machine's.
 
     Raises:
       UserError: data, tokenizer or weights that are missing or do not fit.
@@ -92,8 +80,8 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
     method = views.METHODS[config.objective.method]
     self_distillation = _self_distillation(config, method)
     splits = load_splits(config.data, config.seed)
-    format = _load_format(config.model, splits, method)
-    train_examples, report = _training_examples(config, splits, method)
+    format = load_format(config.model, splits, method)
+    train_examples, report = training_examples(config, splits, method)
     student, pretrained, found = load_student(
         config.model, format.tokenizer, weights=weights, platform=platform
     )
@@ -110,7 +98,7 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
         views=method,
         train_examples=train_examples,
         self_distillation=self_distillation,
-        report=(*splits.report, *report, *tokenized.report, *found, *_check_lora(config, weights)),
+        report=(*splits.report, *report, *tokenized.report, *found, *check_lora(config, weights)),
     )
 
 
@@ -182,194 +170,3 @@ def _self_distillation(config: Config, method: Sequence[View]) -> SelfDistillati
         top_k=section.top_k,
         dtype=jnp.dtype(section.dtype),
     )
-
-
-def answer_labels(experiment: Experiment) -> tuple[str, ...] | None:
-    """Returns the labels that answers are chosen among; None where they are written.
-
-    Where the task does not define its labels, they are those of the training split.
-
-    Raises:
-      UserError: there is no closed set of labels, or the answer view does not write a label alone.
-    """
-    splits, view, config = experiment.splits, experiment.answer_view, experiment.config
-    if config.evaluation.answers == "generate":
-        return None
-
-    def refuse(why: str) -> UserError:
-        mend = "take --config.evaluation.answers=generate"
-        return UserError(f"config.evaluation.answers=score chooses among labels, but {why}: {mend}")
-
-    if view.term != "label":
-        raise refuse(f"method={config.objective.method} writes a rationale first")
-    if splits.by_value:
-        raise refuse(f"those of task={config.data.task} are equations, an open set")
-    labels = splits.label_set or tuple(sorted({example.label for example in splits.train}))
-    for example in (*splits.valid, *splits.test):
-        if example.label not in labels:
-            raise refuse(f"{example.label!r}, that of {example.id}, is none of the training split's")
-    return labels
-
-
-def _load_format(model: ModelConfig, splits: tasks.Splits, method: Sequence[View]) -> Format:
-    if source := model.tokenizer or model.pretrained:
-        return formats.load(source)
-    if splits.task != "word_problems":
-        raise UserError(
-            "a student from scratch needs a tokenizer: give a directory or repository id with "
-            "--config.model.tokenizer=DIR, e.g. t5-base"
-        )
-    return _train_format(splits, method)
-
-
-def load_splits(data: DataConfig, seed: int) -> tasks.Splits:
-    """Returns the data set that `data` names.
-
-    Raises:
-      UserError: files that are missing or do not fit.
-    """
-    if data.task == "word_problems":
-        problems = word_problems.splits(seed=seed, **dataclasses.asdict(data.word_problems))
-        splits = tasks.as_splits(data.task, problems, None, by_value=True)
-    else:
-        _require_root(data)
-        splits = tasks.load(data.task, Path(data.root), parser=data.parser, compare=data.compare)
-    if data.teacher:
-        splits = tasks.taught_by(splits, Path(data.teacher))
-    return tasks.only_right(splits) if data.rationales == "right" else splits
-
-
-def _require_root(data: DataConfig) -> None:
-    if data.task != "word_problems" and not data.root:
-        raise UserError(
-            f"config.data.task={data.task} reads files: give their folder with --config.data.root=DIR"
-        )
-
-
-def _train_format(splits: tasks.Splits, method: Sequence[View]) -> Format:
-    # The methods without programs share a tokenizer.
-    prefixes = {v.prefix for m in views.METHODS.values() for v in m if v.term != "program" or v in method}
-    marks = [views.ANSWER_MARK, *sorted(prefixes)]
-    texts = [
-        text
-        for example in splits.train
-        for text in (
-            *example.parts,
-            example.label,
-            *example.rationales,
-            *map(codec.encode, example.programs),
-            *marks,
-        )
-    ]
-    with tempfile.TemporaryDirectory() as directory:
-        return formats.train(texts, _WORD_PROBLEM_PIECES, directory)
-
-
-def _training_examples(
-    config: Config, splits: tasks.Splits, method: Sequence[View]
-) -> tuple[tuple[Example, ...], list[str]]:
-    """Selects the share of the training split that is asked for and that has something to learn."""
-    data, report = config.data, []
-    if not splits.train:
-        raise UserError(
-            f"config.data.task={data.task} has a test set only: train on another task and ask its questions "
-            f"with `python -m cot_jax.evaluate --workdir=RUN --task={data.task}`"
-        )
-    examples = list(splits.train)
-    keep = round(data.train_fraction * len(examples))
-    keep = min(keep, data.max_train_examples or keep)
-    if keep < len(examples):
-        # The smaller of two shares is part of the larger one.
-        chosen = np.sort(np.random.default_rng(config.seed).permutation(len(examples))[:keep])
-        examples = [examples[i] for i in chosen]
-        report.append(f"train: {keep} of {len(splits.train)} examples kept by config.data")
-    if any(view.term == "program" for view in method):
-        labels = [training_label(example, data.label_source) for example in examples]
-        interpreter = make_interpreter(data.sandbox)
-        examples, line = selection.keep_right_programs(examples, labels, splits.by_value, interpreter)
-        report.append(f"train: {line}")
-    has = {
-        view.name: [bool(learned(view, example, data.label_source)) for example in examples]
-        for view in method
-    }
-    teachable = [example for example, *some in zip(examples, *has.values(), strict=True) if any(some)]
-    if len(teachable) < len(examples):
-        report.append(
-            f"train: {len(examples) - len(teachable)} examples have nothing to learn and are left out"
-        )
-    if not teachable:
-        raise UserError(
-            f"config.objective.method={config.objective.method} has no training example: the data has no "
-            f"{data.label_source} labels or rationales that it could learn from"
-        )
-    if not any(has.get("program", [True])):
-        raise UserError(
-            f"config.objective.method={config.objective.method} learns from programs, but no training "
-            "example has one that answers right: add them to the data, or take another method"
-        )
-    return tuple(teachable), report
-
-
-def compute_dtype(config: ModelConfig) -> jnp.dtype:
-    """Returns the dtype of the arithmetic on this backend."""
-    if config.compute_dtype != "auto":
-        return jnp.dtype(config.compute_dtype)
-    return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
-
-
-def make_lora(config: ModelConfig, student: Student) -> Lora | None:
-    if not config.lora_rank:
-        return None
-    return Lora(student.weights, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets)
-
-
-def _check_lora(config: Config, weights: bool) -> list[str]:
-    """Returns a warning where LoRA would learn next to nothing.
-
-    Raises:
-      UserError: it would adapt nothing worth adapting, or by steps that B = 0 makes too small.
-    """
-    if not config.model.lora_rank:
-        return []
-    key = f"config.model.lora_rank={config.model.lora_rank}"
-    if weights and not config.model.pretrained:
-        raise UserError(f"{key} adapts pretrained weights: give them with --config.model.pretrained=DIR")
-    if config.optimizer.name == "adafactor":
-        raise UserError(
-            f"{key} with config.optimizer.name=adafactor: its steps are relative to the parameters, which "
-            "begin at 0; take adamw, whose moments of an adapter are small"
-        )
-    if (rate := config.optimizer.learning_rate) > 1e-4:
-        return []
-    return [f"warning: {key} learns little at learning rate {rate:g}; usual is {LORA_LEARNING_RATE:g}"]
-
-
-def load_student(
-    config: ModelConfig, tokenizer: Tokenizer, *, weights: bool, platform: str = ""
-) -> tuple[Student, Params | None, list[str]]:
-    """Returns the student, its parameters where they are pretrained, and lines for the user.
-
-    Raises:
-      UserError: weights that are missing or malformed, or a tokenizer that does not fit.
-    """
-    options = Options(
-        dropout_rate=config.dropout_rate,
-        dtype=compute_dtype(config),
-        unroll=(platform or jax.default_backend()) == "cpu",
-        remat=config.remat,
-    )
-    if not config.pretrained:
-        ids = {"vocab_size": tokenizer.size, "pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id}
-        return students.from_scratch(config.preset, options=options, **ids), None, []
-    params: Params | None = None
-    report: list[str] = []
-    if weights:
-        student, params, report = students.from_pretrained(config.pretrained, options)
-    else:
-        student = students.without_weights(config.pretrained, options)
-    if student.outputs < tokenizer.size:
-        raise UserError(
-            f"{config.pretrained} has {student.outputs} embedding rows but the tokenizer {tokenizer.size} "
-            "tokens: use the tokenizer that the model was trained with (--config.model.tokenizer=)"
-        )
-    return student, params, report

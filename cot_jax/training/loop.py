@@ -19,11 +19,13 @@ from cot_jax.metrics.plots import draw_layer_norms, require_matplotlib
 from cot_jax.metrics.writers import MetricsWriter
 from cot_jax.training.checkpoints import Checkpoints
 from cot_jax.training.console import Clock, Progress, hardware, say
-from cot_jax.training.experiment import BASE, Experiment, answer_labels, compute_dtype
+from cot_jax.training.experiment import Experiment
+from cot_jax.training.labels import answer_labels
 from cot_jax.training.mesh import leads
 from cot_jax.training.run import Run
 from cot_jax.training.saved import ANSWERS_FILE, STUDENT_FILE, refuse_other_base
 from cot_jax.training.step import LAYER_NORM, TrainState
+from cot_jax.training.students import BASE, compute_dtype
 
 PREEMPTED = 75  # exit status: saved, start me again (EX_TEMPFAIL)
 
@@ -269,8 +271,8 @@ def describe(run: Run) -> list[str]:
     lines = [
         f"task {config.data.task}, method {config.objective.method}, seed {config.seed}",
         *experiment.report,
-        f"{len(run.batches.shapes)} programs to compile, slots (longest text) of each view's inputs > targets: "
-        + "; ".join(map(describe_shape, run.batches.shapes)),
+        f"{len(run.batches.shapes)} programs to compile, slots (longest text) of each view's inputs > "
+        f"targets: {'; '.join(map(describe_shape, run.batches.shapes))}",
         f"slots with a token: {filled}; {100 * run.batches.efficiency:.0f} % of the arithmetic is for tokens",
         f"model: {run.parameters:,} parameters, "
         + (config.model.pretrained or f"preset {config.model.preset} from scratch"),
@@ -322,7 +324,7 @@ def _claim(workdir: Path, experiment: Experiment) -> None:
     taken = refuse_other_config(workdir, experiment.config)
     if not taken and (workdir / "checkpoints").exists():
         raise UserError(
-            f"{workdir} has checkpoints, but no config.json that says of which run: put it back, or choose "
+            f"{workdir} has checkpoints, but no config.json of their run: put it back, or choose "
             "another --workdir"
         )
     architecture = experiment.architecture()

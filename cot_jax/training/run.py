@@ -27,12 +27,9 @@ from cot_jax.training.evaluation import (
     make_choose,
     make_generate,
 )
-from cot_jax.training.experiment import (
-    Experiment,
-    answer_labels,
-    build_objective,
-)
+from cot_jax.training.experiment import Experiment, build_objective
 from cot_jax.training.information import InformationEstimate
+from cot_jax.training.labels import answer_labels
 from cot_jax.training.mesh import (
     BATCH_AXES,
     abstract,

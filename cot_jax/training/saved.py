@@ -35,8 +35,8 @@ from cot_jax.training.evaluation import (
     make_sample,
     make_score,
 )
-from cot_jax.training.experiment import BASE, compute_dtype, make_lora
 from cot_jax.training.mesh import abstract, arrangement, by_weights, group_count, spread
+from cot_jax.training.students import BASE, compute_dtype, make_lora
 
 # Of a run: the student's architecture. Of an export: the run's config. Of both: what its data say of answers.
 STUDENT_FILE, CONFIG_FILE, ANSWERS_FILE = "student.json", "cot_jax.json", "answers.json"

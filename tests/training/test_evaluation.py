@@ -17,7 +17,8 @@ from cot_jax.models.weights import init
 from cot_jax.text import tokenizer as tokenizers
 from cot_jax.training import evaluation, run
 from cot_jax.training.evaluation import make_choose, make_generate, make_sample, make_score
-from cot_jax.training.experiment import answer_labels, prepare
+from cot_jax.training.experiment import prepare
+from cot_jax.training.labels import answer_labels
 from cot_jax.training.mesh import data_parallel
 from cot_jax.training.run import Run
 from cot_jax.training.saved import Answerer, Saved

@@ -11,8 +11,9 @@ from cot_jax.errors import UserError
 from cot_jax.models import student as students
 from cot_jax.models.t5 import T5, T5Config
 from cot_jax.models.weights import init
+from cot_jax.training.data import load_splits
 from cot_jax.training.encoding import encode_questions
-from cot_jax.training.experiment import load_splits, prepare
+from cot_jax.training.experiment import prepare
 
 
 def _config(root, tokenizer, *, method="dss", **data):

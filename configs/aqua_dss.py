@@ -1,6 +1,6 @@
 """Distilling Step-by-Step on AQuA-RAT, T5-base, with human rationales; the label is the letter of an option.
 
-Its students also answer MathQA: python -m cot_jax.evaluate --workdir=RUN --task=mathqa
+Its students also answer MathQA: python -m cot_jax.evaluate RUN --task=mathqa
 
     python -m cot_jax.train --config=configs/aqua_dss.py --config.data.root=DIR
 """

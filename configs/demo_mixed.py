@@ -1,7 +1,7 @@
 """Mixed Distillation, answers, rationales and programs, on generated word problems: no network, no files.
 
 python -m cot_jax.train --config=configs/demo_mixed.py
-python -m cot_jax.evaluate --workdir=runs/demo_mixed --samples=8
+python -m cot_jax.evaluate runs/demo_mixed --samples=8
 """
 
 from configs import common

@@ -4,7 +4,7 @@ Published test accuracy of Mistral-7B, several paths: 87.5 % (Li et al. 2024; th
 none is published for T5).
 
     python -m cot_jax.train --config=configs/svamp_mixed.py --config.data.root=DIR
-    python -m cot_jax.evaluate --workdir=runs/svamp_mixed --samples=8
+    python -m cot_jax.evaluate runs/svamp_mixed --samples=8
 """
 
 from configs import common

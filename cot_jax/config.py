@@ -1,8 +1,8 @@
 """Configuration: a ConfigDict at the border, validated frozen dataclasses inside.
 
-Every key is declared once, below, with its default, its limits and its meaning; `configs/common.py`
-gets its ConfigDict from here, `--help` and the README list what is here. A mistake in a key, a type
-or a value is one line (`UserError`).
+Every key is declared once, below, with its default, its limits and its meaning. `configs/common.py` takes its
+ConfigDict from here; `--help` and the README list the same keys. A mistake in a key, a type or a value is a
+`UserError` of one line.
 """
 
 import dataclasses
@@ -169,9 +169,7 @@ class SelfDistillationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    name: str = _key(
-        "adamw", "optimizer; adafactor is T5's own, with next to no state", choices=sorted(LEARNING_RATES)
-    )
+    name: str = _key("adamw", "optimizer; adafactor keeps next to no state", choices=sorted(LEARNING_RATES))
     learning_rate: float = _key(
         0.0, "peak learning rate; 0 = the usual one: AdamW 5e-5, Adafactor 1e-3, LoRA 5e-4", low=0.0
     )

@@ -1,4 +1,4 @@
-"""Evaluate a student: python -m cot_jax.evaluate --workdir=RUN [--split=test] [--task=T --root=DIR]
+"""Evaluate a student: python -m cot_jax.evaluate RUN [--split=test] [--task=T --root=DIR]
 
 Accuracy with its bootstrap interval, a table per class, calibration, every prediction. Writes
 evaluation.json, predictions.jsonl and pictures to RUN/evaluation/TASK_SPLIT. `--task` asks the questions of
@@ -32,8 +32,9 @@ from cot_jax.metrics.plots import draw_confusion, draw_reliability, draw_votes
 from cot_jax.metrics.significance import bootstrap_interval
 from cot_jax.models.decoding import Sampling
 from cot_jax.training.compiled import keep_compiled
+from cot_jax.training.data import load_splits
+from cot_jax.training.encoding import tokenize
 from cot_jax.training.evaluation import Answers
-from cot_jax.training.experiment import load_splits, tokenize
 from cot_jax.training.information import InformationEstimate
 from cot_jax.training.saved import Answerer, LabelScorer, Saved, load
 
@@ -43,7 +44,7 @@ _MOST_LABELS = 20
 
 @dataclasses.dataclass(frozen=True)
 class _Confidence:
-    """What a student says of its own answers: (N,) each, and (N, L) where it chose among labels."""
+    """A student's confidence in its own answers: (N,) each, and (N, L) where it chose among labels."""
 
     confidence: np.ndarray
     correct: np.ndarray
@@ -66,9 +67,9 @@ def main(argv: Sequence[str]) -> int:
     options = _options(argv)
     keep_compiled()
     try:
-        saved = load(options.workdir)
+        saved = load(options.run)
         splits = _splits(saved, options)
-        directory = options.output or options.workdir / "evaluation" / f"{splits.task}_{options.split}"
+        directory = options.output or options.run / "evaluation" / f"{splits.task}_{options.split}"
         _evaluate(saved, splits, options, directory)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -243,8 +244,7 @@ def _information(saved: Saved, splits: Splits, examples: Sequence[Example]) -> d
         raise UserError(f"--mutual_information trains on a training set, which task={splits.task} has not")
     batch_size = -(-saved.config.evaluation.batch_size // jax.device_count()) * jax.device_count()
     train, held_out = (
-        tokenize(views, some, saved.tokenizer, saved.config, saved.spelled).views
-        for some in (splits.train, examples)
+        tokenize(views, some, saved.format, saved.config.data).views for some in (splits.train, examples)
     )
     estimate = InformationEstimate(saved.student, saved.mesh, train, held_out, batch_size=batch_size)
     trained_on, judged_on = estimate.counts
@@ -382,7 +382,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--workdir", type=Path, required=True, help="work directory or exported directory")
+    parser.add_argument("run", type=Path, metavar="RUN", help="work directory of a run, or its export")
     parser.add_argument("--split", choices=("valid", "test"), default="test")
     parser.add_argument("--task", choices=sorted([*TASKS, "word_problems"]), help="another data set")
     parser.add_argument("--root", type=Path, help="folder with the data sets, if not the run's")

@@ -34,7 +34,7 @@ class Cell:
 
     @property
     def path(self) -> Path:
-        """Where its runs lie, one directory a seed."""
+        """The directory of its runs, one directory a seed."""
         return Path(*(re.sub(r"[^\w.+-]+", "_", name) for name in (self.row, self.column)))
 
     def flags(self, seed: int) -> list[str]:

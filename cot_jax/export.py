@@ -1,4 +1,4 @@
-"""Write a run's best student for Transformers: python -m cot_jax.export --workdir=RUN --output=DIR
+"""Write a run's best student for Transformers: python -m cot_jax.export RUN --output=DIR
 
 DIR receives weights, config.json, generation_config.json, the tokenizer, and README.md, the model card of the
 Hugging Face Hub: method, data, measured accuracy and the texts that the student expects before a question.
@@ -22,7 +22,6 @@ from cot_jax.training.saved import Saved
 _CARD = """\
 ---
 library_name: transformers
-pipeline_tag: text2text-generation
 license: {license}
 {base}tags:
 - chain-of-thought
@@ -49,21 +48,21 @@ datasets:
 {prefixes}
 
 ```python
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoTokenizer, {hf_class}
 
-model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")
+model, tokenizer = {hf_class}.from_pretrained("."), AutoTokenizer.from_pretrained(".")
 inputs = tokenizer({prefix!r} + question, return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))
 ```
 
-`python -m cot_jax.predict --model=. --input=questions.jsonl` answers without PyTorch. `cot_jax.json` holds
+`python -m cot_jax.predict . --input=questions.jsonl` answers without PyTorch. `cot_jax.json` holds
 the whole configuration; `python -m cot_jax.train` with these values trains the student again:
 
 ```text
 {flags}
 ```
 
-Licence: that of the base weights and of the data hold; `license` above is what the exporter said.
+The licences of the base weights and of the data apply; `license` above is what the exporter said.
 """
 
 
@@ -75,22 +74,22 @@ def main(argv: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--workdir", type=Path, required=True, help="work directory of a run")
+    parser.add_argument("run", type=Path, metavar="RUN", help="work directory of a run")
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
     parser.add_argument("--license", default="other", help="for the model card, e.g. apache-2.0")
     options = parser.parse_args(argv)
     try:
         if options.output.exists() and any(options.output.iterdir()):
             raise UserError(f"{options.output} is not empty: choose another --output")
-        student = saved.load(options.workdir)
+        student = saved.load(options.run)
         student.export(options.output)
         _generation_config(student).save_pretrained(options.output)
-        card = _card(student, _result(options.workdir), options)
+        card = _card(student, _result(options.run), options)
         write_text(options.output / "README.md", card)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"written to {options.output}: transformers' AutoModelForSeq2SeqLM and AutoTokenizer read it")
+    print(f"written to {options.output}: Transformers' {student.student.hf_class} and AutoTokenizer read it")
     return 0
 
 
@@ -107,7 +106,7 @@ def _generation_config(student: Saved) -> GenerationConfig:
         max_new_tokens=evaluation.max_new_tokens,
         num_beams=evaluation.beams,
         do_sample=False,
-        decoder_start_token_id=architecture["decoder_start_token_id"],
+        decoder_start_token_id=architecture.get("decoder_start_token_id"),
         eos_token_id=student.student.eos_id,
         pad_token_id=student.student.pad_id,
     )
@@ -126,7 +125,7 @@ def _card(student: Saved, result: dict[str, Any], options: argparse.Namespace) -
         name = names[view.term]
         if view.path == "cot":
             name = "rationale, then answer"
-        if view.name in student.spelled:
+        if view.name in student.format.spelled:
             name += ", spelled by `cot_jax.text.codec`"
         prefix = f"`{view.prefix}`" if view.prefix else "nothing"
         prefixes.append(f"| {name} | {prefix} | {student.most_tokens(view)} |")
@@ -137,7 +136,8 @@ def _card(student: Saved, result: dict[str, Any], options: argparse.Namespace) -
         base=f"base_model: {base}\n" if base else "",
         task=config.data.task,
         title=options.output.resolve().name,
-        origin=f"`{base}`" if base else f"A {config.model.preset} T5 from scratch",
+        origin=f"`{base}`" if base else f"A student from scratch (preset `{config.model.preset}`)",
+        hf_class=student.student.hf_class,
         method=config.objective.method,
         self_distillation="" if distillation == "none" else f" and `{distillation}`",
         version=result.get("versions", {}).get("cot_jax", __version__),

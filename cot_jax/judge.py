@@ -1,9 +1,9 @@
-"""How good a student's rationales are: python -m cot_jax.judge --predictions=RUN/evaluation/TASK_SPLIT
+"""Measure how good a student's rationales are: python -m cot_jax.judge RUN [--split=test] [--task=T]
 
-Reads predictions.jsonl and evaluation.json, as `python -m cot_jax.evaluate` writes them, and writes beside
-them rationales.json (all measures), rationales.jsonl (those of each example), with --judge
-judge_cache.jsonl (what it was asked and said), and with --against case_studies.md (two runs on the same
-examples, side by side).
+Reads predictions.jsonl and evaluation.json in RUN/evaluation/TASK_SPLIT, as `python -m cot_jax.evaluate`
+writes them. Writes beside them rationales.json (measures of all examples together), rationales.jsonl (of each
+example), with --endpoint judge_cache.jsonl (what a language model was asked and answered), and with --against
+case_studies.md (two runs on the same examples, side by side).
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cot_jax.answers.equality import is_correct
+from cot_jax.answers.reading import choices, final_answer
 from cot_jax.data.teacher.endpoint import Endpoint, chat
 from cot_jax.errors import UserError, writing
 from cot_jax.files import Row, read_json, read_json_lines, write_json, write_json_lines, write_text
@@ -81,12 +82,12 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, or 2 for a mistake in its arguments or files."""
     options = _options(argv)
     try:
-        evaluation = _read(options.predictions)
+        evaluation = _read(_place(options.run, options))
         if all(prediction.rationale is None for prediction in evaluation.predictions):
-            raise UserError(f"{options.predictions}: this student wrote no rationale that could be measured")
+            raise UserError(f"{evaluation.where}: this student wrote no rationale that could be measured")
         with writing(evaluation.where):
             if options.against:
-                studies = _case_studies(evaluation, _read(options.against), options.examples)
+                studies = _case_studies(evaluation, _read(_place(options.against, options)), options.examples)
                 write_text(evaluation.where / "case_studies.md", studies)
             measures, rows = _measure(evaluation, options)
             write_json(evaluation.where / "rationales.json", measures)
@@ -99,11 +100,27 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _place(run: Path, options: argparse.Namespace) -> Path:
+    """Returns the directory of a run's evaluation.
+
+    Raises:
+      UserError: there is none, or there are several and `--task` does not say which.
+    """
+    found = sorted((run / "evaluation").glob(f"{options.task or '*'}_{options.split}"))
+    if not found:
+        raise UserError(
+            f"{run}: no evaluation of {options.task or 'a task'} on {options.split}; run python -m "
+            "cot_jax.evaluate first"
+        )
+    if len(found) > 1:
+        tasks = ", ".join(path.name.removesuffix(f"_{options.split}") for path in found)
+        raise UserError(f"{run} has evaluations of {tasks}: choose one with --task")
+    return found[0]
+
+
 def _read(where: Path) -> Evaluation:
     """Raises UserError where the files are not those that evaluate writes."""
     path = where / "evaluation.json"
-    if not path.exists():
-        raise UserError(f"{path}: no such file; python -m cot_jax.evaluate writes it")
     said = read_json(path)
     try:
         by_value, labels = bool(said["by_value"]), tuple(said["labels"] or ())
@@ -138,7 +155,7 @@ def _measure(evaluation: Evaluation, options: argparse.Namespace) -> tuple[Measu
         "rationales": len(explained),
         "against_teacher": _against_teacher(explained, rows, options.encoder),
         "consistency": _consistency(evaluation, explained, rows),
-        "judge": _judge(evaluation.where, explained, rows, options) if options.judge else None,
+        "judge": _judge(evaluation.where, explained, rows, options) if options.endpoint else None,
         "correlation_with_correctness": {},
     }
     for name in QUALITIES:
@@ -172,8 +189,8 @@ def _consistency(
 ) -> Measures:
     """Counts whose rationale arrives at the predicted and at the gold label; adds them to `rows`."""
     for prediction, row in zip(explained, rows, strict=True):
-        candidates = evaluation.labels or quality.choices(prediction.question)
-        answer = quality.final_answer(prediction.rationale or "", evaluation.by_value, candidates)
+        candidates = evaluation.labels or choices(prediction.question)
+        answer = final_answer(prediction.rationale or "", evaluation.by_value, candidates)
         row["answer"] = answer
         for name, label in (
             ("agrees_with_prediction", prediction.label),
@@ -202,7 +219,7 @@ def _judge(
         message = {"role": "user", "content": prompt}
         requests += [
             chat(
-                options.judge_model,
+                options.model,
                 [message],
                 temperature=options.temperature,
                 seed=options.seed + sample,
@@ -210,7 +227,7 @@ def _judge(
             )
             for sample in range(options.samples)
         ]
-    with Endpoint(options.judge, where / "judge_cache.jsonl", concurrency=options.concurrency) as endpoint:
+    with Endpoint(options.endpoint, where / "judge_cache.jsonl", concurrency=options.concurrency) as endpoint:
         replies = list(endpoint.ask(requests))
         sent = endpoint.sent
     for number, index in enumerate(drawn):
@@ -222,7 +239,7 @@ def _judge(
     graded = [rows[index] for index in drawn if rows[index]["grades"]]
     means, stds = ([row[key] for row in graded if row[key] is not None] for key in ("grade", "grade_std"))
     return {
-        "model": options.judge_model,
+        "model": options.model,
         "temperature": options.temperature,
         "seed": options.seed,
         "examples": len(drawn),
@@ -334,7 +351,7 @@ def _written(options: argparse.Namespace) -> list[str]:
     return [
         "rationales.json",
         "rationales.jsonl",
-        *(["judge_cache.jsonl"] if options.judge else []),
+        *(["judge_cache.jsonl"] if options.endpoint else []),
         *(["case_studies.md"] if options.against else []),
     ]
 
@@ -346,11 +363,13 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--predictions", type=Path, required=True, help="RUN/evaluation/TASK_SPLIT")
-    parser.add_argument("--against", type=Path, help="the same of another run: writes case studies")
+    parser.add_argument("run", type=Path, metavar="RUN", help="work directory of a run, or its export")
+    parser.add_argument("--split", choices=("valid", "test"), default="test")
+    parser.add_argument("--task", help="data set, where the run was evaluated on several")
+    parser.add_argument("--against", type=Path, metavar="RUN", help="another run: adds case studies")
     parser.add_argument("--encoder", help="sentence encoder, Hugging Face id or directory: adds similarity")
-    parser.add_argument("--judge", help="OpenAI-compatible endpoint, http://HOST:PORT/v1: adds grades")
-    parser.add_argument("--judge_model", help="model to ask there")
+    parser.add_argument("--endpoint", metavar="URL", help="of a judge, as http://HOST:PORT/v1: adds grades")
+    parser.add_argument("--model", help="the name that the endpoint knows the judge by")
     parser.add_argument("--examples", type=int, default=50, help="examples to judge, and case studies")
     parser.add_argument("--samples", type=int, default=4, help="grades of each example")
     parser.add_argument("--temperature", type=float, default=0.7, help="of the judge")
@@ -360,8 +379,8 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, default=8, help="requests under way at once")
     parser.add_argument("--seed", type=int, default=0, help="of the examples drawn and of the judge")
     options = parser.parse_args(argv)
-    if bool(options.judge) != bool(options.judge_model):
-        parser.error("--judge and --judge_model belong together")
+    if bool(options.endpoint) != bool(options.model):
+        parser.error("--endpoint and --model belong together")
     if min(options.examples, options.samples, options.concurrency) < 1:
         parser.error("--examples, --samples and --concurrency are at least 1")
     if min(options.temperature, options.max_tokens, options.seed) < 0:

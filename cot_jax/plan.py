@@ -24,9 +24,10 @@ from cot_jax.config import Config, parse_command_line
 from cot_jax.data.lengths import describe, padded_work
 from cot_jax.errors import UserError
 from cot_jax.training.compiled import unlimit_stack
-from cot_jax.training.experiment import Experiment, load_student, make_lora, prepare
+from cot_jax.training.experiment import Experiment, prepare
 from cot_jax.training.mesh import group_count
 from cot_jax.training.run import Run
+from cot_jax.training.students import load_student, make_lora
 
 # Of one chip, GiB.
 _TPU_MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
@@ -185,7 +186,7 @@ def changed(experiment: Experiment, change: dict[str, Any]) -> Experiment:
     """Returns the experiment with other values of the keys "SECTION.NAME"."""
     config = _changed(experiment.config, change)
     student = dataclasses.replace(  # type: ignore[type-var]
-        load_student(config.model, experiment.tokenizer, weights=False)[0], unroll=False
+        load_student(config.model, experiment.format.tokenizer, weights=False)[0], unroll=False
     )
     return dataclasses.replace(
         experiment, config=config, student=student, lora=make_lora(config.model, student)

@@ -1,4 +1,4 @@
-"""Answer questions: python -m cot_jax.predict --model=RUN_OR_EXPORT --input=FILE_OR_- [--explain]
+"""Answer questions: python -m cot_jax.predict RUN [--input=FILE] [--output=FILE] [--explain]
 
 Reads JSON lines {"input": ..., "id"?: ..., "rationale"?: ...}, writes {"id", "input", "label", "rationale"?}
 in the same order, a batch as soon as it is there. An input is a text, or a list of several such as premise
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
                 rows = rows_of((line.encode() for line in sys.stdin), "standard input")
             else:
                 rows = read_json_lines(Path(options.input))
-            saved = load(options.model)
+            saved = load(options.run)
             sink = sys.stdout
             if options.output != "-":
                 with writing(options.output):
@@ -57,7 +57,7 @@ def _predict(saved: Saved, rows: Iterator[Row], sink: TextIO, options: argparse.
     explaining = [view for view in saved.views if view.term == "rationale"] if options.explain else []
     if options.explain and not explaining:
         method = saved.config.objective.method
-        raise UserError(f"--explain: method={method} was taught no rationale of its own")
+        raise UserError(f"--explain: method={method} learned no separate rationale")
     votes, interpreter = options.samples or len(chosen) > 1, make_interpreter(options.sandbox)
     if votes and saved.by_value is None:
         raise not_recorded("how the answers of this student compare")
@@ -112,7 +112,7 @@ def _ask(view: View, answerer: Answerer, questions: Sequence[Example]) -> Answer
 
 
 def _elect(voters: Mapping[View, Answers], n: int, each: int, by_value: bool) -> dict[str, Any]:
-    """What row `n` says of the answers given to it, `each` of every view."""
+    """Returns the vote on the answers to row `n`, of which there are `each` for every view."""
     every: list[dict[str, Any]] = []
     for view, given in voters.items():
         for i in range(n * each, (n + 1) * each):
@@ -130,7 +130,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--model", type=Path, required=True, help="work directory or exported directory")
+    parser.add_argument("run", type=Path, metavar="RUN", help="work directory of a run, or its export")
     parser.add_argument("--input", default="-", help="JSON lines; - is standard input")
     parser.add_argument("--output", default="-", help="JSON lines; - is standard output")
     parser.add_argument("--explain", action="store_true", help="also write the rationale")

@@ -1,10 +1,10 @@
-"""Rationales and programs from any language model: python -m cot_jax.rationalize --task=svamp --root=DATA \\
+"""Ask a language model for rationales and programs: python -m cot_jax.rationalize --task=svamp --root=DATA \\
     --endpoint=http://localhost:8000/v1 --model=MODEL --samples=4 --output=DIR
 
-Asks a teacher, behind an OpenAI-compatible endpoint, every question of a split. Into DIR go teacher.jsonl,
-which training reads (--config.data.teacher=DIR/teacher.jsonl), samples.jsonl with every output and what
-became of it, report.md and report.json, and cache.jsonl with every request and its answer: the same command
-started again asks only what is missing, so filters can be changed at no cost.
+Asks a teacher behind an OpenAI-compatible endpoint every question of a split. Writes to DIR teacher.jsonl,
+which training reads (--config.data.teacher=DIR/teacher.jsonl), samples.jsonl with every output and why it was
+left out, report.md and report.json, and cache.jsonl with every request and its answer. The same command,
+started again, asks only what is missing, so filters can be changed at no cost.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from typing import Any
 
 from cot_jax.answers.equality import is_correct
 from cot_jax.answers.programs import Interpreter
+from cot_jax.answers.reading import choices
 from cot_jax.answers.sandbox import make_interpreter
 from cot_jax.data import tasks, word_problems
 from cot_jax.data.examples import Example
@@ -26,7 +27,6 @@ from cot_jax.data.teacher.prompts import Demonstration, Style
 from cot_jax.data.teacher.samples import FILTERS, KINDS, Asked, Sample, drops, majority, read
 from cot_jax.errors import UserError, writing
 from cot_jax.files import Row, read_json_lines, write_json, write_json_lines, write_text
-from cot_jax.metrics.quality import choices
 
 _SHOWN = 3  # examples of each reason
 _FIELDS = {"cot": "rationales", "pot": "programs"}  # of a teacher's file
@@ -105,8 +105,8 @@ def _style(options: argparse.Namespace, splits: Splits, kinds: Sequence[str]) ->
             f"--kind={options.kind}: the labels of {options.task} are no numbers: take --kind=cot"
         )
     if options.prompt == "few_shot" and not style.demonstrations:
-        mend = "give your own with --demonstrations=FILE, or take --prompt=zero_shot"
-        raise UserError(f"there are no demonstrations for task={options.task}: {mend}")
+        fix = "give your own with --demonstrations=FILE, or take --prompt=zero_shot"
+        raise UserError(f"there are no demonstrations for task={options.task}: {fix}")
     return style
 
 

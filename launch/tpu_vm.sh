@@ -9,7 +9,7 @@
 #   ZONE=us-east5-b launch/tpu_vm.sh [--dry_run] --delete
 #
 # SHARE is an NFS export that all workers can reach (e.g. Filestore), mounted at /shared: the work directory
-# and the data must lie there. NAME tells runs apart. The project is gcloud's own (CLOUDSDK_CORE_PROJECT).
+# and the data must be there. NAME tells runs apart. The project is gcloud's own (CLOUDSDK_CORE_PROJECT).
 set -euo pipefail
 
 name=${NAME:-cot-jax}

@@ -53,7 +53,7 @@ def evaluation(run):
     """What `evaluate` found, and its predictions."""
     where = run / "evaluation" / "word_problems_test"
     if not where.is_dir():
-        evaluate.main([f"--workdir={run}"])
+        evaluate.main([str(run)])
     lines = (where / "predictions.jsonl").read_text().splitlines()
     return json.loads((where / "evaluation.json").read_text()), pd.DataFrame(map(json.loads, lines))
 

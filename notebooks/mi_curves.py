@@ -48,7 +48,8 @@ from cot_jax.experiments import from_directory
 from cot_jax.losses.mutual_information import mutual_information_loss
 from cot_jax.losses.vocabulary import logits
 from cot_jax.metrics.plots import Curve, draw_curves
-from cot_jax.training.experiment import load_splits, tokenize
+from cot_jax.training.data import load_splits
+from cot_jax.training.encoding import tokenize
 from cot_jax.training.saved import load
 
 RUNS = Path(os.environ.get("COT_JAX_RUNS", "../runs/demo"))
@@ -96,7 +97,7 @@ Image(RUNS / "mi_curves.png")
 def evaluation(run):
     file = run / "evaluation" / "word_problems_test" / "evaluation.json"
     if not file.is_file() or "mutual_information" not in json.loads(file.read_text()):
-        evaluate.main([f"--workdir={run}", "--mutual_information"])
+        evaluate.main([str(run), "--mutual_information"])
     return json.loads(file.read_text())
 
 
@@ -128,12 +129,12 @@ class Maps:
 
     def __init__(self, run, count=200):
         saved = load(run)
-        self.objective, pieces = saved.config.objective, saved.tokenizer.hf
+        self.objective, pieces = saved.config.objective, saved.format.tokenizer.hf
         self.examples = load_splits(saved.config.data, saved.config.seed).valid[:count]
-        views = tokenize(saved.views, self.examples, saved.tokenizer, saved.config).views
+        views = tokenize(saved.views, self.examples, saved.format, saved.config.data).views
         every = [[view.inputs for view in views.values()], *([view.targets] for view in views.values())]
         shape = tuple(int(max(part.lengths.max() for part in parts)) for parts in every)
-        batch = make_batch(views, np.arange(len(self.examples)), shape, saved.tokenizer.pad_id)
+        batch = make_batch(views, np.arange(len(self.examples)), shape, saved.student.pad_id)
         self.label, self.rationale = batch.views["predict"], batch.views["explain"]
 
         @jax.jit

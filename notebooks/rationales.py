@@ -51,9 +51,9 @@ evaluations = {
 }
 for row, where in evaluations.items():
     if not where.is_dir():
-        evaluate.main([f"--workdir={runs[row]}"])
+        evaluate.main([str(runs[row])])
     if not (where / "rationales.json").is_file():
-        judge.main([f"--predictions={where}"])
+        judge.main([str(runs[row])])
 measures = {row: json.loads((where / "rationales.json").read_text()) for row, where in evaluations.items()}
 
 # %% [markdown]
@@ -138,7 +138,7 @@ legend = figure.legend(
 def case_studies(row, most=2):
     where = evaluations[row]
     if not (where / "case_studies.md").is_file():
-        judge.main([f"--predictions={where}", f"--against={evaluations['dss']}"])
+        judge.main([str(runs[row]), f"--against={runs['dss']}"])
     head, *cases = (where / "case_studies.md").read_text().split("\n## ")
     counts = head.strip().splitlines()[-1]
     return "\n\n".join([f"### A: {row}, B: dss", counts, *(f"#### {case}" for case in cases[:most])])

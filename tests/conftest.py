@@ -11,9 +11,9 @@ import pytest
 from cot_jax.config import Config, to_json
 from cot_jax.models.t5 import T5, T5Config
 from cot_jax.models.weights import shapes
-from cot_jax.text import tokenizer as tokenizers
+from cot_jax.text import formats
 from cot_jax.training.checkpoints import Checkpoints
-from cot_jax.training.saved import ANSWERS_FILE, STUDENT_FILE, answers_json
+from cot_jax.training.saved import ANSWERS_FILE, STUDENT_FILE
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -45,7 +45,8 @@ def tokenizers_root() -> Path:
 
 def save_random_run(workdir: Path, config: Config, texts: list[str], pieces: int) -> Path:
     """Writes what a run of `config` that was evaluated once leaves behind, with random parameters."""
-    tokenizer = tokenizers.train(texts, pieces, str(workdir / "scratch"))
+    format = formats.train(texts, pieces, workdir / "scratch")
+    tokenizer = format.tokenizer
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
     student = T5(T5Config(vocab_size=tokenizer.size, pad_token_id=tokenizer.pad_id, **sizes))
     rng = np.random.default_rng(0)
@@ -53,8 +54,8 @@ def save_random_run(workdir: Path, config: Config, texts: list[str], pieces: int
     params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), like)
     (workdir / "config.json").write_text(to_json(config))
     (workdir / STUDENT_FILE).write_text(json.dumps(student.architecture()))
-    (workdir / ANSWERS_FILE).write_text(answers_json(True, None))
-    tokenizer.save(workdir / "tokenizer")
+    (workdir / ANSWERS_FILE).write_text('{"by_value": true, "labels": null}')
+    format.save(workdir / "tokenizer")
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         checkpoints.save_if_best(1, jax.device_put(params), 0.5)
     return workdir

@@ -15,8 +15,9 @@ from cot_jax.data.views import METHODS
 from cot_jax.errors import UserError
 from cot_jax.metrics import calibration
 from cot_jax.training import saved
+from cot_jax.training.data import load_splits
 from cot_jax.training.evaluation import Answers
-from cot_jax.training.experiment import load_splits, prepare
+from cot_jax.training.experiment import prepare
 from cot_jax.training.saved import LabelScorer
 
 LABELS = ["no", "perhaps not", "yes"]
@@ -60,7 +61,7 @@ def _read(directory):
 
 
 def test_open_answers(run, capsys):
-    assert evaluate.main([f"--workdir={run}"]) == 0
+    assert evaluate.main([str(run)]) == 0
     said, counted = capsys.readouterr()
     assert re.search(r"^predict: 16 texts, .*; \d+ of 16 answers cut at 6 tokens$", counted, re.MULTILINE)
     directory = run / "evaluation" / "word_problems_test"
@@ -83,7 +84,7 @@ def test_open_answers(run, capsys):
 
 def test_closed_labels_on_another_data_set(run, classification, tmp_path, capsys):
     output = tmp_path / "out"
-    command = [f"--workdir={run}", "--task=jsonl", f"--root={classification}", f"--output={output}"]
+    command = [str(run), "--task=jsonl", f"--root={classification}", f"--output={output}"]
     assert evaluate.main([*command, "--no-rationales"]) == 0
     said = capsys.readouterr().out
     evaluation, rows = _read(output)
@@ -124,9 +125,7 @@ def test_closed_labels_on_another_data_set(run, classification, tmp_path, capsys
 
 
 def test_validation_is_judged_without_a_temperature(run, tmp_path):
-    assert (
-        evaluate.main([f"--workdir={run}", "--split=valid", f"--output={tmp_path}", "--no-rationales"]) == 0
-    )
+    assert evaluate.main([str(run), "--split=valid", f"--output={tmp_path}", "--no-rationales"]) == 0
     evaluation, rows = _read(tmp_path)
     assert len(rows) == 8
     assert set(evaluation["calibration"]["sequence"]) == {"accuracy", "as_trained"}
@@ -136,7 +135,7 @@ def test_a_data_set_with_a_test_alone(run, tmp_path, capsys):
     row = {"instruction": "Two pens ? The options: A ) 1 , B ) 2 , C ) 3 , D ) 4 , E ) 5", "answer": "B"}
     (tmp_path / "mathqa").mkdir()
     (tmp_path / "mathqa/mathqa_test_instruct.json").write_text(json.dumps([row] * 8))
-    command = [f"--workdir={run}", "--task=mathqa", f"--root={tmp_path}", f"--output={tmp_path}"]
+    command = [str(run), "--task=mathqa", f"--root={tmp_path}", f"--output={tmp_path}"]
     assert evaluate.main([*command, "--no-rationales"]) == 0
     evaluation, rows = _read(tmp_path)
     assert (evaluation["labels"], len(rows)) == (list("ABCDE"), 8)
@@ -154,9 +153,7 @@ def test_a_data_set_with_a_test_alone(run, tmp_path, capsys):
         data=dataclasses.replace(config.data, task="mathqa", root=str(tmp_path)),
         model=dataclasses.replace(config.model, tokenizer=str(run / "tokenizer")),
     )
-    with pytest.raises(
-        UserError, match=r"task=mathqa has a test set only: .*evaluate --workdir=RUN --task=m"
-    ):
+    with pytest.raises(UserError, match=r"task=mathqa has a test set only: .*evaluate RUN --task=m"):
         prepare(config)
 
 
@@ -181,9 +178,10 @@ def test_what_stands_before_an_answer_is_a_rationale(text, rationale, label):
     ("arguments", "message"),
     [
         (["--task=svamp"], "config.data.task=svamp reads files: give their folder"),
-        (["--workdir=nonesuch"], "nonesuch is neither a run"),
     ],
 )
 def test_mistakes_are_named(run, arguments, message, capsys):
-    assert evaluate.main([f"--workdir={run}", *arguments]) == 2
+    assert evaluate.main([str(run), *arguments]) == 2
     assert message in capsys.readouterr().err
+    assert evaluate.main(["nonesuch", *arguments]) == 2
+    assert "nonesuch is neither a run" in capsys.readouterr().err

@@ -57,7 +57,7 @@ def _written(where):
 
 
 def test_measures_are_written_of_all_and_of_each(where, capsys):
-    status, out, err = _main(capsys, f"--predictions={where}")
+    status, out, err = _main(capsys, where.parents[1])
     assert (status, err) == (0, "")
     measures, rows = _written(where)
     corpus, each = quality.likeness([row["rationale"] for row in ROWS], [TEACHER] * len(ROWS))
@@ -81,6 +81,21 @@ def test_measures_are_written_of_all_and_of_each(where, capsys):
     assert f"written to {where}: rationales.json, rationales.jsonl\n" in out
 
 
+def test_of_several_evaluations_one_is_chosen(where, capsys):
+    run = where.parents[1]
+    valid, other = (_evaluation(run / "evaluation" / name, ROWS[:2]) for name in ("t_valid", "u_test"))
+    assert _main(capsys, run)[2] == f"error: {run} has evaluations of t, u: choose one with --task\n"
+    for arguments, written in ((["--task=u"], other), (["--split=valid"], valid)):
+        assert _main(capsys, run, *arguments)[0] == 0
+        assert _written(written)[0]["predictions"] == 2
+    assert not (where / "rationales.json").exists()
+    status, _, err = _main(capsys, run, "--task=none")
+    assert (status, err) == (
+        2,
+        f"error: {run}: no evaluation of none on test; run python -m cot_jax.evaluate first\n",
+    )
+
+
 def test_rationales_without_a_teachers_and_answers_among_labels(tmp_path, capsys):
     question = "What?\nAnswer Choices:\n(a) bank\n(b) mall"
     rows = [
@@ -89,12 +104,15 @@ def test_rationales_without_a_teachers_and_answers_among_labels(tmp_path, capsys
         {"gold": "bank", "label": "bank", "correct": True},
     ]
     rows = [row | {"input": question, "teacher_rationale": None} for row in rows]
-    open_ended = _evaluation(tmp_path / "cqa", rows, by_value=False)
+    open_ended = _evaluation(tmp_path / "cqa/evaluation/cqa_test", rows, by_value=False)
     closed = _evaluation(
-        tmp_path / "closed", [row | {"input": ["x", "y"]} for row in rows], False, ["bank", "mall"]
+        tmp_path / "closed/evaluation/own_test",
+        [row | {"input": ["x", "y"]} for row in rows],
+        False,
+        ["bank", "mall"],
     )
     for where in (open_ended, closed):
-        status, out, _ = _main(capsys, f"--predictions={where}")
+        status, out, _ = _main(capsys, where.parents[1])
         assert status == 0
         measures, found = _written(where)
         assert [row["answer"] for row in found] == ["bank", "bank"]
@@ -143,9 +161,9 @@ def grader(monkeypatch):
 
 def test_the_judge_is_asked_k_times_an_example_and_read_strictly(where, grader, capsys):
     asked = [
-        f"--predictions={where}",
-        f"--judge=http://127.0.0.1:{grader.server_port}/v1",
-        "--judge_model=m",
+        where.parents[1],
+        f"--endpoint=http://127.0.0.1:{grader.server_port}/v1",
+        "--model=m",
         "--examples=4",
     ]
     status, out, _ = _main(capsys, *asked, "--samples=4", "--seed=1")
@@ -182,9 +200,9 @@ def test_the_judge_is_asked_k_times_an_example_and_read_strictly(where, grader, 
 
 def test_a_judge_that_gives_no_grade_at_all(where, grader, capsys):
     arguments = (
-        f"--predictions={where}",
-        f"--judge=http://127.0.0.1:{grader.server_port}/v1",
-        "--judge_model=m",
+        where.parents[1],
+        f"--endpoint=http://127.0.0.1:{grader.server_port}/v1",
+        "--model=m",
         "--samples=1",
     )
     assert _main(capsys, *arguments, "--seed=6")[0] == 0
@@ -204,8 +222,10 @@ def test_case_studies_show_two_runs_side_by_side(where, tmp_path, capsys):
         {"label": "8", "correct": False, "rationale": "B four"},  # only A right
         {"label": "7", "correct": True},  # only B right, and says nothing
     ]
-    other = _evaluation(tmp_path / "b", [row | {"rationale": row.get("rationale")} for row in others])
-    assert _main(capsys, f"--predictions={where}", f"--against={other}", "--examples=4")[0] == 0
+    other = _evaluation(
+        tmp_path / "b/evaluation/t_test", [row | {"rationale": row.get("rationale")} for row in others]
+    )
+    assert _main(capsys, where.parents[1], f"--against={other.parents[1]}", "--examples=4")[0] == 0
     text = (where / "case_studies.md").read_text()
     heads = [line for line in text.splitlines() if line.startswith("## ")]
     assert heads == [
@@ -222,7 +242,7 @@ def test_case_studies_show_two_runs_side_by_side(where, tmp_path, capsys):
     [
         (
             lambda w, b: (w / "evaluation.json").unlink(),
-            r"evaluation\.json: no such file.*cot_jax\.evaluate",
+            r"evaluation\.json: no such file",
         ),
         (lambda w, b: (w / "evaluation.json").write_text("{}"), r'must have "by_value"'),
         (lambda w, b: (w / "predictions.jsonl").unlink(), r"predictions\.jsonl: no such file"),
@@ -241,18 +261,18 @@ def test_case_studies_show_two_runs_side_by_side(where, tmp_path, capsys):
     ],
 )
 def test_mistakes_are_one_line_and_status_2(where, tmp_path, capsys, break_it, message):
-    other = _evaluation(tmp_path / "b", ROWS)
+    other = _evaluation(tmp_path / "b/evaluation/t_test", ROWS)
     break_it(where, other)
-    status, out, err = _main(capsys, f"--predictions={where}", f"--against={other}")
+    status, out, err = _main(capsys, where.parents[1], f"--against={other.parents[1]}")
     assert (status, out) == (2, "")
     assert err.count("\n") == 1
     assert re.search(f"^error: .*{message}", err)
 
 
 @pytest.mark.parametrize(
-    "wrong", ["--judge=http://h/v1", "--samples=0", "--judge_model=m", "--temperature=-1", "--seed=-1"]
+    "wrong", ["--endpoint=http://h/v1", "--samples=0", "--model=m", "--temperature=-1", "--seed=-1"]
 )
 def test_wrong_flags_are_usage_errors(where, capsys, wrong):
     with pytest.raises(SystemExit) as stopped:
-        judge.main([f"--predictions={where}", wrong])
+        judge.main([str(where.parents[1]), wrong])
     assert stopped.value.code == 2

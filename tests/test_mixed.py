@@ -87,7 +87,7 @@ def _steps(workdir):
 
 
 def test_what_is_learned(experiment):
-    assert experiment.spelled == ("program",)  # SentencePiece drops line breaks
+    assert experiment.format.spelled == ("program",)  # SentencePiece drops line breaks
     lines = "\n".join(experiment.report)
     assert "train: 64 of 128 programs give the label, 32 examples have one (left out: " in lines
     assert "view explain: targets 64 texts" in lines
@@ -97,7 +97,7 @@ def test_what_is_learned(experiment):
     for name, decode in (("program", codec.decode), ("explain", str)):
         ids, lengths = batch.views[name][2:]
         for n, row, length in zip(batch.example, ids, lengths, strict=True):
-            text = decode(experiment.tokenizer.decode(row[:length].tolist()))
+            text = decode(experiment.format.tokenizer.decode(row[:length].tolist()))
             view = next(view for view in experiment.views if view.name == name)
             example = experiment.train_examples[n]
             assert text in view.writes(example, example.label)
@@ -136,12 +136,11 @@ class Script:
         self._student, self._written = student, written
 
     def _tokens(self, ids_BS, length_B, samples, most):
-        tokenizer, tokens, log_probs = self._student.tokenizer, [], []
+        format, tokens, log_probs = self._student.format, [], []
         for ids, length in zip(np.asarray(ids_BS), np.asarray(length_B), strict=True):
-            prefix, _, question = tokenizer.decode(ids[:length].tolist()).partition(": ")
+            prefix, _, question = format.tokenizer.decode(ids[:length].tolist()).partition(": ")
             texts, log_prob = self._written(prefix, question) if length else ([""] * samples, 0.0)
-            spell = codec.encode if prefix == "program" else str
-            rows = tokenizer.encode([spell(text) for text in texts[:samples]], most)[0]
+            rows = format.targets(prefix, texts[:samples], most).ids  # a view's prefix is its name
             tokens.append([row + [0] * (most - len(row)) for row in rows])
             log_probs.append([log_prob] * samples)
         return np.array(tokens, np.int32), np.array(log_probs, np.float32)
@@ -179,7 +178,7 @@ def scripted(run, monkeypatch):
 
 
 def test_every_path_is_evaluated_and_votes(scripted, tmp_path, capsys):
-    assert evaluate.main([f"--workdir={scripted}", f"--output={tmp_path}", "--samples=3"]) == 0
+    assert evaluate.main([str(scripted), f"--output={tmp_path}", "--samples=3"]) == 0
     out, err = capsys.readouterr()
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert found["accuracy"] == found["paths"]["label"]["accuracy"] == 0.0
@@ -212,7 +211,7 @@ def test_every_path_is_evaluated_and_votes(scripted, tmp_path, capsys):
 def _predict(model, capsys, monkeypatch, *arguments):
     question = json.dumps({"id": "q", "input": QUESTION.format(2, 3)})
     monkeypatch.setattr("sys.stdin", io.StringIO(question + "\n"))
-    assert predict.main([f"--model={model}", "--batch_size=8", *arguments]) == 0
+    assert predict.main([str(model), "--batch_size=8", *arguments]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -239,7 +238,7 @@ def test_the_sandbox_is_for_what_the_interpreter_refuses(scripted, tmp_path, cap
     assert _predict(scripted, capsys, monkeypatch, "--paths=pot")["label"] == ""
     assert _predict(scripted, capsys, monkeypatch, "--paths=pot", "--sandbox")["label"] == "5"
     for more, right in (((), 0.0), (("--sandbox",), 0.25)):  # 2 + 3 is the first of four sums
-        assert evaluate.main([f"--workdir={scripted}", f"--output={tmp_path}", *more]) == 0
+        assert evaluate.main([str(scripted), f"--output={tmp_path}", *more]) == 0
         found = json.loads((tmp_path / "evaluation.json").read_text())
         assert found["paths"]["pot"]["accuracy"] == right
         assert found["sandbox"] is bool(more)
@@ -247,9 +246,9 @@ def test_the_sandbox_is_for_what_the_interpreter_refuses(scripted, tmp_path, cap
 
 def test_an_export_knows_the_spelling(scripted, tmp_path, capsys, monkeypatch):
     directory = tmp_path / "student"
-    assert export.main([f"--workdir={scripted}", f"--output={directory}"]) == 0
+    assert export.main([str(scripted), f"--output={directory}"]) == 0
     capsys.readouterr()
-    assert json.loads((directory / saved.ANSWERS_FILE).read_text())["spelled_by_codec"] == ["program"]
+    assert json.loads((directory / "format.json").read_text()) == {"spelled": ["program"]}
     card = (directory / "README.md").read_text()
     assert "| a program that gives it, spelled by `cot_jax.text.codec` | `program: ` | 64 |" in card
     assert "| rationale, then answer | `explain: ` | 64 |" in card
@@ -258,7 +257,8 @@ def test_an_export_knows_the_spelling(scripted, tmp_path, capsys, monkeypatch):
 
 def test_without_the_codec_a_program_would_be_lost(scripted, capsys, monkeypatch):
     """What the records are for: a run that says nothing of the spelling is read as it is written."""
-    bare = dataclasses.replace(saved.load(scripted), spelled=())
+    student = saved.load(scripted)
+    bare = dataclasses.replace(student, format=dataclasses.replace(student.format, spelled=()))
     monkeypatch.setattr(predict, "load", lambda path: bare)
     answer = _predict(scripted, capsys, monkeypatch, "--paths=pot")
     assert answer["label"] == ""
@@ -266,10 +266,10 @@ def test_without_the_codec_a_program_would_be_lost(scripted, capsys, monkeypatch
 
 
 def test_mistakes_are_named(config, scripted, capsys):
-    assert predict.main([f"--model={scripted}", "--paths=pod"]) == 2
+    assert predict.main([str(scripted), "--paths=pod"]) == 2
     assert "--paths=pod: a student of method=mixed_mi has label, cot, pot only" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        evaluate.main([f"--workdir={scripted}", "--paths=pot"])
+        evaluate.main([str(scripted), "--paths=pot"])
     assert "--paths and --temperature are for draws" in capsys.readouterr().err
     without = dataclasses.replace(config.data, task="word_problems")
     objective = dataclasses.replace(config.objective, method="mixed")

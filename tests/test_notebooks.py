@@ -17,7 +17,7 @@ import pytest
 from cot_jax import evaluate, experiments
 from cot_jax.config import Config, to_json
 from cot_jax.losses.vocabulary import VocabularyMap, plain_vocabulary_pass
-from cot_jax.training.experiment import load_splits
+from cot_jax.training.data import load_splits
 from cot_jax.training.saved import load
 
 plt = pytest.importorskip("matplotlib.pyplot", reason="notebooks need cot-jax[notebooks]")
@@ -83,7 +83,7 @@ def runs(random_run, tmp_path_factory):
     for row in METHODS[2:]:
         shutil.copytree(workdirs["dss"], workdirs[row], ignore=shutil.ignore_patterns(str(SPLIT)))
     shutil.copytree(workdirs["dss"], workdirs["standard"])
-    assert evaluate.main([f"--workdir={workdirs['dss']}", "--mutual_information"]) == 0
+    assert evaluate.main([str(workdirs["dss"]), "--mutual_information"]) == 0
     file = workdirs["dss"] / SPLIT / "predictions.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     for n, row in enumerate(rows):
@@ -122,7 +122,7 @@ def test_mi_curves(runs, run_notebook, monkeypatch):
     asked = []
     monkeypatch.setattr(evaluate, "main", lambda argv: asked.append(argv) or file.write_text(complete))
     found = run_notebook("mi_curves")
-    assert asked == [[f"--workdir={workdirs['mi:normalized']}", "--mutual_information"]]
+    assert asked == [[str(workdirs["mi:normalized"]), "--mutual_information"]]
     assert list(found["runs"]) == ["dss", "mi", "mi:normalized"]
     assert (directory / "mi_curves.png").stat().st_size > 5000
     assert found["curve"](workdirs["dss"], "loss/mi").mean[0] == pytest.approx(
@@ -144,7 +144,7 @@ def test_mi_curves(runs, run_notebook, monkeypatch):
     views = {"predict": maps.label, "explain": maps.rationale}
     for name, map_NV in (("predict", maps.p_NV), ("explain", maps.q_NV)):
         np.testing.assert_allclose(map_NV, map_of(saved.params, views, name), rtol=1e-4, atol=1e-6)
-    (ids,), _ = saved.tokenizer.encode([maps.examples[3].label], saved.config.data.max_target_tokens)
+    (ids,), _ = saved.format.targets("predict", [maps.examples[3].label], saved.config.data.max_target_tokens)
     assert list(maps.of_label(3)) == sorted(set(ids))
     # Gain and price: the value that the published form has without a bracket, minus <p, q> with it.
     bracket = maps.pieces.index("▁)")

@@ -12,7 +12,7 @@ import yaml
 from cot_jax import export, predict
 from cot_jax.answers.voting import vote
 from cot_jax.config import Config
-from cot_jax.training.saved import ANSWERS_FILE, answers_json, load
+from cot_jax.training.saved import ANSWERS_FILE, load
 
 QUESTIONS = ["Tom has 3 pens .", "Ann buys 12 apples and 3 pens .", "How many pens has Tom ?"]
 
@@ -29,14 +29,14 @@ def run(random_run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
     directory = tmp_path_factory.mktemp("exported") / "student"
-    assert export.main([f"--workdir={run}", f"--output={directory}"]) == 0
+    assert export.main([str(run), f"--output={directory}"]) == 0
     return directory
 
 
 def _predict(model, capsys, monkeypatch, *arguments, rows=None):
     rows = rows or [{"id": f"q{n}", "input": question} for n, question in enumerate(QUESTIONS)]
     monkeypatch.setattr("sys.stdin", io.StringIO("".join(json.dumps(row) + "\n" for row in rows)))
-    status = predict.main([f"--model={model}", "--batch_size=8", "--max_new_tokens=6", *arguments])
+    status = predict.main([str(model), "--batch_size=8", "--max_new_tokens=6", *arguments])
     captured = capsys.readouterr()
     return status, [json.loads(line) for line in captured.out.splitlines()], captured.err
 
@@ -72,7 +72,7 @@ def test_a_run_and_its_export_agree_whatever_the_batch(run, exported, capsys, mo
 
 
 def test_an_input_of_several_parts_is_a_list_in_and_out(run, capsys, monkeypatch):
-    pair, end = ["Tom has 3 pens .", "He buys 4 more ."], load(run).tokenizer.eos_token
+    pair, end = ["Tom has 3 pens .", "He buys 4 more ."], load(run).format.tokenizer.eos_token
     rows = [{"id": 0, "input": pair}, {"id": 1, "input": end.join(pair)}]
     _, (listed, joined), _ = _predict(run, capsys, monkeypatch, "--explain", rows=rows)
     assert listed == joined | {"id": 0, "input": pair}
@@ -117,10 +117,10 @@ def test_a_student_that_chose_among_labels_still_does(exported, tmp_path, capsys
     config = json.loads((exported / "cot_jax.json").read_text())
     config["evaluation"]["answers"] = "score"
     _copy(exported, tmp_path, config)
-    assert predict.main([f"--model={tmp_path}"]) == 2
+    assert predict.main([str(tmp_path)]) == 2
     assert "what labels this student chooses among is not recorded: answers.json" in capsys.readouterr().err
     labels = ("3 apples", "12 pens", "Tom")
-    (tmp_path / ANSWERS_FILE).write_text(answers_json(False, labels))
+    (tmp_path / ANSWERS_FILE).write_text(json.dumps({"by_value": False, "labels": labels}))
     _, answers, _ = _predict(tmp_path, capsys, monkeypatch)
     assert {row["label"] for row in answers} <= set(labels)
     _, written, _ = _predict(tmp_path, capsys, monkeypatch, "--beams=1")
@@ -145,21 +145,21 @@ def test_load_gives_back_what_was_saved(run, exported):
 )
 def test_a_bad_row_is_named(run, text, message, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO('{"input": "Tom has 3 pens ."}\n' + text + "\n"))
-    assert predict.main([f"--model={run}", "--batch_size=8", "--max_new_tokens=2"]) == 2
+    assert predict.main([str(run), "--batch_size=8", "--max_new_tokens=2"]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_mistakes_are_one_line(run, exported, tmp_path, capsys):
-    assert predict.main([f"--model={tmp_path}", "--input=-"]) == 2
+    assert predict.main([str(tmp_path), "--input=-"]) == 2
     assert "is neither a run" in capsys.readouterr().err
-    assert predict.main([f"--model={run}", f"--input={tmp_path / 'none.jsonl'}"]) == 2
+    assert predict.main([str(run), f"--input={tmp_path / 'none.jsonl'}"]) == 2
     assert "none.jsonl: no such file" in capsys.readouterr().err
-    assert predict.main([f"--model={run}", f"--output={tmp_path / 'no' / 'where'}"]) == 2
+    assert predict.main([str(run), f"--output={tmp_path / 'no' / 'where'}"]) == 2
     assert "where cannot be written: No such file" in capsys.readouterr().err
     (tmp_path / "cot_jax.json").write_text('{"seed": ')
-    assert predict.main([f"--model={tmp_path}"]) == 2
+    assert predict.main([str(tmp_path)]) == 2
     assert "cot_jax.json: not valid JSON" in capsys.readouterr().err
-    assert export.main([f"--workdir={run}", f"--output={exported}"]) == 2
+    assert export.main([str(run), f"--output={exported}"]) == 2
     assert "is not empty" in capsys.readouterr().err
 
 
@@ -167,8 +167,8 @@ def test_a_method_without_rationales_cannot_explain(exported, tmp_path, capsys):
     config = json.loads((exported / "cot_jax.json").read_text())
     config["objective"]["method"] = "standard"
     _copy(exported, tmp_path, config)
-    assert predict.main([f"--model={tmp_path}", "--explain"]) == 2
-    assert "method=standard was taught no rationale" in capsys.readouterr().err
+    assert predict.main([str(tmp_path), "--explain"]) == 2
+    assert "method=standard learned no separate rationale" in capsys.readouterr().err
 
 
 def _copy(exported, directory, config):
@@ -181,10 +181,10 @@ def _copy(exported, directory, config):
 
 def test_votes_need_to_know_what_is_equal(exported, tmp_path, capsys):
     _copy(exported, tmp_path, json.loads((exported / "cot_jax.json").read_text()))
-    assert predict.main([f"--model={tmp_path}", "--samples=2"]) == 2
+    assert predict.main([str(tmp_path), "--samples=2"]) == 2
     assert "how the answers of this student compare is not recorded" in capsys.readouterr().err
     (tmp_path / ANSWERS_FILE).write_text('{"by_value": "yes", "labels": null}')
-    assert predict.main([f"--model={tmp_path}"]) == 2
+    assert predict.main([str(tmp_path)]) == 2
     assert 'answers.json: expected "by_value"' in capsys.readouterr().err
 
 
@@ -203,6 +203,6 @@ def test_votes_need_to_know_what_is_equal(exported, tmp_path, capsys):
 )
 def test_flags_that_do_not_go_together(flags, message, capsys):
     with pytest.raises(SystemExit) as stopped:
-        predict.main(["--model=anything", *flags])
+        predict.main(["anything", *flags])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err

@@ -19,7 +19,7 @@ from cot_jax.answers import programs
 from cot_jax.answers.arithmetic import same_value
 from cot_jax.config import DataConfig, WordProblemsConfig
 from cot_jax.data.word_problems import generate
-from cot_jax.training.experiment import load_splits
+from cot_jax.training.data import load_splits
 
 
 def write_problems(root, train, test=2):

@@ -1,6 +1,6 @@
 """Forms of the mutual-information loss on four tasks with T5-base: Chen et al. 2024's and ours.
 
-The form of their KL ablation is not published; `kl` of ours stands beside it. `masked` and `normalized`
+The form of their KL ablation is not published; our `kl` is beside it. `masked` and `normalized`
 are ours and have no published figures.
 
 python -m cot_jax.sweep --table=configs/tables/mi_forms.py --seeds=0..3 --output=DIR --config.data.root=DATA

@@ -1,4 +1,4 @@
-"""What a program of thought answers, by an interpreter of our own: no text is ever executed.
+"""The answer of a program of thought, by our own interpreter: no text is ever executed.
 
 Program of Thoughts (Chen et al. 2023) leaves its answer in `ans`, PAL (Gao et al. 2023) returns it from
 `solution()`; both run what a model wrote with `exec()`. Here the text is parsed and its tree is walked.
@@ -79,14 +79,14 @@ _METHODS: dict[type, set[str]] = {
     float: {"is_integer"},
 }
 # fmt: on
-_CHEAP_METHODS = {"append", "get", "insert", "pop", "setdefault"}  # that look at no item but theirs
+_CHEAP_METHODS = {"append", "get", "insert", "pop", "setdefault"}  # they look at one item only
 _COMBINATORICS = (math.comb, math.factorial, math.perm)
 _FORMAT = re.compile(r"(.?[<>=^])?[-+ ]?#?0?\d{0,2}[,_]?(\.\d{1,2})?[bcdeEfFgGosxX%]?")
 _CONVERSIONS: dict[int, Callable[[Any], Any]] = {ord("r"): repr, ord("s"): str, ord("a"): ascii}
 
 
 class Result(NamedTuple):
-    """What came of a program: its answer, or why there is none.
+    """The outcome of a program: its answer, or why there is none.
 
     Attributes:
       answer: a finite number, a truth value or a text; None if there is none.
@@ -136,7 +136,7 @@ def _interpret(program: str) -> Result:
         return Result(None, failure.kind, failure.detail[:100])
     except RecursionError:
         return Result(None, "Budget", "depth")
-    # Python's own objections to an operation are the program's.
+    # What Python raises is the program's failure.
     except Exception as error:
         detail = error.args[0] if error.args and isinstance(error.args[0], str) else ""
         return Result(None, type(error).__name__, detail[:100])

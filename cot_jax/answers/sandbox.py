@@ -1,12 +1,12 @@
-"""Programs that the interpreter refuses, run by Python itself: in a sandbox of the kernel's or not at all.
+"""Programs that the interpreter refuses, run by Python itself in a sandbox of the kernel, or not at all.
 
-Bubblewrap gives a program a root of its own, with Python and its packages to read and nothing to write, no
-network, no other process to see and no user's rights. A seccomp filter leaves it the system calls that
-computing needs, none that starts a process or a thread. Limits bound time, memory and output. Whether all
-that holds on this machine a canary tries out first: where it does not, there is no sandbox, and the reason
-is said.
+Bubblewrap gives a program its own root directory: it can read Python and its packages, write nothing, reach
+no network, see no other process, and has no user's rights. A seccomp filter allows the system calls that
+computing needs, and none that starts a process or a thread. Limits bound time, memory and output. A canary
+program tests all of this first. Where a test fails, there is no sandbox, and the error names the reason.
 
-Not bounded are bugs of the kernel and what a program learns from the packages that it can read.
+The sandbox does not protect against bugs of the kernel, nor does it hide the packages that a program can
+read.
 """
 
 import functools

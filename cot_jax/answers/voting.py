@@ -28,13 +28,13 @@ class Vote(NamedTuple):
 def vote(answers: Sequence[str], log_probs: Sequence[float], by_value: bool) -> Vote:
     """Returns the answer given most often, in its most probable form.
 
-    Of equally frequent answers it is the one whose log-probabilities have the highest sum, then the first.
-    Blank text, and by value what has no value, is no answer: it wins where there is nothing else.
+    Of equally frequent answers the one whose log-probabilities have the highest sum wins, then the first one.
+    Blank text, and by value text without a value, is no answer: it wins only where there is nothing else.
 
     Args:
       answers: as written, at least one.
-      log_probs: theirs.
-      by_value: `( 2 + 3 )` and `5` are one answer; otherwise equal texts are (`accuracy.is_correct`).
+      log_probs: of the answers.
+      by_value: `( 2 + 3 )` and `5` are one answer; otherwise equal texts are (`equality.is_correct`).
     """
     said = [n for n, text in enumerate(answers) if _says_something(text, by_value)]
     if not said:

@@ -1,4 +1,4 @@
-"""Which of a teacher's programs are learned from: those that run and give the answer."""
+"""Selects the programs of a teacher that run and give the answer."""
 
 import collections
 import dataclasses
@@ -22,7 +22,7 @@ def keep_right_programs(
 
     Args:
       labels: those that are trained on; where there is none no program is right.
-      by_value: how answers compare (`accuracy.is_correct`).
+      by_value: how answers compare (`equality.is_correct`).
       interpreter: gives the answer of a program.
     """
     left_out: collections.Counter[str] = collections.Counter()

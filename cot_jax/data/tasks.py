@@ -1,7 +1,7 @@
 """Data sets: from files to examples.
 
-The published ones lie under `root` as Hsieh et al. 2023 published them, `NAME/NAME_{split}.json` with the
-teacher's raw outputs in `NAME/llm/{split}_CoT_{k}.json`; `jsonl` is a user's own data.
+The published files are under `root` in the layout of Hsieh et al. 2023: `NAME/NAME_{split}.json`, with the
+teacher's raw outputs in `NAME/llm/{split}_CoT_{k}.json`. `jsonl` is a user's own data.
 """
 
 import dataclasses
@@ -137,8 +137,8 @@ class DataSet:
         """Returns the examples of one file."""
         path = self.path(split, root)
         if not path.is_file():
-            mend = f"fetch it with `python -m cot_jax.prepare_data {self.name} --root {root}`"
-            raise UserError(f"{path}: no such file; {f'it is from {self.source}' if self.source else mend}")
+            fix = f"fetch it with `python -m cot_jax.prepare_data {self.name} --root {root}`"
+            raise UserError(f"{path}: no such file; {f'it is from {self.source}' if self.source else fix}")
         rows = list(read_rows(path))
         folder = path.parent / "llm"
         said = outputs.read_outputs(folder, split)
@@ -250,9 +250,9 @@ def _jsonl(root: Path, options: Options) -> Splits:
     An input of several parts is a list of texts. Several rationales or programs of one question are lists,
     `rationales` and `programs`.
 
-    A teacher's outputs may stand in files of their own, joined by id: `teacher.jsonl` for all splits or
-    `{split}_teacher.jsonl` for one. They are for all examples of a split or for none; a row with nothing but
-    an id says that the teacher gave nothing.
+    A teacher's outputs may be in separate files, joined by id: `teacher.jsonl` for all splits or
+    `{split}_teacher.jsonl` for one. Such a file has a row for every example of a split or for none; a row
+    with nothing but an id means that the teacher gave no output.
     """
     rows: dict[str, Row] = {}
     read: dict[str, list[Example]] = {}
@@ -322,9 +322,9 @@ def as_splits(
 
 
 def taught_by(splits: Splits, path: Path) -> Splits:
-    """Returns `splits` with what a teacher's file says, in place of all that their own teacher said.
+    """Returns `splits` with the outputs in a teacher's file instead of those of the data's own teacher.
 
-    The file holds rows as `outputs.read_by_id` reads them; examples without a row have no teacher.
+    The file holds rows as `outputs.read_by_id` reads them; examples without a row have no teacher's outputs.
 
     Raises:
       UserError: the file is missing or malformed, or has a row for no example.

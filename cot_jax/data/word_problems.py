@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Wording(NamedTuple):
-    """What the rationale says of a step, and the ways in which a story tells it."""
+    """How the rationale words a step, and the ways in which a story tells it."""
 
     thought: str
     stories: tuple[str, ...]

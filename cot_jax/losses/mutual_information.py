@@ -13,21 +13,22 @@ rescaled to sum to 1, `kl` the divergence of the same.
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from cot_jax.batch import Segments, ViewArrays
+from cot_jax.batch import ViewArrays
 
 VARIANTS = ("reference", "masked", "normalized", "kl")
 REDUCTIONS = ("max", "mean")
 DETACHABLE = ("label", "rationale", "none")
 
 
-def counted_tokens(variant: str, view: ViewArrays) -> jax.Array | None:
-    """Returns the tokens, (G, Y) bool, whose probabilities enter a view's map; None for all.
+def map_length(variant: str, view: ViewArrays) -> ArrayLike:
+    """Returns (G, E), how many tokens of each target enter its map.
 
     `reference` takes the padding up to the batch's longest target too, as the released code does; batches
     then hold it behind the learned tokens. The other variants take learned tokens only.
     """
-    return None if variant == "reference" else Segments.of(view.targets).within(view.learned)
+    return view.targets.length if variant == "reference" else view.learned
 
 
 def mutual_information_loss(

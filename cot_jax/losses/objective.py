@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cot_jax.batch import Batch, Segments, ViewArrays
-from cot_jax.losses.mutual_information import counted_tokens, mutual_information_loss
+from cot_jax.losses.mutual_information import map_length, mutual_information_loss
 from cot_jax.losses.soft_targets import Distilled, LastBatch, SelfDistillation, left, right
 from cot_jax.losses.vocabulary import VocabularyMap, cross_entropy_pass, vocabulary_pass
 from cot_jax.models.student import Student
@@ -83,7 +83,7 @@ def make_objective(
     def objective(params, batch, dropout_rng, last_batch):
         hidden = hidden_in_parts(student, params, batch, dropout_rng, micro_batches)
         head_DV = student.head(params)
-        linked_h = None if last_batch is None else left(batch.example.reshape(-1)) == last_batch.example_h
+        linked_h = None if last_batch is None else left(batch.example) == last_batch.example_h
         total = jnp.float32(0)
         values: dict[str, jax.Array] = {}
         maps: dict[str, jax.Array] = {}
@@ -93,18 +93,15 @@ def make_objective(
             sd = self_distillation if self_distillation and name in self_distillation.views else None
             wanted = {}
             if mi and name in (mi.label_view, mi.rationale_view):
-                wanted["mi"] = VocabularyMap(mi.reduction, counted_tokens(mi.variant, view))
+                wanted["mi"] = VocabularyMap(mi.reduction, map_length(mi.variant, view))
             if sd and sd.distills and sd.output == "vmm":
-                wanted["sum"] = VocabularyMap("sum", learned_tokens(view))
-            entropy = sd is not None and sd.dynamic
-            inputs = (hidden[name], head_DV, view.targets)
+                wanted["sum"] = VocabularyMap("sum", view.learned)
+            options = {"entropy": sd is not None and sd.dynamic, "batch_axes": batch_axes}
+            inputs, weight_GY, nll = (hidden[name], head_DV, view.targets), token_weight(view), None
             if (mi and mi.differentiates(name)) or (sd and sd.differentiates_outputs):
-                passed = vocabulary_pass(*inputs, wanted, entropy=entropy, batch_axes=batch_axes)
-                nll = None
+                passed = vocabulary_pass(*inputs, wanted, **options)
             else:
-                nll, passed = cross_entropy_pass(
-                    *inputs, token_weight(view), wanted, entropy=entropy, batch_axes=batch_axes
-                )
+                nll, passed = cross_entropy_pass(*inputs, weight_GY, wanted, **options)
             if "mi" in passed.maps:
                 maps[name] = passed.maps["mi"]
             if sd:
@@ -113,7 +110,6 @@ def make_objective(
                 distilled[name] = found = sd(passed, *states, view, stored, linked_h, batch_axes)
                 total += weights[term] * found.loss
             if nll is None:
-                weight_GY = token_weight(view)
                 if sd and (example_weight_GE := distilled[name].example_weight_GE) is not None:
                     example_GY = Segments.of(view.targets).example_GX
                     weight_GY *= jnp.take_along_axis(example_weight_GE, example_GY, axis=1)
@@ -131,7 +127,7 @@ def make_objective(
             weighted = [weights[terms[name]] * found.loss for name, found in distilled.items()]
             values["self_distillation"] = jnp.sum(jnp.stack(weighted))
             outputs = {name: found.outputs for name, found in distilled.items()}
-            last_batch = LastBatch(right(batch.example.reshape(-1)), outputs)
+            last_batch = LastBatch(right(batch.example), outputs)
         diagnostics = {}
         if distilled:  # means over the views
             per_view = [found.diagnostics for found in distilled.values()]
@@ -170,11 +166,6 @@ def hidden_in_parts(
     return jax.tree.map(join, jax.lax.map(one, jax.tree.map(split, batch)))
 
 
-def learned_tokens(view: ViewArrays) -> jax.Array:
-    """(G, Y) bool."""
-    return Segments.of(view.targets).within(view.learned)
-
-
 def token_weight(view: ViewArrays) -> jax.Array:
     """(G, Y) of the mean over the learned tokens of the whole batch; all 0 if there is none."""
-    return learned_tokens(view) / jnp.maximum(jnp.sum(view.learned), 1)
+    return Segments.of(view.targets).within(view.learned) / jnp.maximum(jnp.sum(view.learned), 1)

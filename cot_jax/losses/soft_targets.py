@@ -3,10 +3,10 @@
 DLB is Shen et al., "Self-Distillation from the Last Mini-Batch for Consistency Regularization" (CVPR
 2022); DynSDPB, its per-example weights and temperatures and vocabulary map matching, is Fu et al.,
 "Dynamic Self-Distillation via Previous Mini-batches for Fine-tuning Small Language Models" (2024).
-Batches overlap by half: rows 2i of a batch were rows 2i + 1 of the one before, so that an example's
+Batches overlap by half: examples 2i of a batch were examples 2i + 1 of the one before, so that an example's
 stored outputs are on the device that needs them.
 
-With the n rows whose stored outputs are at hand, the term is
+With the n examples whose stored outputs are at hand, the term is
 
     1/n sum_i weight_i temperature_i**2 KL(stored_i at temperature_i || present_i at temperature_i)
 
@@ -62,7 +62,7 @@ class Distilled(NamedTuple):
       loss: the term, () float32.
       example_weight_GE: weights of the examples' cross-entropies; None for 1.
       outputs: of the right half, as stored; None where nothing is.
-      diagnostics: float32 scalars: means over the rows that have stored outputs (of `dynamic`: a target).
+      diagnostics: float32 scalars: means over the examples with stored outputs (of `dynamic`: a target).
     """
 
     loss: jax.Array | float
@@ -163,42 +163,41 @@ class SelfDistillation:
           head_DV: output embedding.
           view: the view.
           stored: the view's part of `LastBatch.outputs`.
-          linked_h: bool, the left rows whose outputs are stored.
+          linked_h: bool, the left examples whose outputs are stored.
           batch_axes: axes of the ambient mesh that divide the groups.
         """
         segments, counts_GE = Segments.of(view.targets), jnp.asarray(view.learned) > 0
-        counts_B, shape_GE = counts_GE.reshape(-1), counts_GE.shape
-        ones_B = jnp.ones(len(counts_B), passed.nll_GY.dtype)
-        weight_B, tau_B, diagnostics = self.weight * ones_B, self.temperature * ones_B, {}
+        ones_GE = jnp.ones(counts_GE.shape, passed.nll_GY.dtype)
+        weight_GE, tau_GE, diagnostics = self.weight * ones_GE, self.temperature * ones_GE, {}
         if self.dynamic:
             assert passed.entropy_GY is not None
-            nll_B, entropy_B = (
-                jax.lax.stop_gradient(segments.mean(x, view.learned)).reshape(-1)
+            nll_GE, entropy_GE = (
+                segments.mean(jax.lax.stop_gradient(x), view.learned)
                 for x in (passed.nll_GY, passed.entropy_GY)
             )
             if self.uncertainty == "log_vocabulary":
                 most = jnp.log(head_DV.shape[1])
             else:
-                most = jnp.maximum(jnp.max(entropy_B, where=counts_B, initial=0), _LEAST)
+                most = jnp.maximum(jnp.max(entropy_GE, where=counts_GE, initial=0), _LEAST)
             # Rounding may lift the entropy of a flat distribution above log V.
-            uncertainty_B = jnp.minimum(entropy_B / most, 1)
-            weight_B *= 1 - uncertainty_B
-            tau_B *= relative_temperature(nll_B, counts_B, self.difficulty)
-            diagnostics["uncertainty"] = _mean(uncertainty_B, counts_B)
+            certainty_GE = 1 - jnp.minimum(entropy_GE / most, 1)
+            weight_GE *= certainty_GE
+            tau_GE *= relative_temperature(nll_GE, counts_GE, self.difficulty)
+            diagnostics["uncertainty"] = _mean(1 - certainty_GE, counts_GE)
             if not self.distills:
-                relative_B = (1 - uncertainty_B) / jnp.maximum(_mean(1 - uncertainty_B, counts_B), _LEAST)
-                return Distilled(0.0, relative_B.reshape(shape_GE), None, diagnostics)
+                relative_GE = certainty_GE / jnp.maximum(_mean(certainty_GE, counts_GE), _LEAST)
+                return Distilled(0.0, relative_GE, None, diagnostics)
         assert linked_h is not None
-        linked_h &= left(counts_B)
-        weight_h, tau_h = left(weight_B), left(tau_B)
+        linked_h &= left(counts_GE)
+        weight_h, tau_h = left(weight_GE), left(tau_GE)
         if self.output == "vmm":
             divergence_h, agree_h, outputs = self._match_maps(passed, stored, tau_h)
         else:
-            hidden_BTD, learned_BT = (
-                by_rows(segments.unpack(x).reshape(-1, view.targets.width, *x.shape[2:]), batch_axes)
+            hidden_GETD, learned_GET = (
+                _on_devices(segments.unpack(x), batch_axes)
                 for x in (hidden_GYD, segments.within(view.learned))
             )
-            inputs = (hidden_BTD, head_DV, learned_BT, stored, tau_h)
+            inputs = (hidden_GETD, head_DV, left(learned_GET), stored, tau_h)
             divergence_h, agree_h, outputs = self._match_tokens(*inputs, batch_axes)
         outputs = jax.tree.map(lambda new, old: jax.lax.stop_gradient(new.astype(old.dtype)), outputs, stored)
         diagnostics |= {
@@ -214,16 +213,16 @@ class SelfDistillation:
 
     def _match_maps(self, passed, stored_hV, tau_h):
         map_GEV = passed.maps["sum"]
-        map_BV = map_GEV.reshape(-1, map_GEV.shape[-1])
-        before_hV, now_hV = (map_logits(m, self.map_logits) for m in (stored_hV, left(map_BV)))
+        before_hV, now_hV = (map_logits(m, self.map_logits) for m in (stored_hV, left(map_GEV)))
         agree_h = before_hV.argmax(-1) == now_hV.argmax(-1)
-        return divergence(before_hV, now_hV, tau_h), agree_h, right(map_BV)
+        return divergence(before_hV, now_hV, tau_h), agree_h, right(map_GEV)
 
-    def _match_tokens(self, hidden_BTD, head_DV, learned_BT, stored, tau_h, batch_axes):
+    def _match_tokens(self, hidden_GETD, head_DV, learned_hT, stored, tau_h, batch_axes):
         if batch_axes:  # gathered once
             head_DV = jax.lax.with_sharding_constraint(head_DV, PartitionSpec(None, "model"))
         now_hTV, next_hTV = (
-            by_rows(logits(half(hidden_BTD), head_DV), batch_axes, None, "model") for half in (left, right)
+            _on_devices(logits(half(hidden_GETD), head_DV), batch_axes, None, "model")
+            for half in (left, right)
         )
         T = now_hTV.shape[1]
         before = jax.tree.map(lambda x: x[:, :T], stored)
@@ -241,31 +240,30 @@ class SelfDistillation:
         def pad(new, old):
             return jnp.pad(new, [(0, 0), (0, old.shape[1] - T), (0, 0)])
 
-        real_hT = left(learned_BT)
         return (
-            _token_mean(divergence_hT, real_hT),
-            _token_mean(agree_hT.astype(divergence_hT.dtype), real_hT),
+            _token_mean(divergence_hT, learned_hT),
+            _token_mean(agree_hT.astype(divergence_hT.dtype), learned_hT),
             jax.tree.map(pad, kept, stored),
         )
 
 
-def by_rows(x: jax.Array, batch_axes: tuple[str, ...], *others: str | None) -> jax.Array:
-    """`x` with its rows on their devices; the compiler may otherwise send all logits to all devices."""
+def _on_devices(x: jax.Array, batch_axes: tuple[str, ...], *others: str | None) -> jax.Array:
+    """`x` divided along its first axis; the compiler may otherwise send all logits to all devices."""
     return jax.lax.with_sharding_constraint(x, PartitionSpec(batch_axes, *others)) if batch_axes else x
 
 
 def left(x: jax.Array) -> jax.Array:
-    """The rows that were in the last batch too: (B, ...) -> (h, ...)."""
+    """The examples that were in the last batch too: (G, E, ...) -> (h, ...)."""
     return _halves(x)[:, 0]
 
 
 def right(x: jax.Array) -> jax.Array:
-    """The rows that will be in the next batch too: (B, ...) -> (h, ...)."""
+    """The examples that will be in the next batch too: (G, E, ...) -> (h, ...)."""
     return _halves(x)[:, 1]
 
 
 def _halves(x: jax.Array) -> jax.Array:
-    return x.reshape(x.shape[0] // 2, 2, *x.shape[1:])
+    return x.reshape(x.shape[0] * x.shape[1] // 2, 2, *x.shape[2:])
 
 
 def _top_k(logits_hTV: jax.Array, k: int, batch_axes: tuple[str, ...]) -> TopK:
@@ -293,18 +291,17 @@ def _top_k(logits_hTV: jax.Array, k: int, batch_axes: tuple[str, ...]) -> TopK:
     )(logits_hTV)
 
 
-def relative_temperature(nll_B: jax.Array, counts_B: jax.Array, form: str) -> jax.Array:
+def relative_temperature(nll_GE: jax.Array, counts_GE: jax.Array, form: str) -> jax.Array:
     """g of each example: a harder one gets a softer target.
 
     Args:
-      nll_B: mean negative log-likelihood of each example.
-      counts_B: bool, those that have a target.
+      nll_GE: mean negative log-likelihood of each example.
+      counts_GE: bool, those that have a target.
       form: one of `DIFFICULTIES`.
     """
-    nll_B = jax.lax.stop_gradient(nll_B)
-    mean = _mean(nll_B, counts_B)
-    relative_B = nll_B / jnp.where(mean > 0, mean, 1)
-    forms = {"clip": relative_B, "sqrt": jnp.sqrt(relative_B), "none": jnp.ones_like(relative_B)}
+    mean = _mean(nll_GE, counts_GE)
+    relative_GE = nll_GE / jnp.where(mean > 0, mean, 1)
+    forms = {"clip": relative_GE, "sqrt": jnp.sqrt(relative_GE), "none": jnp.ones_like(relative_GE)}
     return jnp.clip(forms[form], 0.5, 2)
 
 
@@ -319,18 +316,18 @@ def divergence(stored_logits: jax.Array, logits: jax.Array, temperature: jax.Arr
     return temperature**2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
-def map_logits(map_BV: jax.Array, kind: str) -> jax.Array:
+def map_logits(map_hV: jax.Array, kind: str) -> jax.Array:
     """The logits that a vocabulary map stands for; `kind` is one of `MAP_LOGITS`."""
     if kind == "log":
-        return jnp.log(jnp.maximum(map_BV, _LEAST))
-    low_B1, high_B1 = map_BV.min(-1, keepdims=True), map_BV.max(-1, keepdims=True)
-    return (map_BV - low_B1) / jnp.maximum(high_B1 - low_B1, _LEAST)
+        return jnp.log(jnp.maximum(map_hV, _LEAST))
+    low_h1, high_h1 = map_hV.min(-1, keepdims=True), map_hV.max(-1, keepdims=True)
+    return (map_hV - low_h1) / jnp.maximum(high_h1 - low_h1, _LEAST)
 
 
-def _token_mean(values_BT: jax.Array, real_BT: jax.Array) -> jax.Array:
-    return jnp.sum(values_BT, axis=1, where=real_BT) / jnp.maximum(real_BT.sum(axis=1), 1)
+def _token_mean(values_hT: jax.Array, counted_hT: jax.Array) -> jax.Array:
+    return jnp.sum(values_hT, axis=1, where=counted_hT) / jnp.maximum(counted_hT.sum(axis=1), 1)
 
 
-def _mean(values_B: jax.Array, counts_B: jax.Array) -> jax.Array:
-    """The mean over the rows that count; 0 if none does."""
-    return jnp.sum(values_B, where=counts_B) / jnp.maximum(counts_B.sum(), 1)
+def _mean(values: jax.Array, counted: jax.Array) -> jax.Array:
+    """The mean over the examples that count; 0 if none does."""
+    return jnp.sum(values, where=counted) / jnp.maximum(counted.sum(), 1)

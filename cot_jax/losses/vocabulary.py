@@ -13,8 +13,8 @@ and the entropy H of p, the logits of a position receive
     dz = dnll (p - onehot(target)) - dentropy p (log p + H) + sum_maps q (g - sum_v q_v g_v) / temperature
 
 where g is the cotangent of the example's map; for the maximum it is zero but at v's first maximiser, as in
-PyTorch. The backward pass forms z again, chunk by chunk, and turns dz at once into the gradients of hidden and
-head: four matrix products instead of three are the price of the memory. Where the cross-entropy alone is
+PyTorch. The backward pass forms z again, chunk by chunk, and turns dz at once into the gradients of hidden
+and head: four matrix products instead of three are the price of the memory. Where the cross-entropy alone is
 differentiated, `cross_entropy_pass` does not pay it: dz is known as soon as the logits are.
 
 Shape suffixes beside those of `cot_jax.batch`: Y slots of a group's targets, R rows of a chunk, M = G * E.
@@ -27,10 +27,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
+from jax.typing import ArrayLike
 
 from cot_jax.batch import Segments, Tokens
 
@@ -46,12 +46,12 @@ class VocabularyMap(NamedTuple):
 
     Attributes:
       reduction: one of `REDUCTIONS`.
-      counted_GY: bool, the tokens that enter; None for all. An example without any has a zero map.
+      length_GE: the first so many tokens of each example enter; None for all. Without any the map is zero.
       temperature: divides the logits. nll and entropy are at temperature 1.
     """
 
     reduction: str
-    counted_GY: jax.Array | None = None
+    length_GE: ArrayLike | None = None
     temperature: float = 1.0
 
 
@@ -100,8 +100,9 @@ def vocabulary_pass(
     Raises:
       ValueError: the reduction of a map is none of `REDUCTIONS`.
     """
-    spec, rows = _prepare(hidden_GYD, targets, maps, entropy, chunk_rows)
-    return _by_group(partial(_stream, spec), batch_axes)(hidden_GYD, head_DV, rows)
+    spec, rows = _prepare(targets, maps, entropy, chunk_rows)
+    found = _by_group(partial(_stream, spec), batch_axes)(hidden_GYD, head_DV, rows)
+    return _with_means(found, targets, maps)
 
 
 def cross_entropy_pass(
@@ -127,11 +128,11 @@ def cross_entropy_pass(
     Returns:
       sum(nll_weight * nll), () float32 or float64, and what `vocabulary_pass` returns, without gradients.
     """
-    spec, rows = _prepare(hidden_GYD, targets, maps, entropy, chunk_rows)
+    spec, rows = _prepare(targets, maps, entropy, chunk_rows)
     nll_weight_GY = nll_weight_GY.astype(_sum_dtype(hidden_GYD))
     stream = _by_group(partial(_sum, spec), batch_axes)
     sums, found = stream(hidden_GYD, head_DV, (rows, nll_weight_GY))
-    return jnp.sum(sums), lax.stop_gradient(found)
+    return jnp.sum(sums), lax.stop_gradient(_with_means(found, targets, maps))
 
 
 def plain_vocabulary_pass(
@@ -148,19 +149,20 @@ def plain_vocabulary_pass(
     target_GY1 = targets.ids[..., None]
     made = {}
     for name, kind in maps.items():
-        weight_GY1 = _map_weight(kind, segments, z_GYV.dtype)[..., None]
-        q_GETV = segments.unpack(weight_GY1 * jax.nn.softmax(z_GYV / kind.temperature))
+        counted_GY1 = segments.within(_length(kind, targets))[..., None]
+        q_GETV = segments.unpack(jnp.where(counted_GY1, jax.nn.softmax(z_GYV / kind.temperature), 0))
         if kind.reduction == "max":  # jnp.max would divide the gradient among equal maxima
             first_GE1V = jnp.argmax(q_GETV, axis=2, keepdims=True)
             made[name] = jnp.take_along_axis(q_GETV, first_GE1V, axis=2)[:, :, 0]
         else:
             made[name] = jnp.sum(q_GETV, axis=2)
-    return VocabularyPass(
+    found = VocabularyPass(
         nll_GY=-jnp.take_along_axis(logp_GYV, target_GY1, axis=-1)[..., 0],
         entropy_GY=-jnp.sum(jnp.exp(logp_GYV) * logp_GYV, axis=-1) if entropy else None,
         correct_GY=jnp.all(z_GYV <= jnp.take_along_axis(z_GYV, target_GY1, axis=-1), axis=-1),
         maps=made,
     )
+    return _with_means(found, targets, maps)
 
 
 class _Spec(NamedTuple):
@@ -173,30 +175,46 @@ class _Spec(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """What a row is beside its hidden state."""
+    """What a row is beside its hidden state, (G, Y) each."""
 
-    target_GY: jax.Array
-    example_GY: jax.Array
-    weight: dict[str, jax.Array]  # (G, Y) in each map
+    target: jax.Array
+    example: jax.Array
+    position: jax.Array
+    counted: dict[str, jax.Array]  # bool, whether it enters each map
 
 
 class _Saved(NamedTuple):
-    """What the backward pass needs beside the inputs; None for what it will not use."""
+    """What the backward pass needs of each row, (G, Y) each; None for what it will not use."""
 
-    logz_GY: jax.Array
-    entropy_GY: jax.Array | None
-    map_logz: dict[str, jax.Array]  # (G, Y) of z / temperature, for the maps where that is not z
-    first: dict[str, jax.Array]  # (M, V) row of the first maximiser, for the maps that are maxima
+    logz: jax.Array
+    entropy: jax.Array | None
+    map_logz: dict[str, jax.Array]  # of z / temperature, for the maps where that is not z
 
 
-def _prepare(hidden_GYD, targets: Tokens, maps, entropy: bool, chunk_rows: int | None) -> tuple[_Spec, _Rows]:
+def _prepare(targets: Tokens, maps, entropy: bool, chunk_rows: int | None) -> tuple[_Spec, _Rows]:
+    for kind in maps.values():
+        if kind.reduction not in REDUCTIONS:
+            raise ValueError(f"reduction {kind.reduction!r} is none of {REDUCTIONS}")
     if chunk_rows is None:
         chunk_rows = _CPU_ROWS if jax.default_backend() == "cpu" else _ACCELERATOR_ROWS
-    kinds = tuple((name, kind.reduction, kind.temperature) for name, kind in maps.items())
     segments = Segments.of(targets)
-    weight = {name: _map_weight(kind, segments, _sum_dtype(hidden_GYD)) for name, kind in maps.items()}
+    counted = {name: segments.within(_length(kind, targets)) for name, kind in maps.items()}
+    kinds = tuple((name, kind.reduction, kind.temperature) for name, kind in maps.items())
     spec = _Spec(kinds, entropy, chunk_rows, targets.length.shape[1])
-    return spec, _Rows(targets.ids, segments.example_GX, weight)
+    return spec, _Rows(targets.ids, segments.example_GX, segments.position_GX, counted)
+
+
+def _length(kind: VocabularyMap, targets: Tokens):
+    return targets.length if kind.length_GE is None else kind.length_GE
+
+
+def _with_means(found: VocabularyPass, targets: Tokens, maps) -> VocabularyPass:
+    """Divides the sums that are to be means."""
+    made = dict(found.maps)
+    for name, kind in maps.items():
+        if kind.reduction == "mean":
+            made[name] /= jnp.maximum(_length(kind, targets), 1)[..., None]
+    return found._replace(maps=made)
 
 
 def _by_group(stream, batch_axes: tuple[str, ...]):
@@ -222,53 +240,41 @@ def _stream(spec: _Spec, hidden_GYD, head_DV, rows: _Rows) -> VocabularyPass:
 
 
 @jax.named_scope("head")
-def _forward(spec: _Spec, hidden_GYD, head_DV, rows: _Rows) -> tuple[VocabularyPass, _Saved]:
-    chunks = _Chunks.of(hidden_GYD, spec.chunk_rows)
-    (maps, first), stacked = lax.scan(
+def _forward(spec: _Spec, hidden_GYD, head_DV, rows: _Rows, nll_weight_GY=None):
+    """Returns what is found, what the backward pass needs, and the gradients of sum(nll_weight * nll)."""
+    chunks, sum_dtype = _Chunks.of(hidden_GYD, spec.chunk_rows), _sum_dtype(hidden_GYD)
+    shape_MV = (len(hidden_GYD) * spec.examples, head_DV.shape[1])
+    maps = {name: jnp.zeros(shape_MV, sum_dtype) for name, _, _ in spec.maps}
+    first = {name: jnp.zeros(shape_MV, rows.position.dtype) for name, kind, _ in spec.maps if kind == "max"}
+    dhead_DV = None if nll_weight_GY is None else jnp.zeros(head_DV.shape, sum_dtype)
+    (maps, first, dhead_DV), by_row = lax.scan(
         partial(_forward_chunk, spec, head_DV.astype(hidden_GYD.dtype)),
-        _empty_maps(spec, hidden_GYD, head_DV),
-        (chunks.numbers, *chunks.split((hidden_GYD, _of_device(spec, rows)))),
+        (maps, first, dhead_DV),
+        chunks.split((hidden_GYD, _of_device(spec, rows), nll_weight_GY)),
     )
-    found, saved = chunks.join(stacked)
-    return _with_maps(spec, found, maps), saved._replace(first=first)
+    found, saved, dhidden_GYD = chunks.join(by_row)
+    maps = {name: map_MV.reshape(-1, spec.examples, map_MV.shape[1]) for name, map_MV in maps.items()}
+    return found._replace(maps=maps), (saved, first), (dhidden_GYD, dhead_DV)
 
 
 def _of_device(spec: _Spec, rows: _Rows) -> _Rows:
     """Numbers the examples through all groups of the device, as its maps do."""
-    first_G1 = spec.examples * jnp.arange(len(rows.example_GY))[:, None]
-    return rows._replace(example_GY=rows.example_GY + first_G1)
-
-
-def _empty_maps(spec: _Spec, hidden_GYD, head_DV):
-    shape_MV = (len(hidden_GYD) * spec.examples, head_DV.shape[1])
-    maps = {name: jnp.zeros(shape_MV, _sum_dtype(hidden_GYD)) for name, _, _ in spec.maps}
-    first = {name: jnp.zeros(shape_MV, jnp.int32) for name, kind, _ in spec.maps if kind == "max"}
-    return maps, first
-
-
-def _with_maps(spec: _Spec, found: VocabularyPass, maps) -> VocabularyPass:
-    return found._replace(
-        maps={name: map_MV.reshape(-1, spec.examples, map_MV.shape[1]) for name, map_MV in maps.items()}
-    )
+    first_G1 = spec.examples * jnp.arange(len(rows.example))[:, None]
+    return rows._replace(example=rows.example + first_G1)
 
 
 def _forward_chunk(spec: _Spec, head_DV, carry, xs):
-    number_R, hidden_RD, rows = xs
-    carry, stacked, _ = _read(spec, logits(hidden_RD, head_DV), carry, number_R, rows)
-    return carry, stacked
-
-
-def _read(spec: _Spec, z_RV, carry, number_R, rows: _Rows):
-    """Adds one chunk to the maps; returns also softmax(z)."""
-    target_R, example_R, weight = rows
-    maps, first = carry
+    """Adds one chunk to the maps and to the head's gradient and returns what there is for each row."""
+    maps, first, dhead_DV = carry
+    hidden_RD, rows, nll_weight_R = xs
+    z_RV = logits(hidden_RD, head_DV)
     top_R = jnp.max(z_RV, axis=-1)
     exp_RV = jnp.exp(z_RV - top_R[:, None])
     total_R = jnp.sum(exp_RV, axis=-1)
     logz_R = top_R + jnp.log(total_R)
     p_RV = exp_RV / total_R[:, None]
-    target_z_R = jnp.take_along_axis(z_RV, target_R[:, None], axis=-1)[:, 0]
-    entropy_R = None
+    target_z_R = jnp.take_along_axis(z_RV, rows.target[:, None], axis=-1)[:, 0]
+    entropy_R = dhidden_RD = None
     if spec.entropy:
         mean_R = jnp.sum(exp_RV * (z_RV - top_R[:, None]), axis=-1) / total_R
         entropy_R = jnp.log(total_R) - mean_R
@@ -278,70 +284,69 @@ def _read(spec: _Spec, z_RV, carry, number_R, rows: _Rows):
         if temperature != 1:
             map_logz[name] = jax.nn.logsumexp(z_RV / temperature, axis=-1)
             q_RV = jnp.exp(z_RV / temperature - map_logz[name][:, None])
-        q_RV = q_RV * weight[name][:, None]
+        q_RV = jnp.where(rows.counted[name][:, None], q_RV, 0)
         if reduction == "max":
             q_RV = lax.optimization_barrier(q_RV)  # computed twice it might not equal itself
             before_MV = maps[name]
-            maps[name] = before_MV.at[example_R].max(q_RV, indices_are_sorted=True)
-            last = jnp.iinfo(jnp.int32).max
-            number_RV = jnp.where(q_RV == maps[name][example_R], number_R[:, None], last)
-            number_MV = jnp.full_like(first[name], last).at[example_R].min(number_RV, indices_are_sorted=True)
+            maps[name] = before_MV.at[rows.example].max(q_RV, indices_are_sorted=True)
+            most = jnp.iinfo(rows.position.dtype).max
+            at_RV = jnp.where(q_RV == maps[name][rows.example], rows.position[:, None], most)
+            at_MV = jnp.full_like(first[name], most).at[rows.example].min(at_RV, indices_are_sorted=True)
             # Of equals the earlier chunk's.
-            first[name] = jnp.where(maps[name] > before_MV, number_MV, first[name])
+            first[name] = jnp.where(maps[name] > before_MV, at_MV, first[name])
         else:
-            maps[name] = maps[name].at[example_R].add(q_RV, indices_are_sorted=True)
+            maps[name] = maps[name].at[rows.example].add(q_RV, indices_are_sorted=True)
+    if nll_weight_R is not None:
+        dz_RV = _through_nll(nll_weight_R, p_RV, rows.target)
+        dhead_DV, dhidden_RD = _through_product(dz_RV, hidden_RD, head_DV, dhead_DV)
     found = VocabularyPass(logz_R - target_z_R, entropy_R, target_z_R >= top_R, {})
-    return (maps, first), (found, _Saved(logz_R, entropy_R, map_logz, {})), p_RV
+    return (maps, first, dhead_DV), (found, _Saved(logz_R, entropy_R, map_logz), dhidden_RD)
 
 
 def _stream_fwd(spec: _Spec, *inputs):
     inputs = jax.tree.map(lambda leaf: leaf.value, inputs)  # symbolic_zeros wraps them
-    found, saved = _forward(spec, *inputs)
+    found, saved, _ = _forward(spec, *inputs)
     return found, (inputs, saved)
 
 
 @jax.named_scope("head")
 def _stream_bwd(spec: _Spec, residuals, cotangent: VocabularyPass):
-    (hidden_GYD, head_DV, rows), saved = residuals
-    dnll_GY, dentropy_GY = (
-        None if d is None or isinstance(d, SymbolicZero) else d
-        for d in (cotangent.nll_GY, cotangent.entropy_GY)
+    (hidden_GYD, head_DV, rows), (saved, first) = residuals
+    dnll_GY, dentropy_GY, _, dmaps = jax.tree.map(
+        lambda d: None if isinstance(d, SymbolicZero) else d,
+        cotangent,
+        is_leaf=lambda d: isinstance(d, SymbolicZero),
     )
-    dmaps = {
-        name: d.reshape(-1, d.shape[-1])
-        for name, d in cotangent.maps.items()
-        if not isinstance(d, SymbolicZero)
-    }
-    by_row = (_of_device(spec, rows), saved._replace(first={}), dnll_GY, dentropy_GY)
+    dmaps = {name: d.reshape(-1, d.shape[-1]) for name, d in dmaps.items() if d is not None}
     chunks = _Chunks.of(hidden_GYD, spec.chunk_rows)
     dhead_DV, dhidden = lax.scan(
-        partial(_backward_chunk, spec, head_DV.astype(hidden_GYD.dtype), saved.first, dmaps),
+        partial(_backward_chunk, spec, head_DV.astype(hidden_GYD.dtype), first, dmaps),
         jnp.zeros(head_DV.shape, _sum_dtype(hidden_GYD)),
-        (chunks.numbers, *chunks.split((hidden_GYD, *by_row))),
+        chunks.split((hidden_GYD, _of_device(spec, rows), saved, dnll_GY, dentropy_GY)),
     )
     return chunks.join(dhidden), dhead_DV.astype(head_DV.dtype), None
 
 
 def _backward_chunk(spec: _Spec, head_DV, first, dmaps, dhead_DV, xs):
     """Adds one chunk to the head's gradient and returns that of its hidden states."""
-    number_R, hidden_RD, (target_R, example_R, weight), saved, dnll_R, dentropy_R = xs
+    hidden_RD, rows, saved, dnll_R, dentropy_R = xs
     z_RV = logits(hidden_RD, head_DV)
-    p_RV = jnp.exp(z_RV - saved.logz_GY[:, None])
+    p_RV = jnp.exp(z_RV - saved.logz[:, None])
     dz_RV = jnp.zeros_like(z_RV)
     if dnll_R is not None:
-        dz_RV += _dnll(p_RV, target_R, dnll_R)
+        dz_RV += _through_nll(dnll_R, p_RV, rows.target)
     if dentropy_R is not None:
-        logp_RV = z_RV - saved.logz_GY[:, None]
-        dz_RV -= dentropy_R[:, None] * p_RV * (logp_RV + saved.entropy_GY[:, None])
+        logp_RV = z_RV - saved.logz[:, None]
+        dz_RV -= dentropy_R[:, None] * p_RV * (logp_RV + saved.entropy[:, None])
     for name, reduction, temperature in spec.maps:
         if name not in dmaps:
             continue
         q_RV = p_RV
         if temperature != 1:
             q_RV = jnp.exp(z_RV / temperature - saved.map_logz[name][:, None])
-        g_RV = weight[name][:, None] * dmaps[name][example_R]
+        q_RV, g_RV = jnp.where(rows.counted[name][:, None], q_RV, 0), dmaps[name][rows.example]
         if reduction == "max":
-            g_RV = jnp.where(first[name][example_R] == number_R[:, None], g_RV, 0)
+            g_RV = jnp.where(first[name][rows.example] == rows.position[:, None], g_RV, 0)
         mean_R = jnp.sum(q_RV * g_RV, axis=-1)
         dz_RV += q_RV * (g_RV - mean_R[:, None]) / temperature
     return _through_product(dz_RV, hidden_RD, head_DV, dhead_DV)
@@ -350,8 +355,8 @@ def _backward_chunk(spec: _Spec, head_DV, first, dmaps, dhead_DV, xs):
 _stream.defvjp(_stream_fwd, _stream_bwd, symbolic_zeros=True)
 
 
-def _dnll(p_RV, target_R, dnll_R):
-    """The gradient of the logits through the negative log-likelihoods."""
+def _through_nll(dnll_R, p_RV, target_R):
+    """The gradient of the logits."""
     return dnll_R[:, None] * (p_RV - jax.nn.one_hot(target_R, p_RV.shape[-1], dtype=p_RV.dtype))
 
 
@@ -364,9 +369,9 @@ def _through_product(dz_RV, hidden_RD, head_DV, dhead_DV):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum(spec: _Spec, hidden_GYD, head_DV, weighed) -> tuple[jax.Array, VocabularyPass]:
-    rows, nll_weight_GY = weighed
-    found, _ = _forward(spec, hidden_GYD, head_DV, rows)
+def _sum(spec: _Spec, hidden_GYD, head_DV, weighted_rows) -> tuple[jax.Array, VocabularyPass]:
+    rows, nll_weight_GY = weighted_rows
+    found, *_ = _forward(spec, hidden_GYD, head_DV, rows)
     return _one_sum(nll_weight_GY, found), found
 
 
@@ -375,29 +380,11 @@ def _one_sum(nll_weight_GY, found: VocabularyPass) -> jax.Array:
     return jnp.sum(nll_weight_GY * found.nll_GY, keepdims=True)[0]
 
 
-@jax.named_scope("head")
-def _sum_fwd(spec: _Spec, hidden_GYD, head_DV, weighed):
-    rows, nll_weight_GY = weighed
-    chunks = _Chunks.of(hidden_GYD, spec.chunk_rows)
-    dhead_DV = jnp.zeros(head_DV.shape, _sum_dtype(hidden_GYD))
-    (((maps, _), dhead_DV), (found, dhidden)) = lax.scan(
-        partial(_sum_chunk, spec, head_DV.astype(hidden_GYD.dtype)),
-        (_empty_maps(spec, hidden_GYD, head_DV), dhead_DV),
-        (chunks.numbers, *chunks.split((hidden_GYD, _of_device(spec, rows), nll_weight_GY))),
-    )
-    found, dhidden_GYD = chunks.join((found, dhidden))
-    found = _with_maps(spec, found, maps)
+def _sum_fwd(spec: _Spec, hidden_GYD, head_DV, weighted_rows):
+    rows, nll_weight_GY = weighted_rows
+    found, _, (dhidden_GYD, dhead_DV) = _forward(spec, hidden_GYD, head_DV, rows, nll_weight_GY)
     empty = jnp.zeros(0, head_DV.dtype)  # says which dtype the head's gradient is to have
     return (_one_sum(nll_weight_GY, found), found), (dhidden_GYD, dhead_DV, empty)
-
-
-def _sum_chunk(spec: _Spec, head_DV, carry, xs):
-    carry, dhead_DV = carry
-    number_R, hidden_RD, rows, nll_weight_R = xs
-    carry, (found, _), p_RV = _read(spec, logits(hidden_RD, head_DV), carry, number_R, rows)
-    dz_RV = _dnll(p_RV, rows.target_GY, nll_weight_R)
-    dhead_DV, dhidden_RD = _through_product(dz_RV, hidden_RD, head_DV, dhead_DV)
-    return (carry, dhead_DV), (found, dhidden_RD)
 
 
 def _sum_bwd(spec: _Spec, residuals, cotangent):
@@ -410,9 +397,9 @@ _sum.defvjp(_sum_fwd, _sum_bwd)
 
 
 class _Chunks(NamedTuple):
-    """All slots of the groups as chunks of `size` rows. The first is filled up in front with rows of zeros.
+    """The slots of all groups as chunks of `size` rows. Rows of zeros fill up the first.
 
-    In front, because the examples' numbers then remain sorted.
+    They stand in front, so that the numbers of the examples remain sorted.
     """
 
     groups: int
@@ -426,21 +413,20 @@ class _Chunks(NamedTuple):
         return cls(G, Y, -(-G * Y // -(-G * Y // most)))
 
     @property
-    def _fill(self) -> int:
-        return -self.groups * self.slots % self.size
+    def count(self) -> int:
+        return -(-self.groups * self.slots // self.size)
 
     @property
-    def numbers(self) -> np.ndarray:
-        """(chunks, size) int32, each row's number."""
-        return np.arange(self._fill + self.groups * self.slots, dtype=np.int32).reshape(-1, self.size)
+    def fill(self) -> int:
+        return self.count * self.size - self.groups * self.slots
 
     def split(self, tree):
         """Each (G, Y, ...) becomes (chunks, size, ...)."""
 
         def one(leaf):
             rows = leaf.reshape(self.groups * self.slots, *leaf.shape[2:])
-            widths = [(self._fill, 0)] + [(0, 0)] * (rows.ndim - 1)
-            return jnp.pad(rows, widths).reshape(-1, self.size, *rows.shape[1:])
+            filled = jnp.pad(rows, [(self.fill, 0)] + [(0, 0)] * (rows.ndim - 1))
+            return filled.reshape(self.count, self.size, *rows.shape[1:])
 
         return jax.tree.map(one, tree)
 
@@ -448,7 +434,7 @@ class _Chunks(NamedTuple):
         """The inverse of `split`."""
 
         def one(leaf):
-            rows = leaf.reshape(-1, *leaf.shape[2:])[self._fill :]
+            rows = leaf.reshape(-1, *leaf.shape[2:])[self.fill :]
             return rows.reshape(self.groups, self.slots, *rows.shape[1:])
 
         return jax.tree.map(one, tree)
@@ -462,15 +448,3 @@ def logits(hidden: jax.Array, head_DV: jax.Array) -> jax.Array:
     """(..., D) @ head with operands in the dtype of `hidden` and sums in float32 (float64)."""
     head_DV = head_DV.astype(hidden.dtype)
     return jnp.einsum("...D,DV->...V", hidden, head_DV, preferred_element_type=_sum_dtype(hidden))
-
-
-def _map_weight(kind: VocabularyMap, segments: Segments, dtype) -> jax.Array:
-    """(G, Y), how much each row counts: 0 or 1, or for the mean 0 or one over the example's count."""
-    if kind.reduction not in REDUCTIONS:
-        raise ValueError(f"reduction {kind.reduction!r} is none of {REDUCTIONS}")
-    counted_GY = segments.real_GX if kind.counted_GY is None else segments.real_GX & kind.counted_GY
-    weight_GY = counted_GY.astype(dtype)
-    if kind.reduction == "mean":
-        count_GE = jnp.sum(segments.unpack(weight_GY), axis=2)
-        weight_GY /= jnp.maximum(jnp.take_along_axis(count_GE, segments.example_GX, axis=1), 1)
-    return weight_GY

@@ -8,7 +8,7 @@ import numpy as np
 def confusion_matrix(golds: Sequence[str], answers: Sequence[str], labels: Sequence[str]) -> np.ndarray:
     """Returns (L, L + 1) int64: how often gold label l was answered with each label or, last, with no label.
 
-    Texts count as equal but for white space around them, as in `accuracy.is_correct`.
+    Texts count as equal but for white space around them, as in `equality.is_correct`.
 
     Raises:
       ValueError: a gold label is none of `labels`.

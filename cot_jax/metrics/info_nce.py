@@ -1,4 +1,4 @@
-"""How much two representations of the same examples say of each other: a lower bound that is trained.
+"""How much two representations of the same examples know of each other: a lower bound that is trained.
 
 InfoNCE (van den Oord et al. 2018, Eq. 4-5; Poole et al. 2019, Eq. 12): with a critic f and K pairs,
 

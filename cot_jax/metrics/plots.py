@@ -53,7 +53,7 @@ def draw_layer_norms(metrics_file: Path, prefix: str, picture: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A metric over the steps, (N,) each: its mean over seeds and the band they lie in."""
+    """A metric over the steps, (N,) each: its mean over seeds, and the least and largest."""
 
     steps: np.ndarray
     mean: np.ndarray

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import numpy as np
@@ -33,11 +33,12 @@ class Student(Protocol):
       pad_id, eos_id: what follows a target, and what ends it.
     """
 
-    config: Any
     hf_class: str
-    aliases: Mapping[str, str]
-    leftovers: tuple[str, ...]
+    aliases: ClassVar[Mapping[str, str]]
+    leftovers: ClassVar[tuple[str, ...]]
 
+    @property
+    def config(self) -> Any: ...
     @property
     def outputs(self) -> int: ...
     @property

@@ -161,7 +161,9 @@ class T5:
     aliases: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"), "shared.weight"
     )
-    leftovers = (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",)
+    leftovers: ClassVar[tuple[str, ...]] = (
+        r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
+    )
 
     @property
     def outputs(self) -> int:

@@ -1,4 +1,4 @@
-"""Tokenizers: a Hugging Face fast tokenizer in every case, be it downloaded, on disk or trained here."""
+"""Tokenizers: fast tokenizers of Transformers, downloaded, on disk or trained here."""
 
 import collections
 import dataclasses
@@ -18,48 +18,41 @@ _SPACE = "▁"  # stands for a space in SentencePiece's pieces
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """What training, prediction and export ask of a tokenizer: text to ids and back.
-
-    Attributes:
-      hf: the tokenizer underneath; has a padding and an end token.
-    """
+    """Text to ids and back, by the tokenizer of Transformers underneath."""
 
     hf: PreTrainedTokenizerFast
 
     @property
     def size(self) -> int:
-        """Number of ids, sentinels included. T5 has 32,100; its embedding has some more rows."""
+        """Number of ids, special ones included. T5 has 32,100; its embedding has some more rows."""
         return len(self.hf)
 
     @property
     def pad_id(self) -> int:
+        """Only where there is a padding token."""
         return self.hf.pad_token_id
 
     @property
     def eos_id(self) -> int:
+        """Only where there is an end token."""
         return self.hf.eos_token_id
 
     @property
     def eos_token(self) -> str:
+        """The text of the end token, where there is one."""
         return self.hf.eos_token
 
     @property
     def unk_id(self) -> int | None:
         return self.hf.unk_token_id
 
-    def encode(self, texts: Sequence[str], max_length: int) -> tuple[list[list[int]], int]:
-        """Returns each text's ids, the end token last, and how many texts were cut to `max_length` ids.
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns each text's ids, without any special token but those that are written out in the text."""
+        return self.hf(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
-        As in Hugging Face's T5 a text that is cut keeps its end token, and special tokens written out
-        in a text ("premise</s>hypothesis") are themselves, not their characters.
-        """
-        rows = self.hf(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-        truncated = sum(len(row) >= max_length for row in rows)
-        return [[*row[: max_length - 1], self.eos_id] for row in rows], truncated
-
-    def decode(self, ids: list[int]) -> str:
-        """Returns the text of `ids` without special tokens; ids that are no token say nothing."""
-        return str(self.hf.decode(ids, skip_special_tokens=True))
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of `ids` without special tokens and without ids that are no token."""
+        return str(self.hf.decode(list(ids), skip_special_tokens=True))
 
     def unknown_rate(self, ids: Iterable[Sequence[int]]) -> float:
         """Returns the share of unknown tokens: of text that a student can neither read nor write."""
@@ -82,7 +75,7 @@ def load(path_or_id: str | Path) -> Tokenizer:
     """Returns the tokenizer in a local directory or in a repository of the Hugging Face Hub.
 
     Raises:
-      UserError: there is none, it is out of reach, or it has no padding or no end token.
+      UserError: there is none, it is out of reach, or it is not a fast tokenizer.
     """
     try:
         hf = AutoTokenizer.from_pretrained(path_or_id, trust_remote_code=False)
@@ -92,9 +85,6 @@ def load(path_or_id: str | Path) -> Tokenizer:
         raise UserError(f"tokenizer {path_or_id}: cannot be loaded ({first_line(error)}); {fix}") from error
     if not isinstance(hf, PreTrainedTokenizerFast):
         raise UserError(f"tokenizer {path_or_id}: {type(hf).__name__} is not a fast tokenizer; use another")
-    for role in ("pad_token", "eos_token"):
-        if getattr(hf, role) is None:
-            raise UserError(f"tokenizer {path_or_id}: no {role}; name it in its tokenizer_config.json")
     return Tokenizer(hf)
 
 

@@ -82,7 +82,7 @@ class Checkpoints:
         for step in sorted(self._latest.all_steps(), reverse=True):
             try:
                 state = _restore(self._latest, step, like)
-            except Exception as error:  # whatever Orbax says of a file that is cut or missing
+            except Exception as error:  # whatever Orbax raises for a file that is cut or missing
                 if another_was_lost(error):
                     raise
                 say(f"{self._latest.directory / str(step)} cannot be read ({first_line(error)})")

@@ -38,9 +38,9 @@ def keep_compiled() -> None:
 
 
 def unlimit_stack() -> None:
-    """Where the TPU's compiler is installed, starts this command again with all the stack that it may have.
+    """Restarts this command with the largest stack that it may have, where the TPU's compiler is installed.
 
-    In the usual 8 MiB that compiler overflows: libtpu 0.0.42.1 did on T5-base with model.remat=layers.
+    The compiler overflows the usual 8 MiB: libtpu 0.0.42.1 did on preset base with model.remat=layers.
     """
     stack, most = resource.getrlimit(resource.RLIMIT_STACK)
     if stack != most and importlib.util.find_spec("libtpu"):

@@ -1,4 +1,4 @@
-"""What a run says of itself: lines, progress, seconds, hardware."""
+"""What a run prints: lines, progress, and the seconds and hardware that it reports."""
 
 import importlib.metadata
 import os

@@ -21,8 +21,7 @@ from cot_jax.models.decoding import Sampling, written_length
 from cot_jax.models.layers import mix
 from cot_jax.models.student import Student
 from cot_jax.models.weights import Params
-from cot_jax.text import codec
-from cot_jax.text.tokenizer import Tokenizer
+from cot_jax.text.formats import Format
 from cot_jax.training.mesh import by_example, group_count, replicated, spread
 
 # (params, questions of B = G * E examples) -> arrays (B, ...)
@@ -165,31 +164,26 @@ def answer_questions(
     params: Params,
     questions: Ragged,
     view: View,
-    tokenizer: Tokenizer,
+    format: Format,
     *,
-    spelled: bool,
+    student: Student,
     mesh: Mesh,
     batch_size: int,
     shapes: np.ndarray,
     interpreter: Interpreter = programs.run,
 ) -> Answers:
-    """Returns the student's answers to `questions`; `shapes` as in `ask_all`.
-
-    `spelled` says whether it writes as `text.codec` spells, `interpreter` runs its programs.
-    """
+    """Returns the student's answers to `questions`; `shapes` as in `ask_all`, `interpreter` runs programs."""
     tokens, log_prob = ask_all(
-        generate, params, questions, mesh=mesh, batch_size=batch_size, shapes=shapes, pad_id=tokenizer.pad_id
+        generate, params, questions, mesh=mesh, batch_size=batch_size, shapes=shapes, pad_id=student.pad_id
     )
     tokens_NT = tokens.reshape(-1, tokens.shape[-1])
-    texts = [tokenizer.decode(tokens_T) for tokens_T in tokens_NT.tolist()]
-    if spelled:
-        texts = [codec.decode(text) for text in texts]
+    texts = [format.decode(view.name, tokens_T) for tokens_T in tokens_NT.tolist()]
     read = [answer_of(view, text, interpreter) for text in texts]
     return Answers(
         texts,
         answers=[reading.answer for reading in read],
         failures=collections.Counter(reading.failure for reading in read if reading.failure),
         log_probs=log_prob.ravel(),
-        lengths=written_length(tokens_NT, tokenizer.eos_id),
-        cut=int(np.sum(~np.any(tokens_NT == tokenizer.eos_id, axis=1))),
+        lengths=written_length(tokens_NT, student.eos_id),
+        cut=int(np.sum(~np.any(tokens_NT == student.eos_id, axis=1))),
     )

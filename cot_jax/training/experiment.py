@@ -1,55 +1,39 @@
-"""From a config to what a run needs: examples, tokenizer, student, token ids, batches."""
+"""From a config to what a run needs: examples, format, student, token ids, the loss of its method."""
 
 import dataclasses
-import sys
-import tempfile
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from cot_jax.answers.sandbox import make_interpreter
-from cot_jax.config import LORA_LEARNING_RATE, Config, DataConfig, ModelConfig
-from cot_jax.data import selection, tasks, views, word_problems
-from cot_jax.data.batches import Batches, Ragged, TokenizedView
+from cot_jax.config import Config
+from cot_jax.data import tasks, views
+from cot_jax.data.batches import Batches, TokenizedView
 from cot_jax.data.examples import Example
 from cot_jax.data.views import View
 from cot_jax.errors import UserError
 from cot_jax.losses.objective import MutualInformation, Objective, make_objective
 from cot_jax.losses.soft_targets import SelfDistillation
-from cot_jax.models import student as students
 from cot_jax.models.lora import Lora, fingerprint
-from cot_jax.models.student import Options, Student
+from cot_jax.models.student import Student
 from cot_jax.models.weights import Params
-from cot_jax.text import codec
-from cot_jax.text import tokenizer as tokenizers
-from cot_jax.text.tokenizer import Tokenizer
-
-# Of a student's architecture: the checksum of the weights that its adapter adapts.
-BASE = "base_crc32"
-
-# Room for every word of the generated problems as one piece, which is about 200.
-_WORD_PROBLEM_PIECES = 512
+from cot_jax.text.formats import Format
+from cot_jax.training.data import load_format, load_splits, training_examples
+from cot_jax.training.encoding import fit, tokenize
+from cot_jax.training.students import BASE, check_lora, load_student, make_lora
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything a run reads; `report` says in plain lines what was counted on the way.
-
-    `spelled` names the views whose targets `text.codec` spells.
-    """
+    """Everything a run reads; `report` says in plain lines what was counted on the way."""
 
     config: Config
     splits: tasks.Splits
-    tokenizer: Tokenizer
+    format: Format
     student: Student
     pretrained: Params | None  # None: from scratch
     lora: Lora | None  # None: every parameter is trained
     views: tuple[View, ...]
-    spelled: tuple[str, ...]
     train_examples: tuple[Example, ...]
     tokenized: Mapping[str, TokenizedView]  # the training examples
     self_distillation: SelfDistillation | None
@@ -69,11 +53,11 @@ class Experiment:
             groups=groups,
             padded=[view.name for view in self.views if view.term in terms],
             flops=self.student.flops,
-            pad_id=self.tokenizer.pad_id,
+            pad_id=self.student.pad_id,
         )
 
     def architecture(self) -> dict[str, Any]:
-        """What says of the student all that its parameters, or its adapter, do not."""
+        """The student's architecture and, for an adapter, the checksum of the pretrained weights."""
         base = {BASE: fingerprint(self.pretrained)} if self.lora and self.pretrained else {}
         return self.student.architecture() | base
 
@@ -87,7 +71,7 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
     """Loads and checks everything `config` names; writes nothing.
 
     Without `weights` no parameters are read: enough to know what a run would need. `platform` is the one that
-    will train, e.g. "tpu"; empty is the one at hand.
+    will train, e.g. "tpu"; empty is this machine's.
 
     Raises:
       UserError: data, tokenizer or weights that are missing or do not fit.
@@ -95,23 +79,26 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
     config = config.resolved()
     method = views.METHODS[config.objective.method]
     self_distillation = _self_distillation(config, method)
-    splits, tokenizer = _load_data(config, method)
-    train_examples, report = _training_examples(config, splits, method)
-    student, pretrained, found = load_student(config.model, tokenizer, weights=weights, platform=platform)
-    tokenized = tokenize(method, train_examples, tokenizer, config)
+    splits = load_splits(config.data, config.seed)
+    format = load_format(config.model, splits, method)
+    train_examples, report = training_examples(config, splits, method)
+    student, pretrained, found = load_student(
+        config.model, format.tokenizer, weights=weights, platform=platform
+    )
+    format = fit(format, method, train_examples, config.data)
+    tokenized = tokenize(method, train_examples, format, config.data)
     return Experiment(
         config=config,
         splits=splits,
-        tokenizer=tokenizer,
+        format=format,
         student=student,
         pretrained=pretrained,
         tokenized=tokenized.views,
         lora=make_lora(config.model, student),
         views=method,
-        spelled=tokenized.spelled,
         train_examples=train_examples,
         self_distillation=self_distillation,
-        report=(*splits.report, *report, *tokenized.report, *found, *_check_lora(config, weights)),
+        report=(*splits.report, *report, *tokenized.report, *found, *check_lora(config, weights)),
     )
 
 
@@ -183,302 +170,3 @@ def _self_distillation(config: Config, method: Sequence[View]) -> SelfDistillati
         top_k=section.top_k,
         dtype=jnp.dtype(section.dtype),
     )
-
-
-class Tokenized(NamedTuple):
-    """Token ids of examples through every view, which views the codec spelled, and lines for the user."""
-
-    views: dict[str, TokenizedView]
-    spelled: tuple[str, ...]
-    report: list[str]
-
-
-def tokenize(
-    method: Sequence[View],
-    examples: Sequence[Example],
-    tokenizer: Tokenizer,
-    config: Config,
-    spelled: Collection[str] | None = None,
-) -> Tokenized:
-    """Returns the examples' token ids through every view, and what was cut or unknown.
-
-    Args:
-      spelled: names of the views whose targets `text.codec` spells; None: those whose targets the tokenizer
-        would not give back, that is, has no tokens for or, of programs, loses line breaks of.
-    """
-    data = config.data
-    tokenized, by_codec, report = {}, [], []
-    for view in method:
-        targets = [learned(view, example, data.label_source) for example in examples]
-        # What a view lacks becomes an empty sequence, which no loss counts.
-        asked = [
-            _joined(view, view.reads(example) if its else None, tokenizer)
-            for example, its in zip(examples, targets, strict=True)
-        ]
-        inputs, input_line = encode_texts(asked, tokenizer, data.max_input_tokens)
-        texts = [text for its in targets for text in its or (None,)]
-        spells = _loses(view, texts, tokenizer, config) if spelled is None else view.name in spelled
-        outputs, target_line = encode_texts(texts, tokenizer, data.max_target_tokens, spells)
-        counts = [max(len(its), 1) for its in targets]
-        first = None if max(counts, default=1) == 1 else np.cumsum([0, *counts])
-        tokenized[view.name] = TokenizedView(inputs, outputs, first)
-        by_codec += [view.name] if spells else []
-        report += [f"view {view.name}: inputs {input_line}", f"view {view.name}: targets {target_line}"]
-    return Tokenized(tokenized, tuple(by_codec), report)
-
-
-def _loses(view: View, texts: Sequence[str | None], tokenizer: Tokenizer, config: Config) -> bool:
-    """Whether the tokenizer does not give the targets of `view` back."""
-    present = [text for text in texts if text is not None]
-    if view.term != "program" and config.data.parser == "reference":
-        return False  # the released code trains on unknown tokens
-    rows, _ = tokenizer.encode(present, sys.maxsize)
-    if tokenizer.unknown_rate(rows):
-        return True
-    return view.term == "program" and [tokenizer.decode(row) for row in rows] != present
-
-
-def training_label(example: Example, label_source: str) -> str | None:
-    return example.label if label_source == "gold" else example.teacher_label
-
-
-def learned(view: View, example: Example, label_source: str) -> tuple[str, ...]:
-    """Returns the targets that `view` has of an example; () where it lacks what the view reads or writes."""
-    if view.reads(example) is None:
-        return ()
-    return view.writes(example, training_label(example, label_source))
-
-
-def _joined(view: View, parts: tuple[str, ...] | None, tokenizer: Tokenizer) -> str | None:
-    return None if parts is None else view.prefix + tokenizer.eos_token.join(parts)
-
-
-def encode_questions(
-    view: View, examples: Sequence[Example], tokenizer: Tokenizer, max_tokens: int
-) -> tuple[Ragged, str]:
-    """Returns the inputs of `view` for answering, and a line that says what was counted.
-
-    An example that lacks part of the view's input is still a question: it is asked without.
-    """
-    read = [view.reads(example) for example in examples]
-    bare = sum(parts is None for parts in read)
-    filled = [
-        _joined(view, parts or example.parts, tokenizer)
-        for parts, example in zip(read, examples, strict=True)
-    ]
-    encoded, line = encode_texts(filled, tokenizer, max_tokens)
-    return encoded, line + (f", {bare} without a rationale" if bare else "")
-
-
-def answer_labels(experiment: Experiment) -> tuple[str, ...] | None:
-    """Returns the labels that answers are chosen among; None where they are written.
-
-    Where the task does not define its labels, they are those of the training split.
-
-    Raises:
-      UserError: there is no closed set of labels, or the answer view does not write a label alone.
-    """
-    splits, view, config = experiment.splits, experiment.answer_view, experiment.config
-    if config.evaluation.answers == "generate":
-        return None
-
-    def refuse(why: str) -> UserError:
-        mend = "take --config.evaluation.answers=generate"
-        return UserError(f"config.evaluation.answers=score chooses among labels, but {why}: {mend}")
-
-    if view.term != "label":
-        raise refuse(f"method={config.objective.method} writes a rationale first")
-    if splits.by_value:
-        raise refuse(f"those of task={config.data.task} are equations, an open set")
-    labels = splits.label_set or tuple(sorted({example.label for example in splits.train}))
-    for example in (*splits.valid, *splits.test):
-        if example.label not in labels:
-            raise refuse(f"{example.label!r}, that of {example.id}, is none of the training split's")
-    return labels
-
-
-def encode_texts(
-    texts: Sequence[str | None], tokenizer: Tokenizer, max_tokens: int, spelled: bool = False
-) -> tuple[Ragged, str]:
-    """Returns the token ids of the texts, none for None, and a line that says what was counted.
-
-    `spelled` texts are those that `text.codec` makes of them.
-    """
-    present = [codec.encode(text) if spelled else text for text in texts if text is not None]
-    ids, truncated = tokenizer.encode(present, max_tokens)
-    following = iter(ids)
-    ragged = Ragged([next(following) if text is not None else [] for text in texts])
-    lengths = ragged.lengths[ragged.lengths > 0]
-    line = (
-        f"{len(present)} texts, {lengths.mean() if len(lengths) else 0:.1f} tokens on average, "
-        f"{lengths.max(initial=0)} at most, {truncated} cut at {max_tokens}, "
-        f"{100 * tokenizer.unknown_rate(ids):.3f} % unknown tokens"
-    )
-    return ragged, line + (" (spelled by the codec)" if spelled else "")
-
-
-def _load_data(config: Config, method: Sequence[View]) -> tuple[tasks.Splits, Tokenizer]:
-    data, source = config.data, config.model.tokenizer or config.model.pretrained
-    _require_root(data)
-    if source:
-        return load_splits(data, config.seed), tokenizers.load(source)
-    if data.task != "word_problems":
-        raise UserError(
-            "a student from scratch needs a tokenizer: give a directory or repository id with "
-            "--config.model.tokenizer=DIR, e.g. t5-base"
-        )
-    splits = load_splits(data, config.seed)
-    return splits, _train_tokenizer(splits, method)
-
-
-def load_splits(data: DataConfig, seed: int) -> tasks.Splits:
-    """Returns the data set that `data` names.
-
-    Raises:
-      UserError: files that are missing or do not fit.
-    """
-    if data.task == "word_problems":
-        problems = word_problems.splits(seed=seed, **dataclasses.asdict(data.word_problems))
-        splits = tasks.as_splits(data.task, problems, None, by_value=True)
-    else:
-        _require_root(data)
-        splits = tasks.load(data.task, Path(data.root), parser=data.parser, compare=data.compare)
-    if data.teacher:
-        splits = tasks.taught_by(splits, Path(data.teacher))
-    return tasks.only_right(splits) if data.rationales == "right" else splits
-
-
-def _require_root(data: DataConfig) -> None:
-    if data.task != "word_problems" and not data.root:
-        raise UserError(
-            f"config.data.task={data.task} reads files: give their folder with --config.data.root=DIR"
-        )
-
-
-def _train_tokenizer(splits: tasks.Splits, method: Sequence[View]) -> Tokenizer:
-    # The methods without programs share a tokenizer.
-    prefixes = {v.prefix for m in views.METHODS.values() for v in m if v.term != "program" or v in method}
-    marks = [views.ANSWER_MARK, *sorted(prefixes)]
-    texts = [
-        text
-        for example in splits.train
-        for text in (
-            *example.parts,
-            example.label,
-            *example.rationales,
-            *map(codec.encode, example.programs),
-            *marks,
-        )
-    ]
-    with tempfile.TemporaryDirectory() as directory:
-        return tokenizers.train(texts, _WORD_PROBLEM_PIECES, directory)
-
-
-def _training_examples(
-    config: Config, splits: tasks.Splits, method: Sequence[View]
-) -> tuple[tuple[Example, ...], list[str]]:
-    """Selects the share of the training split that is asked for and that has something to learn."""
-    data, report = config.data, []
-    if not splits.train:
-        raise UserError(
-            f"config.data.task={data.task} has a test set only: train on another task and ask its questions "
-            f"with `python -m cot_jax.evaluate --workdir=RUN --task={data.task}`"
-        )
-    examples = list(splits.train)
-    keep = round(data.train_fraction * len(examples))
-    keep = min(keep, data.max_train_examples or keep)
-    if keep < len(examples):
-        # The smaller of two shares is part of the larger one.
-        chosen = np.sort(np.random.default_rng(config.seed).permutation(len(examples))[:keep])
-        examples = [examples[i] for i in chosen]
-        report.append(f"train: {keep} of {len(splits.train)} examples kept by config.data")
-    if any(view.term == "program" for view in method):
-        labels = [training_label(example, data.label_source) for example in examples]
-        interpreter = make_interpreter(data.sandbox)
-        examples, line = selection.keep_right_programs(examples, labels, splits.by_value, interpreter)
-        report.append(f"train: {line}")
-    has = {
-        view.name: [bool(learned(view, example, data.label_source)) for example in examples]
-        for view in method
-    }
-    teachable = [example for example, *some in zip(examples, *has.values(), strict=True) if any(some)]
-    if len(teachable) < len(examples):
-        report.append(
-            f"train: {len(examples) - len(teachable)} examples have nothing to learn and are left out"
-        )
-    if not teachable:
-        raise UserError(
-            f"config.objective.method={config.objective.method} has no training example: the data has no "
-            f"{data.label_source} labels or rationales that it could learn from"
-        )
-    if not any(has.get("program", [True])):
-        raise UserError(
-            f"config.objective.method={config.objective.method} learns from programs, but no training "
-            "example has one that answers right: add them to the data, or take another method"
-        )
-    return tuple(teachable), report
-
-
-def compute_dtype(config: ModelConfig) -> jnp.dtype:
-    """Returns the dtype of the arithmetic on this backend."""
-    if config.compute_dtype != "auto":
-        return jnp.dtype(config.compute_dtype)
-    return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
-
-
-def make_lora(config: ModelConfig, student: Student) -> Lora | None:
-    if not config.lora_rank:
-        return None
-    return Lora(student.weights, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets)
-
-
-def _check_lora(config: Config, weights: bool) -> list[str]:
-    """Returns a warning where LoRA would learn next to nothing.
-
-    Raises:
-      UserError: it would adapt nothing worth adapting, or by steps that B = 0 makes too small.
-    """
-    if not config.model.lora_rank:
-        return []
-    key = f"config.model.lora_rank={config.model.lora_rank}"
-    if weights and not config.model.pretrained:
-        raise UserError(f"{key} adapts pretrained weights: give them with --config.model.pretrained=DIR")
-    if config.optimizer.name == "adafactor":
-        raise UserError(
-            f"{key} with config.optimizer.name=adafactor: its steps are relative to the parameters, which "
-            "begin at 0; take adamw, whose moments of an adapter are small"
-        )
-    if (rate := config.optimizer.learning_rate) > 1e-4:
-        return []
-    return [f"warning: {key} learns little at learning rate {rate:g}; usual is {LORA_LEARNING_RATE:g}"]
-
-
-def load_student(
-    config: ModelConfig, tokenizer: Tokenizer, *, weights: bool, platform: str = ""
-) -> tuple[Student, Params | None, list[str]]:
-    """Returns the student, its parameters where they are pretrained, and lines for the user.
-
-    Raises:
-      UserError: weights that are missing or malformed, or a tokenizer that does not fit.
-    """
-    options = Options(
-        dropout_rate=config.dropout_rate,
-        dtype=compute_dtype(config),
-        unroll=(platform or jax.default_backend()) == "cpu",
-        remat=config.remat,
-    )
-    if not config.pretrained:
-        ids = {"vocab_size": tokenizer.size, "pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id}
-        return students.from_scratch(config.preset, options=options, **ids), None, []
-    params: Params | None = None
-    report: list[str] = []
-    if weights:
-        student, params, report = students.from_pretrained(config.pretrained, options)
-    else:
-        student = students.without_weights(config.pretrained, options)
-    if student.outputs < tokenizer.size:
-        raise UserError(
-            f"{config.pretrained} has {student.outputs} embedding rows but the tokenizer {tokenizer.size} "
-            "tokens: use the tokenizer that the model was trained with (--config.model.tokenizer=)"
-        )
-    return student, params, report

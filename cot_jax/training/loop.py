@@ -19,11 +19,13 @@ from cot_jax.metrics.plots import draw_layer_norms, require_matplotlib
 from cot_jax.metrics.writers import MetricsWriter
 from cot_jax.training.checkpoints import Checkpoints
 from cot_jax.training.console import Clock, Progress, hardware, say
-from cot_jax.training.experiment import BASE, Experiment, answer_labels, compute_dtype
+from cot_jax.training.experiment import Experiment
+from cot_jax.training.labels import answer_labels
 from cot_jax.training.mesh import leads
 from cot_jax.training.run import Run
-from cot_jax.training.saved import ANSWERS_FILE, STUDENT_FILE, answers_json, refuse_other_base
+from cot_jax.training.saved import ANSWERS_FILE, STUDENT_FILE, refuse_other_base
 from cot_jax.training.step import LAYER_NORM, TrainState
+from cot_jax.training.students import BASE, compute_dtype
 
 PREEMPTED = 75  # exit status: saved, start me again (EX_TEMPFAIL)
 
@@ -269,8 +271,8 @@ def describe(run: Run) -> list[str]:
     lines = [
         f"task {config.data.task}, method {config.objective.method}, seed {config.seed}",
         *experiment.report,
-        f"{len(run.batches.shapes)} programs to compile, slots (longest text) of each view's inputs > targets: "
-        + "; ".join(map(describe_shape, run.batches.shapes)),
+        f"{len(run.batches.shapes)} programs to compile, slots (longest text) of each view's inputs > "
+        f"targets: {'; '.join(map(describe_shape, run.batches.shapes))}",
         f"slots with a token: {filled}; {100 * run.batches.efficiency:.0f} % of the arithmetic is for tokens",
         f"model: {run.parameters:,} parameters, "
         + (config.model.pretrained or f"preset {config.model.preset} from scratch"),
@@ -306,13 +308,14 @@ def dry_run(experiment: Experiment) -> list[str]:
     """Returns what `describe` says and, of the first batch, the first example of every view, decoded."""
     run = Run(experiment)
     lines = describe(run)
-    decode = experiment.tokenizer.decode
+    format = experiment.format
     rows = run.batches.rows(0)
     for name, view in experiment.tokenized.items():
         row = rows[np.argmax(view.longest_targets()[rows] > 0)]  # not every example has every view
         target = row if view.first is None else view.first[row]
         read, write = view.inputs[row].tolist(), view.targets[target].tolist()
-        lines += [f"view {name} reads:  {decode(read)}", f"view {name} writes: {decode(write)}"]
+        lines += [f"view {name} reads:  {format.tokenizer.decode(read)}"]
+        lines += [f"view {name} writes: {format.decode(name, write)}"]
     return lines
 
 
@@ -321,7 +324,7 @@ def _claim(workdir: Path, experiment: Experiment) -> None:
     taken = refuse_other_config(workdir, experiment.config)
     if not taken and (workdir / "checkpoints").exists():
         raise UserError(
-            f"{workdir} has checkpoints, but no config.json that says of which run: put it back, or choose "
+            f"{workdir} has checkpoints, but no config.json of their run: put it back, or choose "
             "another --workdir"
         )
     architecture = experiment.architecture()
@@ -331,11 +334,9 @@ def _claim(workdir: Path, experiment: Experiment) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         if not taken:
             write_text(workdir / "config.json", to_json(experiment.config))
-        labels = answer_labels(experiment)
-        write_text(
-            workdir / ANSWERS_FILE, answers_json(experiment.splits.by_value, labels, experiment.spelled)
-        )
+        answers = {"by_value": experiment.splits.by_value, "labels": answer_labels(experiment)}
+        write_json(workdir / ANSWERS_FILE, answers)
         write_json(workdir / STUDENT_FILE, architecture)
-        experiment.tokenizer.save(workdir / "tokenizer")
+        experiment.format.save(workdir / "tokenizer")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("claimed")

@@ -1,4 +1,4 @@
-"""AdamW as the published recipes use it, or Adafactor as T5's do; what their moments cost in memory."""
+"""AdamW as the published recipes use it, or Adafactor, whose moments take next to no memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from cot_jax.config import OptimizerConfig
 from cot_jax.models.layers import mix
 from cot_jax.models.weights import Params, Weights, decays
 
-# Matrices with a smaller side keep a whole second moment, as in T5's own code.
+# Matrices with a smaller side keep a whole second moment, as in the code of Raffel et al. 2020.
 _LEAST_FACTORED = 128
 
 
@@ -33,9 +33,9 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, steps: int, weights: Weights) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter 2019) or Adafactor (Shazeer and Stern 2018) behind a clip of the norm.
 
-    Adafactor is that of algorithm 4 with the relative step sizes of T5: decay 1 - t**-0.8, updates clipped
-    at a root mean square of 1 and scaled by the parameter's, no first moment. Weight decay is decoupled in
-    both: learning rate x decay x parameter. `weights` are those that are trained.
+    Adafactor is that of algorithm 4 with the relative step sizes of Raffel et al. 2020: decay 1 - t**-0.8,
+    updates clipped at a root mean square of 1 and scaled by the parameter's, no first moment. Weight decay is
+    decoupled in both: learning rate x decay x parameter. `weights` are those that are trained.
     """
     scale = _adam(config) if config.name == "adamw" else _by_matrix(_adafactor(), weights)
 
@@ -97,8 +97,8 @@ def _dithered(x: jax.Array, count: jax.Array) -> jax.Array:
 def _by_matrix(inner: optax.GradientTransformation, weights: Weights) -> optax.GradientTransformation:
     """`inner` on every parameter alone, each layer's for itself, as the matrix (inputs, outputs) it is.
 
-    So a leaf that holds the weights of all layers, or splits a matrix's outputs in heads, is updated as
-    T5's own code, which does neither, updates it.
+    So a leaf that holds the weights of all layers, or splits a matrix's outputs in heads, is updated like the
+    separate, whole matrices of Raffel et al. 2020.
     """
     one_state = jax.tree.structure(jax.eval_shape(inner.init, jnp.zeros(1)))
 

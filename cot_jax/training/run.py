@@ -19,6 +19,7 @@ from cot_jax.models.weights import Params, init, shapes
 from cot_jax.training.checkpoints import Checkpoints
 from cot_jax.training.compiled import CompiledAhead
 from cot_jax.training.console import say
+from cot_jax.training.encoding import encode_questions, tokenize
 from cot_jax.training.evaluation import (
     Answers,
     Generate,
@@ -26,15 +27,9 @@ from cot_jax.training.evaluation import (
     make_choose,
     make_generate,
 )
-from cot_jax.training.experiment import (
-    Experiment,
-    answer_labels,
-    build_objective,
-    encode_questions,
-    encode_texts,
-    tokenize,
-)
+from cot_jax.training.experiment import Experiment, build_objective
 from cot_jax.training.information import InformationEstimate
+from cot_jax.training.labels import answer_labels
 from cot_jax.training.mesh import (
     BATCH_AXES,
     abstract,
@@ -115,11 +110,10 @@ class Run:
         student, evaluation = self.experiment.student, self.experiment.config.evaluation
         if (labels := answer_labels(self.experiment)) is None:
             return make_generate(student, self.mesh, evaluation.max_new_tokens, evaluation.beams)
-        tokenizer, most = self.experiment.tokenizer, self.experiment.config.data.max_target_tokens
-        spelled = self.experiment.answer_view.name in self.experiment.spelled
-        encoded, line = encode_texts(labels, tokenizer, most, spelled)
+        view, most = self.experiment.answer_view, self.experiment.config.data.max_target_tokens
+        ids, line = self.experiment.format.targets(view.name, labels, most)
         say(f"labels: {line}")
-        return make_choose(student, self.mesh, encoded)
+        return make_choose(student, self.mesh, Ragged(ids))
 
     def _make_information(self) -> InformationEstimate:
         experiment, config = self.experiment, self.experiment.config
@@ -130,7 +124,7 @@ class Run:
                 f"method={config.objective.method} has not both"
             )
         valid = self.examples("valid")
-        held_out = tokenize(list(views.values()), valid, experiment.tokenizer, config, experiment.spelled)
+        held_out = tokenize(list(views.values()), valid, experiment.format, config.data)
         train = {name: experiment.tokenized[name] for name in views}
         estimate = InformationEstimate(
             experiment.student, self.mesh, train, held_out.views, batch_size=config.evaluation.batch_size
@@ -231,7 +225,7 @@ class Run:
             self._questions[split], line = encode_questions(
                 experiment.answer_view,
                 self.examples(split),
-                experiment.tokenizer,
+                experiment.format,
                 config.data.max_input_tokens,
             )
             say(f"{split} questions: {line}")
@@ -248,8 +242,8 @@ class Run:
             params,
             questions,
             experiment.answer_view,
-            experiment.tokenizer,
-            spelled=experiment.answer_view.name in experiment.spelled,
+            experiment.format,
+            student=experiment.student,
             mesh=self.mesh,
             batch_size=batch_size,
             shapes=question_shape,

@@ -1,7 +1,6 @@
 """A trained student as it lies on disk: a run's work directory, or a directory that `export` wrote."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,15 +16,16 @@ from cot_jax.data.batches import Ragged, stream_shapes
 from cot_jax.data.examples import Example
 from cot_jax.data.views import METHODS, View
 from cot_jax.errors import UserError
-from cot_jax.files import read_json
+from cot_jax.files import read_json, write_json, write_text
 from cot_jax.models import student as students
 from cot_jax.models.decoding import Sampling
 from cot_jax.models.lora import fingerprint
 from cot_jax.models.student import Options, Student
 from cot_jax.models.weights import Params, shapes
-from cot_jax.text import tokenizer as tokenizers
-from cot_jax.text.tokenizer import Tokenizer
+from cot_jax.text import formats
+from cot_jax.text.formats import Format
 from cot_jax.training.checkpoints import Checkpoints
+from cot_jax.training.encoding import encode_questions
 from cot_jax.training.evaluation import (
     Answers,
     answer_questions,
@@ -35,8 +35,8 @@ from cot_jax.training.evaluation import (
     make_sample,
     make_score,
 )
-from cot_jax.training.experiment import BASE, compute_dtype, encode_questions, encode_texts, make_lora
 from cot_jax.training.mesh import abstract, arrangement, by_weights, group_count, spread
+from cot_jax.training.students import BASE, compute_dtype, make_lora
 
 # Of a run: the student's architecture. Of an export: the run's config. Of both: what its data say of answers.
 STUDENT_FILE, CONFIG_FILE, ANSWERS_FILE = "student.json", "cot_jax.json", "answers.json"
@@ -50,17 +50,15 @@ class Saved:
       params: divided among the devices of `mesh`, which are all there are.
       by_value: how its answers compare (`data.tasks.Splits`); None: trained before that was recorded.
       labels: those it chooses among; None where it writes (config.evaluation.answers).
-      spelled: names of the views whose texts it writes as `text.codec` spells them.
     """
 
     config: Config
     student: Student
     params: Params
     mesh: Mesh
-    tokenizer: Tokenizer
+    format: Format
     by_value: bool | None
     labels: tuple[str, ...] | None
-    spelled: tuple[str, ...] = ()
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -92,18 +90,10 @@ class Saved:
     def export(self, directory: Path) -> None:
         """Writes weights, config.json and tokenizer for Transformers, and what `load` needs beside them."""
         directory.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(directory)
-        (directory / CONFIG_FILE).write_text(to_json(self.config), encoding="utf-8")
-        (directory / ANSWERS_FILE).write_text(
-            answers_json(self.by_value, self.labels, self.spelled), encoding="utf-8"
-        )
+        self.format.save(directory)
+        write_text(directory / CONFIG_FILE, to_json(self.config))
+        write_json(directory / ANSWERS_FILE, {"by_value": self.by_value, "labels": self.labels})
         students.save(directory, self.student, self.params)
-
-
-def answers_json(by_value: bool | None, labels: Sequence[str] | None, spelled: Sequence[str] = ()) -> str:
-    """What `ANSWERS_FILE` says: of these only a run's data know."""
-    values = {"by_value": by_value, "labels": labels, "spelled_by_codec": list(spelled)}
-    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
 def load(path: Path) -> Saved:
@@ -128,7 +118,7 @@ def load(path: Path) -> Saved:
     if file.name == CONFIG_FILE:
         student, read, _ = students.from_pretrained(str(path), options)
         mesh, shardings = arrangement(config.mesh, read, student.weights)
-        return Saved(config, student, spread(read, shardings), mesh, tokenizers.load(path), *answers)
+        return Saved(config, student, spread(read, shardings), mesh, formats.load(path), *answers)
     architecture = read_json(path / STUDENT_FILE)
     student = students.build(architecture, options)
     like = shapes(student.weights)
@@ -147,7 +137,7 @@ def load(path: Path) -> Saved:
     if lora:
         merge = jax.jit(lora.merge, donate_argnums=0, out_shardings=shardings)
         params = merge(spread(base, by_weights(mesh, base, student.weights)), params)
-    return Saved(config, student, params, mesh, tokenizers.load(path / "tokenizer"), *answers)
+    return Saved(config, student, params, mesh, formats.load(path / "tokenizer"), *answers)
 
 
 def refuse_other_base(file: Path, found: int, pretrained: str) -> None:
@@ -162,19 +152,15 @@ def refuse_other_base(file: Path, found: int, pretrained: str) -> None:
         )
 
 
-def _read_answers(file: Path) -> tuple[bool | None, tuple[str, ...] | None, tuple[str, ...]]:
+def _read_answers(file: Path) -> tuple[bool | None, tuple[str, ...] | None]:
     if not file.is_file():
-        return None, None, ()
-    match {"spelled_by_codec": []} | read_json(file):  # older runs spelled nothing
-        case {"by_value": bool() | None as by_value, "labels": None, "spelled_by_codec": [*spelled]}:
-            return by_value, None, tuple(map(str, spelled))
-        case {"by_value": bool() | None as by_value, "labels": [*labels], "spelled_by_codec": [*spelled]} if (
-            labels
-        ):
-            return by_value, tuple(map(str, labels)), tuple(map(str, spelled))
-    raise UserError(
-        f'{file}: expected "by_value", true or false, "labels", a list or null, "spelled_by_codec", a list'
-    )
+        return None, None
+    match read_json(file):
+        case {"by_value": bool() | None as by_value, "labels": None}:
+            return by_value, None
+        case {"by_value": bool() | None as by_value, "labels": [_, *_] as labels}:
+            return by_value, tuple(map(str, labels))
+    raise UserError(f'{file}: expected "by_value", true or false, and "labels", a list or null')
 
 
 def not_recorded(what: str) -> UserError:
@@ -194,12 +180,11 @@ class _Asker:
 
     def _encode(self, questions: Sequence[Example]) -> tuple[Ragged, str]:
         saved = self._saved
-        return encode_questions(self._view, questions, saved.tokenizer, saved.config.data.max_input_tokens)
+        return encode_questions(self._view, questions, saved.format, saved.config.data.max_input_tokens)
 
     def _encode_labels(self, labels: Sequence[str]) -> Ragged:
         saved = self._saved
-        most, spelled = saved.config.data.max_target_tokens, self._view.name in saved.spelled
-        return encode_texts(labels, saved.tokenizer, most, spelled)[0]
+        return Ragged(saved.format.targets(self._view.name, labels, saved.config.data.max_target_tokens).ids)
 
 
 class Answerer(_Asker):
@@ -253,8 +238,8 @@ class Answerer(_Asker):
                 self._saved.params,
                 encoded,
                 self._view,
-                self._saved.tokenizer,
-                spelled=self._view.name in self._saved.spelled,
+                self._saved.format,
+                student=self._saved.student,
                 mesh=self._saved.mesh,
                 batch_size=self._batch_size,
                 shapes=self._shapes,
@@ -292,5 +277,5 @@ class LabelScorer(_Asker):
                 mesh=self._saved.mesh,
                 batch_size=self._batch_size,
                 shapes=self._shapes,
-                pad_id=self._saved.tokenizer.pad_id,
+                pad_id=self._saved.student.pad_id,
             )

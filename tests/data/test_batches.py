@@ -4,9 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
-from cot_jax.data.tokenizer import load
 
-from cot_jax.config import default_config, freeze
+from cot_jax.config import DataConfig
 from cot_jax.data import tasks
 from cot_jax.data.batches import (
     ORDERS,
@@ -21,7 +20,8 @@ from cot_jax.data.batches import (
 )
 from cot_jax.data.lengths import ViewShape, as_shape, cheapest, needed
 from cot_jax.data.views import METHODS
-from cot_jax.training.experiment import tokenize
+from cot_jax.text.formats import load
+from cot_jax.training.encoding import tokenize
 
 
 def _flops(works):
@@ -323,9 +323,9 @@ def _t5_base_flops(works):
 @pytest.mark.parametrize("task", ["svamp", "esnli"])
 def test_nine_tenths_of_the_slots_of_real_data_are_filled(task, data_root, tokenizers_root):
     """Published runs: random batches of 64, 10,000 of them, in at most three programs."""
-    tokenizer = load(str(tokenizers_root / "t5"))
+    format = load(tokenizers_root / "t5")
     examples = tasks.load(task, data_root).train
-    views = tokenize(METHODS["dss"], examples, tokenizer, freeze(default_config())).views
+    views = tokenize(METHODS["dss"], examples, format, DataConfig()).views
     batches = Batches(
         views,
         batch_size=64,

@@ -13,7 +13,7 @@ from cot_jax.data.examples import Example
 from cot_jax.data.teacher import outputs
 from cot_jax.errors import UserError
 from cot_jax.files import Row
-from cot_jax.metrics.quality import final_answer
+from cot_jax.answers.reading import final_answer
 
 
 @pytest.fixture(scope="module")

@@ -5,17 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cot_jax.losses.mutual_information import VARIANTS, map_mask, mutual_information_loss
+from cot_jax.batch import Tokens, ViewArrays
+from cot_jax.losses.mutual_information import VARIANTS, map_length, mutual_information_loss
 
 LABEL_LOGITS = jnp.array([[[2.0, 0, -1], [0, 1, 0]]])
 RATIONALE_LOGITS = jnp.array([[[0.0, 0, 3], [1, 0, 0], [0, 2, 0]]])
 
 
 def _loss(label_logits_BTV, rationale_logits_BTV, *, variant, reduction=jnp.max, detach="label"):
-    p_BV = reduction(jax.nn.softmax(label_logits_BTV), axis=1)
-    q_BV = reduction(jax.nn.softmax(rationale_logits_BTV), axis=1)
-    counts_B = jnp.ones(len(p_BV), bool)
-    return mutual_information_loss(p_BV, q_BV, counts_B, variant=variant, detach=detach)
+    p_1BV = reduction(jax.nn.softmax(label_logits_BTV), axis=1)[None]
+    q_1BV = reduction(jax.nn.softmax(rationale_logits_BTV), axis=1)[None]
+    counts_1B = jnp.ones(p_1BV.shape[:2], bool)
+    return mutual_information_loss(p_1BV, q_1BV, counts_1B, variant=variant, detach=detach)
 
 
 @pytest.mark.parametrize(
@@ -74,29 +75,26 @@ def test_detach_stops_one_side(detach, label_moves, rationale_moves):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_examples_without_a_target_do_not_count(variant):
     rng = np.random.default_rng(1)
-    p_BV, q_BV = jnp.array(rng.uniform(size=(2, 3, 7)), jnp.float32)
-    p_BV, q_BV = p_BV.at[1].set(0), q_BV.at[1].set(0)  # an empty target has an empty map
-    counts_B = jnp.array([True, False, True])
+    p_GEV, q_GEV = jnp.array(rng.uniform(size=(2, 2, 2, 7)), jnp.float32)
+    p_GEV, q_GEV = p_GEV.at[0, 1].set(0), q_GEV.at[0, 1].set(0)  # an empty target has an empty map
+    counts_GE = jnp.array([[True, False], [True, True]])
 
-    def loss(p_BV, q_BV, counts_B):
-        return mutual_information_loss(p_BV, q_BV, counts_B, variant=variant, detach="none")
+    def loss(p_GEV, q_GEV, counts_GE):
+        return mutual_information_loss(p_GEV, q_GEV, counts_GE, variant=variant, detach="none")
 
-    kept = jnp.array([0, 2])
+    kept_1EV, its_q_1EV = (x[counts_GE][None] for x in (p_GEV, q_GEV))
     np.testing.assert_allclose(
-        loss(p_BV, q_BV, counts_B), loss(p_BV[kept], q_BV[kept], counts_B[kept]), rtol=1e-6
+        loss(p_GEV, q_GEV, counts_GE), loss(kept_1EV, its_q_1EV, jnp.ones((1, 3), bool)), rtol=1e-6
     )
-    for grad in jax.grad(loss, argnums=(0, 1))(p_BV, q_BV, counts_B):
+    for grad in jax.grad(loss, argnums=(0, 1))(p_GEV, q_GEV, counts_GE):
         assert np.isfinite(grad).all()
-        assert not np.any(grad[1])
-    assert loss(p_BV, q_BV, jnp.zeros(3, bool)) == 0
+        assert not np.any(grad[0, 1])
+    assert loss(p_GEV, q_GEV, jnp.zeros((2, 2), bool)) == 0
 
 
-def test_map_mask():
-    length_B = jnp.array([2, 0, 3])
-    np.testing.assert_array_equal(
-        map_mask("reference", length_B, 5), np.tile([True, True, True, False, False], (3, 1))
-    )
-    np.testing.assert_array_equal(
-        map_mask("masked", length_B, 4),
-        [[True, True, False, False], [False] * 4, [True, True, True, False]],
-    )
+def test_only_the_published_form_reads_padding():
+    length_GE, learned_GE = np.full((1, 3), 5), np.array([[2, 0, 5]])
+    targets = Tokens(np.zeros((1, 15), np.int32), length_GE, 5)
+    view = ViewArrays(targets, targets, learned_GE)
+    assert map_length("reference", view) is length_GE
+    assert all(map_length(variant, view) is learned_GE for variant in ("masked", "normalized", "kl"))

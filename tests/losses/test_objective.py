@@ -1,4 +1,4 @@
-"""The objective equals the published losses on the same logits, whatever the bucket."""
+"""The objective equals the published losses on the same logits, whatever the layout."""
 
 import jax
 import jax.numpy as jnp
@@ -7,23 +7,27 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from cot_jax.batch import Batch, ViewArrays
+from cot_jax.batch import Batch, Segments, Tokens, ViewArrays
 from cot_jax.losses.objective import MutualInformation, make_objective
 from cot_jax.losses.soft_targets import LastBatch, SelfDistillation
-from cot_jax.models.t5 import T5, T5Config
-from cot_jax.models.weights import shapes
 
 TERMS = {"predict": "label", "explain": "rationale"}
 WEIGHTS = {"label": 0.3, "rationale": 0.7}
 D, V = 5, 13
 LENGTHS = {"predict": [2, 1, 4], "explain": [5, 6, 2]}
+# Groups, spare slots, positions no target has.
+LAYOUTS = [(1, 0, 0), (1, 4, 3), (3, 2, 1)]
 
 
 class FixedHidden:
-    """A student whose parameters are its hidden states: what is tested is the losses alone."""
+    """A student whose parameters are its hidden states, (B, T, D): what is tested is the losses alone."""
 
-    def hidden(self, params, views, dropout_rng):
-        return {name: params[name][:, : view.target_ids.shape[1]] for name, view in views.items()}
+    def hidden(self, params, batch, dropout_rng):
+        def flat(hidden_BTD, targets):
+            hidden_BTD = hidden_BTD[:, : targets.width]
+            return Segments.of(targets).pack(hidden_BTD.reshape(*targets.length.shape, *hidden_BTD.shape[1:]))
+
+        return {name: flat(params[name], view.targets) for name, view in batch.views.items()}
 
     def head(self, params):
         return params["head"]
@@ -39,44 +43,58 @@ def params():
     }
 
 
-def _batch(padding, lengths=LENGTHS):
+def _rectangle(lengths):
+    """(B, T) ids up to the longest, and 0 behind the others, as the published code pads."""
     rng = np.random.default_rng(1)
+    ids = np.zeros((len(lengths), max(lengths)), np.int32)
+    for i, length in enumerate(lengths):
+        ids[i, :length] = rng.integers(1, V, size=length)
+    return ids
+
+
+def _batch(groups=1, spare=0, wider=0, lengths=LENGTHS, padded=True):
+    """`padded`: whether every target is decoded up to the longest."""
     views = {}
-    for name, rows in lengths.items():
-        ids = np.zeros((3, max(rows) + padding), np.int32)
-        for i, length in enumerate(rows):
-            ids[i, :length] = rng.integers(1, V, size=length)
-        inputs = np.ones((3, 2), np.int32), np.full(3, 2, np.int32)
-        views[name] = ViewArrays(*inputs, ids, np.array(rows, np.int32))
-    return Batch(views, np.arange(3, dtype=np.int32))
+    for name, learned in lengths.items():
+        learned_GE = np.array(learned, np.int32).reshape(groups, -1)
+        length_GE = np.full_like(learned_GE, max(learned)) if padded else learned_GE
+        width = max(learned) + wider
+        ids_BT = np.pad(_rectangle(learned), ((0, 0), (0, wider)))
+        segments = Segments(length_GE, int(length_GE.sum(axis=1).max()) + spare, width)
+        ids_GY = np.asarray(segments.pack(ids_BT.reshape(groups, -1, width)))
+        inputs = Tokens(np.ones((groups, length_GE.shape[1]), np.int32), np.ones_like(length_GE), 1)
+        views[name] = ViewArrays(inputs, Tokens(ids_GY, length_GE, width), learned_GE)
+    return Batch(views, np.arange(3, dtype=np.int32).reshape(groups, -1))
 
 
-def _mi(variant="reference", weight=0.5):
-    return MutualInformation("predict", "explain", weight, variant, "max", "label")
+def _mi(variant="reference", weight=0.5, reduction="max"):
+    return MutualInformation("predict", "explain", weight, variant, reduction, "label")
 
 
-@pytest.mark.parametrize("padding", [0, 3, 9])
-@pytest.mark.parametrize("weight", [None, 0.5], ids=["dss", "mi"])
-def test_equals_the_published_lines_in_value_and_gradient(params, padding, weight):
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("reduction", [None, "max", "mean"], ids=["dss", "max", "mean"])
+def test_equals_the_published_lines_in_value_and_gradient(params, layout, reduction):
     torch = pytest.importorskip("torch", reason="parity needs PyTorch")
-    objective = make_objective(FixedHidden(), TERMS, WEIGHTS, _mi(weight=weight) if weight else None)
-    (total, found), grads = jax.value_and_grad(objective, has_aux=True)(params, _batch(padding), None, None)
+    mi = _mi(reduction=reduction) if reduction else None
+    objective = make_objective(FixedHidden(), TERMS, WEIGHTS, mi)
+    batch = _batch(*layout, padded=mi is not None)
+    (total, found), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, None, None)
 
     # The published code pads to the longest target of the batch, and no further.
     leaves = {name: torch.tensor(np.asarray(value), requires_grad=True) for name, value in params.items()}
     logits, losses = {}, {}
     for name, rows in LENGTHS.items():
-        labels = torch.tensor(_batch(0).views[name].target_ids, dtype=torch.long)
+        labels = torch.tensor(_rectangle(rows), dtype=torch.long)
         for i, length in enumerate(rows):
             labels[i, length:] = -100
         logits[name] = leaves[name][:, : max(rows)] @ leaves["head"]
         losses[name] = torch.nn.functional.cross_entropy(logits[name].reshape(-1, V), labels.reshape(-1))
     expected = 0.3 * losses["predict"] + 0.7 * losses["explain"]
-    if weight:
-        p = torch.max(logits["predict"].detach().softmax(dim=-1), dim=-2)[0]
-        q = torch.max(logits["explain"].softmax(dim=-1), dim=-2)[0]
+    if mi:
+        p, q = logits["predict"].detach().softmax(dim=-1), logits["explain"].softmax(dim=-1)
+        p, q = (torch.max(x, dim=-2)[0] if reduction == "max" else torch.mean(x, dim=-2) for x in (p, q))
         published = torch.nn.CrossEntropyLoss()(q, p)
-        expected = expected + weight * published
+        expected = expected + 0.5 * published
         assert float(found.terms["mi"]) == pytest.approx(published.item(), rel=1e-6)
     expected.backward()
     assert float(total) == pytest.approx(expected.item(), rel=1e-6)
@@ -84,65 +102,85 @@ def test_equals_the_published_lines_in_value_and_gradient(params, padding, weigh
         np.testing.assert_allclose(grads[name], leaves[name].grad, atol=1e-6)
 
 
-@pytest.mark.parametrize("variant", ["masked", "normalized", "kl"])
-def test_padding_changes_nothing(params, variant):
-    objective = jax.value_and_grad(make_objective(FixedHidden(), TERMS, WEIGHTS, _mi(variant)), has_aux=True)
-    (near, _), near_grads = objective(params, _batch(0), None, None)
-    (far, _), far_grads = objective(params, _batch(8), None, None)
-    np.testing.assert_allclose(near, far, rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), near_grads, far_grads)
+@pytest.mark.parametrize(
+    ("variant", "reduction"), [("masked", "max"), ("masked", "mean"), ("normalized", "max"), ("kl", "max")]
+)
+def test_neither_layout_nor_padding_changes_anything(params, variant, reduction):
+    mi = _mi(variant, reduction=reduction)
+    objective = jax.value_and_grad(make_objective(FixedHidden(), TERMS, WEIGHTS, mi), has_aux=True)
+    (expected, _), expected_grads = objective(params, _batch(padded=False), None, None)
+    for layout, padded in zip(LAYOUTS, (True, False, True), strict=True):
+        (total, _), grads = objective(params, _batch(*layout, padded=padded), None, None)
+        np.testing.assert_allclose(total, expected, rtol=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), grads, expected_grads)
 
 
 def test_an_empty_target_counts_nowhere(params):
     lengths = {"predict": [2, 1, 4], "explain": [5, 0, 2]}
     objective = make_objective(FixedHidden(), TERMS, WEIGHTS, _mi("masked"))
-    (_, found), grads = jax.value_and_grad(objective, has_aux=True)(params, _batch(1, lengths), None, None)
+    batch = _batch(lengths=lengths, padded=False)
+    (_, found), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, None, None)
     assert not np.any(grads["explain"][1])
-    logits = params["explain"] @ params["head"]
-    ids = _batch(1, lengths).views["explain"].target_ids
+    logits, ids = params["explain"] @ params["head"], _rectangle(lengths["explain"])
     nll = [-jax.nn.log_softmax(logits[i, t])[ids[i, t]] for i in (0, 2) for t in range(lengths["explain"][i])]
     assert float(found.terms["rationale"]) == pytest.approx(np.mean(nll), rel=1e-6)
 
 
 def test_no_rationale_at_all_is_a_loss_of_zero(params):
     objective = make_objective(FixedHidden(), TERMS, WEIGHTS, _mi())
-    batch = _batch(1, {"predict": [2, 1, 4], "explain": [0, 0, 0]})
+    batch = _batch(spare=1, wider=1, lengths={"predict": [2, 1, 4], "explain": [0, 0, 0]})
     (total, found), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, None, None)
     assert float(found.terms["rationale"]) == float(found.terms["mi"]) == 0
     assert float(total) == pytest.approx(0.3 * float(found.terms["label"]))
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
-@pytest.fixture(scope="module")
-def small_student():
-    config = T5Config(
-        vocab_size=64, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=4
-    )
-    student = T5(config)
-    rng = np.random.default_rng(4)
-    like = shapes(student.weights)
-    return student, jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32) / 4, shapes)
+class Wide:
+    """A student of one wide layer, whose dropout depends on key and example."""
+
+    D, F, V = 16, 2048, 64
+
+    def params(self):
+        rng = np.random.default_rng(4)
+        shapes = {"embedding": (self.V, self.D), "up": (self.D, self.F), "down": (self.F, self.D)}
+        return {name: rng.normal(size=shape).astype(np.float32) / 4 for name, shape in shapes.items()}
+
+    def hidden(self, params, batch, dropout_rng):
+        def one(view):
+            x_GYD = params["embedding"][view.targets.ids]
+            if dropout_rng is not None:
+                keys_GE = jax.vmap(jax.vmap(lambda n: jax.random.fold_in(dropout_rng, n)))(batch.example)
+                kept_GED = jax.vmap(jax.vmap(lambda key: jax.random.bernoulli(key, shape=(self.D,))))(keys_GE)
+                example_GY1 = Segments.of(view.targets).example_GX[..., None]
+                x_GYD *= jnp.take_along_axis(kept_GED, example_GY1, axis=1)
+            return jnp.tanh(x_GYD @ params["up"]) @ params["down"]
+
+        return {name: one(view) for name, view in batch.views.items()}
+
+    def head(self, params):
+        return params["embedding"].T
 
 
-def _random_batch(rows):
+def _random_batch(groups, examples):
     rng = np.random.default_rng(2)
     views = {}
     for name, width in (("predict", 8), ("explain", 24)):
-        lengths = rng.integers(1, width + 1, size=(2, rows)).astype(np.int32)
-        ids = [rng.integers(3, 64, size=(rows, w)).astype(np.int32) for w in (32, width)]
-        views[name] = ViewArrays(ids[0], np.minimum(4 * lengths[0], 32), ids[1], lengths[1])
-    return Batch(views, np.arange(rows, dtype=np.int32))
+        length_GE = rng.integers(1, width + 1, size=(groups, examples)).astype(np.int32)
+        ids_GY = rng.integers(3, Wide.V, size=(groups, examples * width)).astype(np.int32)
+        views[name] = ViewArrays(None, Tokens(ids_GY, length_GE, width), length_GE)
+    return Batch(views, np.arange(groups * examples, dtype=np.int32).reshape(groups, examples))
 
 
-def test_parts_of_a_batch_have_the_gradient_of_the_whole_whatever_the_method(small_student):
-    student, params = small_student
+@pytest.mark.parametrize("dropout", [False, True])
+def test_parts_of_a_batch_have_the_gradient_of_the_whole_whatever_the_method(dropout):
+    student = Wide()
     distillation = SelfDistillation(
         "dynsdpb", ("predict", "explain"), 1.0, 3.0, "vmm", "log", "clip", "batch_maximum", 8, jnp.float32
     )
-    batch = _random_batch(16)
-    stored = distillation.empty(8, 64, {"predict": 8, "explain": 24})
+    batch = _random_batch(8, 2)
+    stored = distillation.empty(8, Wide.V, {"predict": 8, "explain": 24})
     maps = {name: jax.random.uniform(jax.random.key(3), x.shape) for name, x in stored.outputs.items()}
-    last_batch = LastBatch(jnp.asarray(batch.example[::2]), maps)
+    last_batch = LastBatch(jnp.asarray(batch.example[:, 0]), maps)
     mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
     found = {}
     for parts in (1, 4):
@@ -152,30 +190,31 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole_whatever_the_method(sma
         step = jax.jit(
             jax.value_and_grad(objective, has_aux=True), in_shardings=(None, P("data"), None, P("data"))
         )
+        key = jax.random.key(5) if dropout else None
         with jax.set_mesh(mesh):
-            found[parts] = step(params, batch, None, last_batch)
+            found[parts] = step(student.params(), batch, key, last_batch)
     for whole, part in zip(*map(jax.tree.leaves, (found[1], found[4])), strict=True):
         scale = np.abs(whole).max() if whole.size else 0
         np.testing.assert_allclose(part, whole, rtol=2e-5, atol=2e-6 * max(scale, 1e-3))
 
 
-def test_parts_take_less_memory(small_student):
-    student, params = small_student
-    batch = _random_batch(64)
+def test_parts_take_less_memory():
+    student, batch = Wide(), _random_batch(8, 8)
 
     def peak(parts):
         objective = make_objective(student, TERMS, WEIGHTS, micro_batches=parts)
         step = jax.jit(jax.grad(objective, has_aux=True))
-        return step.lower(params, batch, None, None).compile().memory_analysis().temp_size_in_bytes
+        compiled = step.lower(student.params(), batch, None, None).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
 
     assert peak(8) < peak(1) / 3
 
 
-def test_a_batch_that_does_not_divide_is_named(small_student):
-    student, params = small_student
+def test_a_batch_that_does_not_divide_is_named():
+    student = Wide()
     objective = make_objective(student, TERMS, WEIGHTS, micro_batches=5)
-    with pytest.raises(ValueError, match="a batch of 16 does not divide in 5 parts"):
-        objective(params, _random_batch(16), None, None)
+    with pytest.raises(ValueError, match="8 groups do not divide in 5 parts"):
+        objective(student.params(), _random_batch(8, 2), None, None)
 
 
 def test_three_views_are_the_sum_of_their_single_terms():
@@ -185,12 +224,12 @@ def test_three_views_are_the_sum_of_their_single_terms():
     params = {name: jnp.array(rng.normal(size=(3, 16, D)), jnp.float32) for name in lengths}
     params["head"] = jnp.array(rng.normal(size=(D, V)), jnp.float32)
     terms, weights = {**TERMS, "program": "program"}, {**WEIGHTS, "program": 0.4}
+    batch = _batch(spare=2, lengths=lengths)
 
     def value_and_grad(terms, weights, mi=None):
         objective = make_objective(FixedHidden(), terms, weights, mi)
-        views = {name: _batch(2, lengths).views[name] for name in terms}
-        batch = Batch(views, np.arange(3, dtype=np.int32))
-        return jax.value_and_grad(objective, has_aux=True)(params, batch, None, None)
+        some = batch._replace(views={name: batch.views[name] for name in terms})
+        return jax.value_and_grad(objective, has_aux=True)(params, some, None, None)
 
     (total, found), grads = value_and_grad(terms, weights, _mi())
     assert set(found.terms) == {"label", "rationale", "program", "mi"}

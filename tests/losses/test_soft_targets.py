@@ -10,22 +10,26 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from cot_jax.batch import Batch, ViewArrays
+from cot_jax.batch import Batch, Segments, Tokens, ViewArrays
 from cot_jax.losses.objective import MutualInformation, make_objective
 from cot_jax.losses.soft_targets import LastBatch, SelfDistillation
 
 B, T, D, V = 6, 5, 4, 9
-LENGTHS = np.array([3, 5, 1, 2, 0, 4], np.int32)  # the left rows are 0, 2, 4; one is empty
+LENGTHS = np.array([3, 5, 1, 2, 0, 4], np.int32)  # the left examples are 0, 2, 4; one is empty
 TERMS, WEIGHTS = {"predict": "label"}, {"label": 0.7}
 
 DLB = SelfDistillation("dlb", ("predict",), 0.8, 3.0, "full", "log", "clip", "log_vocabulary", 4, jnp.float64)
 
 
 class FixedHidden:
-    """A student whose parameters are its hidden states."""
+    """A student whose parameters are its hidden states, (B, T, D)."""
 
-    def hidden(self, params, views, dropout_rng):
-        return {name: params[name][:, : view.target_ids.shape[1]] for name, view in views.items()}
+    def hidden(self, params, batch, dropout_rng):
+        def flat(hidden_BTD, targets):
+            hidden_BTD = hidden_BTD[:, : targets.width]
+            return Segments.of(targets).pack(hidden_BTD.reshape(*targets.length.shape, *hidden_BTD.shape[1:]))
+
+        return {name: flat(params[name], view.targets) for name, view in batch.views.items()}
 
     def head(self, params):
         return params["head"]
@@ -40,12 +44,16 @@ def _params(seed, rows=B, dtype=np.float64):
     }
 
 
-def _batch(example, lengths=LENGTHS, padding=0):
-    rng = np.random.default_rng(3)
-    ids = rng.integers(1, V, size=(len(lengths), T)).astype(np.int32)
-    ids = np.pad(np.where(np.arange(T) < lengths[:, None], ids, 0), ((0, 0), (0, padding)))
-    view = ViewArrays(np.ones((len(lengths), 2), np.int32), np.full(len(lengths), 2, np.int32), ids, lengths)
-    return Batch({"predict": view, "explain": view}, np.asarray(example, np.int32))
+def _rectangle(rows=B):
+    return np.random.default_rng(3).integers(1, V, size=(rows, T)).astype(np.int32)
+
+
+def _batch(example, lengths=LENGTHS, groups=1, spare=0, wider=0):
+    length_GE = lengths.reshape(groups, -1)
+    segments = Segments(length_GE, int(length_GE.sum(axis=1).max()) + spare, T)
+    ids_GY = np.asarray(segments.pack(_rectangle(len(lengths)).reshape(groups, -1, T)))
+    view = ViewArrays(None, Tokens(ids_GY, length_GE, T + wider), length_GE)
+    return Batch({"predict": view, "explain": view}, np.asarray(example, np.int32).reshape(groups, -1))
 
 
 def _empty(spec, rows=B // 2, dtype=jnp.float64):
@@ -53,15 +61,15 @@ def _empty(spec, rows=B // 2, dtype=jnp.float64):
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, last)
 
 
-def _two_steps(spec, padding=0, mi=None, terms=TERMS, weights=WEIGHTS):
+def _two_steps(spec, layout=(1, 0, 0), mi=None, terms=TERMS, weights=WEIGHTS):
     """Total, what was found and gradients of the second of two steps, whose left half was right before."""
     objective = make_objective(FixedHidden(), terms, weights, mi, spec)
     step = jax.jit(jax.value_and_grad(objective, has_aux=True))
-    # Rows 0, 2, 4 of the second batch are rows 1, 3, 5 of the first.
+    # Examples 0, 2, 4 of the second batch are examples 1, 3, 5 of the first.
     lengths = np.zeros(B, np.int32)
     lengths[1::2], lengths[0::2] = LENGTHS[0::2], [2, 2, 2]
     (_, first), _ = step(_params(0), _batch([10, 1, 11, 2, 12, 3], lengths), None, _empty(spec))
-    second = _batch([1, 20, 2, 21, 3, 22], padding=padding)
+    second = _batch([1, 20, 2, 21, 3, 22], LENGTHS, *layout)
     return step(_params(1), second, None, first.last_batch), first
 
 
@@ -71,7 +79,7 @@ def _torch_term(spec, torch):
     hidden = torch.tensor(_params(1)["predict"], requires_grad=True)
     head = torch.tensor(_params(1)["head"], requires_grad=True)
     z = hidden @ head
-    ids = torch.tensor(_batch(np.zeros(B)).views["predict"].target_ids, dtype=torch.long)
+    ids = torch.tensor(_rectangle(), dtype=torch.long)
     tokens = [z[i, :n].log_softmax(-1)[range(n), ids[i, :n]].neg() for i, n in enumerate(LENGTHS)]
     nll = torch.cat(tokens)
     means = [t.mean().item() for t in tokens if len(t)]
@@ -106,19 +114,19 @@ def _torch_term(spec, torch):
     return nll.mean(), term / n_linked, (hidden, head)
 
 
-@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("layout", [(1, 0, 0), (3, 2, 3)])
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 @pytest.mark.parametrize(
     ("output", "map_logits"), [("full", "log"), ("top_k", "log"), ("vmm", "log"), ("vmm", "minmax")]
 )
 @pytest.mark.parametrize("method", ["dlb", "dynsdpb"])
-def test_equals_the_formulas_in_value_and_gradient(method, output, map_logits, temperature, padding):
+def test_equals_the_formulas_in_value_and_gradient(method, output, map_logits, temperature, layout):
     torch = pytest.importorskip("torch", reason="parity needs PyTorch")
     spec = dataclasses.replace(
         DLB, method=method, output=output, map_logits=map_logits, temperature=temperature
     )
     with jax.enable_x64(True):
-        ((total, found), grads), first = _two_steps(spec, padding)
+        ((total, found), grads), first = _two_steps(spec, layout)
     cross_entropy, term, leaves = _torch_term(spec, torch)
     (0.7 * (cross_entropy + term)).backward()
     assert term.item() > 1e-4
@@ -150,8 +158,9 @@ def test_two_steps_by_hand():
     """One token, two words: p = (3/4, 1/4) then (1/2, 1/2); DLB with tau 1 and alpha 2."""
     spec = dataclasses.replace(DLB, temperature=1.0, weight=2.0, dtype=jnp.float32)
     objective = jax.jit(make_objective(FixedHidden(), TERMS, {"label": 1.0}, None, spec))
-    one = np.ones((2, 1), np.int32)
-    batch = Batch({"predict": ViewArrays(one, one[:, 0], one, one[:, 0])}, np.array([5, 6], np.int32))
+    one_GE = np.ones((1, 2), np.int32)
+    targets = Tokens(one_GE, one_GE, 1)
+    batch = Batch({"predict": ViewArrays(targets, targets, one_GE)}, np.array([[5, 6]], np.int32))
     last = spec.empty(1, 2, {"predict": 1})
     for logits_21, expected in (([[0.0], [math.log(3)]], 0.0), ([[0.0], [0.0]], 0.261624)):
         hidden = np.pad(np.array(logits_21, np.float32)[:, None], ((0, 0), (0, 0), (0, 1)))
@@ -160,7 +169,7 @@ def test_two_steps_by_hand():
         # 2 (3/4 log(3/2) + 1/4 log(1/2)) = 0.261624
         np.testing.assert_allclose(found.terms["self_distillation"], expected, atol=1e-6)
         last = found.last_batch
-        batch = batch._replace(example=np.array([6, 7], np.int32))
+        batch = batch._replace(example=np.array([[6, 7]], np.int32))
 
 
 def test_a_broken_chain_has_no_term():
@@ -171,7 +180,7 @@ def test_a_broken_chain_has_no_term():
         broken = objective(_params(1), _batch([1, 0, 7, 0, 3, 0]), None, first.last_batch)[1]
         other = objective(_params(1), _batch([7, 0, 8, 0, 9, 0]), None, first.last_batch)[1]
     assert float(other.terms["self_distillation"]) == 0
-    # Row 4 has no target: of rows 0 and 2 one is left, and the mean is over what is left.
+    # Example 4 has no target: of 0 and 2 one is left, and the mean is over what is left.
     stored = [float(found.diagnostics["stored"]) for found in (linked, broken, other)]
     np.testing.assert_allclose(stored, [2 / 3, 1 / 3, 0])
     assert float(broken.terms["self_distillation"]) != float(linked.terms["self_distillation"]) != 0
@@ -198,7 +207,7 @@ def test_dynamic_weights_weigh_the_cross_entropy():
         total, found = objective(_params(1), _batch(np.arange(B)), None, None)
     z = _params(1)["predict"][:, :T] @ _params(1)["head"]
     log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
-    ids = _batch(np.zeros(B)).views["predict"].target_ids
+    ids = _rectangle()
     counts = LENGTHS > 0
     sure, nll = np.zeros(B), np.zeros(B)
     for i, n in enumerate(LENGTHS):
@@ -215,7 +224,7 @@ def test_both_views_and_mutual_information_together():
     terms, weights = {"predict": "label", "explain": "rationale"}, {"label": 0.3, "rationale": 0.7}
     mi = MutualInformation("predict", "explain", 0.5, "masked", "max", "label")
     with jax.enable_x64(True):
-        ((total, found), _), _ = _two_steps(spec, 0, mi, terms, weights)
+        ((total, found), _), _ = _two_steps(spec, mi=mi, terms=terms, weights=weights)
     t = {name: float(value) for name, value in found.terms.items()}
     expected = 0.3 * t["label"] + 0.7 * t["rationale"] + 0.5 * t["mi"] + t["self_distillation"]
     np.testing.assert_allclose(total, expected, rtol=1e-12)
@@ -237,24 +246,24 @@ def test_no_gradient_where_maps_underflow():
 
 @pytest.mark.parametrize("output", ["vmm", "full"])
 def test_stored_outputs_never_change_device(output):
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    rows, whole = (NamedSharding(mesh, PartitionSpec(axes)) for axes in (("data",), ()))
+    mesh = jax.make_mesh((8, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    divided, whole = (NamedSharding(mesh, PartitionSpec(axes)) for axes in (("data",), ()))
     spec = dataclasses.replace(DLB, method="dynsdpb", output=output, dtype=jnp.float32)
     here = make_objective(FixedHidden(), TERMS, WEIGHTS, None, spec)
     there = make_objective(FixedHidden(), TERMS, WEIGHTS, None, spec, batch_axes=("data",))
     lengths = np.random.default_rng(0).integers(1, T + 1, size=32).astype(np.int32)
-    batch = _batch(np.arange(32) // 2 * 2, lengths)
+    batch = _batch(np.arange(32) // 2 * 2, lengths, groups=8)
     params = {name: leaf for name, leaf in _params(0, 32, np.float32).items() if name != "explain"}
     batch = batch._replace(views={"predict": batch.views["predict"]})
     last = _empty(spec, 16, jnp.float32)._replace(example_h=jnp.arange(0, 32, 2, dtype=jnp.int32))
     expected = jax.jit(here)(params, batch, None, last)
-    shardings = ({"predict": rows, "head": whole}, rows, None, rows)
+    shardings = ({"predict": divided, "head": whole}, divided, None, divided)
     with jax.set_mesh(mesh):
         compiled = jax.jit(there, in_shardings=shardings).lower(params, batch, None, last).compile()
         total, found = compiled(*jax.device_put((params, batch, None, last), shardings))
     np.testing.assert_allclose(total, expected[0], rtol=1e-6)
     for leaf in jax.tree.leaves(found.last_batch):
-        assert leaf.sharding.is_equivalent_to(rows, leaf.ndim)
+        assert leaf.sharding.is_equivalent_to(divided, leaf.ndim)
     # Sums over the batch cross devices, as scalars; nothing else does.
     crossing = re.findall(r"= (.*) (?:all-[\w-]+|collective-[\w-]+|reduce-scatter)\(", compiled.as_text())
     sizes = [

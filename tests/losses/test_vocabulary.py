@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from cot_jax.batch import Segments, Tokens
 from cot_jax.losses.vocabulary import (
     VocabularyMap,
     _Chunks,
@@ -18,41 +19,48 @@ from cot_jax.losses.vocabulary import (
     vocabulary_pass,
 )
 
-B, T, D, V = 4, 11, 6, 17
-# Rows of a chunk: one position; ragged, three positions at a time; everything at once.
+D, V, Y = 6, 17, 19
+LENGTHS_GE = np.array([[11, 4, 0], [1, 7, 2]], np.int32)  # neither group fills its slots
+LEARNED_GE = np.array([[9, 4, 0], [1, 0, 2]], np.int32)
+# Rows of a chunk: one; some examples whole and some not, over the border of the groups; all at once.
 CHUNK_ROWS = (1, 15, 1000)
-LENGTHS_B = np.array([11, 4, 1, 0])
-LENGTH_MASK = np.arange(T) < LENGTHS_B[:, None]
 
 
-def _inputs(dtype=np.float64, b=B, t=T):
+def _inputs(dtype=np.float64, length_GE=LENGTHS_GE, slots=Y):
     rng = np.random.default_rng(0)
-    hidden_BTD = rng.normal(size=(b, t, D)).astype(dtype)
+    hidden_GYD = rng.normal(size=(len(length_GE), slots, D)).astype(dtype)
     head_DV = rng.normal(size=(D, V)).astype(dtype)
-    return hidden_BTD, head_DV, rng.integers(0, V, (b, t)).astype(np.int32)
+    ids_GY = rng.integers(0, V, (len(length_GE), slots)).astype(np.int32)
+    return hidden_GYD, head_DV, Tokens(ids_GY, length_GE, int(length_GE.max()))
 
 
-def _maps(mask_BT, kinds):
-    """The maps of `kinds`, name -> (reduction, temperature), all over the same positions."""
-    return {name: VocabularyMap(reduction, mask_BT, tau) for name, (reduction, tau) in kinds.items()}
+def _rectangles(rows, length):
+    """Inputs of a batch whose targets are all of one length."""
+    return _inputs(length_GE=np.full((1, rows), length, np.int32), slots=rows * length)
 
 
-def _weighed(run, kinds, cotangent, hidden_BTD, head_DV, target_BT, mask_BT):
+def _maps(length_GE, kinds):
+    """The maps of `kinds`, name -> (reduction, temperature), all over the same tokens."""
+    return {name: VocabularyMap(reduction, length_GE, tau) for name, (reduction, tau) in kinds.items()}
+
+
+def _weighed(run, kinds, cotangent, hidden_GYD, head_DV, targets, length_GE):
     """The pass and its gradients for given cotangents of nll, entropy and maps, where it has them."""
 
-    def total(hidden_BTD, head_DV):
-        found = run(hidden_BTD, head_DV, target_BT, _maps(mask_BT, kinds))
-        differentiable = found._replace(correct_BT=None)
+    def total(hidden_GYD, head_DV):
+        found = run(hidden_GYD, head_DV, targets, _maps(length_GE, kinds))
+        differentiable = found._replace(correct_GY=None)
         weighed = jax.tree.map(lambda weight, leaf: (weight * leaf).sum(), cotangent, differentiable)
         return sum(jax.tree.leaves(weighed)), found
 
-    grads, found = jax.grad(total, argnums=(0, 1), has_aux=True)(hidden_BTD, head_DV)
+    grads, found = jax.grad(total, argnums=(0, 1), has_aux=True)(hidden_GYD, head_DV)
     return found, grads
 
 
-def _random_cotangent(found):
+def _random_cotangent(run, kinds, inputs):
     rng = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), found._replace(correct_BT=None))
+    found = jax.eval_shape(lambda *arrays: run(*arrays, _maps(None, kinds)), *inputs)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), found._replace(correct_GY=None))
 
 
 def _assert_trees_close(actual, expected, atol):
@@ -80,236 +88,279 @@ def test_equals_the_definition_in_float64(kinds, entropy):
     with jax.enable_x64(True):
         inputs = _inputs()
         plain = partial(plain_vocabulary_pass, entropy=entropy)
-        abstract = jax.eval_shape(lambda *arrays: plain(*arrays, _maps(None, kinds)), *inputs)
-        cotangent = _random_cotangent(abstract)
+        cotangent = _random_cotangent(plain, kinds, inputs)
         definition = jax.jit(partial(_weighed, plain, kinds, cotangent))
         streams = [partial(vocabulary_pass, chunk_rows=rows, entropy=entropy) for rows in CHUNK_ROWS]
         streams = [jax.jit(partial(_weighed, stream, kinds, cotangent)) for stream in streams]
-        for mask_BT in (LENGTH_MASK, np.arange(T) % 3 == np.arange(B)[:, None]):
-            expected = definition(*inputs, mask_BT)
+        for length_GE in (LENGTHS_GE, LEARNED_GE):
+            expected = definition(*inputs, length_GE)
             for stream in streams:
-                _assert_trees_close(stream(*inputs, mask_BT), expected, atol=1e-12)
+                _assert_trees_close(stream(*inputs, length_GE), expected, atol=2e-14)
         assert expected[0].maps.keys() == kinds.keys()
-        assert (expected[0].entropy_BT is None) == (not entropy)
+        assert (expected[0].entropy_GY is None) == (not entropy)
 
 
 @pytest.mark.parametrize("rows", CHUNK_ROWS)
 def test_cross_entropy_pass_equals_the_definition(rows):
     with jax.enable_x64(True):
-        hidden_BTD, head_DV, target_BT = _inputs()
-        weight_BT = np.random.default_rng(2).normal(size=(B, T)) * LENGTH_MASK
-        maps = {"m": VocabularyMap("max", LENGTH_MASK)}
+        hidden_GYD, head_DV, targets = _inputs()
+        weight_GY = np.random.default_rng(2).normal(size=(2, Y))
+        maps = {"m": VocabularyMap("max", LEARNED_GE)}
 
-        def definition(hidden_BTD, head_DV):
-            found = plain_vocabulary_pass(hidden_BTD, head_DV, target_BT, maps, entropy=True)
+        def definition(hidden_GYD, head_DV):
+            found = plain_vocabulary_pass(hidden_GYD, head_DV, targets, maps, entropy=True)
             # What carries no gradient may be used all the same.
-            rest = jax.lax.stop_gradient(found.entropy_BT.sum() + (found.maps["m"] ** 2).sum())
-            return 3 * jnp.sum(weight_BT * found.nll_BT) + rest, found
+            rest = jax.lax.stop_gradient(found.entropy_GY.sum() + (found.maps["m"] ** 2).sum())
+            return 3 * jnp.sum(weight_GY * found.nll_GY) + rest, found
 
-        def streamed(hidden_BTD, head_DV):
+        def streamed(hidden_GYD, head_DV):
             total, found = cross_entropy_pass(
-                hidden_BTD, head_DV, target_BT, weight_BT, maps, entropy=True, chunk_rows=rows
+                hidden_GYD, head_DV, targets, weight_GY, maps, entropy=True, chunk_rows=rows
             )
-            return 3 * total + found.entropy_BT.sum() + (found.maps["m"] ** 2).sum(), found
+            return 3 * total + found.entropy_GY.sum() + (found.maps["m"] ** 2).sum(), found
 
         results = []
         for run in (definition, streamed):
             run = jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))
-            results.append(run(hidden_BTD, head_DV))
+            results.append(run(hidden_GYD, head_DV))
         _assert_trees_close(results[1], results[0], atol=1e-12)
-        undifferentiated = jax.jit(streamed)(hidden_BTD, head_DV)
+        undifferentiated = jax.jit(streamed)(hidden_GYD, head_DV)
         _assert_trees_close(undifferentiated, results[0][0], atol=1e-12)
 
 
+@pytest.mark.parametrize("run", [plain_vocabulary_pass, partial(vocabulary_pass, chunk_rows=7)])
+def test_the_layout_changes_nothing(run):
+    """Neither groups nor spare slots nor the width: one number for every token and every example."""
+    lengths = np.array([5, 0, 3, 8], np.int32)
+    rng = np.random.default_rng(0)
+    hidden_ND, head_DV = rng.normal(size=(lengths.sum(), D)), rng.normal(size=(D, V))
+    ids_N = rng.integers(0, V, lengths.sum())
+    weight_N, weight_BV = rng.normal(size=lengths.sum()), rng.normal(size=(4, V))
+
+    def by_token(groups, slots, width):
+        length_GE = lengths.reshape(groups, -1)
+        segments = Segments(length_GE, slots, width)
+        slot_N = np.flatnonzero(segments.real_GX)
+
+        def flat(x_N):
+            x_X = np.full((groups * slots, *x_N.shape[1:]), 3, x_N.dtype)
+            x_X[slot_N] = x_N
+            return x_X.reshape(groups, slots, *x_N.shape[1:])
+
+        targets = Tokens(flat(ids_N), length_GE, width)
+        maps = _maps(length_GE, {"max": ("max", 1.0), "sum": ("sum", 2.0)})
+
+        def total(hidden_GYD, head_DV):
+            found = run(hidden_GYD, head_DV, targets, maps, entropy=True)
+            nll_N, entropy_N = (x.reshape(-1)[slot_N] for x in (found.nll_GY, found.entropy_GY))
+            maps_BV = [m.reshape(-1, V) for m in found.maps.values()]
+            value = jnp.sum(weight_N * (nll_N + entropy_N)) + sum(jnp.sum(weight_BV * m) for m in maps_BV)
+            return value, (nll_N, entropy_N, maps_BV)
+
+        (dhidden_GYD, dhead_DV), found = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(
+            flat(hidden_ND), head_DV
+        )
+        return found, dhead_DV, dhidden_GYD.reshape(-1, D)[slot_N], jnp.sum(jnp.abs(dhidden_GYD))
+
+    with jax.enable_x64(True):
+        expected = by_token(1, 16, 8)
+        for layout in ((1, 21, 9), (2, 11, 8), (4, 8, 8), (4, 13, 16)):
+            _assert_trees_close(by_token(*layout), expected, atol=1e-13)
+
+
 def test_products_with_the_head_are_few():
-    hidden_BTD, head_DV, target_BT = _inputs(np.float32)
-    weight_BT = np.ones((B, T), np.float32)
+    hidden_GYD, head_DV, targets = _inputs(np.float32)
+    weight_GY = np.ones((2, Y), np.float32)
 
-    def summed(hidden_BTD, head_DV):
-        return cross_entropy_pass(hidden_BTD, head_DV, target_BT, weight_BT)[0]
+    def summed(hidden_GYD, head_DV):
+        return cross_entropy_pass(hidden_GYD, head_DV, targets, weight_GY)[0]
 
-    def general(hidden_BTD, head_DV):
-        return vocabulary_pass(hidden_BTD, head_DV, target_BT).nll_BT.sum()
+    def general(hidden_GYD, head_DV):
+        return vocabulary_pass(hidden_GYD, head_DV, targets).nll_GY.sum()
 
     def products(run):
-        return str(jax.make_jaxpr(jax.grad(run, argnums=(0, 1)))(hidden_BTD, head_DV)).count("dot_general")
+        return str(jax.make_jaxpr(jax.grad(run, argnums=(0, 1)))(hidden_GYD, head_DV)).count("dot_general")
 
     assert (products(summed), products(general)) == (3, 4)
 
 
 def test_cross_entropy_pass_keeps_the_dtypes():
-    hidden_BTD, head_DV, target_BT = _inputs(np.float32)
-    hidden_BTD = jnp.asarray(hidden_BTD, jnp.bfloat16)
-    weight_BT = np.full((B, T), 0.1, np.float32)
+    hidden_GYD, head_DV, targets = _inputs(np.float32)
+    hidden_GYD = jnp.asarray(hidden_GYD, jnp.bfloat16)
+    weight_GY = np.full((2, Y), 0.1, np.float32)
 
-    def total(hidden_BTD, head_DV):
-        return cross_entropy_pass(hidden_BTD, head_DV, target_BT, weight_BT)[0]
+    def total(hidden_GYD, head_DV):
+        return cross_entropy_pass(hidden_GYD, head_DV, targets, weight_GY)[0]
 
-    value, (dhidden_BTD, dhead_DV) = jax.value_and_grad(total, argnums=(0, 1))(hidden_BTD, head_DV)
-    assert (value.dtype, dhidden_BTD.dtype, dhead_DV.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
+    value, (dhidden_GYD, dhead_DV) = jax.value_and_grad(total, argnums=(0, 1))(hidden_GYD, head_DV)
+    assert (value.dtype, dhidden_GYD.dtype, dhead_DV.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
 
 
-def test_without_a_mask_every_position_enters_the_map():
+def test_without_a_length_every_token_enters_the_map():
     inputs = _inputs(np.float32)
-    everything = np.ones((B, T), bool)
     for run in (plain_vocabulary_pass, partial(vocabulary_pass, chunk_rows=15)):
         bare = jax.jit(lambda *arrays, run=run: run(*arrays, {"m": VocabularyMap("mean")}))
-        masked = jax.jit(lambda *arrays, run=run: run(*arrays, {"m": VocabularyMap("mean", everything)}))
-        _assert_trees_close(bare(*inputs), masked(*inputs), atol=1e-7)
+        all_of_it = jax.jit(lambda *arrays, run=run: run(*arrays, {"m": VocabularyMap("mean", LENGTHS_GE)}))
+        _assert_trees_close(bare(*inputs), all_of_it(*inputs), atol=1e-7)
 
 
 def test_definition_against_formulas():
     with jax.enable_x64(True):
-        hidden_BTD, head_DV, target_BT = _inputs()
-        z_BTV = hidden_BTD @ head_DV
-        p_BTV = np.exp(z_BTV) / np.exp(z_BTV).sum(-1, keepdims=True)
-        warm_BTV = np.exp(z_BTV / 3) / np.exp(z_BTV / 3).sum(-1, keepdims=True)
-        real_BT1 = LENGTH_MASK[..., None]
-        counts_B1 = np.maximum(LENGTHS_B, 1)[:, None]
-        expected_maps = {
-            "max": np.where(real_BT1, warm_BTV, 0).max(1),
-            "sum": np.where(real_BT1, warm_BTV, 0).sum(1),
-            "mean": np.where(real_BT1, warm_BTV, 0).sum(1) / counts_B1,
-        }
-        kinds = {reduction: (reduction, 3.0) for reduction in expected_maps}
-        found = jax.jit(lambda *a: plain_vocabulary_pass(*a, _maps(LENGTH_MASK, kinds), entropy=True))(
-            hidden_BTD, head_DV, target_BT
+        hidden_GYD, head_DV, targets = _inputs()
+        kinds = {reduction: (reduction, 3.0) for reduction in ("max", "sum", "mean")}
+        found = jax.jit(lambda *a: plain_vocabulary_pass(*a, _maps(LEARNED_GE, kinds), entropy=True))(
+            hidden_GYD, head_DV, targets
         )
-        for reduction, map_BV in expected_maps.items():
-            np.testing.assert_allclose(found.maps[reduction], map_BV, rtol=1e-13)
-            np.testing.assert_allclose(found.entropy_BT, -(p_BTV * np.log(p_BTV)).sum(-1), rtol=1e-12)
-            picked_BT = np.take_along_axis(p_BTV, target_BT[..., None], -1)[..., 0]
-            np.testing.assert_allclose(found.nll_BT, -np.log(picked_BT), rtol=1e-12)
-            np.testing.assert_array_equal(found.correct_BT, z_BTV.argmax(-1) == target_BT)
-            assert found.correct_BT.dtype == bool
-            assert found.correct_BT.any()  # else the comparison above says little
+    z_GYV = hidden_GYD @ head_DV
+    p_GYV, warm_GYV = (np.exp(z) / np.exp(z).sum(-1, keepdims=True) for z in (z_GYV, z_GYV / 3))
+    for g in range(2):
+        start = 0
+        for e in range(3):
+            warm_TV = warm_GYV[g, start : start + LEARNED_GE[g, e]]
+            start += LENGTHS_GE[g, e]
+            expected = {"max": warm_TV.max(0, initial=0), "sum": warm_TV.sum(0)}
+            expected["mean"] = expected["sum"] / max(len(warm_TV), 1)
+            for reduction, map_V in expected.items():
+                np.testing.assert_allclose(found.maps[reduction][g, e], map_V, rtol=1e-13)
+    np.testing.assert_allclose(found.entropy_GY, -(p_GYV * np.log(p_GYV)).sum(-1), rtol=1e-12)
+    picked_GY = np.take_along_axis(p_GYV, targets.ids[..., None], -1)[..., 0]
+    np.testing.assert_allclose(found.nll_GY, -np.log(picked_GY), rtol=1e-12)
+    np.testing.assert_array_equal(found.correct_GY, z_GYV.argmax(-1) == targets.ids)
+    assert found.correct_GY.dtype == bool
+    assert found.correct_GY.any()  # else the comparison above says little
 
 
 @pytest.mark.parametrize("reduction", ["max", "mean", "sum"])
-def test_row_without_positions_has_zero_map_and_gradient(reduction):
-    hidden_BTD, head_DV, target_BT = _inputs(np.float32)
+def test_example_without_tokens_has_zero_map_and_gradient(reduction):
+    hidden_GYD, head_DV, targets = _inputs(np.float32)
 
-    def map_of(hidden_BTD):
-        maps = {"m": VocabularyMap(reduction, LENGTH_MASK)}
-        return vocabulary_pass(hidden_BTD, head_DV, target_BT, maps, chunk_rows=15).maps["m"]
+    def map_of(hidden_GYD):
+        maps = {"m": VocabularyMap(reduction, LEARNED_GE)}
+        return vocabulary_pass(hidden_GYD, head_DV, targets, maps, chunk_rows=15).maps["m"]
 
-    map_BV, pull = jax.vjp(map_of, hidden_BTD)
-    (dhidden_BTD,) = pull(np.linspace(1, 2, B * V, dtype=np.float32).reshape(B, V))
-    empty = LENGTHS_B == 0
-    assert not np.asarray(map_BV)[empty].any()
-    assert not np.asarray(dhidden_BTD)[~LENGTH_MASK].any()
-    assert np.asarray(dhidden_BTD)[LENGTH_MASK].any()
-    assert np.abs(np.asarray(map_BV)[~empty]).min() > 0
+    map_GEV, pull = jax.vjp(map_of, hidden_GYD)
+    (dhidden_GYD,) = pull(jnp.linspace(1, 2, 6 * V).reshape(2, 3, V))
+    learned_GY = np.zeros((2, Y), bool)
+    learned_GY[0, :9] = learned_GY[0, 11:15] = learned_GY[1, 0] = learned_GY[1, 8:10] = True
+    assert not np.asarray(map_GEV)[LEARNED_GE == 0].any()
+    assert not np.asarray(dhidden_GYD)[~learned_GY].any()
+    assert np.asarray(dhidden_GYD)[learned_GY].any()
+    assert np.abs(np.asarray(map_GEV)[LEARNED_GE > 0]).min() > 0
 
 
 @pytest.mark.parametrize("rows", CHUNK_ROWS)
 def test_first_of_equal_maxima_takes_the_gradient(rows):
     # All positions alike, hence every v ties over all of T; small integers keep the logits exact.
-    hidden_BTD = np.broadcast_to(np.array([1.0, 2, -1, 0, 1, 1], np.float32), (B, T, D))
+    hidden_GYD = np.broadcast_to(np.array([1.0, 2, -1, 0, 1, 1], np.float32), (2, Y, D))
     head_DV = np.random.default_rng(0).integers(-2, 3, (D, V)).astype(np.float32)
-    mask_BT = (np.arange(T) >= 2) & np.ones((B, 1), bool)
+    targets = Tokens(np.zeros((2, Y), np.int32), LENGTHS_GE, 11)
 
-    def total(run, hidden_BTD):
-        found = run(hidden_BTD, head_DV, np.zeros((B, T), np.int32), {"m": VocabularyMap("max", mask_BT)})
+    def total(run, hidden_GYD):
+        found = run(hidden_GYD, head_DV, targets, {"m": VocabularyMap("max")})
         return (found.maps["m"] ** 2).sum()
 
     streamed = partial(vocabulary_pass, chunk_rows=rows)
-    dhidden_BTD = np.array(jax.jit(jax.grad(partial(total, streamed)))(hidden_BTD))
-    expected_BTD = np.array(jax.jit(jax.grad(partial(total, plain_vocabulary_pass)))(hidden_BTD))
-    assert np.abs(dhidden_BTD[:, 2]).max() > 1e-2
-    dhidden_BTD[:, 2] -= expected_BTD[:, 2]
-    np.testing.assert_allclose(dhidden_BTD, 0, atol=1e-6)
+    dhidden_GYD = np.array(jax.jit(jax.grad(partial(total, streamed)))(hidden_GYD))
+    expected_GYD = np.array(jax.jit(jax.grad(partial(total, plain_vocabulary_pass)))(hidden_GYD))
+    first_GY = np.zeros((2, Y), bool)
+    first_GY[0, [0, 11]] = first_GY[1, [0, 1, 8]] = True
+    assert np.abs(dhidden_GYD[first_GY]).max(axis=-1).min() > 1e-2
+    dhidden_GYD[first_GY] -= expected_GYD[first_GY]
+    np.testing.assert_allclose(dhidden_GYD, 0, atol=1e-6)
 
 
-def _mutual_information(label_map_BV, rationale_map_BV):
-    p_BV, q_BV = jax.lax.stop_gradient(label_map_BV), rationale_map_BV
-    return (p_BV.sum(-1) * jax.nn.logsumexp(q_BV, axis=-1) - (p_BV * q_BV).sum(-1)).mean()
+def _mutual_information(label_map_GEV, rationale_map_GEV):
+    p_GEV, q_GEV = jax.lax.stop_gradient(label_map_GEV), rationale_map_GEV
+    return (p_GEV.sum(-1) * jax.nn.logsumexp(q_GEV, axis=-1) - (p_GEV * q_GEV).sum(-1)).mean()
 
 
 def test_gradient_of_mutual_information_equals_torch_with_ties():
     torch = pytest.importorskip("torch", reason="parity needs PyTorch")
     functional = torch.nn.functional
+    B = 4
     with jax.enable_x64(True):
-        label_BTD, head_DV, label_BT = _inputs(t=5)
-        rationale_BTD, _, rationale_BT = _inputs(t=T)
-        for hidden_BTD in (label_BTD, rationale_BTD):
+        sides, leaves = [], []
+        for length in (5, 11):
+            hidden_GYD, head_DV, targets = _rectangles(B, length)
+            hidden_BTD = hidden_GYD.reshape(B, length, D)
             hidden_BTD[:, 2:] = hidden_BTD[:, :-2].copy()  # repeats with period two: every maximum ties
+            sides.append((hidden_GYD, targets))
+            leaves.append(torch.tensor(hidden_BTD, requires_grad=True))
         head = torch.tensor(head_DV, requires_grad=True)
-        label = torch.tensor(label_BTD, requires_grad=True)
-        rationale = torch.tensor(rationale_BTD, requires_grad=True)
-        z_label, z_rationale = label @ head, rationale @ head
+        z_label, z_rationale = (leaf @ head for leaf in leaves)
         p = functional.softmax(z_label.detach(), dim=-1).max(dim=1)[0]
         q = functional.softmax(z_rationale, dim=-1).max(dim=1)[0]
         token_means = [
-            functional.cross_entropy(z.flatten(0, 1), torch.tensor(ids, dtype=torch.int64).flatten())
-            for z, ids in ((z_label, label_BT), (z_rationale, rationale_BT))
+            functional.cross_entropy(z.flatten(0, 1), torch.tensor(side[1].ids[0], dtype=torch.int64))
+            for z, side in zip((z_label, z_rationale), sides, strict=True)
         ]
         (0.5 * sum(token_means) + 0.1 * functional.cross_entropy(q, p)).backward()
 
-        def total(label_BTD, rationale_BTD, head_DV):
-            run = partial(vocabulary_pass, maps={"mi": VocabularyMap("max")}, chunk_rows=3 * B)
-            label_pass = run(label_BTD, head_DV, label_BT)
-            rationale_pass = run(rationale_BTD, head_DV, rationale_BT)
+        def total(label_GYD, rationale_GYD, head_DV):
+            run = partial(vocabulary_pass, maps={"mi": VocabularyMap("max")}, chunk_rows=12)
+            label_pass = run(label_GYD, head_DV, sides[0][1])
+            rationale_pass = run(rationale_GYD, head_DV, sides[1][1])
             mi = _mutual_information(label_pass.maps["mi"], rationale_pass.maps["mi"])
-            return 0.5 * (label_pass.nll_BT.mean() + rationale_pass.nll_BT.mean()) + 0.1 * mi
+            return 0.5 * (label_pass.nll_GY.mean() + rationale_pass.nll_GY.mean()) + 0.1 * mi
 
-        grads = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(label_BTD, rationale_BTD, head_DV)
-        for ours, theirs in zip(grads, (label, rationale, head), strict=True):
-            np.testing.assert_allclose(ours, theirs.grad.numpy(), rtol=0, atol=1e-14)
+        grads = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(sides[0][0], sides[1][0], head_DV)
+        for ours, theirs in zip(grads, (*leaves, head), strict=True):
+            expected = theirs.grad.numpy().reshape(ours.shape)
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize(("reduction", "expected"), [("max", 1.911866), ("mean", 1.134109)])
 def test_mutual_information_worked_example(reduction, expected):
-    z_label_BTV = np.array([[[2, 0, -1], [0, 1, 0]]], np.float32)
-    z_rationale_BTV = np.array([[[0, 0, 3], [1, 0, 0], [0, 2, 0]]], np.float32)
+    z_label_GYV = np.array([[[2, 0, -1], [0, 1, 0]]], np.float32)
+    z_rationale_GYV = np.array([[[0, 0, 3], [1, 0, 0], [0, 2, 0]]], np.float32)
     maps = []
-    for z_BTV in (z_label_BTV, z_rationale_BTV):  # the identity as head: the hidden states are the logits
-        ids_BT = np.zeros(z_BTV.shape[:2], np.int32)
+    for z_GYV in (z_label_GYV, z_rationale_GYV):  # the identity as head: the hidden states are the logits
+        length = z_GYV.shape[1]
+        targets = Tokens(np.zeros((1, length), np.int32), np.array([[length]], np.int32), length)
         run = partial(vocabulary_pass, maps={"m": VocabularyMap(reduction)}, chunk_rows=1)
-        maps.append(run(z_BTV, np.eye(3, dtype=np.float32), ids_BT).maps["m"])
+        maps.append(run(z_GYV, np.eye(3, dtype=np.float32), targets).maps["m"])
     if reduction == "max":
-        np.testing.assert_allclose(maps[0], [[0.843795, 0.576117, 0.211942]], atol=1e-6)
-        np.testing.assert_allclose(maps[1], [[0.576117, 0.786986, 0.909443]], atol=1e-6)
+        np.testing.assert_allclose(maps[0], [[[0.843795, 0.576117, 0.211942]]], atol=1e-6)
+        np.testing.assert_allclose(maps[1], [[[0.576117, 0.786986, 0.909443]]], atol=1e-6)
     np.testing.assert_allclose(_mutual_information(*maps), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("reduction", [None, "max", "mean"])
 @pytest.mark.parametrize(("dtype", "hidden_eps", "head_eps"), [(jnp.float32, 8, 8), (jnp.bfloat16, 1, 0.5)])
 def test_low_precision_is_exact_to_rounding(dtype, hidden_eps, head_eps, reduction):
-    length = 300  # in chunks of one position: 300 summands of the head's gradient, which bfloat16 would lose
-    hidden_BTD, head_DV, target_BT = _inputs(np.float32, b=2, t=length)
-    hidden_BTD = jnp.asarray(hidden_BTD, dtype)
-    mask_BT = np.arange(length) < np.array([[length], [277]])
+    # In chunks of two rows: 300 summands of the head's gradient, which bfloat16 would lose.
+    length_GE = np.array([[300, 277]], np.int32)
+    hidden_GYD, head_DV, targets = _inputs(np.float32, length_GE, 600)
+    hidden_GYD = jnp.asarray(hidden_GYD, dtype)
     kinds = {} if reduction is None else {"m": (reduction, 1.0)}
     plain = partial(plain_vocabulary_pass, entropy=True)
     streamed = partial(vocabulary_pass, chunk_rows=2, entropy=True)
-    abstract = jax.eval_shape(lambda *a: plain(*a, _maps(None, kinds)), hidden_BTD, head_DV, target_BT)
-    cotangent = _random_cotangent(abstract)
+    cotangent = _random_cotangent(plain, kinds, (hidden_GYD, head_DV, targets))
     cotangent = jax.tree.map(lambda leaf: np.abs(leaf).astype(np.float32), cotangent)
-    actual = jax.jit(partial(_weighed, streamed, kinds))(cotangent, hidden_BTD, head_DV, target_BT, mask_BT)
+    actual = jax.jit(partial(_weighed, streamed, kinds))(cotangent, hidden_GYD, head_DV, targets, length_GE)
     with jax.enable_x64(True):  # the same rounded operands, multiplied and summed exactly
-        operands = np.asarray(hidden_BTD, np.float64), np.asarray(jnp.asarray(head_DV, dtype), np.float64)
-        expected = jax.jit(partial(_weighed, plain, kinds))(cotangent, *operands, target_BT, mask_BT)
+        operands = np.asarray(hidden_GYD, np.float64), np.asarray(jnp.asarray(head_DV, dtype), np.float64)
+        expected = jax.jit(partial(_weighed, plain, kinds))(cotangent, *operands, targets, length_GE)
         expected = jax.tree.map(np.asarray, expected)
-    found, (dhidden_BTD, dhead_DV) = actual
-    assert (dhidden_BTD.dtype, dhead_DV.dtype, found.nll_BT.dtype) == (dtype, jnp.float32, jnp.float32)
+    found, (dhidden_GYD, dhead_DV) = actual
+    assert (dhidden_GYD.dtype, dhead_DV.dtype, found.nll_GY.dtype) == (dtype, jnp.float32, jnp.float32)
     for a, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected[0]), strict=True):
         np.testing.assert_allclose(a, e, rtol=0, atol=4e-6)
-    for a, e, eps in zip((dhidden_BTD, dhead_DV), expected[1], (hidden_eps, head_eps), strict=True):
+    for a, e, eps in zip((dhidden_GYD, dhead_DV), expected[1], (hidden_eps, head_eps), strict=True):
         atol = eps * float(jnp.finfo(dtype).eps) * np.abs(e).max()
         np.testing.assert_allclose(np.asarray(a, np.float64), e, rtol=0, atol=atol)
 
 
 def test_nll_is_finite_for_extreme_logits():
-    hidden_BTD = np.full((1, 3, D), 300.0, np.float32)
+    hidden_GYD = np.full((1, 3, D), 300.0, np.float32)
     head_DV = np.linspace(-300, 300, D * V, dtype=np.float32).reshape(D, V)
-    target_BT = np.zeros((1, 3), np.int32)
+    targets = Tokens(np.zeros((1, 3), np.int32), np.array([[3]], np.int32), 3)
 
-    def total(hidden_BTD):
-        found = vocabulary_pass(hidden_BTD, head_DV, target_BT, {"m": VocabularyMap("max")}, entropy=True)
-        return found.nll_BT.sum() + found.entropy_BT.sum() + found.maps["m"].sum()
+    def total(hidden_GYD):
+        found = vocabulary_pass(hidden_GYD, head_DV, targets, {"m": VocabularyMap("max")}, entropy=True)
+        return found.nll_GY.sum() + found.entropy_GY.sum() + found.maps["m"].sum()
 
-    value, grad = jax.value_and_grad(total)(hidden_BTD)
+    value, grad = jax.value_and_grad(total)(hidden_GYD)
     assert np.isfinite(value)
     assert np.isfinite(grad).all()
 
@@ -318,11 +369,11 @@ def test_what_is_detached_costs_nothing_in_the_backward_pass():
     inputs = _inputs(np.float32)
 
     def exponentials(detach):
-        def total(hidden_BTD, head_DV, target_BT):
+        def total(hidden_GYD, head_DV, targets):
             maps = {"m": VocabularyMap("sum", temperature=2.0)}
-            found = vocabulary_pass(hidden_BTD, head_DV, target_BT, maps, entropy=True)
-            rest = (found.entropy_BT.sum(), (found.maps["m"] ** 2).sum())
-            return found.nll_BT.sum() + sum(jax.lax.stop_gradient(rest) if detach else rest)
+            found = vocabulary_pass(hidden_GYD, head_DV, targets, maps, entropy=True)
+            rest = (found.entropy_GY.sum(), (found.maps["m"] ** 2).sum())
+            return found.nll_GY.sum() + sum(jax.lax.stop_gradient(rest) if detach else rest)
 
         return str(jax.make_jaxpr(jax.grad(total))(*inputs)).count(" exp ")
 
@@ -335,29 +386,24 @@ def test_unknown_reduction_raises():
         vocabulary_pass(*_inputs(np.float32), {"m": VocabularyMap("maximum")})
 
 
-def _chunks(b, length, rows):
-    return _Chunks.of(jax.ShapeDtypeStruct((b, length, D), jnp.float32), rows)
+@pytest.mark.parametrize("most", [1, 100, 512, 4096])
+def test_chunks_hold_the_rows_asked_for_and_waste_little(most):
+    for groups in (1, 8, 60):
+        for slots in (1, 5, 46, 48, 257, 2048):
+            chunks = _Chunks.of(jax.ShapeDtypeStruct((groups, slots, D), jnp.float32), most)
+            rows = groups * slots
+            assert min(most, rows) / 2 <= chunks.size <= most
+            assert chunks.count * chunks.size - rows < chunks.count
 
 
-@pytest.mark.parametrize("rows", [1, 100, 512, 4096])
-def test_chunks_hold_the_rows_asked_for_and_waste_little(rows):
-    for b in (1, 8, 64, 600):
-        for length in (1, 2, 5, 46, 48, 128, 257):
-            chunks = _chunks(b, length, rows)
-            most = min(max(rows // b, 1), length)
-            assert most / 2 < chunks.size <= most
-            assert 0 <= chunks.positions.size - length < chunks.size
-            np.testing.assert_array_equal(chunks.positions.ravel(), np.arange(chunks.positions.size))
-    assert _chunks(64, 48, 11 * 64).size == 8  # 11 would fill up 7 positions
-
-
-@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("size", [1, 4, 10])
 def test_chunks_split_and_join(size):
-    chunks = _Chunks(length=5, size=size)
-    array_BTD = np.arange(2 * 5 * 3).reshape(2, 5, 3)
-    split = chunks.split(array_BTD)
-    np.testing.assert_array_equal(split[0], array_BTD[:, :size])
-    np.testing.assert_array_equal(chunks.join(split), array_BTD)
+    chunks = _Chunks(groups=2, slots=5, size=size)
+    array_GYD = np.arange(1, 31).reshape(2, 5, 3)
+    split = chunks.split(array_GYD)
+    np.testing.assert_array_equal(split[-1], array_GYD.reshape(10, 3)[-size:])
+    assert np.count_nonzero(split) == 30
+    np.testing.assert_array_equal(chunks.join(split), array_GYD)
 
 
 SHARDINGS = {
@@ -367,46 +413,47 @@ SHARDINGS = {
 }
 
 
-def _weighted_nll(run, hidden_BTD, head_DV, target_BT, mask_BT):
-    weight_BT = mask_BT / mask_BT.sum()
+def _weighted_nll(run, hidden_GYD, head_DV, targets):
+    weight_GY = Segments.of(targets).real_GX / targets.length.sum()
     if run is plain_vocabulary_pass:
-        return jnp.sum(weight_BT * run(hidden_BTD, head_DV, target_BT).nll_BT)
-    return run(hidden_BTD, head_DV, target_BT, weight_BT)[0]
+        return jnp.sum(weight_GY * run(hidden_GYD, head_DV, targets).nll_GY)
+    return run(hidden_GYD, head_DV, targets, weight_GY)[0]
 
 
 @pytest.mark.parametrize("summed", [False, True], ids=["general", "sum"])
 @pytest.mark.parametrize("name", SHARDINGS)
-def test_eight_devices_equal_one_and_keep_their_rows(name, summed):
+def test_eight_devices_equal_one_and_keep_their_groups(name, summed):
     sizes, axes, head_spec = SHARDINGS[name]
     batch_axes = tuple(axis for axis in axes if axis != "model")
     rng = np.random.default_rng(0)
-    b, t, d, v = 16, 13, 24, 64
-    hidden_BTD = rng.normal(size=(b, t, d)).astype(np.float32)
+    g, e, t, d, v = 8, 2, 13, 24, 64
+    hidden_GYD = rng.normal(size=(g, e * t, d)).astype(np.float32)
     head_DV = rng.normal(size=(d, v)).astype(np.float32) / 5
-    target_BT = rng.integers(0, v, (b, t)).astype(np.int32)
-    mask_BT = np.arange(t) < rng.integers(1, t + 1, b)[:, None]
+    ids_GY = rng.integers(0, v, (g, e * t)).astype(np.int32)
+    targets = Tokens(ids_GY, rng.integers(1, t + 1, (g, e)).astype(np.int32), t)
 
-    def total(run, hidden_BTD, head_DV, target_BT, mask_BT):
+    def total(run, hidden_GYD, head_DV, targets):
         if summed:
-            return _weighted_nll(run, hidden_BTD, head_DV, target_BT, mask_BT)
-        found = run(hidden_BTD, head_DV, target_BT, {"m": VocabularyMap("max", mask_BT)}, entropy=True)
-        return found.nll_BT.mean() + (found.entropy_BT**2).mean() + (found.maps["m"] ** 2).sum(-1).mean()
+            return _weighted_nll(run, hidden_GYD, head_DV, targets)
+        maps = {"max": VocabularyMap("max"), "sum": VocabularyMap("sum", temperature=2.0)}
+        found = run(hidden_GYD, head_DV, targets, maps, entropy=True)
+        map_terms = [(m**2).sum(-1).mean() for m in found.maps.values()]
+        return found.nll_GY.mean() + (found.entropy_GY**2).mean() + sum(map_terms)
 
-    arrays = (hidden_BTD, head_DV, target_BT, mask_BT)
+    arrays = (hidden_GYD, head_DV, targets)
     expected = jax.jit(jax.value_and_grad(partial(total, plain_vocabulary_pass), argnums=(0, 1)))(*arrays)
     mesh = jax.make_mesh(sizes, axes, axis_types=(AxisType.Auto,) * len(axes))
-    rows, head = (NamedSharding(mesh, spec) for spec in (PartitionSpec(batch_axes), head_spec))
+    groups, head = (NamedSharding(mesh, spec) for spec in (PartitionSpec(batch_axes), head_spec))
     streamed = cross_entropy_pass if summed else vocabulary_pass
     run = partial(streamed, chunk_rows=16, batch_axes=batch_axes)
     with jax.set_mesh(mesh):
         step = jax.jit(
             jax.value_and_grad(partial(total, run), argnums=(0, 1)),
-            in_shardings=(rows, head, rows, rows),
-            out_shardings=(NamedSharding(mesh, PartitionSpec()), (rows, head)),
+            in_shardings=(groups, head, groups),
+            out_shardings=(NamedSharding(mesh, PartitionSpec()), (groups, head)),
         )
         compiled = step.lower(*arrays).compile()
-    placed = [jax.device_put(a, s) for a, s in zip(arrays, (rows, head, rows, rows), strict=True)]
-    _assert_trees_close(compiled(*placed), expected, atol=2e-6)
+    _assert_trees_close(compiled(*jax.device_put(arrays, (groups, head, groups))), expected, atol=2e-6)
 
     gathered = re.findall(r"(\w+\[[\d,]*\])\S* all-gather\(", compiled.as_text())
     v_local = v // 2 if "model" in axes else v
@@ -425,15 +472,17 @@ def _head_program(run):
     """Compiles loss and gradients of DSS with MI at the size of T5-base and a batch of 64."""
     b, d, v = 64, 768, 32_128
 
-    def total(label_BTD, rationale_BTD, head_DV, label_BT, rationale_BT):
-        label = run(label_BTD, head_DV, label_BT, {"mi": VocabularyMap("max")})
-        rationale = run(rationale_BTD, head_DV, rationale_BT, {"mi": VocabularyMap("max")})
+    def total(label_GYD, rationale_GYD, head_DV, label_targets, rationale_targets):
+        label = run(label_GYD, head_DV, label_targets, {"mi": VocabularyMap("max")})
+        rationale = run(rationale_GYD, head_DV, rationale_targets, {"mi": VocabularyMap("max")})
         mi = _mutual_information(label.maps["mi"], rationale.maps["mi"])
-        return 0.5 * label.nll_BT.mean() + 0.5 * rationale.nll_BT.mean() + 0.1 * mi
+        return 0.5 * label.nll_GY.mean() + 0.5 * rationale.nll_GY.mean() + 0.1 * mi
 
+    lengths, integers = (128, 256), partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     shapes = [
-        *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((b, 128, d), (b, 256, d), (d, v))),
-        *(jax.ShapeDtypeStruct((b, t), jnp.int32) for t in (128, 256)),
+        *(jax.ShapeDtypeStruct((1, b * t, d), jnp.float32) for t in lengths),
+        jax.ShapeDtypeStruct((d, v), jnp.float32),
+        *(Tokens(integers((1, b * t)), integers((1, b)), t) for t in lengths),
     ]
     return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2))).lower(*shapes).compile()
 

@@ -3,13 +3,10 @@
 import importlib.util
 import math
 import re
-import time
 
 import numpy as np
 import pytest
 
-from cot_jax.answers.equality import is_correct
-from cot_jax.data import tasks, word_problems
 from cot_jax.errors import UserError
 from cot_jax.metrics import quality
 
@@ -58,72 +55,12 @@ def test_likeness_of_nothing_or_of_texts_that_do_not_pair_is_a_mistake():
         quality.likeness(["a", "b"], ["a"])
 
 
-def test_missing_libraries_are_named_with_the_mend(monkeypatch):
+def test_missing_libraries_are_named_with_the_fix(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'cot-jax\[quality\]'"):
         quality.likeness(["a"], ["a"])
     with pytest.raises(UserError, match="pip install torch"):
         quality.similarity(["a"], ["a"], "encoder")
-
-
-@pytest.mark.parametrize(
-    ("rationale", "answer"),
-    [
-        ("Ben has 11. So 11 + 6 = 17. Then 17 + 2 = 19.", "19"),
-        ("So she needs 10 - 7 = 3 cups of flour. She needs 2 cups of sugar.", "3"),  # the last "=" counts
-        ("57 + 26 + 27 is 100.", "100"),
-        ("So they planted 10 * 45 seeds.", "10 * 45"),
-        ("So (12 + 4 = 16).", "16"),
-        ("36 - 68 = -32. So 32 more got off.", "-32"),
-        ("So 500 * 3 = $1,500.50 in all.", "1500.50"),
-        ("So x = 36 / 4.", "36 / 4"),
-        ("5 + 3 = many.", "5 + 3"),
-        ("12 / 0", None),
-        ("Ann has some.", None),
-        ("", None),
-        ("( ( 4 - 2 ) * 3 )", "( ( 4 - 2 ) * 3 )"),
-    ],
-)
-def test_the_final_answer_of_a_sum(rationale, answer):
-    assert quality.final_answer(rationale, by_value=True) == answer
-
-
-def test_hostile_text_is_read_quickly():
-    began = time.process_time()
-    for text in ("(", "-", "1+", "1 ", "1 )", "= (", "9"):
-        quality.final_answer(text * 20_000, by_value=True)
-    assert time.process_time() - began < 5  # one quadratic pattern takes 30 s
-
-
-@pytest.mark.parametrize(
-    ("rationale", "answer"),
-    [
-        ("A cabinet. Only the Kitchen Cabinet holds cups.", "kitchen cabinet"),
-        ("Kitchen cabinets hold cups, and so does a cabinet", "cabinet"),
-        ("Only churches have one.", "church"),
-        ("Cabinetry is no choice, nor is a miscabinet.", None),
-        ("In Washington D.C there are many.", "washington d.c"),
-    ],
-)
-def test_the_final_answer_among_choices_is_the_last_whole_word(rationale, answer):
-    candidates = ("cabinet", "kitchen cabinet", "church", "washington d.c")
-    assert quality.final_answer(rationale, False, candidates) == answer
-    assert quality.final_answer(rationale, False) is None
-
-
-def test_a_letter_is_an_answer_only_where_it_is_called_one():
-    for rationale, answer in [
-        ("A man runs. E = 7, so (B) it is.", "B"),
-        ("Option A is too small. The answer is D.", "D"),
-        ("A man runs. B is larger", None),
-    ]:
-        assert quality.final_answer(rationale, False, tuple("ABCDE")) == answer
-
-
-def test_choices_are_those_that_the_question_lists():
-    question = "Where (a) or (b)?\nAnswer Choices:\n(a) bank\n(b) high street\n(c) mall"
-    assert quality.choices(question) == ("bank", "high street", "mall")
-    assert quality.choices("Where?") == ()
 
 
 def test_correlations_are_the_definitions():
@@ -157,21 +94,6 @@ def test_correlations_are_the_definitions():
 def test_what_does_not_vary_correlates_with_nothing(grade, correct):
     found = quality.correlations(grade, correct)
     assert found == {"n": len(grade), "pearson": None, "spearman": None}
-
-
-def test_generated_rationales_arrive_at_their_label():
-    for example in word_problems.generate(300, 0, max_steps=3, max_number=40, teacher_error_rate=0.3):
-        answer = quality.final_answer(example.rationale, by_value=True)
-        assert is_correct(answer, example.teacher_label, by_value=True)
-
-
-def test_svamps_teacher_agrees_with_itself_as_measured(data_root):
-    examples = tasks.load("svamp", data_root).test
-    said = [e for e in examples if e.rationale and e.teacher_label]
-    answers = [quality.final_answer(e.rationale, by_value=True) for e in said]
-    agree = sum(is_correct(a, e.teacher_label, True) for a, e in zip(answers, said, strict=True) if a)
-    assert (len(said), answers.count(None)) == (193, 0)
-    assert agree == pytest.approx(170, abs=3)
 
 
 def test_similarity_is_the_cosine_of_mean_hidden_states(tokenizers_root, tmp_path):

@@ -37,18 +37,17 @@ def offline(monkeypatch):
     [
         (
             "translate English to German: That is good.",
-            [13959, 1566, 12, 2968, 10, 466, 19, 207, 5, 1],
+            [13959, 1566, 12, 2968, 10, 466, 19, 207, 5],
         ),
-        (" ", [1]),
-        ("", [1]),
-        ("391", [220, 4729, 1]),
-        ("a man</s>a dog", [3, 9, 388, 1, 3, 9, 1782, 1]),
-        ("a man</s>", [3, 9, 388, 1, 1]),
-        ("{ } < ^", [3, 2, 3, 2, 3, 2, 3, 2, 1]),
+        (" ", []),
+        ("", []),
+        ("391", [220, 4729]),
+        ("a man</s>a dog", [3, 9, 388, 1, 3, 9, 1782]),
+        ("{ } < ^", [3, 2, 3, 2, 3, 2, 3, 2]),
     ],
 )
 def test_t5_ids(t5, text, ids):
-    assert t5.encode([text], 1024) == ([ids], 0)
+    assert t5.encode([text]) == [ids]
 
 
 def test_t5_special_ids_and_size(t5):
@@ -60,20 +59,9 @@ def svamp_inputs(data_root):
         return [json.loads(line)["input"] for line in lines]
 
 
-@pytest.mark.parametrize("max_length", [1024, 30, 2, 1])
-def test_truncation_is_hugging_faces(t5, data_root, max_length):
-    texts = [*svamp_inputs(data_root), "", "premise</s>hypothesis"]
-    rows, truncated = t5.encode(texts, max_length)
-    reference = AutoTokenizer.from_pretrained(t5.hf.name_or_path)
-    assert rows == reference(texts, max_length=max_length, truncation=True).input_ids
-    whole, _ = t5.encode(texts, 1024)
-    assert truncated == sum(cut != row for cut, row in zip(rows, whole, strict=True))
-
-
 def test_decoding_is_hugging_faces_and_returns_the_text(t5, data_root):
     texts = svamp_inputs(data_root)
-    rows, _ = t5.encode(texts, 1024)
-    padded = [[0, *row, 0, 0] for row in rows]
+    padded = [[0, *row, 1, 0, 0] for row in t5.encode(texts)]
     assert [t5.decode(row) for row in padded] == t5.hf.batch_decode(padded, skip_special_tokens=True)
     for text, row in zip(texts, padded, strict=True):
         assert "".join(t5.decode(row).split()) == "".join(text.split())
@@ -84,63 +72,52 @@ def test_rows_of_the_embedding_beyond_the_vocabulary_decode_to_nothing(t5):
 
 
 def test_unknown_rate(t5):
-    rows, _ = t5.encode(["{ } < ^", "good."], 1024)
-    assert t5.unknown_rate(rows) == 4 / 12
+    assert t5.unknown_rate(t5.encode(["{ } < ^", "good."])) == 4 / 10
     assert t5.unknown_rate([]) == 0.0
 
 
 def test_nothing_to_encode(t5):
-    assert t5.encode([], 10) == ([], 0)
+    assert t5.encode([]) == []
 
 
 def test_long_texts_do_not_warn(t5, caplog):
     transformers.logging.enable_propagation()
-    rows, truncated = t5.encode(["good " * 600], 1024)
+    (row,) = t5.encode(["good " * 600])
     transformers.logging.disable_propagation()
-    assert (len(rows[0]), truncated, caplog.records) == (601, 0, [])
+    assert (len(row), caplog.records) == (600, [])
 
 
 # One that is trained here.
 
 
 def test_every_field_of_every_problem_survives(trained):
-    rows, truncated = trained.encode(TEXTS, 128)
-    assert truncated == 0
+    rows = trained.encode(TEXTS)
     assert trained.unknown_rate(rows) == 0.0
     assert [trained.decode(row) for row in rows] == TEXTS
 
 
 def test_ids_begin_as_t5s_and_the_end_token_can_be_written(trained):
     assert (trained.pad_id, trained.eos_id, trained.unk_id, trained.eos_token) == (0, 1, 2, "</s>")
-    (joined, first, second), _ = trained.encode(["Mia has</s>Tom has", "Mia has", "Tom has"], 128)
-    assert joined == first + second
+    joined, first, second = trained.encode(["Mia has</s>Tom has", "Mia has", "Tom has"])
+    assert joined == [*first, 1, *second]
 
 
 def test_ids_are_the_sentencepiece_models(trained):
     model = tokenizers._train_sentencepiece(TEXTS, 500)
     assert len(model) == trained.size < 250
     texts = [*TEXTS, "391 zebras {12.5}", "  two  spaces ", ""]
-    assert trained.encode(texts, 1024)[0] == [[*model.encode(text), 1] for text in texts]
+    assert trained.encode(texts) == [model.encode(text) for text in texts]
 
 
 def test_words_and_numbers_are_one_token_each(trained):
-    (row,), _ = trained.encode(["Mia buys 37 marbles."], 128)
-    assert trained.hf.convert_ids_to_tokens(row) == ["▁Mia", "▁buys", "▁37", "▁marbles", ".", "</s>"]
-
-
-def test_a_cut_text_keeps_its_end_token_and_is_counted(trained):
-    text = "Mia buys 37 marbles."
-    (whole,), _ = trained.encode([text], 128)
-    assert trained.encode([text, "Mia"], len(whole))[1] == 0
-    rows, truncated = trained.encode([text, "Mia", text], len(whole) - 1)
-    assert truncated == 2
-    assert rows[0] == rows[2] == [*whole[:-2], trained.eos_id]
+    (row,) = trained.encode(["Mia buys 37 marbles."])
+    assert trained.hf.convert_ids_to_tokens(row) == ["▁Mia", "▁buys", "▁37", "▁marbles", "."]
 
 
 def test_unseen_text_falls_apart_into_pieces_and_unknown_characters(trained):
-    rows, _ = trained.encode(["Mias 1234 { }"], 128)
-    assert trained.decode(rows[0]).split()[:2] == ["Mias", "1234"]
-    assert rows[0].count(trained.unk_id) == 2
+    (row,) = trained.encode(["Mias 1234 { }"])
+    assert trained.decode(row).split()[:2] == ["Mias", "1234"]
+    assert row.count(trained.unk_id) == 2
 
 
 def test_training_is_deterministic_and_saving_loses_nothing(trained, tmp_path):
@@ -149,8 +126,9 @@ def test_training_is_deterministic_and_saving_loses_nothing(trained, tmp_path):
     (tmp_path / "saved" / "config.json").write_text('{"model_type": "t5"}')  # as in an exported model
     saved = tokenizers.load(tmp_path / "saved")
     hugging_face = AutoTokenizer.from_pretrained(tmp_path / "saved")
-    rows, _ = trained.encode(TEXTS, 128)
-    assert again.encode(TEXTS, 128)[0] == saved.encode(TEXTS, 128)[0] == hugging_face(TEXTS).input_ids == rows
+    rows = trained.encode(TEXTS)
+    assert again.encode(TEXTS) == saved.encode(TEXTS) == rows
+    assert hugging_face(TEXTS).input_ids == [[*row, 1] for row in rows]
     assert [saved.decode(row) for row in rows] == TEXTS
     first, second = (tmp_path / name / "tokenizer.json" for name in ("again", "saved"))
     assert first.read_bytes() == second.read_bytes()
@@ -167,7 +145,7 @@ def test_vocabulary_that_holds_no_words(tmp_path):
         tokenizers.train(texts, 7, tmp_path)
 
 
-# What can be wrong with a user's tokenizer: one line that names it and the mend.
+# What can be wrong with a user's tokenizer: one line that names it and the fix.
 
 
 def error_of(path):
@@ -199,18 +177,9 @@ def test_hub_out_of_reach():
     assert "a repository id in reach" in error_of("nobody/no-such-tokenizer")
 
 
-@pytest.mark.parametrize("role", ["pad_token", "eos_token"])
-def test_tokenizer_without_a_needed_token(trained, tmp_path, role):
-    hf = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=trained.hf.backend_tokenizer, pad_token="<pad>", eos_token="</s>"
-    )
-    setattr(hf, role, None)
-    hf.save_pretrained(tmp_path)
-    assert f"no {role}; name it in its tokenizer_config.json" in error_of(tmp_path)
-
-
-def test_llama_has_no_padding(tokenizers_root):
-    assert "no pad_token" in error_of(tokenizers_root / "llama")
+def test_a_tokenizer_without_padding_and_end_tokens_is_a_tokenizer(tokenizers_root):
+    llama = tokenizers.load(tokenizers_root / "llama")
+    assert llama.decode(*llama.encode(["A man sleeps."])) == "A man sleeps."
 
 
 def test_slow_tokenizer(tmp_path):

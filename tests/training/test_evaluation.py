@@ -17,7 +17,8 @@ from cot_jax.models.weights import init
 from cot_jax.text import tokenizer as tokenizers
 from cot_jax.training import evaluation, run
 from cot_jax.training.evaluation import make_choose, make_generate, make_sample, make_score
-from cot_jax.training.experiment import answer_labels, encode_texts, prepare
+from cot_jax.training.experiment import prepare
+from cot_jax.training.labels import answer_labels
 from cot_jax.training.mesh import data_parallel
 from cot_jax.training.run import Run
 from cot_jax.training.saved import Answerer, Saved
@@ -54,12 +55,12 @@ def _config(root, tokenizer, *, method="dss", answers="score", beams=1, **data):
 def test_labels_are_the_targets_of_training(own_data, tokenizers_root):
     experiment = prepare(_config(own_data, tokenizers_root / "t5"))
     assert answer_labels(experiment) == tuple(LABELS)
-    labels, line = encode_texts(answer_labels(experiment), experiment.tokenizer, 256)
+    labels, line = experiment.format.targets("predict", answer_labels(experiment), 256)
     assert line.startswith("3 texts")
     targets = experiment.tokenized["predict"].targets
     for n, example in enumerate(experiment.train_examples):
         np.testing.assert_array_equal(targets[n], labels[LABELS.index(example.label)])
-        assert targets[n][-1] == experiment.tokenizer.eos_id
+        assert targets[n][-1] == experiment.format.tokenizer.eos_id
 
 
 def test_a_task_that_defines_its_labels_has_them_all(data_root, tokenizers_root):
@@ -170,12 +171,12 @@ def test_a_run_answers_as_the_config_says_and_so_does_what_it_saved(own_data, tm
     params = scoring.initial_state().params
     answers = scoring.answer(params, "test")
     assert set(answers.texts) <= set(LABELS)
-    tokenized, _ = experiment.tokenizer.encode(answers.texts, 99)
+    tokenized, _ = experiment.format.targets("predict", answers.texts, 99)
     assert answers.lengths.tolist() == [len(ids) for ids in tokenized]
     assert answers.log_probs.shape == (9,)
     assert (answers.log_probs < 0).all()
     student = (experiment.student, params, scoring.mesh)
-    saved = Saved(experiment.config, *student, experiment.tokenizer, False, tuple(LABELS))
+    saved = Saved(experiment.config, *student, experiment.format, False, tuple(LABELS))
     answerer = Answerer(saved, saved.views[0], batch_size=8, max_new_tokens=4)
     again, _ = answerer(experiment.splits.test)
     assert again.texts == answers.texts

@@ -11,7 +11,9 @@ from cot_jax.errors import UserError
 from cot_jax.models import student as students
 from cot_jax.models.t5 import T5, T5Config
 from cot_jax.models.weights import init
-from cot_jax.training.experiment import encode_questions, load_splits, prepare
+from cot_jax.training.data import load_splits
+from cot_jax.training.encoding import encode_questions
+from cot_jax.training.experiment import prepare
 
 
 def _config(root, tokenizer, *, method="dss", **data):
@@ -67,9 +69,7 @@ def test_single_task_leaves_out_and_counts_examples_without_a_rationale(own_data
 
 def test_every_question_is_asked_even_without_the_rationale_it_should_read(own_data, tokenizers_root):
     experiment = prepare(_config(own_data, tokenizers_root / "t5", task="jsonl", method="rationale_input"))
-    questions, line = encode_questions(
-        experiment.answer_view, experiment.splits.test, experiment.tokenizer, max_tokens=64
-    )
+    questions, line = encode_questions(experiment.answer_view, experiment.splits.test, experiment.format, 64)
     assert len(questions) == 3
     assert questions.lengths.min() > 1
     assert line.endswith("1 without a rationale")

@@ -71,8 +71,8 @@ def completion(model: str, prompt: str, **sampling: Any) -> Request:
 class _Cache:
     """What was answered so far, JSON lines that one process at a time appends to; a context manager.
 
-    A last line that was cut in two is dropped. The address is no part of a request: a server that comes
-    back elsewhere goes on with what it had answered.
+    A last line that was cut in two is dropped. The address is no part of a request: answers are reused when
+    the server moves to another address.
 
     Raises:
       UserError: the file cannot be read or written.
@@ -202,8 +202,8 @@ class Endpoint(_Cache):
                 break
             if attempt < self._attempts and stop.wait(wait):
                 return
-        mend = f"run again later, {self._path} keeps what is answered"
-        raise UserError(f"{self._url}: no answer after {attempt} attempts, the last: {problem}; {mend}")
+        fix = f"run again later, {self._path} keeps what is answered"
+        raise UserError(f"{self._url}: no answer after {attempt} attempts, the last: {problem}; {fix}")
 
     def _turn(self) -> float:
         """Counts one more request, and returns how many seconds it has to wait."""

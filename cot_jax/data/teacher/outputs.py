@@ -34,10 +34,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cot_jax.answers.arithmetic import evaluate
+from cot_jax.answers.reading import final_answer
 from cot_jax.data.examples import Example
 from cot_jax.errors import UserError
 from cot_jax.files import Row, read_json, read_json_lines
-from cot_jax.metrics.quality import final_answer
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")  # in the order of the data sets' integers
 
@@ -208,7 +208,7 @@ def read_by_id(path: Path, ids: Collection[str], earlier: Mapping[str, Row]) -> 
 
 
 def join(example: Example, row: Row) -> Example:
-    """Returns `example` with what a teacher's row says of it, in place of what the data file said."""
+    """Returns `example` with the label and texts of a teacher's row instead of those of the data file."""
     return dataclasses.replace(
         example,
         teacher_label=row.optional_text("label"),

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cot_jax.answers.arithmetic import evaluate
+from cot_jax.answers.reading import choices
 from cot_jax.data.examples import Example
 from cot_jax.data.problems import LETTERS, YES_NO
 from cot_jax.data.tasks import Splits
 from cot_jax.data.teacher.outputs import NLI_LABELS
-from cot_jax.metrics.quality import choices
 
 # With more labels than these a task's prompt does not name them.
 _MOST_LABELS = 10
@@ -36,10 +36,10 @@ class Style:
     """How questions of one kind are put, and how their answers end.
 
     Attributes:
-      parser: of `outputs`, in its corrected form, which reads the answers.
+      parser: the task whose corrected parser in `outputs` reads the answers.
       closing: what follows the rationale; it holds {answer}.
       instruction: holds {closing}.
-      marks: what stands before a question and before its answer, where they are not turns of a chat.
+      marks: the texts before a question and before its answer, where they are not turns of a chat.
       labels: the answers there can be, where the instruction names them.
     """
 

@@ -1,7 +1,7 @@
-"""What others published beside the data sets: programs of thought, and rationales of ASDiv's problems.
+"""Published outputs of other teachers: programs of thought, and rationales of ASDiv's problems.
 
-They lie in `root`/pot; a data set is complete without them. Programs come as they are, right or wrong: what
-one answers, `answers.programs` says.
+The files are in `root`/pot; a data set is complete without them. Programs are read as they are, right or
+wrong; `answers.programs` gives their answers.
 
     svamp   pot/svamp/{split}_PoT_0.json and {split}_PoT_samples.json, in the order of the rows
     gsm8k   pot/gsm8k/gsm8k_test_*.jsonl, by question; there are none for the training set

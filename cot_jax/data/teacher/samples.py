@@ -7,11 +7,11 @@ from typing import NamedTuple
 from cot_jax.answers import programs
 from cot_jax.answers.equality import is_correct
 from cot_jax.answers.programs import Interpreter
+from cot_jax.answers.reading import choices
 from cot_jax.answers.voting import vote
 from cot_jax.data.examples import Example
 from cot_jax.data.teacher import outputs
 from cot_jax.data.teacher.prompts import Style
-from cot_jax.metrics.quality import choices
 
 KINDS = ("cot", "pot")  # a rationale, a program of thought
 FILTERS = ("right", "leaks", "duplicates")

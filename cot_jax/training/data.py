@@ -1,0 +1,129 @@
+"""From a config to data: the splits, the format of their texts, and the examples that are learned from."""
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cot_jax.answers.sandbox import make_interpreter
+from cot_jax.config import Config, DataConfig, ModelConfig
+from cot_jax.data import selection, tasks, views, word_problems
+from cot_jax.data.examples import Example
+from cot_jax.data.views import View
+from cot_jax.errors import UserError
+from cot_jax.text import codec, formats
+from cot_jax.text.formats import Format
+from cot_jax.training.encoding import learned, training_label
+
+# Room for every word of the generated problems as one piece, which is about 200.
+_WORD_PROBLEM_PIECES = 512
+
+
+def load_splits(data: DataConfig, seed: int) -> tasks.Splits:
+    """Returns the data set that `data` names.
+
+    Raises:
+      UserError: files that are missing or do not fit.
+    """
+    if data.task == "word_problems":
+        problems = word_problems.splits(seed=seed, **dataclasses.asdict(data.word_problems))
+        splits = tasks.as_splits(data.task, problems, None, by_value=True)
+    else:
+        _require_root(data)
+        splits = tasks.load(data.task, Path(data.root), parser=data.parser, compare=data.compare)
+    if data.teacher:
+        splits = tasks.taught_by(splits, Path(data.teacher))
+    return tasks.only_right(splits) if data.rationales == "right" else splits
+
+
+def _require_root(data: DataConfig) -> None:
+    if data.task != "word_problems" and not data.root:
+        raise UserError(
+            f"config.data.task={data.task} reads files: give their folder with --config.data.root=DIR"
+        )
+
+
+def load_format(model: ModelConfig, splits: tasks.Splits, method: Sequence[View]) -> Format:
+    """Returns the format of the configured tokenizer, or of one that is trained on word problems.
+
+    Raises:
+      UserError: there is no tokenizer, or it does not suit the format.
+    """
+    if source := model.tokenizer or model.pretrained:
+        return formats.load(source)
+    if splits.task != "word_problems":
+        raise UserError(
+            "a student from scratch needs a tokenizer: give a directory or repository id with "
+            "--config.model.tokenizer=DIR"
+        )
+    return _train_format(splits, method)
+
+
+def _train_format(splits: tasks.Splits, method: Sequence[View]) -> Format:
+    # The methods without programs share a tokenizer.
+    prefixes = {v.prefix for m in views.METHODS.values() for v in m if v.term != "program" or v in method}
+    marks = [views.ANSWER_MARK, *sorted(prefixes)]
+    texts = [
+        text
+        for example in splits.train
+        for text in (
+            *example.parts,
+            example.label,
+            *example.rationales,
+            *map(codec.encode, example.programs),
+            *marks,
+        )
+    ]
+    with tempfile.TemporaryDirectory() as directory:
+        return formats.train(texts, _WORD_PROBLEM_PIECES, directory)
+
+
+def training_examples(
+    config: Config, splits: tasks.Splits, method: Sequence[View]
+) -> tuple[tuple[Example, ...], list[str]]:
+    """Returns the configured share of the training split without what teaches nothing, and lines to report.
+
+    Raises:
+      UserError: nothing is left.
+    """
+    data, report = config.data, []
+    if not splits.train:
+        raise UserError(
+            f"config.data.task={data.task} has a test set only: train on another task and ask its questions "
+            f"with `python -m cot_jax.evaluate RUN --task={data.task}`"
+        )
+    examples = list(splits.train)
+    keep = round(data.train_fraction * len(examples))
+    keep = min(keep, data.max_train_examples or keep)
+    if keep < len(examples):
+        # The smaller of two shares is part of the larger one.
+        chosen = np.sort(np.random.default_rng(config.seed).permutation(len(examples))[:keep])
+        examples = [examples[i] for i in chosen]
+        report.append(f"train: {keep} of {len(splits.train)} examples kept by config.data")
+    if any(view.term == "program" for view in method):
+        labels = [training_label(example, data.label_source) for example in examples]
+        interpreter = make_interpreter(data.sandbox)
+        examples, line = selection.keep_right_programs(examples, labels, splits.by_value, interpreter)
+        report.append(f"train: {line}")
+    has = {
+        view.name: [bool(learned(view, example, data.label_source)) for example in examples]
+        for view in method
+    }
+    teachable = [example for example, *some in zip(examples, *has.values(), strict=True) if any(some)]
+    if len(teachable) < len(examples):
+        report.append(
+            f"train: {len(examples) - len(teachable)} examples have nothing to learn and are left out"
+        )
+    if not teachable:
+        raise UserError(
+            f"config.objective.method={config.objective.method} has no training example: the data has no "
+            f"{data.label_source} labels or rationales that it could learn from"
+        )
+    if not any(has.get("program", [True])):
+        raise UserError(
+            f"config.objective.method={config.objective.method} learns from programs, but no training "
+            "example has one that answers right: add them to the data, or take another method"
+        )
+    return tuple(teachable), report

@@ -1,0 +1,76 @@
+"""Examples as token ids, through the views of a method."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from cot_jax.config import DataConfig
+from cot_jax.data.batches import Ragged, TokenizedView
+from cot_jax.data.examples import Example
+from cot_jax.data.views import View
+from cot_jax.text.formats import Format
+
+
+class Tokenized(NamedTuple):
+    """Token ids of examples through every view, and lines for the user."""
+
+    views: dict[str, TokenizedView]
+    report: list[str]
+
+
+def training_label(example: Example, label_source: str) -> str | None:
+    return example.label if label_source == "gold" else example.teacher_label
+
+
+def learned(view: View, example: Example, label_source: str) -> tuple[str, ...]:
+    """Returns the targets that `view` has of an example; () where it lacks what the view reads or writes."""
+    if view.reads(example) is None:
+        return ()
+    return view.writes(example, training_label(example, label_source))
+
+
+def fit(format: Format, method: Sequence[View], examples: Sequence[Example], data: DataConfig) -> Format:
+    """Returns the format for the targets that the method learns of the training examples."""
+    targets = {
+        view.name: [text for example in examples for text in learned(view, example, data.label_source)]
+        for view in method
+        # With its parser the released code trains on unknown tokens.
+        if view.term == "program" or data.parser == "corrected"
+    }
+    return format.fit(targets, [view.name for view in method if view.term == "program"])
+
+
+def tokenize(
+    method: Sequence[View], examples: Sequence[Example], format: Format, data: DataConfig
+) -> Tokenized:
+    """Returns the examples' token ids through every view, and what was cut or unknown."""
+    tokenized, report = {}, []
+    for view in method:
+        targets = [learned(view, example, data.label_source) for example in examples]
+        # What a view lacks becomes an empty sequence, which no loss counts.
+        questions = [
+            view.reads(example) if its else None for example, its in zip(examples, targets, strict=True)
+        ]
+        inputs = format.inputs(view.prefix, questions, data.max_input_tokens)
+        texts = [text for its in targets for text in its or (None,)]
+        outputs = format.targets(view.name, texts, data.max_target_tokens)
+        counts = [max(len(its), 1) for its in targets]
+        first = None if max(counts, default=1) == 1 else np.cumsum([0, *counts])
+        tokenized[view.name] = TokenizedView(Ragged(inputs.ids), Ragged(outputs.ids), first)
+        report += [f"view {view.name}: inputs {inputs.report}", f"view {view.name}: targets {outputs.report}"]
+    return Tokenized(tokenized, report)
+
+
+def encode_questions(
+    view: View, examples: Sequence[Example], format: Format, most: int
+) -> tuple[Ragged, str]:
+    """Returns the inputs of `view` for answering, and a line that says what was counted.
+
+    An example that lacks part of the view's input is still a question: it is asked without that part.
+    """
+    read = [view.reads(example) for example in examples]
+    asked = [parts or example.parts for parts, example in zip(read, examples, strict=True)]
+    ids, line = format.inputs(view.prefix, asked, most)
+    bare = read.count(None)
+    return Ragged(ids), line + (f", {bare} without a rationale" if bare else "")

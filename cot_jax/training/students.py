@@ -1,0 +1,81 @@
+"""From a config to a student: its parameters where they are pretrained, and the adapter that LoRA trains."""
+
+import jax
+import jax.numpy as jnp
+
+from cot_jax.config import LORA_LEARNING_RATE, Config, ModelConfig
+from cot_jax.errors import UserError
+from cot_jax.models import student as students
+from cot_jax.models.lora import Lora
+from cot_jax.models.student import Options, Student
+from cot_jax.models.weights import Params
+from cot_jax.text.tokenizer import Tokenizer
+
+# Key of a saved student's architecture: the checksum of the weights that its adapter adapts.
+BASE = "base_crc32"
+
+
+def load_student(
+    config: ModelConfig, tokenizer: Tokenizer, *, weights: bool, platform: str = ""
+) -> tuple[Student, Params | None, list[str]]:
+    """Returns the student, its parameters where they are pretrained, and lines for the user.
+
+    Raises:
+      UserError: weights that are missing or malformed, or a tokenizer that does not fit.
+    """
+    options = Options(
+        dropout_rate=config.dropout_rate,
+        dtype=compute_dtype(config),
+        unroll=(platform or jax.default_backend()) == "cpu",
+        remat=config.remat,
+    )
+    if not config.pretrained:
+        ids = {"vocab_size": tokenizer.size, "pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id}
+        return students.from_scratch(config.preset, options=options, **ids), None, []
+    params: Params | None = None
+    report: list[str] = []
+    if weights:
+        student, params, report = students.from_pretrained(config.pretrained, options)
+    else:
+        student = students.without_weights(config.pretrained, options)
+    if student.outputs < tokenizer.size:
+        raise UserError(
+            f"{config.pretrained} has {student.outputs} embedding rows but the tokenizer {tokenizer.size} "
+            "tokens: use the tokenizer that the model was trained with (--config.model.tokenizer=)"
+        )
+    return student, params, report
+
+
+def compute_dtype(config: ModelConfig) -> jnp.dtype:
+    """Returns the dtype of the arithmetic on this backend."""
+    if config.compute_dtype != "auto":
+        return jnp.dtype(config.compute_dtype)
+    return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+
+def make_lora(config: ModelConfig, student: Student) -> Lora | None:
+    """Returns the configured adapter; None where every parameter is trained."""
+    if not config.lora_rank:
+        return None
+    return Lora(student.weights, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets)
+
+
+def check_lora(config: Config, weights: bool) -> list[str]:
+    """Returns a warning where LoRA would learn next to nothing.
+
+    Raises:
+      UserError: it would adapt nothing worth adapting, or by steps that B = 0 makes too small.
+    """
+    if not config.model.lora_rank:
+        return []
+    key = f"config.model.lora_rank={config.model.lora_rank}"
+    if weights and not config.model.pretrained:
+        raise UserError(f"{key} adapts pretrained weights: give them with --config.model.pretrained=DIR")
+    if config.optimizer.name == "adafactor":
+        raise UserError(
+            f"{key} with config.optimizer.name=adafactor: its steps are relative to the parameters, which "
+            "begin at 0; take adamw, whose moments of an adapter are small"
+        )
+    if (rate := config.optimizer.learning_rate) > 1e-4:
+        return []
+    return [f"warning: {key} learns little at learning rate {rate:g}; usual is {LORA_LEARNING_RATE:g}"]

@@ -19,7 +19,7 @@ from cot_jax.errors import UserError
 from cot_jax.files import read_json, write_json, write_text
 from cot_jax.models import student as students
 from cot_jax.models.decoding import Sampling
-from cot_jax.models.lora import fingerprint
+from cot_jax.models.lora import Lora, fingerprint, merged, write_adapter
 from cot_jax.models.student import Options, Student
 from cot_jax.models.weights import Params, shapes
 from cot_jax.text import formats
@@ -36,7 +36,7 @@ from cot_jax.training.evaluation import (
     make_score,
 )
 from cot_jax.training.mesh import abstract, arrangement, by_weights, group_count, spread
-from cot_jax.training.students import BASE, compute_dtype, make_lora
+from cot_jax.training.students import BASE, LORA, compute_dtype
 
 # In a run: the student's architecture. In an export: the run's config. In both: how answers compare, and the
 # labels that the student chooses among.
@@ -51,6 +51,7 @@ class Saved:
       params: divided among the devices of `mesh`, which are all there are.
       by_value: how its answers compare (`data.tasks.Splits`).
       labels: those it chooses among; None where it writes (config.evaluation.answers).
+      adapter: what LoRA trained, which `params` holds too; None where every weight was trained.
     """
 
     config: Config
@@ -60,6 +61,7 @@ class Saved:
     format: Format
     by_value: bool
     labels: tuple[str, ...] | None
+    adapter: tuple[Lora, Params] | None = None
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -94,7 +96,18 @@ class Saved:
         self.format.save(directory)
         write_text(directory / CONFIG_FILE, to_json(self.config))
         write_json(directory / ANSWERS_FILE, {"by_value": self.by_value, "labels": self.labels})
-        students.save(directory, self.student, self.params)
+        students.save(directory, self.student, merged(self.params))
+
+    def export_adapter(self, directory: Path) -> None:
+        """Writes the adapter of a student that LoRA trained, for PEFT.
+
+        Raises:
+          UserError: it has none.
+        """
+        if self.adapter is None:
+            raise UserError("--adapter: every weight of this student was trained; export it without")
+        lora, trained = self.adapter
+        write_adapter(directory, lora, trained, self.config.model.pretrained)
 
 
 def load(path: Path) -> Saved:
@@ -124,9 +137,9 @@ def load(path: Path) -> Saved:
     student = students.build(architecture, options)
     like = shapes(student.weights)
     mesh, shardings = arrangement(config.mesh, like, student.weights)
-    lora = make_lora(config.model, student)
-    like_shardings = shardings
-    if lora:
+    like_shardings, adapter = shardings, None
+    if LORA in architecture:
+        lora = Lora(student.weights, **architecture[LORA])
         _, base, _ = students.from_pretrained(config.model.pretrained, options)
         refuse_other_base(path / STUDENT_FILE, fingerprint(base), config.model.pretrained)
         like = shapes(lora.weights)
@@ -135,10 +148,10 @@ def load(path: Path) -> Saved:
         if checkpoints.best is None:
             raise UserError(f"{path} has no best parameters yet: train until its first evaluation")
         params = checkpoints.restore_best(abstract(like, like_shardings))
-    if lora:
-        merge = jax.jit(lora.merge, donate_argnums=0, out_shardings=shardings)
-        params = merge(spread(base, by_weights(mesh, base, student.weights)), params)
-    return Saved(config, student, params, mesh, formats.load(path / "tokenizer"), *answers)
+    if LORA in architecture:
+        adapter = (lora, params)
+        params = lora.attach(spread(base, by_weights(mesh, base, student.weights)), params)
+    return Saved(config, student, params, mesh, formats.load(path / "tokenizer"), *answers, adapter)
 
 
 def refuse_other_base(file: Path, found: int, pretrained: str) -> None:

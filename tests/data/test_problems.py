@@ -8,12 +8,12 @@ import pytest
 from cot_jax.answers import programs
 from cot_jax.answers.arithmetic import evaluate
 from cot_jax.answers.equality import is_correct
+from cot_jax.answers.reading import final_answer
 from cot_jax.data import problems, tasks
 from cot_jax.data.examples import Example
 from cot_jax.data.teacher import outputs
 from cot_jax.errors import UserError
 from cot_jax.files import Row
-from cot_jax.answers.reading import final_answer
 
 
 @pytest.fixture(scope="module")

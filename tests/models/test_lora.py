@@ -1,17 +1,18 @@
 """LoRA: the matrices it adapts, the same numbers as peft's, and only the adapter learns."""
 
 import re
-from types import SimpleNamespace
 
+import flat_batches
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cot_jax.models.huggingface import name_table
 from flax.traverse_util import flatten_dict
 
 from cot_jax.errors import UserError
-from cot_jax.models.lora import Lora, fingerprint
+from cot_jax.models.lora import Lora, fingerprint, merged
+from cot_jax.models.student import save
+from cot_jax.models.weights import Weight, layer_norms, shapes
 
 TARGETS = "(attention/[qo]|mlp/wi_0)$"
 
@@ -21,14 +22,14 @@ def _random(tree, seed=0):
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), tree)
 
 
-def _lora(params, **changes):
-    return Lora(params, **({"rank": 3, "alpha": 6.0, "targets": TARGETS} | changes))
+def _lora(weights, **changes):
+    return Lora(weights, **({"rank": 3, "alpha": 6.0, "targets": TARGETS} | changes))
 
 
 def test_the_default_adapts_what_the_paper_does(untied):
-    student, params = untied
-    lora = _lora(params, targets="attention/[qv]$")
-    adapter = jax.eval_shape(lora.init, jax.random.key(0))
+    student, _ = untied
+    lora = _lora(student.weights, targets="attention/[qv]$")
+    adapter = shapes(lora.weights)
     paths = {path.rsplit("/", 1)[0] for path in flatten_dict(adapter, sep="/")}
     kinds = {
         "encoder/layers/self_attention",
@@ -36,42 +37,45 @@ def test_the_default_adapts_what_the_paper_does(untied):
         "decoder/layers/cross_attention",
     }
     assert paths == {f"{kind}/{name}" for kind in kinds for name in "qv"}
-    assert lora.matrices == 2 * (3 + 2 + 2)
+    assert len(lora.modules) == 2 * (3 + 2 + 2)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(adapter))
     # Norms of layers are had of adapters, too, whichever stacks they adapt.
-    only = _lora(params, targets="decoder/layers/mlp/wo")
-    norms = jax.eval_shape(lambda: student.layer_norms(only.init(jax.random.key(0))))
+    only = _lora(student.weights, targets="decoder/layers/mlp/wo")
+    norms = jax.eval_shape(lambda: layer_norms(only.init(jax.random.key(0))))
     assert {stack: norm_N.shape for stack, norm_N in norms.items()} == {"decoder": (2,)}
 
 
 def test_a_fresh_adapter_changes_nothing_and_merging_leaves_the_rest(untied):
-    _, params = untied
-    lora = _lora(params)
+    student, params = untied
+    lora = _lora(student.weights)
     before = fingerprint(params)
-    merge, fresh = jax.jit(lora.merge), jax.jit(lora.init)(jax.random.key(0))
+    merge = jax.jit(lambda frozen, trained: merged(lora.attach(frozen, trained)))
+    fresh = jax.jit(lora.init)(jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, merge(params, fresh), params)
-    merged = flatten_dict(merge(params, _random(fresh)), sep="/")
+    together = flatten_dict(merge(params, _random(fresh)), sep="/")
     assert fingerprint(params) == before
     for path, leaf in flatten_dict(params, sep="/").items():
-        assert np.array_equal(merged[path], leaf) == (re.search(TARGETS, path) is None), path
+        assert np.array_equal(together[path], leaf) == (re.search(TARGETS, path) is None), path
     assert fingerprint(_random(params)) != before
 
 
 def test_the_product_is_that_of_the_formula(untied):
     """Every layer, input and output by itself, in float64."""
     student, params = untied
-    lora = _lora(params)
-    adapter = _random(jax.eval_shape(lora.init, jax.random.key(0)))
-    merged = flatten_dict(jax.jit(lora.merge)(params, adapter), sep="/")
+    lora = _lora(student.weights)
+    adapter = _random(shapes(lora.weights))
+    together = flatten_dict(jax.jit(lambda a: merged(lora.attach(params, a)))(adapter), sep="/")
     low = flatten_dict(adapter, sep="/")
-    for path, (_, inputs) in name_table(student.config).items():
+    for path, weight in student.weights.items():
         if not re.search(TARGETS, path):
             continue
         base = flatten_dict(params, sep="/")[path].astype(float)
         for n, (a, b) in enumerate(zip(low[f"{path}/a"], low[f"{path}/b"], strict=True)):
             shape = base[n].shape
-            flat = base[n].reshape(np.prod(shape[:inputs]), -1) + 6.0 / 3 * a.astype(float) @ b.astype(float)
-            np.testing.assert_allclose(merged[path][n], flat.reshape(shape), rtol=1e-5, atol=1e-5)
+            flat = base[n].reshape(np.prod(shape[: weight.inputs]), -1) + 6.0 / 3 * a.astype(
+                float
+            ) @ b.astype(float)
+            np.testing.assert_allclose(together[path][n], flat.reshape(shape), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
@@ -80,21 +84,20 @@ def test_logits_and_gradients_are_those_of_peft(untied, torch, tmp_path):
     from transformers import T5ForConditionalGeneration
 
     student, params = untied
-    student.save(tmp_path, params)
+    save(tmp_path, student, params)
     theirs = T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
     config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q", "o", "wi_0"])
     theirs = peft.get_peft_model(theirs, config)
-    lora = _lora(params)
-    adapter = _random(jax.eval_shape(lora.init, jax.random.key(0)))
+    lora = _lora(student.weights)
+    adapter = _random(shapes(lora.weights))
     adapter = jax.tree.map(lambda x: 0.1 * x, adapter)
-    names = name_table(student.config)
 
     def pairs(tree):
         """(their name, ours as theirs) of every layer's a or b."""
         for path, leaf in flatten_dict(tree, sep="/").items():
             path, kind = path.rsplit("/", 1)
             for n, x in enumerate(leaf):
-                module = names[path][0].format(n=n).removesuffix(".weight")
+                module = student.weights[path].theirs.format(n=n).removesuffix(".weight")
                 yield f"base_model.model.{module}.lora_{kind.upper()}.default.weight", np.asarray(x).T
 
     parameters = dict(theirs.named_parameters())
@@ -108,17 +111,13 @@ def test_logits_and_gradients_are_those_of_peft(untied, torch, tmp_path):
     logits = theirs(input_ids=torch.tensor(ids), labels=torch.tensor(labels)).logits
     (logits * torch.tensor(weights)).sum().backward()
 
-    view = SimpleNamespace(
-        input_ids=ids.astype(np.int32),
-        input_length=np.full(4, 9, np.int32),
-        target_ids=labels.astype(np.int32),
-        target_length=np.full(4, 5, np.int32),
-    )
+    batch = flat_batches.batch({"view": (ids.astype(np.int32), labels.astype(np.int32))})
 
     @jax.jit
     def ours(adapter):
-        merged = lora.merge(params, adapter)
-        logits = student.hidden(merged, {"view": view}, None)["view"] @ student.head(merged)
+        attached = lora.attach(params, adapter)
+        hidden_GYD = student.hidden(attached, batch, None)["view"]
+        logits = (hidden_GYD @ student.head(attached)).reshape(4, 5, 96)
         return jnp.sum(logits * weights), logits
 
     (_, found), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(adapter)
@@ -134,29 +133,31 @@ def test_logits_and_gradients_are_those_of_peft(untied, torch, tmp_path):
     ("targets", "message"),
     [
         ("attention/Q$", "found in no parameter's path"),
-        ("self_attention", "found in decoder/layers/self_attention_norm/scale, no layer's matrix"),
-        ("shared", "found in shared, no layer's matrix"),
+        ("self_attention", "found in encoder/layers/self_attention_norm, no layer's matrix"),
+        ("embedding", "found in embedding, no layer's matrix"),
         ("attention/[qv", "config.model.lora_targets='attention/.qv': unterminated"),
     ],
 )
 def test_what_cannot_be_adapted_is_named(untied, targets, message):
     with pytest.raises(UserError, match=message):
-        _lora(untied[1], targets=targets)
+        _lora(untied[0].weights, targets=targets)
 
 
 def test_gradients_are_those_of_the_weights_projected():
     rng = np.random.default_rng(0)
     params = {"layers": {"q": rng.normal(size=(2, 4, 3, 2)).astype(np.float32)}}
-    lora = _lora(params, targets="q$")
-    adapter = _random(jax.eval_shape(lora.init, jax.random.key(0)))
+    lora = _lora({"layers/q": Weight("NDHK", (2, 4, 3, 2), 1, 1.0, "{n}.q.weight")}, targets="q$")
+    adapter = _random(shapes(lora.weights))
 
     @jax.jit
     def grads(params, adapter):
         def loss(tree):
             return jnp.sum(jnp.sin(tree["layers"]["q"]))
 
-        merged = lora.merge(params, adapter)
-        return jax.grad(loss)(merged), jax.grad(lambda a: loss(lora.merge(params, a)))(adapter)
+        def merge(adapter):
+            return merged(lora.attach(params, adapter))
+
+        return jax.grad(loss)(merge(adapter)), jax.grad(lambda a: loss(merge(a)))(adapter)
 
     of_weights, found = (tree["layers"]["q"] for tree in grads(params, adapter))
     low = adapter["layers"]["q"]

@@ -4,11 +4,11 @@ import pytest
 
 from cot_jax.answers import programs
 from cot_jax.answers.arithmetic import same_value
+from cot_jax.answers.reading import choices, final_answer
 from cot_jax.data import tasks
 from cot_jax.data.examples import Example
 from cot_jax.data.tasks import Splits
 from cot_jax.data.teacher import outputs, prompts
-from cot_jax.answers.reading import choices, final_answer
 
 STYLES = {
     "math": prompts.MATH, "choice": prompts.CHOICE, "letter": prompts.LETTER, "nli": prompts.NLI,

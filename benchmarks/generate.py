@@ -4,7 +4,6 @@ python -m benchmarks.generate --model=small --batches 1 8 --tokens=32
 """
 
 import argparse
-import functools
 import tempfile
 from pathlib import Path
 
@@ -13,8 +12,10 @@ import numpy as np
 import torch
 
 from benchmarks import measure
-from benchmarks.published import device, load_model
-from benchmarks.workload import LENGTHS, longest, model_config, random_params, synthetic_views
+from benchmarks.published import device, load_model, rectangle
+from benchmarks.workload import LENGTHS, flat_batch, model_config, random_params, synthetic_views
+from cot_jax.models import student as students
+from cot_jax.models.decoding import greedy
 from cot_jax.models.t5 import PRESETS, T5
 
 
@@ -25,38 +26,36 @@ def main() -> None:
     # TF32 products would turn near ties; PyTorch's default is float32 as well.
     jax.config.update("jax_default_matmul_precision", "highest")
     config = model_config(options.model)
-    params = random_params(config)
+    student, params = T5(config), random_params(config)
     with tempfile.TemporaryDirectory() as directory:
-        huggingface.save(Path(directory), config, params)
+        students.save(Path(directory), student, params)
         model = load_model(Path(directory), "sdpa").eval()
     params = jax.device_put(params)
-    ours = jax.jit(functools.partial(T5(config).generate, max_new_tokens=options.tokens))
-    view = synthetic_views(options.lengths, "standard", config.vocab_size)["label"]
+    most = options.tokens
+    ours = jax.jit(lambda params, inputs: greedy(student.prompt(params, inputs, most), most)[0])
+    views = synthetic_views(options.lengths, "standard", config.vocab_size)
     rng = np.random.default_rng(0)
     report.note(
-        f"{options.model}, {options.lengths} lengths (drawn), float32, {options.tokens} tokens at most; "
+        f"{options.model}, {options.lengths} lengths (drawn), float32, {most} tokens at most; "
         "outputs are equal; random weights seldom end early"
     )
     for batch_size in options.batches:
-        rows = rng.choice(len(view.inputs), batch_size)
-        ids_BS, length_B = view.inputs.take(rows, longest({"": view}, rows, 8)[0], 0)
-        mask = torch.from_numpy(np.arange(ids_BS.shape[1]) < length_B[:, None]).to(device())
-        ids = torch.from_numpy(ids_BS.astype(np.int64)).to(device())
+        rows = rng.choice(len(views["label"].inputs), batch_size)
+        inputs = flat_batch(views, rows, "standard").views["label"].inputs
+        ids, mask = (torch.from_numpy(x.astype(np.int64)).to(device()) for x in rectangle(inputs, 8))
 
         def theirs(_, ids=ids, mask=mask):
             with torch.inference_mode():
-                return model.generate(
-                    ids, attention_mask=mask, max_new_tokens=options.tokens, do_sample=False
-                )
+                return model.generate(ids, attention_mask=mask, max_new_tokens=most, do_sample=False)
 
-        def our_side(_, ids_BS=ids_BS, length_B=length_B):
-            return ours(params, ids_BS, length_B)[0]
+        def our_side(_, inputs=inputs):
+            return ours(params, inputs)
 
         tokens = check_equal(np.asarray(our_side(0)), theirs(0)[:, 1:].cpu().numpy())
         names = (f"cot_jax, batch {batch_size}", f"torch, batch {batch_size}")
         seconds = measure.in_turn(dict(zip(names, (our_side, theirs), strict=True)), options.repeats)
         for name, time in seconds.items():
-            report.row(name, time, **{"S": str(ids_BS.shape[1]), "tokens/s": f"{tokens / time.median:.4g}"})
+            report.row(name, time, **{"S": str(inputs.width), "tokens/s": f"{tokens / time.median:.4g}"})
         report.ratio(f"times as fast, batch {batch_size}", seconds[names[0]], seconds[names[1]])
     report.close()
 

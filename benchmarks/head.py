@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure
+from cot_jax.batch import Tokens
 from cot_jax.losses.mutual_information import mutual_information_loss
 from cot_jax.losses.vocabulary import VocabularyMap, VocabularyPass, plain_vocabulary_pass, vocabulary_pass
 
@@ -23,9 +24,14 @@ def main() -> None:
     dtype = measure.compute_dtype(options.dtype)
     B, D, V, lengths = options.batch, options.width, options.vocabulary, options.targets
     rng = np.random.default_rng(0)
-    hidden = [jnp.asarray(rng.standard_normal((B, T, D), np.float32), dtype) for T in lengths]
+    hidden = [jnp.asarray(rng.standard_normal((1, B * T, D), np.float32), dtype) for T in lengths]
     head_DV = jnp.asarray(rng.standard_normal((D, V), np.float32) / np.float32(D) ** 0.5)
-    targets = [jnp.asarray(rng.integers(V, size=(B, T))) for T in lengths]
+    targets = jax.device_put(
+        [
+            Tokens(rng.integers(V, size=(1, B * T), dtype=np.int32), np.full((1, B), T, np.int32), T)
+            for T in lengths
+        ]
+    )
     report.note(f"B {B}, T {lengths}, D {D}, V {V}, {dtype.name}; loss and its gradient, {options.loss}")
 
     passes: dict[str, Callable[..., VocabularyPass]] = {"plain": plain_vocabulary_pass}
@@ -63,12 +69,12 @@ def _loss(one_pass: Callable[..., VocabularyPass], loss: str) -> Callable[..., j
     def total(hidden, head_DV, targets):
         maps = {"mi": VocabularyMap("max")} if loss == "mi" else {}
         found: Any = [one_pass(h, head_DV, t, maps) for h, t in zip(hidden, targets, strict=True)]
-        value = sum((each.nll_BT.mean() for each in found), jnp.zeros(()))
+        value = sum((each.nll_GY.mean() for each in found), jnp.zeros(()))
         if loss == "mi":
-            counts_B = jnp.ones(len(hidden[0]), bool)
-            label_BV, rationale_BV = found[0].maps["mi"], found[-1].maps["mi"]
+            label_GEV, rationale_GEV = found[0].maps["mi"], found[-1].maps["mi"]
+            counts_GE = jnp.ones(label_GEV.shape[:2], bool)
             value += 0.1 * mutual_information_loss(
-                label_BV, rationale_BV, counts_B, variant="reference", detach="label"
+                label_GEV, rationale_GEV, counts_GE, variant="reference", detach="label"
             )
         return value
 

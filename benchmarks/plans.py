@@ -6,15 +6,17 @@
 
 SVAMP by the published recipe, batch 64. The first command counts what stays of a DynSDPB step in each
 device's memory, with its gradients: exact, nothing is compiled. The second is `cot_jax.plan` for MI and
-DynSDPB on TPU slices: the whole step as their compiler makes it, with settings that suit the size. From base
-on layers are looped (`model.remat=layers`): one by one they take too long to compile. A row takes minutes.
-Rows that --out has are not made again; --write puts them on the page.
+DynSDPB on TPU slices: the whole step as their compiler makes it, with settings that suit the size, and how
+long that takes. Rows that --out has are not made again; --write puts them on the page.
 """
 
 import argparse
 import datetime
 import importlib.metadata
 import json
+import math
+import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,13 +39,13 @@ _STATES: dict[str, dict[str, Any]] = {
     "Adafactor": _FSDP | {"optimizer.name": "adafactor"},
     "LoRA of rank 16": _FSDP | {"model.lora_rank": 16},
 }
-_LOOPED = {"model.remat": "layers"}
+_REMAT = {"model.remat": "layers"}
 _SETTINGS: dict[str, dict[str, Any]] = {
     "t5-small": {},
-    "base": _LOOPED,
-    "large": _LOOPED,
-    "xl": _LOOPED | _FSDP,
-    "xxl": _LOOPED | _FSDP | {"optimizer.moment_dtype": "bfloat16"},
+    "base": {},
+    "large": _REMAT,
+    "xl": _REMAT | _FSDP,
+    "xxl": _REMAT | _FSDP | {"optimizer.moment_dtype": "bfloat16"},
 }
 
 
@@ -83,18 +85,22 @@ def _config(options: argparse.Namespace, size: str, method: str) -> Config:
 
 
 def _state(experiment: Experiment) -> dict[str, Any]:
-    shapes = jax.eval_shape(experiment.student.init, jax.random.key(0))
     found = {
         name: plan.measure(plan.changed(experiment, change), jax.devices(), 0).least
         for name, change in _STATES.items()
     }
-    return {"parameters": sum(x.size for x in jax.tree.leaves(shapes)), "least": found}
+    weights = experiment.student.weights.values()
+    return {"parameters": sum(math.prod(weight.shape) for weight in weights), "least": found}
 
 
 def _step(experiment: Experiment, settings: dict[str, Any], name: str) -> dict[str, Any]:
     devices, memory = plan.topology(name)
-    need = plan.measure(plan.changed(experiment, settings), devices, memory)
+    experiment = plan.changed(experiment, settings)
+    began = time.monotonic()
+    need = plan.measure(experiment, devices, memory)
     return {
+        "seconds": time.monotonic() - began,
+        "cores": len(os.sched_getaffinity(0)),
         "settings": settings,
         "memory": memory,
         "total": need.total,
@@ -114,9 +120,10 @@ def _markdown(rows: list[dict[str, Any]]) -> Iterator[str]:
     )
     if steps:
         yield ""
-        yield f"The whole step by the TPU's compiler, batch 64 ({_made(steps)}):"
+        cores = "; ".join(sorted({f"{row['cores']} cores" for row in steps}))
+        yield f"The whole step by the TPU's compiler, batch 64 ({_made(steps)}; compiled on {cores}):"
         yield from _lines(
-            ("student", "method", "slice", "of a device", "settings", "step", ""),
+            ("student", "method", "slice", "of a device", "settings", "step", "", "compile"),
             [
                 (
                     *(r[name] for name in ("size", "method", "slice")),
@@ -124,6 +131,7 @@ def _markdown(rows: list[dict[str, Any]]) -> Iterator[str]:
                     " ".join(f"`{key}={value}`" for key, value in r["settings"].items()) or "the defaults",
                     _gib(r["total"]) if r["total"] else f"more than {_gib(r['least'])}",
                     "fits" if r["fits"] else "does not fit",
+                    f"{r['seconds']:.0f} s",
                 )
                 for r in sorted(steps, key=lambda r: _SIZES.index(r["size"]))
             ],

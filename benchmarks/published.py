@@ -14,7 +14,7 @@ import transformers
 from transformers import T5ForConditionalGeneration
 
 from benchmarks.workload import ALPHA, BETA, DROPOUT
-from cot_jax.batch import Batch, ViewArrays
+from cot_jax.batch import Batch, Tokens, ViewArrays
 from cot_jax.config import Config
 
 transformers.utils.logging.set_verbosity_error()
@@ -73,8 +73,12 @@ class TorchStep:
         self._schedule = transformers.get_linear_schedule_with_warmup(self._optimizer, 0, 10_000)
 
     def tensors(self, batch: Batch) -> Tensors:
-        """The batch as transformers wants it, in the host's memory."""
-        return {name: _tensors(view) for name, view in batch.views.items()}
+        """A batch of one group as transformers wants it, in the host's memory, padded to its longest.
+
+        bfloat16 gets widths that are multiples of 8, as tensor cores like it.
+        """
+        multiple = 8 if self.dtype == "bfloat16" else 1
+        return {name: _tensors(view, multiple) for name, view in batch.views.items()}
 
     def loss_and_norm(self, batch: Tensors) -> tuple[float, float]:
         """The loss without dropout and the norm of its gradient."""
@@ -122,11 +126,23 @@ class TorchStep:
         return loss
 
 
-def _tensors(view: ViewArrays) -> dict[str, torch.Tensor]:
-    def real(ids, length):
-        return np.arange(ids.shape[1]) < length[:, None]
-
-    labels = np.where(real(view.target_ids, view.target_length), view.target_ids, -100)
-    mask = real(view.input_ids, view.input_length)
-    arrays = {"input_ids": view.input_ids, "attention_mask": mask, "labels": labels}
+def _tensors(view: ViewArrays, multiple: int) -> dict[str, torch.Tensor]:
+    ids, mask = rectangle(view.inputs, multiple)
+    targets, _ = rectangle(view.targets, multiple)
+    learned = np.arange(targets.shape[1]) < view.learned[0][:, None]
+    arrays = {"input_ids": ids, "attention_mask": mask, "labels": np.where(learned, targets, -100)}
     return {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
+
+
+def widths(batch: Tensors) -> np.ndarray:
+    """(views, 2) of inputs and targets."""
+    return np.array([(view["input_ids"].shape[1], view["labels"].shape[1]) for view in batch.values()])
+
+
+def rectangle(tokens: Tokens, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """The sequences of one group as rows, padded with 0 to the longest or the next multiple; what is real."""
+    (length_E,) = tokens.length
+    real_ES = np.arange(-(-length_E.max() // multiple) * multiple) < length_E[:, None]
+    ids_ES = np.zeros(real_ES.shape, np.int32)
+    ids_ES[real_ES] = tokens.ids[0, : length_E.sum()]
+    return ids_ES, real_ES

@@ -16,8 +16,8 @@ from benchmarks import measure
 from benchmarks.workload import (
     LENGTHS,
     OurStep,
+    flat_batch,
     model_config,
-    padded_batch,
     random_params,
     shape,
     step_flops,
@@ -25,6 +25,7 @@ from benchmarks.workload import (
     typical_rows,
 )
 from cot_jax.batch import Batch
+from cot_jax.data.lengths import describe
 from cot_jax.models.t5 import PRESETS
 
 
@@ -61,13 +62,13 @@ def main() -> None:
         name = str(getattr(point, options.axis))
         config = model_config(point.model, point.vocabulary)
         views = synthetic_views(point.lengths, point.method, config.vocab_size)
-        batch = padded_batch(views, typical_rows(views, point.batch, config), 8)
+        batch = flat_batch(views, typical_rows(views, point.batch, config), point.method)
         widths = None
         if point.method == "dynsdpb_full":
-            widths = {name: view.target_ids.shape[1] for name, view in batch.views.items()}
+            widths = {name: view.targets.width for name, view in batch.views.items()}
         step = OurStep(config, random_params(config), point.method, dtype, point.batch, widths)
         memory = measure.in_bytes(measure.program_bytes(step.compiled(batch)))
-        columns[name] = {"B x S / T": shape(batch), "program's memory": memory}
+        columns[name] = {"slots (longest text)": describe(shape(batch)), "program's memory": memory}
         flops[name] = step_flops(config, batch)
         sides[name] = functools.partial(_step, step, batch)
     seconds = measure.in_turn(sides, options.repeats, options.calls)

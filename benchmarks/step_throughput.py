@@ -7,9 +7,9 @@
 Same weights, same batch, same dropout rate, same loss: before anything is timed, losses and gradient norms
 of both sides are compared, without dropout. Then the sides take turns.
 
-`--batching=free` times a sample of the batches of an epoch instead, as many for each side: ours grouped
-by length, PyTorch's padded to the longest of a random batch, and, beside it, of a batch of the sorted
-data set.
+Nobody pads in the batch that is timed: all of its examples have the same lengths. `--batching=free` times a
+sample of the random batches of an epoch instead, ours flat, PyTorch's padded to the longest of each; and
+beside these PyTorch on batches of the sorted data set.
 """
 
 import argparse
@@ -21,25 +21,31 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measure
-from benchmarks.published import TorchStep, peak_bytes
+from benchmarks.published import TorchStep, peak_bytes, widths
 from benchmarks.workload import (
     DROPOUT,
     LENGTHS,
     OurStep,
     Views,
+    decoded_to_longest,
+    even_views,
+    flat_batch,
     longest,
     model_config,
-    padded_batch,
     random_params,
     real_views,
+    rectangle_flops,
     shape,
+    slot_flops,
     step_flops,
     synthetic_views,
     typical_rows,
 )
 from cot_jax.batch import Batch
-from cot_jax.config import DataConfig
+from cot_jax.config import TrainConfig
 from cot_jax.data.batches import Batches
+from cot_jax.data.lengths import describe
+from cot_jax.models import student as students
 from cot_jax.models.t5 import PRESETS, T5, T5Config
 
 OURS = "cot_jax"
@@ -55,7 +61,7 @@ def main() -> None:
     kinds = ("published", "tuned") if options.against == "both" else (options.against,)
     compile_as = (options.batching == "free") if options.compile else None
     with tempfile.TemporaryDirectory() as directory:
-        huggingface.save(Path(directory), config, params)
+        students.save(Path(directory), T5(config), params)
         theirs = {
             f"torch {kind}": TorchStep(
                 Path(directory),
@@ -71,7 +77,7 @@ def main() -> None:
     else:
         views = synthetic_views(options.lengths, options.method, config.vocab_size)
     rows = typical_rows(views, options.batch, config)
-    batch = padded_batch(views, rows, options.pad_to)
+    batch = flat_batch(views, rows, options.method)
     report.note(
         f"{options.model}, {options.method}, {options.lengths} lengths "
         f"({'data' if options.root else 'drawn'}), batch {options.batch}, dropout {DROPOUT} on both sides"
@@ -83,10 +89,10 @@ def main() -> None:
     if options.batching == "free":
         _time_epoch(report, options, config, ours, theirs, views)
     else:
-        # The released code pads to the longest and no further.
-        multiples = {name: 1 if name == "torch published" else options.pad_to for name in theirs}
-        batches = {OURS: batch} | {n: padded_batch(views, rows, m) for n, m in multiples.items()}
-        _time_batch(report, options, config, dtype, ours, theirs, batches)
+        views = even_views(views, rows, config.vocab_size)
+        batch = flat_batch(views, np.arange(options.batch), options.method)
+        report.note(f"slots (length) of inputs > targets of each view: {describe(shape(batch))}")
+        _time_batch(report, options, config, dtype, ours, theirs, batch)
     report.close()
 
 
@@ -113,29 +119,27 @@ def _time_batch(
     dtype: np.dtype,
     ours: OurStep,
     theirs: Mapping[str, TorchStep],
-    batches: Mapping[str, Batch],
+    batch: Batch,
 ) -> None:
     """Every side repeats one batch."""
     dtypes = {OURS: dtype.name} | {name: step.dtype for name, step in theirs.items()}
     rates = {name: measure.matmul_rate(np.dtype(name)) for name in sorted(set(dtypes.values()))}
     for name, rate in rates.items():
         report.note(f"a large matrix product on this device, {name}: {rate / 1e12:.3g} TFLOP/s")
-    sides = {OURS: _following(ours, [batches[OURS]])}
-    for name, step in theirs.items():
-        sides[name] = _following(step, [step.tensors(batches[name])])
+    sides = {OURS: _following(ours, [batch])}
+    sides |= {name: _following(step, [step.tensors(batch)]) for name, step in theirs.items()}
     seconds = measure.in_turn(sides, options.repeats, options.calls)
     peaks: dict[str, int | None] = {
-        OURS: measure.device_peak() or measure.program_bytes(ours.compiled(batches[OURS]))
+        OURS: measure.device_peak() or measure.program_bytes(ours.compiled(batch))
     }
     if len(theirs) == 1:  # of two models the peaks would be one number
         peaks |= dict.fromkeys(theirs, peak_bytes())
     for name, time in seconds.items():
-        speed = step_flops(config, batches[name]) / time.median
+        speed = step_flops(config, batch) / time.median
         report.row(
             name,
             time,
             **{
-                "B x S / T": shape(batches[name]),
                 "dtype": dtypes[name],
                 "examples/s": f"{options.batch / time.median:.4g}",
                 "TFLOP/s": f"{speed / 1e12:.3g}",
@@ -159,62 +163,59 @@ def _time_epoch(
     theirs: Mapping[str, TorchStep],
     views: Views,
 ) -> None:
-    """Every side makes its own batches of one epoch; some of them are timed."""
-    examples = len(next(iter(views.values())).inputs)
-    steps = examples // options.batch
-    student = T5(config)
-
-    def cost(shapes):
-        return student.flops(shapes[..., 0], list(np.moveaxis(shapes[..., 1:], -1, 0)))
-
-    grouped = Batches(
+    """Every side takes the same random batches of an epoch; PyTorch those of the sorted data set as well."""
+    batches = Batches(
         views,
         batch_size=options.batch,
-        steps=steps,
+        steps=TrainConfig.steps,
         seed=0,
-        order="grouped",
+        order="random",
         overlap=False,
-        max_shapes=options.max_shapes,
-        cost=cost,
+        groups=1,
+        padded=decoded_to_longest(options.method),
+        flops=T5(config).flops,
         pad_id=0,
     )
     report.note(
-        f"{OURS}: {len(grouped.shapes)} shapes, {100 * grouped.efficiency:.0f} % of the arithmetic real"
+        f"{OURS}: {len(batches.shapes)} shapes for {TrainConfig.steps:,} steps, "
+        f"{100 * batches.efficiency:.0f} % of their arithmetic is for tokens"
     )
-    lengths = np.array([longest(views, np.array([row]), 1) for row in range(examples)])
-    orders = {"random": np.random.default_rng(0).permutation(examples), "sorted": np.argsort(cost(lengths))}
+    examples = len(next(iter(views.values())).inputs)
+    steps = examples // options.batch
 
-    def sample(batches: list[Batch]) -> list[Batch]:
-        """As many as will be timed, evenly spaced in the order of their cost."""
-        batches.sort(key=lambda batch: step_flops(config, batch))
+    def sample(rows: np.ndarray) -> np.ndarray:
+        """As many batches of an epoch as will be timed, evenly spaced in the order of their cost."""
+        order = np.argsort(rectangle_flops(config, options.batch, longest(views, rows)))
         timed = options.repeats * options.calls
-        return [batches[int((i + 0.5) / timed * len(batches))] for i in range(timed)]
+        return order[((np.arange(timed) + 0.5) / timed * steps).astype(int)]
 
-    chosen = {OURS: sample([grouped(step) for step in range(steps)])}
-    ours.compile(chosen[OURS])
+    drawn = [batches(i) for i in sample(np.stack([batches.rows(i) for i in range(steps)]))]
+    alone = longest(views, np.arange(examples)[:, None])
+    by_cost = np.argsort(rectangle_flops(config, 1, alone))[: steps * options.batch].reshape(steps, -1)
+    in_order = [flat_batch(views, by_cost[i], options.method) for i in sample(by_cost)]
+    ours.compile(drawn)
     # A program's first call takes seconds more, once in a training: it is no step's time.
-    for one in {shape(batch): batch for batch in chosen[OURS]}.values():
+    for one in {shape(batch): batch for batch in drawn}.values():
         measure.finish(ours(one))
-    sides = {OURS: _following(ours, chosen[OURS])}
+    sides, taken = {OURS: _following(ours, drawn)}, {OURS: drawn}
+    computed = {OURS: np.mean([slot_flops(config, batch) for batch in drawn])}
     for name, step in theirs.items():
-        multiple = 1 if name == "torch published" else options.pad_to
-        for order, rows in orders.items():
-            side = f"{name}, {order} batches"
-            chosen[side] = sample(
-                [padded_batch(views, b, multiple) for b in rows[: steps * options.batch].reshape(steps, -1)]
-            )
-            tensors = [step.tensors(batch) for batch in chosen[side]]
+        for order, chosen in (("random", drawn), ("sorted", in_order)):
+            side, tensors = f"{name}, {order} batches", [step.tensors(batch) for batch in chosen]
             for batch in tensors if options.compile else ():
                 measure.finish(step(batch))
-            sides[side] = _following(step, tensors)
+            sides[side], taken[side] = _following(step, tensors), chosen
+            padded = np.stack([widths(batch) for batch in tensors])
+            computed[side] = rectangle_flops(config, options.batch, padded).mean()
     seconds = measure.in_turn(sides, options.repeats, options.calls)
     for side, time in seconds.items():
-        gflops = np.mean([step_flops(config, batch) for batch in chosen[side]]) / options.batch / 1e9
+        real = np.mean([step_flops(config, batch) for batch in taken[side]])
         report.row(
             side,
             time,
             **{
-                "GFLOP/example": f"{gflops:.4g}",
+                "GFLOP/example": f"{computed[side] / options.batch / 1e9:.4g}",
+                "for tokens": f"{100 * real / computed[side]:.0f} %",
                 "seconds an epoch": f"{time.mean * steps:.4g}",
                 "examples/s": f"{options.batch / time.mean:.4g}",
             },
@@ -243,8 +244,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="ours")
     parser.add_argument("--compile", action="store_true", help="torch.compile the tuned step")
     parser.add_argument("--batching", default="same", choices=["same", "free"])
-    parser.add_argument("--max_shapes", type=int, default=DataConfig.max_shapes, help="--batching=free, ours")
-    parser.add_argument("--pad_to", type=int, default=8, help="widths are multiples of this; see the file")
     parser.add_argument("--calls", type=int, default=1, help="steps in a timed sample, dispatched together")
     return parser.parse_args()
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,23 +10,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from cot_jax.batch import Batch
-from cot_jax.config import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    SelfDistillationConfig,
-)
-from cot_jax.data.batches import Ragged, TokenizedView, make_batch
+from cot_jax.config import Config, DataConfig, ModelConfig, ObjectiveConfig, SelfDistillationConfig
+from cot_jax.data.batches import Ragged, TokenizedView, make_batch, view_lengths
+from cot_jax.data.lengths import Shape, ViewShape, as_shape, needed, padded_work, real_work
 from cot_jax.data.views import METHODS, View
 from cot_jax.losses.objective import MutualInformation, make_objective
 from cot_jax.losses.soft_targets import SelfDistillation
-from cot_jax.models.student import T5, Params
-from cot_jax.models.t5 import PRESETS, T5Config
-from cot_jax.models.weights import shapes
+from cot_jax.models.t5 import PRESETS, T5, T5Config
+from cot_jax.models.weights import Params
 from cot_jax.training.optimizer import make_optimizer
 from cot_jax.training.step import TrainState, init_state, make_train_step
 
@@ -92,18 +86,30 @@ LENGTHS = {
 }
 
 
-def synthetic_views(lengths: str, method: str, vocab_size: int) -> dict[str, TokenizedView]:
+def synthetic_views(lengths: str, method: str, vocab_size: int) -> Views:
     """Random tokens, as many as the data set has; views as `method` has them."""
+    drawn = LENGTHS[lengths].draw(LENGTHS[lengths].examples, np.random.default_rng(0))
+    targets = {"label": drawn[1], "rationale": drawn[2]}
+    return _random_views({view.name: [drawn[0], targets[view.term]] for view in views_of(method)}, vocab_size)
+
+
+def even_views(views: Views, rows: np.ndarray, vocab_size: int) -> Views:
+    """As many examples as `rows`, all as long as the longest of these, rounded up to a multiple of 8.
+
+    Nobody pads a batch of them: a rectangle has the tokens of the flat batch.
+    """
+    widths = zip(views, _up(longest(views, rows)), strict=True)
+    return _random_views({name: [np.full(len(rows), n) for n in its] for name, its in widths}, vocab_size)
+
+
+def _random_views(lengths: Mapping[str, list[np.ndarray]], vocab_size: int) -> Views:
+    """Random tokens; `lengths` are those of the inputs and of the targets of each view."""
     rng = np.random.default_rng(0)
-    drawn = LENGTHS[lengths].draw(LENGTHS[lengths].examples, rng)
 
     def ragged(counts):
         return Ragged([[*rng.integers(3, vocab_size, size=n - 1).tolist(), 1] for n in counts])
 
-    targets = {"label": drawn[1], "rationale": drawn[2]}
-    return {
-        view.name: TokenizedView(ragged(drawn[0]), ragged(targets[view.term])) for view in views_of(method)
-    }
+    return {name: TokenizedView(*map(ragged, its)) for name, its in lengths.items()}
 
 
 def real_views(task: str, method: str, root: Path, tokenizer: Path) -> Views:
@@ -112,43 +118,65 @@ def real_views(task: str, method: str, root: Path, tokenizer: Path) -> Views:
 
     data = DataConfig(task=task, root=str(root), label_source="teacher" if task == "anli1" else "gold")
     model = ModelConfig(preset="tiny", tokenizer=str(tokenizer))
-    return prepare(Config(data=data, model=model, objective=ObjectiveConfig(method=method))).batches.views
+    return prepare(Config(data=data, model=model, objective=ObjectiveConfig(method=method))).tokenized
 
 
-def longest(views: Views, rows: np.ndarray, multiple: int) -> tuple[int, ...]:
-    """The widths of inputs and targets that the examples `rows` need, rounded up to `multiple`."""
-    inputs = max(int(view.inputs.lengths[rows].max()) for view in views.values())
-    widths = (inputs, *(int(view.targets.lengths[rows].max()) for view in views.values()))
-    return tuple(-(-width // multiple) * multiple for width in widths)
+def decoded_to_longest(method: str) -> Collection[str]:
+    """The views whose targets are decoded up to the batch's longest, as the published MI reads them."""
+    return [view.name for view in views_of(method)] if method == "mi" else ()
 
 
-def padded_batch(views: Views, rows: np.ndarray, multiple: int) -> Batch:
-    return make_batch(views, rows, longest(views, rows, multiple), 0)
+def flat_batch(views: Views, rows: np.ndarray, method: str) -> Batch:
+    """The examples `rows` in one group, in the least shape whose sizes are multiples of 8."""
+    padded = decoded_to_longest(method)
+    needs = needed(view_lengths(views, rows, padded=padded), groups=1)
+    return make_batch(views, rows, as_shape(_up(needs)), 0, padded=padded)
+
+
+def _up(x: np.ndarray) -> np.ndarray:
+    return -(-x // 8) * 8
 
 
 def typical_rows(views: Views, batch_size: int, config: T5Config) -> np.ndarray:
-    """Of 101 random batches the one with the median cost."""
+    """Of 101 random batches the one with the median cost, were it padded to its longest."""
     examples = len(next(iter(views.values())).inputs)
     rng = np.random.default_rng(0)
-    draws = [rng.choice(examples, batch_size, replace=batch_size > examples) for _ in range(101)]
-    return sorted(draws, key=lambda rows: step_flops(config, padded_batch(views, rows, 1)))[50]
+    replace = batch_size > examples
+    draws = np.stack([rng.choice(examples, batch_size, replace=replace) for _ in range(101)])
+    return draws[np.argsort(rectangle_flops(config, batch_size, longest(views, draws)))[50]]
 
 
 def step_flops(config: T5Config, batch: Batch) -> float:
-    """FLOPs of a training step's matrix products at the batch's padded shapes.
+    """FLOPs of a training step's matrix products for the tokens of a batch, and for nothing else.
 
-    The same for both sides: what one recomputes is not counted, nor what one does element by element.
+    The same for both sides: what one recomputes is not counted, nor padding, nor what is done element by
+    element.
     """
-    B, S = next(iter(batch.views.values())).input_ids.shape
-    targets = [np.array(view.target_ids.shape[1]) for view in batch.views.values()]
-    return 3 * B * float(T5(config).flops(np.array(S), targets))
+    lengths = [(view.inputs.length, view.targets.length) for view in batch.views.values()]
+    return 3 * float(T5(config).flops(real_work(np.array(lengths))))
 
 
-def shape(batch: Batch) -> str:
-    """B x S / T / T..., S the same for all views."""
-    first = next(iter(batch.views.values())).input_ids.shape
-    return f"{first[0]} x {first[1]} / " + " / ".join(
-        str(v.target_ids.shape[1]) for v in batch.views.values()
+def slot_flops(config: T5Config, batch: Batch) -> float:
+    """FLOPs of the same products over all slots of a flat batch, filled or not."""
+    groups, examples = batch.example.shape
+    return 3 * float(T5(config).flops(padded_work(np.array(shape(batch)), groups * examples, groups)))
+
+
+def rectangle_flops(config: T5Config, batch_size: int, widths: np.ndarray) -> np.ndarray:
+    """(...) FLOPs of the same products over rectangles of `widths`, (..., views, 2), inputs and targets."""
+    shapes = np.stack([batch_size * widths, widths], axis=-1)
+    return 3 * T5(config).flops(padded_work(shapes, batch_size, groups=1))
+
+
+def longest(views: Views, rows: np.ndarray) -> np.ndarray:
+    """(..., views, 2) tokens of the longest input and target in the batches `rows`, (..., B)."""
+    return np.moveaxis(view_lengths(views, rows).max(axis=-1), (0, 1), (-2, -1))
+
+
+def shape(batch: Batch) -> Shape:
+    return tuple(
+        ViewShape(*((side.slots, side.width) for side in (view.inputs, view.targets)))
+        for view in batch.views.values()
     )
 
 
@@ -163,13 +191,12 @@ def random_params(config: T5Config) -> Params:
     Queries are smaller by what attention does not divide by: else its weights saturate, and a rounding
     error in the first layer is something else in the last.
     """
-    rng = np.random.default_rng(0)
-    shapes = flatten_dict(shapes(T5(config).weights), sep="/")
-    flat = {path: 0.05 * rng.standard_normal(leaf.shape, np.float32) for path, leaf in shapes.items()}
+    rng, weights = np.random.default_rng(0), T5(config).weights
+    flat = {path: 0.05 * rng.standard_normal(w.shape, np.float32) for path, w in weights.items()}
     for path, leaf in flat.items():
         if path.endswith("/q"):
             leaf *= config.d_kv**-0.5
-        elif path.endswith("/scale"):
+        elif path.endswith("norm"):
             leaf += 1
     return unflatten_dict(flat, sep="/")
 
@@ -197,7 +224,7 @@ class OurStep:
         batch_size: int,
         widths: Mapping[str, int] | None = None,
     ):
-        student = T5(config, dtype)
+        student = T5(config, dtype, unroll=jax.default_backend() == "cpu")  # as in training
         terms = {view.name: view.term for view in views_of(method)}
         weights = {"label": ALPHA, "rationale": 1 - ALPHA} if len(terms) > 1 else {"label": 1.0}
         mi = distillation = last_batch = None
@@ -220,14 +247,13 @@ class OurStep:
             kept = dict(widths or dict.fromkeys(terms, 1))  # maps have no width
             last_batch = distillation.empty(batch_size // 2, config.vocab_size, kept)
         # A loop over layers for what is only compared: it compiles in half the time.
-        looped = dataclasses.replace(student)
+        looped = dataclasses.replace(student, unroll=False)
         self._compared = make_objective(looped, terms, weights, mi, distillation)
         objective = make_objective(student, terms, weights, mi, distillation)
-        optimizer = make_optimizer(Config().resolved().optimizer, 10_000)
+        optimizer = make_optimizer(Config().resolved().optimizer, 10_000, student.weights)
         self._step = jax.jit(make_train_step(objective, optimizer), donate_argnums=0)
-        self._compiled: dict[str, Any] = {}
-        # rbg keys, as in training.
-        create = jax.jit(lambda p: init_state(p, optimizer, jax.random.key(0, impl="rbg"), last_batch))
+        self._compiled: dict[Shape, Any] = {}
+        create = jax.jit(lambda p: init_state(p, optimizer, jax.random.key(0), last_batch))
         self._state: TrainState = create(params)
 
     def loss_and_norm(self, batch: Batch) -> tuple[float, float]:

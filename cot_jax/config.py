@@ -119,10 +119,18 @@ class ModelConfig:
     )
     lora_rank: int = _key(0, "train LoRA's low-rank updates of this rank only; 0 = all weights", low=0)
     lora_alpha: float = _key(16.0, "these updates are multiplied by alpha / rank", low=0.0)
+    lora_adapter: str = _key(
+        "", "directory of a PEFT adapter to start from; its rank, alpha and targets replace the other keys"
+    )
     frozen_dtype: str = _key(
         "float32", "of the weights that LoRA leaves as they are", choices=("float32", "bfloat16")
     )
     lora_targets: str = _key("attention/[qv]$", "regular expression of the updated parameters' paths")
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether an adapter is trained, and not the weights themselves."""
+        return bool(self.lora_rank or self.lora_adapter)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +259,7 @@ class Config:
 
     def resolved(self) -> "Config":
         """With the learning rate that the default of 0 stands for."""
-        usual = LORA_LEARNING_RATE if self.model.lora_rank else LEARNING_RATES[self.optimizer.name]
+        usual = LORA_LEARNING_RATE if self.model.has_lora else LEARNING_RATES[self.optimizer.name]
         rate = self.optimizer.learning_rate or usual
         return dataclasses.replace(self, optimizer=dataclasses.replace(self.optimizer, learning_rate=rate))
 

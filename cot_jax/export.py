@@ -76,12 +76,21 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="work directory of a run")
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
+    parser.add_argument(
+        "--adapter",
+        action="store_true",
+        help="write the adapter that LoRA trained, for PEFT",
+    )
     parser.add_argument("--license", default="other", help="for the model card, e.g. apache-2.0")
     options = parser.parse_args(argv)
     try:
         if options.output.exists() and any(options.output.iterdir()):
             raise UserError(f"{options.output} is not empty: choose another --output")
         student = saved.load(options.run)
+        if options.adapter:
+            student.export_adapter(options.output)
+            print(f"written to {options.output}: PEFT's PeftModel.from_pretrained reads it")
+            return 0
         student.export(options.output)
         _generation_config(student).save_pretrained(options.output)
         card = _card(student, _result(options.run), options)

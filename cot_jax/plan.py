@@ -189,7 +189,7 @@ def changed(experiment: Experiment, change: dict[str, Any]) -> Experiment:
         load_student(config.model, experiment.format.tokenizer, weights=False)[0], unroll=False
     )
     return dataclasses.replace(
-        experiment, config=config, student=student, lora=make_lora(config.model, student)
+        experiment, config=config, student=student, lora=make_lora(config.model, student)[0]
     )
 
 

@@ -27,7 +27,7 @@ from cot_jax.files import Row, read_json_lines, rows_of
 from cot_jax.models.decoding import Sampling
 from cot_jax.training.compiled import keep_compiled
 from cot_jax.training.evaluation import Answers
-from cot_jax.training.saved import Answerer, Saved, load, not_recorded
+from cot_jax.training.saved import Answerer, Saved, load
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,8 +59,6 @@ def _predict(saved: Saved, rows: Iterator[Row], sink: TextIO, options: argparse.
         method = saved.config.objective.method
         raise UserError(f"--explain: method={method} learned no separate rationale")
     votes, interpreter = options.samples or len(chosen) > 1, make_interpreter(options.sandbox)
-    if votes and saved.by_value is None:
-        raise not_recorded("how the answers of this student compare")
 
     def answerers(views: Sequence[View], **how: Any) -> dict[View, Answerer]:
         return {
@@ -90,7 +88,7 @@ def _predict(saved: Saved, rows: Iterator[Row], sink: TextIO, options: argparse.
             answer = {"id": row.values["id"], "input": row.values["input"]}
             if votes:
                 voters = drawn or {view: written[view] for view in chosen}
-                answer |= _elect(voters, n, options.samples or 1, bool(saved.by_value))
+                answer |= _elect(voters, n, options.samples or 1, saved.by_value)
             else:
                 answer["label"] = written[chosen[0]].answers[n]
             for view, answers in written.items():

@@ -43,7 +43,8 @@ import pandas as pd
 from IPython.display import Image
 
 from cot_jax import evaluate
-from cot_jax.data.batches import make_batch
+from cot_jax.data.batches import make_batch, view_lengths
+from cot_jax.data.lengths import as_shape, needed
 from cot_jax.experiments import from_directory
 from cot_jax.losses.mutual_information import mutual_information_loss
 from cot_jax.losses.vocabulary import logits
@@ -124,29 +125,39 @@ pd.DataFrame(
 
 
 # %%
+class Targets:
+    """The targets of N examples, padded to the longest: `ids_NT`, `length_N` and where they are `real_NT`."""
+
+    def __init__(self, view):
+        self.length_N = view.learned[0]
+        self.ids_NT = view.targets.ids.reshape(len(self.length_N), -1)
+        self.real_NT = np.arange(self.ids_NT.shape[1]) < self.length_N[:, None]
+
+
 class Maps:
-    """What a student says of N examples at each position of its two targets, and the maps p and q of it."""
+    """A student's probabilities at each position of both targets of N examples, and their maps p and q."""
 
     def __init__(self, run, count=200):
         saved = load(run)
         self.objective, pieces = saved.config.objective, saved.format.tokenizer.hf
         self.examples = load_splits(saved.config.data, saved.config.seed).valid[:count]
         views = tokenize(saved.views, self.examples, saved.format, saved.config.data).views
-        every = [[view.inputs for view in views.values()], *([view.targets] for view in views.values())]
-        shape = tuple(int(max(part.lengths.max() for part in parts)) for parts in every)
-        batch = make_batch(views, np.arange(len(self.examples)), shape, saved.student.pad_id)
-        self.label, self.rationale = batch.views["predict"], batch.views["explain"]
+        # Decoded up to the longest, as `reference` does, all targets have one length: flat tokens are rows.
+        rows, padded = np.arange(len(self.examples)), ("predict", "explain")
+        shape = as_shape(needed(view_lengths(views, rows, padded=padded), groups=1))
+        self.batch = make_batch(views, rows, shape, saved.student.pad_id, padded=padded)
+        self.label, self.rationale = (Targets(self.batch.views[name]) for name in padded)
 
         @jax.jit
-        def probabilities(params, views):
-            hidden, head_DV = saved.student.hidden(params, views, None), saved.student.head(params)
-            return {name: jax.nn.softmax(logits(hidden[name], head_DV)) for name in hidden}
+        def probabilities(params, batch):
+            hidden, head_DV = saved.student.hidden(params, batch, None), saved.student.head(params)
+            return {name: jax.nn.softmax(logits(hidden[name][0], head_DV)) for name in hidden}
 
-        found = jax.device_get(probabilities(saved.params, batch.views))
-        self.said_NTV = found["explain"]  # at the positions of the rationale and of its padding
-        self.real_NT = real(self.rationale)
-        self.p_NV = np.where(real(self.label)[..., None], found["predict"], 0).max(axis=1)
-        self.q_NV = np.where(self.real_NT[..., None], self.said_NTV, 0).max(axis=1)
+        found = jax.device_get(probabilities(saved.params, self.batch))
+        said = {name: found[name].reshape(len(rows), -1, found[name].shape[-1]) for name in padded}
+        self.said_NTV = said["explain"]  # at the positions of the rationale and of its padding
+        self.p_NV = np.where(self.label.real_NT[..., None], said["predict"], 0).max(axis=1)
+        self.q_NV = np.where(self.rationale.real_NT[..., None], self.said_NTV, 0).max(axis=1)
         # The embedding has more rows than the tokenizer has pieces.
         known = pieces.convert_ids_to_tokens(list(range(len(pieces))))
         self.pieces = known + [f"#{v}" for v in range(len(known), self.p_NV.shape[1])]
@@ -157,11 +168,7 @@ class Maps:
 
     def of_label(self, n):
         """The ids that the label of example n contains, its end included."""
-        return np.unique(self.label.target_ids[n, : self.label.target_length[n]])
-
-
-def real(view):
-    return np.arange(view.target_ids.shape[1]) < view.target_length[:, None]
+        return np.unique(self.label.ids_NT[n, : self.label.length_N[n]])
 
 
 maps = {row: Maps(run) for row, run in runs.items()}
@@ -275,7 +282,7 @@ figure, axes = plt.subplots(
     len(maps), 1, figsize=(11, 1.5 * len(maps) + 0.8), layout="constrained", sharex=True, squeeze=False
 )
 for panel, (row, found) in zip(axes[:, 0], maps.items(), strict=True):
-    length, ids = found.rationale.target_length[EXAMPLE], found.rationale.target_ids[EXAMPLE]
+    length, ids = found.rationale.length_N[EXAMPLE], found.rationale.ids_NT[EXAMPLE]
     said = found.said_NTV[EXAMPLE, : length + PADDING]
     panel.bar(range(length), said[np.arange(length), ids[:length]], color="0.8")
     for piece, color in BRACKETS.items():
@@ -305,7 +312,8 @@ pd.DataFrame(
         row: {
             f"{piece[1:]} in the {name}": largest_of(found, piece, where_NT)
             for piece in BRACKETS
-            for name, where_NT in (("rationale", found.real_NT), ("padding", ~found.real_NT))
+            for real_NT in [found.rationale.real_NT]
+            for name, where_NT in (("rationale", real_NT), ("padding", ~real_NT))
         }
         for row, found in maps.items()
     }
@@ -328,7 +336,7 @@ pd.DataFrame(
 # %%
 found = maps["dss"]
 objective = next((maps[row].objective for row in maps if row != "dss"), found.objective)
-tokens, bracket = found.rationale.target_length.mean(), found.pieces.index("▁)")
+tokens, bracket = found.rationale.length_N.mean(), found.pieces.index("▁)")
 pi = np.linspace(0.005, 0.995, 100)
 price = (1 - objective.alpha) / tokens * -np.log1p(-pi)
 
@@ -336,8 +344,8 @@ price = (1 - objective.alpha) / tokens * -np.log1p(-pi)
 def mi_loss(variant, probability):
     q_NV = found.q_NV.copy()
     q_NV[:, bracket] = np.maximum(q_NV[:, bracket], probability)
-    counts_N = np.ones(len(q_NV), bool)
-    return float(mutual_information_loss(found.p_NV, q_NV, counts_N, variant=variant, detach="label"))
+    one_group = found.p_NV[None], q_NV[None], np.ones((1, len(q_NV)), bool)
+    return float(mutual_information_loss(*one_group, variant=variant, detach="label"))
 
 
 figure, panel = plt.subplots(figsize=(7, 3.8), layout="constrained")

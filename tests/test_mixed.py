@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from flat_batches import by_example
 
 from cot_jax import evaluate, export, predict
 from cot_jax.answers import programs, sandbox
@@ -93,19 +94,24 @@ def test_what_is_learned(experiment):
     assert "view explain: targets 64 texts" in lines
     spelled = next(line for line in experiment.report if line.startswith("view program: targets"))
     assert spelled.endswith("0.000 % unknown tokens (spelled by the codec)")
-    batch = experiment.batches(0)
-    for name, decode in (("program", codec.decode), ("explain", str)):
-        ids, lengths = batch.views[name][2:]
-        for n, row, length in zip(batch.example, ids, lengths, strict=True):
-            text = decode(experiment.format.tokenizer.decode(row[:length].tolist()))
-            view = next(view for view in experiment.views if view.name == name)
+    batches = experiment.batches(1)
+
+    def shown_at(step, view):
+        batch = batches(step)
+        targets = batch.views[view.name].targets
+        written = by_example(targets, targets.ids)
+        return {
+            int(n): experiment.format.decode(view.name, ids.tolist())
+            for n, ids in zip(batch.example.ravel(), written, strict=True)
+        }
+
+    _, explain, program = experiment.views
+    for view in (explain, program):
+        for n, text in shown_at(0, view).items():
             example = experiment.train_examples[n]
             assert text in view.writes(example, example.label)
     # The second epoch shows the others.
-    shown = [
-        {int(n): tuple(row) for n, row in zip(b.example, b.views["program"].target_ids, strict=True)}
-        for b in (experiment.batches(0), experiment.batches(4))
-    ]
+    shown = [shown_at(0, program), shown_at(4, program)]
     common = shown[0].keys() & shown[1].keys()
     assert common
     assert all(shown[0][n] != shown[1][n] for n in common)
@@ -135,25 +141,25 @@ class Script:
     def __init__(self, student, written):
         self._student, self._written = student, written
 
-    def _tokens(self, ids_BS, length_B, samples, most):
+    def _tokens(self, questions, samples, most):
         format, tokens, log_probs = self._student.format, [], []
-        for ids, length in zip(np.asarray(ids_BS), np.asarray(length_B), strict=True):
-            prefix, _, question = format.tokenizer.decode(ids[:length].tolist()).partition(": ")
-            texts, log_prob = self._written(prefix, question) if length else ([""] * samples, 0.0)
+        for ids in by_example(questions, questions.ids):
+            prefix, _, question = format.tokenizer.decode(ids.tolist()).partition(": ")
+            texts, log_prob = self._written(prefix, question) if len(ids) else ([""] * samples, 0.0)
             rows = format.targets(prefix, texts[:samples], most).ids  # a view's prefix is its name
             tokens.append([row + [0] * (most - len(row)) for row in rows])
             log_probs.append([log_prob] * samples)
         return np.array(tokens, np.int32), np.array(log_probs, np.float32)
 
     def make_generate(self, student, mesh, most, beams):
-        def generate(params, *inputs):
-            tokens, log_probs = self._tokens(*inputs, 1, most)
+        def generate(params, questions):
+            tokens, log_probs = self._tokens(questions, 1, most)
             return tokens[:, 0], log_probs[:, 0]
 
         return generate
 
     def make_sample(self, student, mesh, most, samples, sampling, seed):
-        return lambda params, *inputs: self._tokens(*inputs, samples, most)
+        return lambda params, questions: self._tokens(questions, samples, most)
 
 
 def _written(prefix, question):

@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cot_jax import evaluate, experiments
 from cot_jax.config import Config, to_json
+from cot_jax.losses.mutual_information import counted_tokens
 from cot_jax.losses.vocabulary import VocabularyMap, plain_vocabulary_pass
 from cot_jax.training.data import load_splits
 from cot_jax.training.saved import load
@@ -133,17 +133,14 @@ def test_mi_curves(runs, run_notebook, monkeypatch):
     saved, maps = load(workdirs["dss"]), found["maps"]["dss"]
 
     @partial(jax.jit, static_argnums=2)
-    def map_of(params, views, name):
-        hidden, view = saved.student.hidden(params, views, None), views[name]
-        real_NT = jnp.arange(view.target_ids.shape[1])[None, :] < view.target_length[:, None]
-        kind = {"mi": VocabularyMap("max", real_NT)}
-        return plain_vocabulary_pass(hidden[name], saved.student.head(params), view.target_ids, kind).maps[
-            "mi"
-        ]
+    def map_of(params, batch, name):
+        hidden, view = saved.student.hidden(params, batch, None), batch.views[name]
+        kind = {"mi": VocabularyMap("max", counted_tokens("masked", view))}
+        found = plain_vocabulary_pass(hidden[name], saved.student.head(params), view.targets, kind)
+        return found.maps["mi"][0]
 
-    views = {"predict": maps.label, "explain": maps.rationale}
     for name, map_NV in (("predict", maps.p_NV), ("explain", maps.q_NV)):
-        np.testing.assert_allclose(map_NV, map_of(saved.params, views, name), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(map_NV, map_of(saved.params, maps.batch, name), rtol=1e-4, atol=1e-6)
     (ids,), _ = saved.format.targets("predict", [maps.examples[3].label], saved.config.data.max_target_tokens)
     assert list(maps.of_label(3)) == sorted(set(ids))
     # Gain and price: the value that the published form has without a bracket, minus <p, q> with it.

@@ -114,11 +114,7 @@ def test_the_label_is_the_vote_over_samples_whatever_the_batch(run, exported, ca
 
 
 def test_a_student_that_chose_among_labels_still_does(exported, tmp_path, capsys, monkeypatch):
-    config = json.loads((exported / "cot_jax.json").read_text())
-    config["evaluation"]["answers"] = "score"
-    _copy(exported, tmp_path, config)
-    assert predict.main([str(tmp_path)]) == 2
-    assert "what labels this student chooses among is not recorded: answers.json" in capsys.readouterr().err
+    _copy(exported, tmp_path)
     labels = ("3 apples", "12 pens", "Tom")
     (tmp_path / ANSWERS_FILE).write_text(json.dumps({"by_value": False, "labels": labels}))
     _, answers, _ = _predict(tmp_path, capsys, monkeypatch)
@@ -164,28 +160,28 @@ def test_mistakes_are_one_line(run, exported, tmp_path, capsys):
 
 
 def test_a_method_without_rationales_cannot_explain(exported, tmp_path, capsys):
+    _copy(exported, tmp_path)
     config = json.loads((exported / "cot_jax.json").read_text())
     config["objective"]["method"] = "standard"
-    _copy(exported, tmp_path, config)
+    (tmp_path / "cot_jax.json").write_text(json.dumps(config))
     assert predict.main([str(tmp_path), "--explain"]) == 2
     assert "method=standard learned no separate rationale" in capsys.readouterr().err
 
 
-def _copy(exported, directory, config):
-    """An export of another config that was made before `ANSWERS_FILE` was."""
+def _copy(exported, directory):
     for file in exported.iterdir():
         (directory / file.name).write_bytes(file.read_bytes())
-    (directory / "cot_jax.json").write_text(json.dumps(config))
-    (directory / ANSWERS_FILE).unlink()
 
 
-def test_votes_need_to_know_what_is_equal(exported, tmp_path, capsys):
-    _copy(exported, tmp_path, json.loads((exported / "cot_jax.json").read_text()))
-    assert predict.main([str(tmp_path), "--samples=2"]) == 2
-    assert "how the answers of this student compare is not recorded" in capsys.readouterr().err
-    (tmp_path / ANSWERS_FILE).write_text('{"by_value": "yes", "labels": null}')
+def test_an_export_needs_to_know_what_is_equal(exported, tmp_path, capsys):
+    _copy(exported, tmp_path)
+    for values in ('{"by_value": "yes", "labels": null}', '{"by_value": true, "labels": []}', "{}"):
+        (tmp_path / ANSWERS_FILE).write_text(values)
+        assert predict.main([str(tmp_path)]) == 2
+        assert 'answers.json: expected "by_value"' in capsys.readouterr().err
+    (tmp_path / ANSWERS_FILE).unlink()
     assert predict.main([str(tmp_path)]) == 2
-    assert 'answers.json: expected "by_value"' in capsys.readouterr().err
+    assert "answers.json: no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

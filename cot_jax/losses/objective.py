@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +96,7 @@ def make_objective(
                 wanted["mi"] = VocabularyMap(mi.reduction, map_length(mi.variant, view))
             if sd and sd.distills and sd.output == "vmm":
                 wanted["sum"] = VocabularyMap("sum", view.learned)
-            options = {"entropy": sd is not None and sd.dynamic, "batch_axes": batch_axes}
+            options: Any = {"entropy": sd is not None and sd.dynamic, "batch_axes": batch_axes}
             inputs, weight_GY, nll = (hidden[name], head_DV, view.targets), token_weight(view), None
             if (mi and mi.differentiates(name)) or (sd and sd.differentiates_outputs):
                 passed = vocabulary_pass(*inputs, wanted, **options)

@@ -201,7 +201,7 @@ def _prepare(targets: Tokens, maps, entropy: bool, chunk_rows: int | None) -> tu
     counted = {name: segments.within(_length(kind, targets)) for name, kind in maps.items()}
     kinds = tuple((name, kind.reduction, kind.temperature) for name, kind in maps.items())
     spec = _Spec(kinds, entropy, chunk_rows, targets.length.shape[1])
-    return spec, _Rows(targets.ids, segments.example_GX, segments.position_GX, counted)
+    return spec, _Rows(jnp.asarray(targets.ids), segments.example_GX, segments.position_GX, counted)
 
 
 def _length(kind: VocabularyMap, targets: Tokens):
@@ -413,12 +413,8 @@ class _Chunks(NamedTuple):
         return cls(G, Y, -(-G * Y // -(-G * Y // most)))
 
     @property
-    def count(self) -> int:
-        return -(-self.groups * self.slots // self.size)
-
-    @property
     def fill(self) -> int:
-        return self.count * self.size - self.groups * self.slots
+        return -self.groups * self.slots % self.size
 
     def split(self, tree):
         """Each (G, Y, ...) becomes (chunks, size, ...)."""
@@ -426,7 +422,7 @@ class _Chunks(NamedTuple):
         def one(leaf):
             rows = leaf.reshape(self.groups * self.slots, *leaf.shape[2:])
             filled = jnp.pad(rows, [(self.fill, 0)] + [(0, 0)] * (rows.ndim - 1))
-            return filled.reshape(self.count, self.size, *rows.shape[1:])
+            return filled.reshape(-1, self.size, *rows.shape[1:])
 
         return jax.tree.map(one, tree)
 

@@ -146,7 +146,8 @@ class Layout:
         self.position_GX = jnp.concatenate([s.position_GX for s in self.segments], axis=1)
         seeds = []
         for n, s in enumerate(self.segments):
-            of_example_GE = mix(jnp.asarray(example_GE).astype(jnp.uint32) + np.uint32(n) * _GOLDEN)
+            of_view = np.uint32(n * int(_GOLDEN) % 2**32)
+            of_example_GE = mix(jnp.asarray(example_GE).astype(jnp.uint32) + of_view)
             of_example_GX = jnp.take_along_axis(of_example_GE, s.example_GX, axis=1)
             seeds.append(mix(of_example_GX + s.position_GX.astype(jnp.uint32)))
         self.seed_GX = jnp.concatenate(seeds, axis=1)

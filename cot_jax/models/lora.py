@@ -26,6 +26,7 @@ class Lora:
     """Which weights of a student are trained: adapters of the targets, and all that is fresh.
 
     Attributes:
+      settings: the arguments, without the weights.
       rank, alpha: R, and the product's weight times R.
       weights: those that are trained: for every adapted matrix PATH/a (N, P, R) and PATH/b (N, R, Q) with N
         layers, P inputs, Q outputs (all heads of an attention together) and R the rank, and weights that no
@@ -44,6 +45,7 @@ class Lora:
         Raises:
           UserError: no expression, or no parameter has such a path, or one that is no layer's matrix.
         """
+        self.settings = {"rank": rank, "alpha": alpha, "targets": targets}
         self.rank, self.alpha = rank, alpha
         try:
             wanted = re.compile(targets)
@@ -72,10 +74,10 @@ class Lora:
             for n in range(weight.layers)
         }
 
-    def init(self, rng: jax.Array) -> Params:
-        """Fresh trained parameters, float32; the adapters change nothing."""
-        flat = flatten_dict(init(self.weights, rng), sep="/")
-        for n, path in enumerate(sorted(self._adapted)):
+    def init(self, rng: jax.Array, given: Params | None = None) -> Params:
+        """Trained parameters, float32, fresh but for those `given`; fresh adapters change nothing."""
+        flat = flatten_dict(init(self.weights, rng, given), sep="/")
+        for n, path in enumerate(sorted(self._adapted) if given is None else ()):
             shape_NPR = self.weights[f"{path}/a"].shape
             limit, key = shape_NPR[1] ** -0.5, jax.random.fold_in(rng, n)
             flat[f"{path}/a"] = jax.random.uniform(key, shape_NPR, minval=-limit, maxval=limit)
@@ -92,17 +94,17 @@ class Lora:
             flat[path] = LowRank(flat[path], a, b, self.alpha / self.rank)
         return unflatten_dict(flat | own, sep="/")
 
-    def merge(self, frozen: Params, trained: Params) -> Params:
-        """The parameters of the adapted student as one of the usual kind, float32: for files."""
 
-        def one(leaf):
-            if not isinstance(leaf, LowRank):
-                return leaf.astype(jnp.float32)
-            product_NPQ = jnp.einsum("NPR,NRQ->NPQ", leaf.a, leaf.b, precision="highest")
-            return leaf.w.astype(jnp.float32) + leaf.scale * product_NPQ.reshape(leaf.w.shape)
+def merged(params: Params) -> Params:
+    """The parameters of an adapted student without `LowRank` leaves, float32: for files."""
 
-        attached = self.attach(frozen, trained)
-        return jax.tree.map(one, attached, is_leaf=lambda leaf: isinstance(leaf, LowRank))
+    def one(leaf):
+        if not isinstance(leaf, LowRank):
+            return leaf.astype(jnp.float32)
+        product_NPQ = jnp.einsum("NPR,NRQ->NPQ", leaf.a, leaf.b, precision="highest")
+        return leaf.w.astype(jnp.float32) + leaf.scale * product_NPQ.reshape(leaf.w.shape)
+
+    return jax.tree.map(one, params, is_leaf=lambda leaf: isinstance(leaf, LowRank))
 
 
 def fingerprint(params: Params) -> int:

@@ -20,7 +20,7 @@ from cot_jax.models.weights import Params
 from cot_jax.text.formats import Format
 from cot_jax.training.data import load_format, load_splits, training_examples
 from cot_jax.training.encoding import fit, tokenize
-from cot_jax.training.students import BASE, check_lora, load_student, make_lora
+from cot_jax.training.students import BASE, LORA, check_lora, load_student, make_lora
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Experiment:
     student: Student
     pretrained: Params | None  # None: from scratch
     lora: Lora | None  # None: every parameter is trained
+    adapter: Params | None  # what LoRA starts from; None: a fresh one
     views: tuple[View, ...]
     train_examples: tuple[Example, ...]
     tokenized: Mapping[str, TokenizedView]  # the training examples
@@ -58,8 +59,10 @@ class Experiment:
 
     def architecture(self) -> dict[str, Any]:
         """The student's architecture and, for an adapter, the checksum of the pretrained weights."""
-        base = {BASE: fingerprint(self.pretrained)} if self.lora and self.pretrained else {}
-        return self.student.architecture() | base
+        adapts = {}
+        if self.lora and self.pretrained:
+            adapts = {BASE: fingerprint(self.pretrained), LORA: self.lora.settings}
+        return self.student.architecture() | adapts
 
     @property
     def answer_view(self) -> View:
@@ -87,6 +90,7 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
     )
     format = fit(format, method, train_examples, config.data)
     tokenized = tokenize(method, train_examples, format, config.data)
+    lora, adapter = make_lora(config.model, student)
     return Experiment(
         config=config,
         splits=splits,
@@ -94,7 +98,8 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
         student=student,
         pretrained=pretrained,
         tokenized=tokenized.views,
-        lora=make_lora(config.model, student),
+        lora=lora,
+        adapter=adapter,
         views=method,
         train_examples=train_examples,
         self_distillation=self_distillation,

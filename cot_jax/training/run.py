@@ -76,20 +76,19 @@ class Run:
         trained = lora.weights if lora else student.weights
         optimizer = make_optimizer(config.optimizer, config.train.steps, trained)
         whole, self._batch_sharding = replicated(self.mesh), by_example(self.mesh)
-        pretrained = None if lora else experiment.pretrained
+        given = experiment.adapter if lora else experiment.pretrained
 
-        def create(pretrained):
+        def create(given):
             init_rng, step_rng = jax.random.split(jax.random.key(config.seed))
-            params = lora.init(init_rng) if lora else init(student.weights, init_rng, pretrained)
+            params = lora.init(init_rng, given) if lora else init(student.weights, init_rng, given)
             return init_state(params, optimizer, step_rng, self._empty_last_batch())
 
-        like = jax.eval_shape(create, pretrained)
+        like = jax.eval_shape(create, given)
         state_sharding = of_state(self.mesh, like, trained, experiment.self_distillation)
         self._abstract_state = abstract(like, state_sharding)
         # Each device draws its own part of every parameter.
         create = jax.jit(create, out_shardings=state_sharding)
-        of_pretrained = pretrained and by_weights(self.mesh, pretrained, student.weights)
-        self._create = lambda: create(pretrained and spread(pretrained, of_pretrained))
+        self._create = lambda: create(given and spread(given, by_weights(self.mesh, given, trained)))
         self._frozen_sharding = by_weights(self.mesh, self._frozen_shapes, student.weights) if lora else None
         self._step = jax.jit(
             make_train_step(

@@ -1,4 +1,4 @@
-"""A trained student as it lies on disk: a run's work directory, or a directory that `export` wrote."""
+"""A trained student on disk: a run's work directory, or a directory that `export` wrote."""
 
 import dataclasses
 import sys
@@ -19,7 +19,7 @@ from cot_jax.errors import UserError
 from cot_jax.files import read_json, write_json, write_text
 from cot_jax.models import student as students
 from cot_jax.models.decoding import Sampling
-from cot_jax.models.lora import fingerprint
+from cot_jax.models.lora import Lora, fingerprint, merged, write_adapter
 from cot_jax.models.student import Options, Student
 from cot_jax.models.weights import Params, shapes
 from cot_jax.text import formats
@@ -36,9 +36,10 @@ from cot_jax.training.evaluation import (
     make_score,
 )
 from cot_jax.training.mesh import abstract, arrangement, by_weights, group_count, spread
-from cot_jax.training.students import BASE, compute_dtype, make_lora
+from cot_jax.training.students import BASE, LORA, compute_dtype
 
-# Of a run: the student's architecture. Of an export: the run's config. Of both: what its data say of answers.
+# In a run: the student's architecture. In an export: the run's config. In both: how answers compare, and the
+# labels that the student chooses among.
 STUDENT_FILE, CONFIG_FILE, ANSWERS_FILE = "student.json", "cot_jax.json", "answers.json"
 
 
@@ -48,8 +49,9 @@ class Saved:
 
     Attributes:
       params: divided among the devices of `mesh`, which are all there are.
-      by_value: how its answers compare (`data.tasks.Splits`); None: trained before that was recorded.
+      by_value: how its answers compare (`data.tasks.Splits`).
       labels: those it chooses among; None where it writes (config.evaluation.answers).
+      adapter: what LoRA trained, which `params` holds too; None where every weight was trained.
     """
 
     config: Config
@@ -57,8 +59,9 @@ class Saved:
     params: Params
     mesh: Mesh
     format: Format
-    by_value: bool | None
+    by_value: bool
     labels: tuple[str, ...] | None
+    adapter: tuple[Lora, Params] | None = None
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -93,7 +96,18 @@ class Saved:
         self.format.save(directory)
         write_text(directory / CONFIG_FILE, to_json(self.config))
         write_json(directory / ANSWERS_FILE, {"by_value": self.by_value, "labels": self.labels})
-        students.save(directory, self.student, self.params)
+        students.save(directory, self.student, merged(self.params))
+
+    def export_adapter(self, directory: Path) -> None:
+        """Writes the adapter of a student that LoRA trained, for PEFT.
+
+        Raises:
+          UserError: it has none.
+        """
+        if self.adapter is None:
+            raise UserError("--adapter: every weight of this student was trained; export it without")
+        lora, trained = self.adapter
+        write_adapter(directory, lora, trained, self.config.model.pretrained)
 
 
 def load(path: Path) -> Saved:
@@ -123,9 +137,9 @@ def load(path: Path) -> Saved:
     student = students.build(architecture, options)
     like = shapes(student.weights)
     mesh, shardings = arrangement(config.mesh, like, student.weights)
-    lora = make_lora(config.model, student)
-    like_shardings = shardings
-    if lora:
+    like_shardings, adapter = shardings, None
+    if LORA in architecture:
+        lora = Lora(student.weights, **architecture[LORA])
         _, base, _ = students.from_pretrained(config.model.pretrained, options)
         refuse_other_base(path / STUDENT_FILE, fingerprint(base), config.model.pretrained)
         like = shapes(lora.weights)
@@ -134,10 +148,10 @@ def load(path: Path) -> Saved:
         if checkpoints.best is None:
             raise UserError(f"{path} has no best parameters yet: train until its first evaluation")
         params = checkpoints.restore_best(abstract(like, like_shardings))
-    if lora:
-        merge = jax.jit(lora.merge, donate_argnums=0, out_shardings=shardings)
-        params = merge(spread(base, by_weights(mesh, base, student.weights)), params)
-    return Saved(config, student, params, mesh, formats.load(path / "tokenizer"), *answers)
+    if LORA in architecture:
+        adapter = (lora, params)
+        params = lora.attach(spread(base, by_weights(mesh, base, student.weights)), params)
+    return Saved(config, student, params, mesh, formats.load(path / "tokenizer"), *answers, adapter)
 
 
 def refuse_other_base(file: Path, found: int, pretrained: str) -> None:
@@ -152,21 +166,13 @@ def refuse_other_base(file: Path, found: int, pretrained: str) -> None:
         )
 
 
-def _read_answers(file: Path) -> tuple[bool | None, tuple[str, ...] | None]:
-    if not file.is_file():
-        return None, None
+def _read_answers(file: Path) -> tuple[bool, tuple[str, ...] | None]:
     match read_json(file):
-        case {"by_value": bool() | None as by_value, "labels": None}:
+        case {"by_value": bool() as by_value, "labels": None}:
             return by_value, None
-        case {"by_value": bool() | None as by_value, "labels": [_, *_] as labels}:
+        case {"by_value": bool() as by_value, "labels": [_, *_] as labels}:
             return by_value, tuple(map(str, labels))
     raise UserError(f'{file}: expected "by_value", true or false, and "labels", a list or null')
-
-
-def not_recorded(what: str) -> UserError:
-    return UserError(
-        f"{what} is not recorded: {ANSWERS_FILE} is missing; run the training command again, it writes it"
-    )
 
 
 class _Asker:
@@ -212,19 +218,14 @@ class Answerer(_Asker):
           sampling: what they are drawn from; None is the student's distribution.
           seed: of the draws.
           interpreter: gives the answer of a program that the student writes.
-
-        Raises:
-          UserError: it chose among labels, but which is not recorded.
         """
         super().__init__(saved, view, batch_size)
         self._max_new_tokens, self._interpreter = max_new_tokens, interpreter
         where, evaluation = (saved.student, saved.mesh), saved.config.evaluation
         if samples:
             self._generate = make_sample(*where, max_new_tokens, samples, sampling or Sampling(), seed)
-        elif beams or evaluation.answers == "generate" or view != saved.views[0]:
+        elif beams or saved.labels is None or view != saved.views[0]:
             self._generate = make_generate(*where, max_new_tokens, beams or evaluation.beams)
-        elif saved.labels is None:
-            raise not_recorded("what labels this student chooses among")
         else:
             labels = self._encode_labels(saved.labels)
             self._generate = make_choose(*where, labels)

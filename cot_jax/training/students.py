@@ -1,18 +1,20 @@
 """From a config to a student: its parameters where they are pretrained, and the adapter that LoRA trains."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 
 from cot_jax.config import LORA_LEARNING_RATE, Config, ModelConfig
 from cot_jax.errors import UserError
 from cot_jax.models import student as students
-from cot_jax.models.lora import Lora
+from cot_jax.models.lora import Lora, read_adapter
 from cot_jax.models.student import Options, Student
 from cot_jax.models.weights import Params
 from cot_jax.text.tokenizer import Tokenizer
 
-# Key of a saved student's architecture: the checksum of the weights that its adapter adapts.
-BASE = "base_crc32"
+# Keys of a saved student's architecture: the checksum of the weights that its adapter adapts, and how.
+BASE, LORA = "base_crc32", "lora"
 
 
 def load_student(
@@ -53,11 +55,18 @@ def compute_dtype(config: ModelConfig) -> jnp.dtype:
     return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
 
 
-def make_lora(config: ModelConfig, student: Student) -> Lora | None:
-    """Returns the configured adapter; None where every parameter is trained."""
+def make_lora(config: ModelConfig, student: Student) -> tuple[Lora | None, Params | None]:
+    """Returns what LoRA trains, None where every parameter is trained, and the adapter to start from, if any.
+
+    Raises:
+      UserError: an adapter that is missing, malformed or of another model.
+    """
+    if config.lora_adapter:
+        return read_adapter(Path(config.lora_adapter), student.weights)
     if not config.lora_rank:
-        return None
-    return Lora(student.weights, rank=config.lora_rank, alpha=config.lora_alpha, targets=config.lora_targets)
+        return None, None
+    rank, alpha, targets = config.lora_rank, config.lora_alpha, config.lora_targets
+    return Lora(student.weights, rank=rank, alpha=alpha, targets=targets), None
 
 
 def check_lora(config: Config, weights: bool) -> list[str]:
@@ -66,9 +75,10 @@ def check_lora(config: Config, weights: bool) -> list[str]:
     Raises:
       UserError: it would adapt nothing worth adapting, or by steps that B = 0 makes too small.
     """
-    if not config.model.lora_rank:
+    if not config.model.has_lora:
         return []
-    key = f"config.model.lora_rank={config.model.lora_rank}"
+    name = "lora_adapter" if config.model.lora_adapter else "lora_rank"
+    key = f"config.model.{name}={getattr(config.model, name)}"
     if weights and not config.model.pretrained:
         raise UserError(f"{key} adapts pretrained weights: give them with --config.model.pretrained=DIR")
     if config.optimizer.name == "adafactor":

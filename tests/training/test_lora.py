@@ -9,7 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from cot_jax.batch import Tokens
+from cot_jax import export
+from cot_jax.batch import Batch, Tokens, ViewArrays
+from cot_jax.config import parse_command_line
 from cot_jax.data import word_problems
 from cot_jax.errors import UserError
 from cot_jax.models import decoding
@@ -18,6 +20,7 @@ from cot_jax.models.t5 import T5, T5Config
 from cot_jax.models.weights import shapes
 from cot_jax.text import tokenizer as tokenizers
 from cot_jax.train import main
+from cot_jax.training.experiment import prepare
 from cot_jax.training.run import Run
 from cot_jax.training.saved import load
 
@@ -150,3 +153,38 @@ def test_what_would_not_learn_is_said(trained, flag, message, capsys, tmp_path):
     out, err = capsys.readouterr()
     assert status == (0 if "warning" in message else 2)
     assert re.search(message, out + err)
+
+
+# PEFT asks Transformers by a name that is going out.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_an_adapter_goes_to_peft_and_comes_back(base, trained, tmp_path, capsys):
+    """What `export --adapter` writes is read by PEFT, and starts another run where the first one ended."""
+    peft = pytest.importorskip("peft", reason="parity needs PEFT")
+    import torch
+    from transformers import T5ForConditionalGeneration
+
+    adapter = tmp_path / "adapter"
+    assert export.main([str(trained[1]), f"--output={adapter}", "--adapter"]) == 0
+    saved = load(trained[1])
+    plain = T5ForConditionalGeneration.from_pretrained(base[0])
+    theirs = peft.PeftModel.from_pretrained(plain, adapter).eval()
+    ids = np.random.default_rng(0).integers(3, 100, size=(1, 7)).astype(np.int32)
+    with torch.no_grad():
+        expected = theirs(input_ids=torch.tensor(ids).long(), labels=torch.tensor(ids).long()).logits.numpy()
+    tokens = Tokens(ids, np.full((1, 1), 7, np.int32), 7)
+    batch = Batch({"view": ViewArrays(tokens, tokens, tokens.length)}, np.zeros((1, 1), np.int32))
+    found = saved.student.hidden(saved.params, batch, None)["view"] @ saved.student.head(saved.params)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+    flags = [flag for flag in trained[0] if "lora_rank" not in flag]
+    command = parse_command_line([*flags, f"--config.model.lora_adapter={adapter}"], "")
+    state = Run(prepare(command.config)).initial_state()
+    jax.tree.map(
+        np.testing.assert_array_equal, jax.device_get(state.params), jax.device_get(saved.adapter[1])
+    )
+
+    (adapter / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_dora": true}'
+    )
+    assert main([*flags, f"--config.model.lora_adapter={adapter}", f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "use_dora is True; only False can be read" in capsys.readouterr().err

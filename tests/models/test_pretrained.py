@@ -8,17 +8,19 @@ from pathlib import Path
 
 import huggingface_hub
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from flax.serialization import msgpack_serialize
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
 from cot_jax.errors import UserError
-from cot_jax.models import huggingface
-from cot_jax.models.t5 import PRESETS, T5, T5Config
+from cot_jax.models import pretrained
+from cot_jax.models import student as students
+from cot_jax.models.student import Options
+from cot_jax.models.t5 import T5, T5Config
+from cot_jax.models.weights import Weight, shapes
 
 KINDS = ["v1.0", "v1.1-tied", "v1.1"]
 TINY = T5Config(
@@ -38,15 +40,21 @@ IGNORED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weigh
 
 @functools.cache
 def random_params(config):
-    shapes = jax.eval_shape(T5(config, jnp.float32).init_params, jax.random.key(0))
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    like = shapes(T5(config).weights)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), like)
 
 
 def saved(directory, config=UNTIED):
-    """A saved model: its directory, and its tensors to tamper with."""
-    huggingface.save(directory, config, random_params(config))
+    """Saves a model; returns its tensors to tamper with."""
+    students.save(directory, T5(config), random_params(config))
     return load_file(directory / "model.safetensors")
+
+
+def load(directory):
+    """The config and the parameters."""
+    student, params, _ = students.from_pretrained(str(directory), Options())
+    return student.config, params
 
 
 def rewrite(directory, tensors):
@@ -59,7 +67,7 @@ def assert_equal(a, b):
 
 def refused(directory):
     with pytest.raises(UserError) as error:
-        huggingface.load(str(directory))
+        load(directory)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -70,26 +78,16 @@ def refused(directory):
 @pytest.mark.parametrize("config", [TINY, GATED, UNTIED], ids=KINDS)
 def test_load_gives_back_what_was_saved(tmp_path, config):
     params = random_params(config)
-    huggingface.save(tmp_path / "new" / "model", config, params)
-    loaded_config, loaded = huggingface.load(str(tmp_path / "new" / "model"))
+    students.save(tmp_path / "new" / "model", T5(config), params)
+    loaded_config, loaded = load(tmp_path / "new" / "model")
     assert loaded_config == config
     assert_equal(loaded, params)
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(np.float32)}
 
 
-@pytest.mark.parametrize("preset", ["tiny", "small", "t5-small"])
-def test_the_table_names_every_parameter_once(preset):
-    config = PRESETS[preset]
-    shapes = jax.eval_shape(T5(config, jnp.float32).init_params, jax.random.key(0))
-    paths = {"/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
-    table = huggingface.name_table(config)
-    assert table.keys() == paths
-    assert len({name for name, _ in table.values()}) == len(table)
-
-
 def test_parameters_of_another_config_are_not_saved(tmp_path):
-    with pytest.raises(ValueError, match="lm_head"):
-        huggingface.save(tmp_path / "model", TINY, random_params(UNTIED) | {"shared": np.zeros((24, 8))})
+    with pytest.raises(ValueError, match="head"):
+        students.save(tmp_path / "model", T5(TINY), random_params(TINY) | {"head": np.zeros((8, 24))})
     assert not (tmp_path / "model").exists()
 
 
@@ -98,16 +96,15 @@ def test_parameters_of_another_config_are_not_saved(tmp_path):
 
 def assert_reads_as(directory, state, config):
     """What was loaded is the state dict, tensor by tensor, under the table's names."""
-    loaded_config, params = huggingface.load(str(directory))
+    loaded_config, params = load(directory)
     assert loaded_config == config
-    flat = {path: (name, inputs) for path, (name, inputs) in huggingface.name_table(config).items()}
-    for path, (name, inputs) in flat.items():
-        leaf = params
-        for key in path.split("/"):
-            leaf = leaf[key]
-        for n, array in enumerate(leaf if "{n}" in name else [leaf]):
-            want = np.asarray(state[name.format(n=n)], np.float32)
-            np.testing.assert_array_equal(array, want.T.reshape(array.shape) if inputs else want)
+    flat, weights = flatten_dict(params, sep="/"), T5(config).weights
+    assert flat.keys() == weights.keys()
+    for path, weight in weights.items():
+        for n, array in enumerate(flat[path] if weight.is_stacked else [flat[path]]):
+            want = np.asarray(state[weight.theirs.format(n=n)], np.float32)
+            want = want.T.reshape(array.shape) if weight.inputs else want
+            np.testing.assert_array_equal(array, want)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -116,7 +113,7 @@ def test_transformers_shards(reference, tmp_path, kind):
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
-    config, _ = huggingface.load(str(directory))
+    config, _ = load(directory)
     assert config.tie_word_embeddings == (kind != "v1.1")
     assert config.scale_decoder_outputs == (kind == "v1.0")
     assert_reads_as(tmp_path, {k: v.numpy() for k, v in model.state_dict().items()}, config)
@@ -130,7 +127,7 @@ def test_torch_files_with_their_redundant_copies(torch, reference, tmp_path, kin
     # As in the v1.0 checkpoints, whose config.json is from before several fields.
     torch.save(state | {IGNORED: torch.ones(32, 4)}, tmp_path / "pytorch_model.bin")
     shutil.copy(directory / "config.json", tmp_path)
-    config, _ = huggingface.load(str(directory))
+    config, _ = load(directory)
     assert_reads_as(tmp_path, {k: v.numpy() for k, v in state.items()}, config)
 
 
@@ -144,7 +141,7 @@ def test_torch_shards_in_bfloat16(torch, reference, tmp_path):
     index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     shutil.copy(directory / "config.json", tmp_path)
-    config, _ = huggingface.load(str(directory))
+    config, _ = load(directory)
     assert_reads_as(tmp_path, {k: v.float().numpy() for k, v in state.items()}, config)
 
 
@@ -184,33 +181,33 @@ def test_safetensors_come_first(torch, tmp_path):
 def test_an_embedding_under_another_of_its_names(tmp_path):
     tensors = saved(tmp_path, TINY)
     rewrite(tmp_path, tensors | {"encoder.embed_tokens.weight": tensors.pop("shared.weight")})
-    assert_equal(huggingface.load(str(tmp_path))[1], random_params(TINY))
+    assert_equal(load(tmp_path)[1], random_params(TINY))
 
 
 def test_the_head_is_the_files_whatever_config_says_of_tying(tmp_path):
     tensors = saved(tmp_path, UNTIED)
     config = json.loads((tmp_path / "config.json").read_text()) | {"tie_word_embeddings": True}
     (tmp_path / "config.json").write_text(json.dumps(config))  # as transformers 5 writes it
-    assert huggingface.load(str(tmp_path))[0] == UNTIED
+    assert load(tmp_path)[0] == UNTIED
     rewrite(tmp_path, tensors | {"lm_head.weight": tensors["shared.weight"]})
-    config, params = huggingface.load(str(tmp_path))
+    config, params = load(tmp_path)
     assert config == GATED
-    assert "lm_head" not in params
+    assert "head" not in params
 
 
 # --- And back to transformers ---
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_transformers_loads_what_we_write(torch, reference, ours, view, torch_inputs, tmp_path, kind):
+def test_transformers_loads_what_we_write(torch, reference, ours, pair, torch_inputs, tmp_path, kind):
     model, _ = reference(kind)
     student, params = ours(kind)
-    huggingface.save(tmp_path, student.config, params)
+    students.save(tmp_path, student, params)
     again, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values())
     assert (again.lm_head.weight is again.shared.weight) == (kind != "v1.1")
     assert again.config.scale_decoder_outputs == (kind == "v1.0")
-    inputs = torch_inputs(view)
+    inputs = torch_inputs(*pair)
     with torch.no_grad():
         np.testing.assert_array_equal(again.eval()(**inputs).logits, model(**inputs).logits)
         del inputs["labels"]
@@ -229,18 +226,20 @@ def test_a_missing_tensor(tmp_path):
     assert f"tensor {name} is missing, one of 1 in all" in refused(tmp_path)
 
 
-def test_a_missing_embedding(tmp_path):
-    tensors = saved(tmp_path)
+@pytest.mark.parametrize("config", [TINY, UNTIED], ids=["v1.0", "v1.1"])
+def test_a_missing_embedding(tmp_path, config):
+    tensors = saved(tmp_path, config)
     del tensors["shared.weight"]
     rewrite(tmp_path, tensors)
-    assert "tensor shared.weight is missing" in refused(tmp_path)
+    # A tied head is missing from no file.
+    assert "tensor shared.weight is missing, one of 1 in all" in refused(tmp_path)
 
 
 def test_a_missing_head_where_config_says_untied(tmp_path):
     tensors = saved(tmp_path)
     del tensors["lm_head.weight"]
     rewrite(tmp_path, tensors)
-    assert "tensor lm_head.weight is missing" in refused(tmp_path)
+    assert "tensor lm_head.weight is missing, one of 1 in all" in refused(tmp_path)
 
 
 def test_an_unknown_tensor(tmp_path):
@@ -253,7 +252,8 @@ def test_an_unknown_tensor(tmp_path):
 def test_a_bias_that_is_not_the_ignored_one(tmp_path):
     tensors = saved(tmp_path)
     rewrite(tmp_path, tensors | {IGNORED: np.ones((32, 2), np.float32)})
-    huggingface.load(str(tmp_path))
+    _, _, (report,) = students.from_pretrained(str(tmp_path), Options())
+    assert report == f"{tmp_path}: unused tensors: 1, such as {IGNORED}"
     name = IGNORED.replace("block.0", "block.1")
     rewrite(tmp_path, tensors | {name: np.ones((32, 2), np.float32)})
     assert f"tensor {name} is unknown" in refused(tmp_path)
@@ -290,11 +290,22 @@ def test_a_tensor_in_two_shards(tmp_path):
     assert "b.safetensors: tensor shared.weight was already in another file" in refused(tmp_path)
 
 
+def test_a_tensor_in_two_shards_beside_a_copy(tmp_path):
+    tensors = saved(tmp_path, TINY)
+    (tmp_path / "model.safetensors").unlink()
+    shared = tensors["shared.weight"]
+    save_file(tensors, tmp_path / "a.safetensors")
+    save_file({"encoder.embed_tokens.weight": shared, "shared.weight": shared}, tmp_path / "b.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "a.safetensors") | {"shared.weight": "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "b.safetensors: tensor shared.weight was already in another file" in refused(tmp_path)
+
+
 def test_a_tied_copy_that_differs(tmp_path):
     tensors = saved(tmp_path)
     name = "decoder.embed_tokens.weight"
     rewrite(tmp_path, tensors | {name: tensors["shared.weight"]})
-    huggingface.load(str(tmp_path))
+    load(tmp_path)
     rewrite(tmp_path, tensors | {name: tensors["shared.weight"] + np.eye(24, 8, dtype=np.float32)})
     assert "differs from the other copies of shared.weight" in refused(tmp_path)
 
@@ -354,6 +365,29 @@ def test_torch_files_without_torch(tmp_path, monkeypatch):
     assert "pytorch_model.bin: needs PyTorch to be read" in refused(tmp_path)
 
 
+# --- Weights that no file has ---
+
+
+def test_fresh_weights_are_reported_and_leftovers_counted(tmp_path):
+    weights = {
+        "embedding": Weight("VD", (5, 4), 0, 1.0, "emb.weight"),
+        "layers/k": Weight("NDGK", (2, 4, 1, 3), 1, 0.1, "layer.{n}.k.weight"),
+        "head": Weight("DV", (4, 2), 1, 0.02, ""),
+    }
+    rng = np.random.default_rng(0)
+    tensors = {"emb.weight": (5, 4), "layer.0.k.weight": (3, 4), "layer.1.k.weight": (3, 4)}
+    tensors |= {f"cls.{n}": (1,) for n in range(4)}
+    tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in tensors.items()}
+    rewrite(tmp_path, tensors)
+    params, report = pretrained.read(tmp_path, weights, {}, (r"cls\..*",), needs_head=True)
+    assert flatten_dict(params, sep="/").keys() == {"embedding", "layers/k"}
+    np.testing.assert_array_equal(params["layers"]["k"][1, :, 0], tensors["layer.1.k.weight"].T)
+    assert report == [
+        f"{tmp_path}: unused tensors: 4, such as cls.0",
+        f"{tmp_path}: fresh weights for head",
+    ]
+
+
 # --- The Hub ---
 
 
@@ -372,9 +406,9 @@ def test_only_one_format_is_downloaded(tmp_path, monkeypatch):
         return str(cache)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    config, params = huggingface.load("google/t5-v1_1-small")
+    config, params = load("google/t5-v1_1-small")
     assert (config, sorted(f.name for f in cache.iterdir())) == (UNTIED, ["config.json", "model.safetensors"])
-    np.testing.assert_array_equal(params["shared"], tensors["shared.weight"])
+    np.testing.assert_array_equal(params["embedding"], tensors["shared.weight"])
 
     # A repository without safetensors.
     shutil.rmtree(cache)
@@ -389,18 +423,19 @@ def test_only_one_format_is_downloaded(tmp_path, monkeypatch):
     assert "the Hub has no weights of it" in refused("google/t5-v1_1-small")
 
 
-@pytest.mark.parametrize("name", ["google/t5-v1_1-small", "runs/typo/model", "not a name"])
-def test_no_network(tmp_path, name):
+def test_no_network(tmp_path):
+    names = ["google/t5-v1_1-small", "runs/typo/model", "not a name"]
     code = f"""
 from cot_jax.errors import UserError
-from cot_jax.models import huggingface
-try:
-    huggingface.load({name!r})
-except UserError as error:
-    print(error)
+from cot_jax.models import student
+for name in {names!r}:
+    try:
+        student.from_pretrained(name, student.Options())
+    except UserError as error:
+        print(error)
 """
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    (message,) = result.stdout.splitlines()
-    assert message.startswith(f"{name}: no such directory, and not to be had from the Hub (")
-    assert message.endswith("give a local directory with --config.model.pretrained=DIR")
+    for name, message in zip(names, result.stdout.splitlines(), strict=True):
+        assert message.startswith(f"{name}: no such directory, and not to be had from the Hub (")
+        assert message.endswith("give a local directory with --config.model.pretrained=DIR")

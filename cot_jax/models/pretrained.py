@@ -40,15 +40,19 @@ def read_config(path_or_id: str) -> dict[str, Any]:
 
 
 def read(
-    directory: Path, weights: Weights, aliases: dict[str, str], leftovers: tuple[str, ...]
+    directory: Path,
+    weights: Weights,
+    aliases: dict[str, str],
+    leftovers: tuple[str, ...],
+    *,
+    needs_head: bool,
 ) -> tuple[Params, list[str]]:
     """Reads every weight that has a name in the files. float16 and bfloat16 tensors are widened.
-
-    A head may be missing where the embedding serves as one; the caller compares the two.
 
     Args:
       aliases: other names of a tensor -> its name; copies must be equal.
       leftovers: regular expressions of tensors that are ignored and counted.
+      needs_head: whether the head must be there; it need not where the embedding serves as one.
 
     Returns:
       The parameters, a nested dict of float32 NumPy arrays, without those that are always fresh; and lines
@@ -66,7 +70,8 @@ def read(
         layers = array if weight.is_stacked else [array]
         places |= {weight.theirs.format(n=n): (weight, layer) for n, layer in enumerate(layers)}
 
-    seen: dict[str, str] = {}  # tensor -> the name that it was read under
+    names: set[str] = set()
+    filled: set[str] = set()
     ignored = []
     for file, name, tensor in _tensors(directory):
         if any(re.fullmatch(pattern, name) for pattern in leftovers):
@@ -77,7 +82,7 @@ def read(
             raise UserError(
                 f"{file}: tensor {name} is unknown to the model of config.json; is it another model's?"
             )
-        if seen.get(place) == name:
+        if name in names:
             raise UserError(f"{file}: tensor {name} was already in another file; remove one of them")
         weight, array = places[place]
         expected = _torch_shape(weight)
@@ -87,22 +92,21 @@ def read(
             raise UserError(f"{file}: tensor {name} is {tensor.dtype}; quantized weights cannot be read")
         tensor = tensor.astype(np.float32)
         value = (tensor.T if weight.inputs else tensor).reshape(array.shape)
-        if place in seen:
+        if place in filled:
             if not np.array_equal(array, value):
                 raise UserError(f"{file}: tensor {name} differs from the other copies of {place}")
         else:
             array[...] = value
-        seen[place] = name
+        names.add(name)
+        filled.add(place)
 
-    missing = sorted(places.keys() - seen.keys())
-    if _HEAD in weights and missing == [weights[_HEAD].theirs]:
-        missing = []
-        del params[_HEAD]
-    if missing:
+    if not needs_head and weights[_HEAD].theirs not in filled:
+        del params[_HEAD], places[weights[_HEAD].theirs]
+    if missing := sorted(places.keys() - filled):
         raise UserError(f"{directory}: tensor {missing[0]} is missing, one of {len(missing)} in all")
     report = []
     if ignored:
-        report.append(f"{directory}: {len(ignored)} tensors are not used ({', '.join(ignored[:3])}, ...)")
+        report.append(f"{directory}: unused tensors: {len(ignored)}, such as {ignored[0]}")
     if fresh := [path for path, weight in weights.items() if not weight.theirs]:
         report.append(f"{directory}: fresh weights for {', '.join(fresh)}")
     return unflatten_dict(params, sep="/"), report

@@ -132,11 +132,14 @@ def from_pretrained(path_or_id: str, options: Options) -> tuple[Student, Params,
     """
     directory = pretrained.fetch(path_or_id)
     student = build(pretrained.read_config(str(directory)), options)
-    says_tied = student.config.tie_word_embeddings
     untied = _tied(student, False)
-    params, report = pretrained.read(directory, untied.weights, dict(student.aliases), student.leftovers)
-    if "head" not in params and not says_tied:
-        raise UserError(f"{directory}: tensor {untied.weights['head'].theirs} is missing, one of 1 in all")
+    params, report = pretrained.read(
+        directory,
+        untied.weights,
+        dict(student.aliases),
+        student.leftovers,
+        needs_head=not student.config.tie_word_embeddings,
+    )
     if not pretrained.is_tied(params):
         return untied, params, report
     params.pop("head", None)

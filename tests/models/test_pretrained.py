@@ -16,9 +16,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
 from cot_jax.errors import UserError
-from cot_jax.models.student import Options, from_pretrained, save
+from cot_jax.models import pretrained
+from cot_jax.models import student as students
+from cot_jax.models.student import Options
 from cot_jax.models.t5 import T5, T5Config
-from cot_jax.models.weights import shapes
+from cot_jax.models.weights import Weight, shapes
 
 KINDS = ["v1.0", "v1.1-tied", "v1.1"]
 TINY = T5Config(
@@ -39,21 +41,20 @@ IGNORED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weigh
 @functools.cache
 def random_params(config):
     rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes(T5(config).weights)
-    )
-
-
-def load(directory):
-    """The config that was found, and the parameters."""
-    student, params, _ = from_pretrained(str(directory), Options())
-    return student.config, params
+    like = shapes(T5(config).weights)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), like)
 
 
 def saved(directory, config=UNTIED):
-    """A saved model: its directory, and its tensors to tamper with."""
-    save(directory, T5(config), random_params(config))
+    """Saves a model; returns its tensors to tamper with."""
+    students.save(directory, T5(config), random_params(config))
     return load_file(directory / "model.safetensors")
+
+
+def load(directory):
+    """The config and the parameters."""
+    student, params, _ = students.from_pretrained(str(directory), Options())
+    return student.config, params
 
 
 def rewrite(directory, tensors):
@@ -77,7 +78,7 @@ def refused(directory):
 @pytest.mark.parametrize("config", [TINY, GATED, UNTIED], ids=KINDS)
 def test_load_gives_back_what_was_saved(tmp_path, config):
     params = random_params(config)
-    save(tmp_path / "new" / "model", T5(config), params)
+    students.save(tmp_path / "new" / "model", T5(config), params)
     loaded_config, loaded = load(tmp_path / "new" / "model")
     assert loaded_config == config
     assert_equal(loaded, params)
@@ -86,7 +87,7 @@ def test_load_gives_back_what_was_saved(tmp_path, config):
 
 def test_parameters_of_another_config_are_not_saved(tmp_path):
     with pytest.raises(ValueError, match="head"):
-        save(tmp_path / "model", T5(TINY), random_params(UNTIED))
+        students.save(tmp_path / "model", T5(TINY), random_params(TINY) | {"head": np.zeros((8, 24))})
     assert not (tmp_path / "model").exists()
 
 
@@ -97,11 +98,13 @@ def assert_reads_as(directory, state, config):
     """What was loaded is the state dict, tensor by tensor, under the table's names."""
     loaded_config, params = load(directory)
     assert loaded_config == config
-    flat = flatten_dict(params, sep="/")
-    for path, weight in T5(config).weights.items():
+    flat, weights = flatten_dict(params, sep="/"), T5(config).weights
+    assert flat.keys() == weights.keys()
+    for path, weight in weights.items():
         for n, array in enumerate(flat[path] if weight.is_stacked else [flat[path]]):
             want = np.asarray(state[weight.theirs.format(n=n)], np.float32)
-            np.testing.assert_array_equal(array, want.T.reshape(array.shape) if weight.inputs else want)
+            want = want.T.reshape(array.shape) if weight.inputs else want
+            np.testing.assert_array_equal(array, want)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -199,7 +202,7 @@ def test_the_head_is_the_files_whatever_config_says_of_tying(tmp_path):
 def test_transformers_loads_what_we_write(torch, reference, ours, pair, torch_inputs, tmp_path, kind):
     model, _ = reference(kind)
     student, params = ours(kind)
-    save(tmp_path, student, params)
+    students.save(tmp_path, student, params)
     again, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values())
     assert (again.lm_head.weight is again.shared.weight) == (kind != "v1.1")
@@ -223,18 +226,20 @@ def test_a_missing_tensor(tmp_path):
     assert f"tensor {name} is missing, one of 1 in all" in refused(tmp_path)
 
 
-def test_a_missing_embedding(tmp_path):
-    tensors = saved(tmp_path)
+@pytest.mark.parametrize("config", [TINY, UNTIED], ids=["v1.0", "v1.1"])
+def test_a_missing_embedding(tmp_path, config):
+    tensors = saved(tmp_path, config)
     del tensors["shared.weight"]
     rewrite(tmp_path, tensors)
-    assert "tensor shared.weight is missing" in refused(tmp_path)
+    # A tied head is missing from no file.
+    assert "tensor shared.weight is missing, one of 1 in all" in refused(tmp_path)
 
 
 def test_a_missing_head_where_config_says_untied(tmp_path):
     tensors = saved(tmp_path)
     del tensors["lm_head.weight"]
     rewrite(tmp_path, tensors)
-    assert "tensor lm_head.weight is missing" in refused(tmp_path)
+    assert "tensor lm_head.weight is missing, one of 1 in all" in refused(tmp_path)
 
 
 def test_an_unknown_tensor(tmp_path):
@@ -247,7 +252,8 @@ def test_an_unknown_tensor(tmp_path):
 def test_a_bias_that_is_not_the_ignored_one(tmp_path):
     tensors = saved(tmp_path)
     rewrite(tmp_path, tensors | {IGNORED: np.ones((32, 2), np.float32)})
-    load(tmp_path)
+    _, _, (report,) = students.from_pretrained(str(tmp_path), Options())
+    assert report == f"{tmp_path}: unused tensors: 1, such as {IGNORED}"
     name = IGNORED.replace("block.0", "block.1")
     rewrite(tmp_path, tensors | {name: np.ones((32, 2), np.float32)})
     assert f"tensor {name} is unknown" in refused(tmp_path)
@@ -279,6 +285,17 @@ def test_a_tensor_in_two_shards(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     save_file(tensors, tmp_path / "a.safetensors")
     save_file({"shared.weight": tensors["shared.weight"]}, tmp_path / "b.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "a.safetensors") | {"shared.weight": "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "b.safetensors: tensor shared.weight was already in another file" in refused(tmp_path)
+
+
+def test_a_tensor_in_two_shards_beside_a_copy(tmp_path):
+    tensors = saved(tmp_path, TINY)
+    (tmp_path / "model.safetensors").unlink()
+    shared = tensors["shared.weight"]
+    save_file(tensors, tmp_path / "a.safetensors")
+    save_file({"encoder.embed_tokens.weight": shared, "shared.weight": shared}, tmp_path / "b.safetensors")
     index = {"weight_map": dict.fromkeys(tensors, "a.safetensors") | {"shared.weight": "b.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "b.safetensors: tensor shared.weight was already in another file" in refused(tmp_path)
@@ -348,6 +365,29 @@ def test_torch_files_without_torch(tmp_path, monkeypatch):
     assert "pytorch_model.bin: needs PyTorch to be read" in refused(tmp_path)
 
 
+# --- Weights that no file has ---
+
+
+def test_fresh_weights_are_reported_and_leftovers_counted(tmp_path):
+    weights = {
+        "embedding": Weight("VD", (5, 4), 0, 1.0, "emb.weight"),
+        "layers/k": Weight("NDGK", (2, 4, 1, 3), 1, 0.1, "layer.{n}.k.weight"),
+        "head": Weight("DV", (4, 2), 1, 0.02, ""),
+    }
+    rng = np.random.default_rng(0)
+    tensors = {"emb.weight": (5, 4), "layer.0.k.weight": (3, 4), "layer.1.k.weight": (3, 4)}
+    tensors |= {f"cls.{n}": (1,) for n in range(4)}
+    tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in tensors.items()}
+    rewrite(tmp_path, tensors)
+    params, report = pretrained.read(tmp_path, weights, {}, (r"cls\..*",), needs_head=True)
+    assert flatten_dict(params, sep="/").keys() == {"embedding", "layers/k"}
+    np.testing.assert_array_equal(params["layers"]["k"][1, :, 0], tensors["layer.1.k.weight"].T)
+    assert report == [
+        f"{tmp_path}: unused tensors: 4, such as cls.0",
+        f"{tmp_path}: fresh weights for head",
+    ]
+
+
 # --- The Hub ---
 
 
@@ -383,18 +423,19 @@ def test_only_one_format_is_downloaded(tmp_path, monkeypatch):
     assert "the Hub has no weights of it" in refused("google/t5-v1_1-small")
 
 
-@pytest.mark.parametrize("name", ["google/t5-v1_1-small", "runs/typo/model", "not a name"])
-def test_no_network(tmp_path, name):
+def test_no_network(tmp_path):
+    names = ["google/t5-v1_1-small", "runs/typo/model", "not a name"]
     code = f"""
 from cot_jax.errors import UserError
-from cot_jax.models.student import Options, from_pretrained
-try:
-    from_pretrained({name!r}, Options())
-except UserError as error:
-    print(error)
+from cot_jax.models import student
+for name in {names!r}:
+    try:
+        student.from_pretrained(name, student.Options())
+    except UserError as error:
+        print(error)
 """
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    (message,) = result.stdout.splitlines()
-    assert message.startswith(f"{name}: no such directory, and not to be had from the Hub (")
-    assert message.endswith("give a local directory with --config.model.pretrained=DIR")
+    for name, message in zip(names, result.stdout.splitlines(), strict=True):
+        assert message.startswith(f"{name}: no such directory, and not to be had from the Hub (")
+        assert message.endswith("give a local directory with --config.model.pretrained=DIR")

@@ -142,7 +142,6 @@ def test_a_linear_map_is_transposed_in_files_and_nothing_else_is():
         ),
         # Two key-value heads do not divide among four devices: each has both.
         ({"data": 1, "fsdp": 2, "model": 4}, {"layers/k": P(None, "fsdp", None, None)}),
-        ({"data": 8}, {"layers/k": P(None, "fsdp", "model", None)}),
     ],
 )
 def test_weights_are_divided_by_their_letters(mesh, want):

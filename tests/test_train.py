@@ -79,7 +79,7 @@ def test_what_a_run_prints_and_writes(uninterrupted):
     for words in (
         "task word_problems, method mi",
         "parameters",
-        "programs to compile, slots (longest text) of each view's inputs > targets: ",
+        "program to compile, slots (longest text) of each view's inputs > targets: ",
         "cut at 1024",
         "valid: 8 of 8 answers cut at config.evaluation.max_new_tokens=4",
         "test accuracy: ",

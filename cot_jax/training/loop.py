@@ -264,6 +264,8 @@ def teacher_accuracy(experiment: Experiment) -> float | None:
 def describe(run: Run) -> list[str]:
     """Returns lines that say what will run: data, method, model, shapes, devices, steps."""
     experiment, config = run.experiment, run.experiment.config
+    count = len(run.batches.shapes)
+    programs = "1 program" if count == 1 else f"{count} programs"
     filled = "; ".join(
         f"{view} inputs {100 * inputs:.1f} %, targets {100 * targets:.1f} %"
         for view, (inputs, targets) in run.batches.filled.items()
@@ -271,7 +273,7 @@ def describe(run: Run) -> list[str]:
     lines = [
         f"task {config.data.task}, method {config.objective.method}, seed {config.seed}",
         *experiment.report,
-        f"{len(run.batches.shapes)} programs to compile, slots (longest text) of each view's inputs > "
+        f"{programs} to compile, slots (longest text) of each view's inputs > "
         f"targets: {'; '.join(map(describe_shape, run.batches.shapes))}",
         f"slots with a token: {filled}; {100 * run.batches.efficiency:.0f} % of the arithmetic is for tokens",
         f"model: {run.parameters:,} parameters, "

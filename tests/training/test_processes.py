@@ -108,7 +108,7 @@ def test_four_processes_are_stopped_together_and_two_go_on_as_one_would_have(tmp
 def test_a_process_that_is_left_alone_says_so_and_ends(tmp_path):
     leader, other = _start(tmp_path / "run", 2)
     for line in leader.stdout:
-        if line.startswith("1 programs to compile"):
+        if line.startswith("1 program to compile"):
             break
     other.kill()
     other.communicate()

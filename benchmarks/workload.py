@@ -164,7 +164,7 @@ def slot_flops(config: T5Config, batch: Batch) -> float:
 
 def rectangle_flops(config: T5Config, batch_size: int, widths: np.ndarray) -> np.ndarray:
     """(...) FLOPs of the same products over rectangles of `widths`, (..., views, 2), inputs and targets."""
-    shapes = np.stack([batch_size * widths, widths], axis=-1)
+    shapes = np.stack([batch_size * widths, widths], axis=-1).astype(np.int64)  # FLOPs overflow an int32
     return 3 * T5(config).flops(padded_work(shapes, batch_size, groups=1))
 
 

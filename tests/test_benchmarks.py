@@ -63,18 +63,18 @@ def test_flops_are_those_of_the_compiler(feed_forward):
 
 
 def test_even_batches_have_nothing_to_pad():
-    views = workload.synthetic_views("cqa", "mi", TINY.vocab_size)
-    rows = workload.typical_rows(views, 8, TINY)
+    config = workload.model_config("base")
+    views = workload.synthetic_views("cqa", "mi", config.vocab_size)
+    rows = workload.typical_rows(views, 8, config)
     longest = workload.longest(views, rows)
-    even = workload.even_views(views, rows, TINY.vocab_size)
-    batch = workload.flat_batch(even, np.arange(8), "mi")
-    assert workload.step_flops(TINY, batch) == workload.slot_flops(TINY, batch)
+    batch = workload.flat_batch(workload.even_views(views, rows, config.vocab_size), np.arange(8), "mi")
     widths = np.array([(view.inputs.width, view.targets.width) for view in batch.views.values()])
-    assert workload.step_flops(TINY, batch) == workload.rectangle_flops(TINY, 8, widths)
     assert ((longest <= widths) & (widths < longest + 8)).all()
+    needed = workload.step_flops(config, batch)
+    assert needed == workload.slot_flops(config, batch) == workload.rectangle_flops(config, 8, widths)
     # Of unlike lengths most are shorter than the longest.
-    uneven = workload.step_flops(TINY, workload.flat_batch(views, rows, "dss"))
-    assert uneven < 0.9 * workload.rectangle_flops(TINY, 8, longest)
+    uneven = workload.step_flops(config, workload.flat_batch(views, rows, "dss"))
+    assert 0 < uneven < 0.9 * workload.rectangle_flops(config, 8, longest)
 
 
 @pytest.mark.parametrize("method", ["dss", "mi"])

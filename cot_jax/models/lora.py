@@ -175,10 +175,10 @@ def read_adapter(directory: Path, weights: Weights) -> tuple[Lora, Params]:
         if weight.inputs and weight.is_stacked
         for n in range(weight.layers)
     }
-    found = {name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in tensors}
-    if unknown := sorted(found - paths.keys()):
-        raise UserError(f"{directory / _TENSORS}: {unknown[0]} is no layer's matrix of the model it adapts")
-    adapted = sorted({paths[name] for name in found})
+    modules = {name: name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in tensors}
+    if unknown := sorted(name for name, module in modules.items() if module not in paths):
+        raise UserError(f"{directory / _TENSORS}: {unknown[0]} adapts no layer's matrix of the student")
+    adapted = sorted({paths[module] for module in modules.values()})
     targets = "|".join(f"^{re.escape(path)}$" for path in adapted)
     lora = Lora(weights, rank=rank, alpha=alpha, targets=targets or "$^")
     flat = {path: np.empty(w.shape, np.float32) for path, w in lora.weights.items() if w.theirs}

@@ -15,7 +15,7 @@ import pytest
 
 from cot_jax import evaluate, experiments
 from cot_jax.config import Config, to_json
-from cot_jax.losses.mutual_information import counted_tokens
+from cot_jax.losses.mutual_information import map_length
 from cot_jax.losses.vocabulary import VocabularyMap, plain_vocabulary_pass
 from cot_jax.training.data import load_splits
 from cot_jax.training.saved import load
@@ -135,7 +135,7 @@ def test_mi_curves(runs, run_notebook, monkeypatch):
     @partial(jax.jit, static_argnums=2)
     def map_of(params, batch, name):
         hidden, view = saved.student.hidden(params, batch, None), batch.views[name]
-        kind = {"mi": VocabularyMap("max", counted_tokens("masked", view))}
+        kind = {"mi": VocabularyMap("max", map_length("masked", view))}
         found = plain_vocabulary_pass(hidden[name], saved.student.head(params), view.targets, kind)
         return found.maps["mi"][0]
 

@@ -125,13 +125,8 @@ def test_an_adapted_student_is_the_merged_one(adapted, pair):
     for path, a in flatten_dict(want, sep="/").items():
         b = flatten_dict(found, sep="/")[path]
         np.testing.assert_allclose(b, a, atol=1e-5 * np.abs(a).max(), err_msg=path)
-    still, _ = jax.eval_shape(jax.grad(loss, argnums=1, has_aux=True), adapter, params, False)
-    assert jax.tree.structure(still) == jax.tree.structure(params)
-    jaxpr = jax.make_jaxpr(lambda params: jax.grad(loss, argnums=1, has_aux=True)(adapter, params, False)[0])(
-        params
-    )
-    zeros = jax.jit(jax.extend.core.jaxpr_as_fun(jaxpr))(*jax.tree.leaves(params))
-    assert not any(leaf.any() for leaf in zeros)
+    still = jax.jit(jax.grad(lambda params: loss(adapter, params, False)[0]))(params)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(still))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
@@ -168,9 +163,8 @@ def test_a_frozen_weight_may_be_bfloat16(adapted, hidden, pair):
     student, params, lora, adapter = adapted
     low = jax.tree.map(jnp.bfloat16, params)
     attached = lora.attach(low, adapter)
-    assert {
-        leaf.w.dtype for leaf in jax.tree.leaves(attached, is_leaf=_is_low_rank) if _is_low_rank(leaf)
-    } == {jnp.dtype(jnp.bfloat16)}
+    leaves = filter(_is_low_rank, jax.tree.leaves(attached, is_leaf=_is_low_rank))
+    assert {leaf.w.dtype for leaf in leaves} == {jnp.dtype(jnp.bfloat16)}
     wide = lora.attach(jax.tree.map(np.float32, low), adapter)
     examples = batch({"view": pair})
     found, want = (hidden(student, tree, examples)["view"] for tree in (attached, wide))

@@ -1,35 +1,48 @@
 """LoRA: the matrices it adapts, the same numbers as peft's, and only the adapter learns."""
 
+import dataclasses
+import json
 import re
 
-import flat_batches
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flat_batches import batch, by_example, rectangle, sequences
 from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file, save_file
 
 from cot_jax.errors import UserError
-from cot_jax.models.lora import Lora, fingerprint, merged
-from cot_jax.models.student import save
+from cot_jax.models import student as students
+from cot_jax.models.layers import LowRank
+from cot_jax.models.lora import Lora, fingerprint, merged, read_adapter, write_adapter
 from cot_jax.models.weights import Weight, layer_norms, shapes
 
 TARGETS = "(attention/[qo]|mlp/wi_0)$"
 
 
-def _random(tree, seed=0):
+def _random(tree, seed=0, scale=1.0):
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), tree)
+    return jax.tree.map(lambda x: (scale * rng.normal(size=x.shape)).astype(np.float32), tree)
 
 
-def _lora(weights, **changes):
-    return Lora(weights, **({"rank": 3, "alpha": 6.0, "targets": TARGETS} | changes))
+def _lora(student, **changes):
+    return Lora(student.weights, **({"rank": 3, "alpha": 6.0, "targets": TARGETS} | changes))
+
+
+@pytest.fixture(scope="module")
+def adapted(untied):
+    """A student, its parameters, what adapts it, and a random adapter."""
+    student, params = untied
+    lora = _lora(student)
+    return student, params, lora, _random(shapes(lora.weights), scale=0.1)
 
 
 def test_the_default_adapts_what_the_paper_does(untied):
     student, _ = untied
-    lora = _lora(student.weights, targets="attention/[qv]$")
-    adapter = shapes(lora.weights)
+    lora = _lora(student, targets="attention/[qv]$")
+    adapter = jax.eval_shape(lora.init, jax.random.key(0))
     paths = {path.rsplit("/", 1)[0] for path in flatten_dict(adapter, sep="/")}
     kinds = {
         "encoder/layers/self_attention",
@@ -40,127 +53,261 @@ def test_the_default_adapts_what_the_paper_does(untied):
     assert len(lora.modules) == 2 * (3 + 2 + 2)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(adapter))
     # Norms of layers are had of adapters, too, whichever stacks they adapt.
-    only = _lora(student.weights, targets="decoder/layers/mlp/wo")
+    only = _lora(student, targets="decoder/layers/mlp/wo")
     norms = jax.eval_shape(lambda: layer_norms(only.init(jax.random.key(0))))
     assert {stack: norm_N.shape for stack, norm_N in norms.items()} == {"decoder": (2,)}
 
 
-def test_a_fresh_adapter_changes_nothing_and_merging_leaves_the_rest(untied):
-    student, params = untied
-    lora = _lora(student.weights)
+def test_a_fresh_adapter_is_the_released_codes(untied):
+    """A uniform within the inverse root of its inputs, B zero; each layer and matrix by itself."""
+    student, _ = untied
+    lora = _lora(student, rank=16)
+    fresh = flatten_dict(jax.jit(lora.init)(jax.random.key(0)), sep="/")
+    drawn = []
+    for path, weight in student.weights.items():
+        if re.search(TARGETS, path):
+            inputs, outputs = weight.matrix
+            a, b = fresh.pop(f"{path}/a"), fresh.pop(f"{path}/b")
+            assert (a.shape, b.shape) == ((weight.layers, inputs, 16), (weight.layers, 16, outputs))
+            assert not b.any()
+            assert 0.95 < np.abs(a).max() * inputs**0.5 <= 1
+            assert abs(a.std() * (3 * inputs) ** 0.5 - 1) < 0.05
+            drawn += [layer.ravel()[:512] for layer in np.asarray(a)]
+    assert not fresh
+    assert np.abs(np.corrcoef(drawn) - np.eye(len(drawn))).max() < 5 / 512**0.5
+
+
+def test_a_fresh_adapter_changes_nothing_and_merging_leaves_the_rest(adapted, hidden, pair):
+    student, params, lora, adapter = adapted
     before = fingerprint(params)
-    merge = jax.jit(lambda frozen, trained: merged(lora.attach(frozen, trained)))
     fresh = jax.jit(lora.init)(jax.random.key(0))
+    merge = jax.jit(lambda params, adapter: merged(lora.attach(params, adapter)))
     jax.tree.map(np.testing.assert_array_equal, merge(params, fresh), params)
-    together = flatten_dict(merge(params, _random(fresh)), sep="/")
+    examples = batch({"view": pair})
+    want = hidden(student, params, examples)["view"]
+    np.testing.assert_array_equal(hidden(student, lora.attach(params, fresh), examples)["view"], want)
+    found = flatten_dict(merge(params, adapter), sep="/")
     assert fingerprint(params) == before
     for path, leaf in flatten_dict(params, sep="/").items():
-        assert np.array_equal(together[path], leaf) == (re.search(TARGETS, path) is None), path
+        assert np.array_equal(found[path], leaf) == (re.search(TARGETS, path) is None), path
     assert fingerprint(_random(params)) != before
 
 
-def test_the_product_is_that_of_the_formula(untied):
+def test_the_product_is_that_of_the_formula(adapted):
     """Every layer, input and output by itself, in float64."""
-    student, params = untied
-    lora = _lora(student.weights)
+    student, params, lora, _ = adapted
     adapter = _random(shapes(lora.weights))
-    together = flatten_dict(jax.jit(lambda a: merged(lora.attach(params, a)))(adapter), sep="/")
-    low = flatten_dict(adapter, sep="/")
+    found = flatten_dict(merged(lora.attach(params, adapter)), sep="/")
+    low, frozen = flatten_dict(adapter, sep="/"), flatten_dict(params, sep="/")
     for path, weight in student.weights.items():
         if not re.search(TARGETS, path):
             continue
-        base = flatten_dict(params, sep="/")[path].astype(float)
         for n, (a, b) in enumerate(zip(low[f"{path}/a"], low[f"{path}/b"], strict=True)):
-            shape = base[n].shape
-            flat = base[n].reshape(np.prod(shape[: weight.inputs]), -1) + 6.0 / 3 * a.astype(
-                float
-            ) @ b.astype(float)
-            np.testing.assert_allclose(together[path][n], flat.reshape(shape), rtol=1e-5, atol=1e-5)
+            base = frozen[path][n].astype(float)
+            matrix = base.reshape(weight.matrix) + 6.0 / 3 * a.astype(float) @ b.astype(float)
+            np.testing.assert_allclose(found[path][n], matrix.reshape(base.shape), rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapted_student_is_the_merged_one(adapted, pair):
+    """States, and gradients of the adapter, of which the frozen weights get none."""
+    student, params, lora, adapter = adapted
+    student = dataclasses.replace(student, config=dataclasses.replace(student.config, dropout_rate=0.1))
+    examples, key = batch({"view": pair}), jax.random.key(0)
+
+    def loss(adapter, params, merge):
+        attached = lora.attach(params, adapter)
+        states = student.hidden(merged(attached) if merge else attached, examples, key)["view"]
+        return jnp.sum(jnp.sin(states)), states
+
+    run = jax.jit(jax.grad(loss, has_aux=True), static_argnums=2)
+    (found, states), (want, want_states) = (run(adapter, params, merge) for merge in (False, True))
+    np.testing.assert_allclose(states, want_states, atol=1e-5 * np.abs(want_states).max())
+    for path, a in flatten_dict(want, sep="/").items():
+        b = flatten_dict(found, sep="/")[path]
+        np.testing.assert_allclose(b, a, atol=1e-5 * np.abs(a).max(), err_msg=path)
+    still = jax.jit(jax.grad(lambda params: loss(adapter, params, False)[0]))(params)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(still))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_learning_makes_no_array_as_large_as_the_frozen_weights(adapted, dtype):
+    """Of a step's gradient of the adapter: no merged copy, no dense gradient, nothing kept of the weights."""
+    student, params, _, _ = adapted
+    student = dataclasses.replace(student, dtype=dtype)
+    lora = _lora(student, targets="(attention/[qkvo]|mlp/w.*)$")
+    adapter = shapes(lora.weights)
+    frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), params)
+    examples = batch({"view": (sequences(0, [3, 2]), sequences(1, [2, 3]))})
+
+    def loss(adapter, frozen):
+        states = student.hidden(lora.attach(frozen, adapter), examples, jax.random.key(0))["view"]
+        return jnp.sum(states.astype(jnp.float32) ** 2)
+
+    made = set()
+
+    def visit(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name not in ("jit", "stop_gradient"):
+                made.update(v.aval.shape for v in equation.outvars)
+            for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                visit(inner)
+
+    visit(jax.make_jaxpr(jax.grad(loss))(adapter, frozen).jaxpr)
+    for path, weight in student.weights.items():
+        if re.search("(attention/[qkvo]|mlp/w.*)$", path):
+            for shape in (weight.shape, (weight.layers, *weight.matrix), weight.shape[1:], weight.matrix):
+                assert shape not in made, path
+
+
+def test_a_frozen_weight_may_be_bfloat16(adapted, hidden, pair):
+    student, params, lora, adapter = adapted
+    low = jax.tree.map(jnp.bfloat16, params)
+    attached = lora.attach(low, adapter)
+    leaves = filter(_is_low_rank, jax.tree.leaves(attached, is_leaf=_is_low_rank))
+    assert {leaf.w.dtype for leaf in leaves} == {jnp.dtype(jnp.bfloat16)}
+    wide = lora.attach(jax.tree.map(np.float32, low), adapter)
+    examples = batch({"view": pair})
+    found, want = (hidden(student, tree, examples)["view"] for tree in (attached, wide))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, want, atol=1e-6 * np.abs(want).max())
+    assert {leaf.dtype for leaf in jax.tree.leaves(merged(attached))} == {jnp.dtype(jnp.float32)}
+
+
+def _is_low_rank(leaf):
+    return isinstance(leaf, LowRank)
+
+
+def test_weights_that_no_file_has_are_trained_whole():
+    table = {
+        "layers/q": Weight("NDHK", (2, 4, 2, 3), 1, 0.1, "layer.{n}.q.weight"),
+        "layers/norm": Weight("ND", (2, 4), 0, None, "layer.{n}.norm.weight"),
+        "head": Weight("DV", (4, 5), 1, 0.02, ""),
+    }
+    lora = Lora(table, rank=2, alpha=2.0, targets="q$")
+    fresh = lora.init(jax.random.key(0))
+    assert flatten_dict(fresh, sep="/").keys() == {"layers/q/a", "layers/q/b", "head"}
+    assert 0.01 < fresh["head"].std() < 0.03
+    frozen = _random(shapes({path: weight for path, weight in table.items() if weight.theirs}))
+    attached = flatten_dict(lora.attach(frozen, fresh), sep="/")
+    assert attached.keys() == table.keys()
+    assert attached["head"] is fresh["head"]
+    assert [path for path, leaf in attached.items() if _is_low_rank(leaf)] == ["layers/q"]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
-def test_logits_and_gradients_are_those_of_peft(untied, torch, tmp_path):
+def test_logits_gradients_and_files_are_those_of_peft(adapted, torch, tmp_path):
     peft = pytest.importorskip("peft", reason="parity needs peft")
     from transformers import T5ForConditionalGeneration
 
-    student, params = untied
-    save(tmp_path, student, params)
-    theirs = T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
+    student, params, lora, adapter = adapted
+    students.save(tmp_path, student, params)
+    base = T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
     config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q", "o", "wi_0"])
-    theirs = peft.get_peft_model(theirs, config)
-    lora = _lora(student.weights)
-    adapter = _random(shapes(lora.weights))
-    adapter = jax.tree.map(lambda x: 0.1 * x, adapter)
+    theirs = peft.get_peft_model(base, config)
 
     def pairs(tree):
         """(their name, ours as theirs) of every layer's a or b."""
-        for path, leaf in flatten_dict(tree, sep="/").items():
-            path, kind = path.rsplit("/", 1)
-            for n, x in enumerate(leaf):
-                module = student.weights[path].theirs.format(n=n).removesuffix(".weight")
-                yield f"base_model.model.{module}.lora_{kind.upper()}.default.weight", np.asarray(x).T
+        flat = flatten_dict(tree, sep="/")
+        for module, (path, n) in lora.modules.items():
+            for kind in "ab":
+                name = f"base_model.model.{module}.lora_{kind.upper()}.default.weight"
+                yield name, np.asarray(flat[f"{path}/{kind}"][n]).T
 
     parameters = dict(theirs.named_parameters())
     for name, x in pairs(adapter):
         parameters.pop(name).data = torch.tensor(x.copy())
     assert not [name for name, p in parameters.items() if p.requires_grad]
 
-    rng = np.random.default_rng(1)
-    ids, labels = rng.integers(2, 96, size=(4, 9)), rng.integers(2, 96, size=(4, 5))
-    weights = rng.normal(size=(4, 5, 96)).astype(np.float32)
-    logits = theirs(input_ids=torch.tensor(ids), labels=torch.tensor(labels)).logits
+    texts, answers = sequences(1, [9, 4, 6, 2]), sequences(2, [5, 5, 5, 5])
+    ids, mask = (torch.tensor(array) for array in rectangle(texts))
+    labels, weights = np.stack(answers), np.random.default_rng(1).normal(size=(4, 5, 96)).astype(np.float32)
+    arguments = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor(labels, dtype=torch.long)}
+    logits = theirs(**arguments).logits
     (logits * torch.tensor(weights)).sum().backward()
+    examples = batch({"view": (texts, answers)})
 
-    batch = flat_batches.batch({"view": (ids.astype(np.int32), labels.astype(np.int32))})
-
-    @jax.jit
     def ours(adapter):
         attached = lora.attach(params, adapter)
-        hidden_GYD = student.hidden(attached, batch, None)["view"]
-        logits = (hidden_GYD @ student.head(attached)).reshape(4, 5, 96)
-        return jnp.sum(logits * weights), logits
+        logits = student.hidden(attached, examples, None)["view"] @ student.head(attached)
+        return jnp.sum(logits * weights.reshape(1, 20, 96)), logits
 
     (_, found), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(adapter)
+    found = np.stack(by_example(examples.views["view"].targets, found))
     most = float(logits.detach().abs().max())
     np.testing.assert_allclose(found, logits.detach().numpy(), atol=1e-5 * most)
-    theirs = dict(theirs.named_parameters())
+    gradients = {name: p.grad for name, p in theirs.named_parameters()}
     for name, grad in pairs(grads):
-        expected = theirs[name].grad.numpy()
+        expected = gradients[name].numpy()
+        assert expected.any(), name
         np.testing.assert_allclose(grad, expected, atol=2e-5 * np.abs(expected).max(), err_msg=name)
+
+    # Their file here, and ours there.
+    theirs.save_pretrained(tmp_path / "theirs")
+    again, read = read_adapter(tmp_path / "theirs", student.weights)
+    assert (again.rank, again.alpha, again.weights) == (lora.rank, lora.alpha, lora.weights)
+    jax.tree.map(np.testing.assert_array_equal, read, adapter)
+    write_adapter(tmp_path / "ours", lora, adapter, str(tmp_path))
+    fresh = T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        same = peft.PeftModel.from_pretrained(fresh, tmp_path / "ours").eval()(**arguments).logits
+    np.testing.assert_array_equal(same, logits.detach())
 
 
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
         ("attention/Q$", "found in no parameter's path"),
-        ("self_attention", "found in encoder/layers/self_attention_norm, no layer's matrix"),
+        ("self_attention", "found in .*/layers/self_attention_norm, no layer's matrix"),
         ("embedding", "found in embedding, no layer's matrix"),
+        ("head", "found in head, no layer's matrix"),
         ("attention/[qv", "config.model.lora_targets='attention/.qv': unterminated"),
     ],
 )
 def test_what_cannot_be_adapted_is_named(untied, targets, message):
     with pytest.raises(UserError, match=message):
-        _lora(untied[0].weights, targets=targets)
+        _lora(untied[0], targets=targets)
 
 
-def test_gradients_are_those_of_the_weights_projected():
-    rng = np.random.default_rng(0)
-    params = {"layers": {"q": rng.normal(size=(2, 4, 3, 2)).astype(np.float32)}}
-    lora = _lora({"layers/q": Weight("NDHK", (2, 4, 3, 2), 1, 1.0, "{n}.q.weight")}, targets="q$")
-    adapter = _random(shapes(lora.weights))
+def _change_config(directory, **changes):
+    file = directory / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
-    @jax.jit
-    def grads(params, adapter):
-        def loss(tree):
-            return jnp.sum(jnp.sin(tree["layers"]["q"]))
 
-        def merge(adapter):
-            return merged(lora.attach(params, adapter))
+def _change_tensors(directory, change):
+    file = directory / "adapter_model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
 
-        return jax.grad(loss)(merge(adapter)), jax.grad(lambda a: loss(merge(a)))(adapter)
 
-    of_weights, found = (tree["layers"]["q"] for tree in grads(params, adapter))
-    low = adapter["layers"]["q"]
-    for n, grad in enumerate(np.asarray(of_weights).reshape(2, 4, 6)):
-        np.testing.assert_allclose(found["a"][n], 2 * grad @ low["b"][n].T, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(found["b"][n], 2 * low["a"][n].T @ grad, rtol=1e-4, atol=1e-5)
+Q0 = "base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: (d / "adapter_config.json").unlink(), "not a PEFT adapter (FileNotFoundError"),
+        (lambda d: (d / "adapter_config.json").write_text("{"), "not a PEFT adapter (JSONDecodeError"),
+        (lambda d: (d / "adapter_model.safetensors").write_bytes(b"torn"), "not a PEFT adapter (Safetensor"),
+        (lambda d: _change_config(d, use_dora=True), "adapter_config.json: use_dora is True; only False"),
+        (lambda d: _change_config(d, bias="all"), "adapter_config.json: bias is 'all'; only 'none'"),
+        (lambda d: _change_config(d, r=4), f"{Q0} is (3, 32), expected (4, 32)"),
+        (lambda d: _change_tensors(d, lambda t: t.pop(Q0)), f"{Q0} is missing, expected (3, 32)"),
+        (
+            lambda d: _change_tensors(d, lambda t: t.update({"base_model.model.lm_head.weight": np.ones(3)})),
+            "adapter_model.safetensors: base_model.model.lm_head.weight adapts no layer's matrix",
+        ),
+    ],
+)
+def test_a_file_that_is_no_plain_adapter_is_refused(adapted, tmp_path, change, message):
+    student, _, lora, adapter = adapted
+    write_adapter(tmp_path, lora, adapter, "base")
+    again, read = read_adapter(tmp_path, student.weights)
+    assert again.weights == lora.weights
+    jax.tree.map(np.testing.assert_array_equal, read, adapter)
+    change(tmp_path)
+    with pytest.raises(UserError) as error:
+        read_adapter(tmp_path, student.weights)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value)

@@ -1,63 +1,51 @@
-"""The interface that the rest of the house sees."""
+"""What the rest of the package sees of a model: views in one pass, and where students come from."""
 
-import dataclasses
-import re
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flat_batches import batch, flat, sequences
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
+from flat_batches import batch, by_example, sequences
 
 from cot_jax.errors import UserError
-from cot_jax.models import decoding
-from cot_jax.models.student import Options, build, from_pretrained, from_scratch, save
+from cot_jax.models import student as students
+from cot_jax.models.student import Options, from_pretrained, from_scratch, without_weights
 from cot_jax.models.weights import shapes
 
-
-def tiny(vocab_size=300, pad_id=0, eos_id=1, options=None):
-    return from_scratch(
-        "tiny", vocab_size=vocab_size, pad_id=pad_id, eos_id=eos_id, options=options or Options()
-    )
+TINY = {"vocab_size": 300, "pad_id": 0, "eos_id": 1, "options": Options()}
 
 
-def test_a_batch_divided_over_its_groups_stays_where_it_is():
-    student = tiny()
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    groups, everywhere = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+def test_views_side_by_side_are_separate_passes(untied, hidden):
+    student, params = untied
     views = {
-        "predict": (sequences(1, [9] * 16), sequences(2, [3] * 16)),
-        "explain": (sequences(3, [9] * 16), sequences(4, [7] * 16)),
+        "predict": (sequences(1, [12, 5, 9]), sequences(2, [3, 1, 2])),
+        "explain": (sequences(3, [14, 6, 1]), sequences(4, [8, 0, 5])),
     }
-    flat_batch = batch(views, groups=8)
-    compiled = jax.jit(
-        lambda params, batch: student.hidden(params, batch, None),
-        in_shardings=(everywhere, groups),
-        out_shardings=groups,
-    )
-    text = compiled.lower(shapes(student.weights), flat_batch).compile().as_text()
-    assert not re.findall(r"all-gather|all-to-all|all-reduce|collective-permute", text)
+    examples = batch(views)
+    together = hidden(student, params, examples)
+    assert {view: h.shape for view, h in together.items()} == {"predict": (1, 6, 32), "explain": (1, 13, 32)}
+    for view, sides in views.items():
+        alone = hidden(student, params, batch({view: sides}))[view]
+        np.testing.assert_allclose(together[view], alone, atol=2e-6 * np.abs(alone).max())
 
 
-def test_bfloat16_is_for_arithmetic_only(untied, pair):
-    exact, params = untied
-    student = dataclasses.replace(exact, dtype=jnp.bfloat16)
-    hidden = jax.eval_shape(lambda: student.hidden(params, batch({"v": pair}), None))
-    assert hidden["v"].dtype == jnp.bfloat16
-    assert student.head(params).dtype == np.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes(student.weights))} == {np.dtype(np.float32)}
-    tokens_BT, log_prob_B = jax.eval_shape(
-        lambda: decoding.greedy(student.prompt(params, flat(pair[0]), 5), 5)
-    )
-    assert (tokens_BT.shape, tokens_BT.dtype) == ((4, 5), jnp.int32)
-    assert (log_prob_B.shape, log_prob_B.dtype) == ((4,), jnp.float32)
+def test_slots_of_nobody_are_never_read(untied, pair, hidden):
+    student, params = untied
+    a, b = (batch({"view": pair}, extra=3, filler=filler) for filler in (0, 7))
+    a, b = (by_example(e.views["view"].targets, hidden(student, params, e)["view"]) for e in (a, b))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_what_is_learned_changes_no_state(untied, pair, hidden):
+    student, params = untied
+    a, b = (batch({"view": pair}, learned=learned) for learned in (None, [5, 0, 1, 2]))
+    jax.tree.map(np.testing.assert_array_equal, *(hidden(student, params, e) for e in (a, b)))
 
 
 @pytest.mark.parametrize(("ids", "rows"), [(32_100, 32_128), (300, 384), (384, 384)])
 def test_from_scratch_has_a_row_for_every_id(ids, rows):
-    student = tiny(ids, pad_id=3, eos_id=2)
+    student = from_scratch("tiny", **(TINY | {"vocab_size": ids, "pad_id": 3, "eos_id": 2}))
     assert (student.outputs, student.pad_id, student.eos_id) == (rows, 3, 2)
     assert student.config.decoder_start_token_id == 3
     params = shapes(student.weights)
@@ -67,20 +55,20 @@ def test_from_scratch_has_a_row_for_every_id(ids, rows):
 
 def test_unknown_preset():
     with pytest.raises(UserError, match=r'config.model.preset: no "huge"; choose one of tiny, small, base'):
-        from_scratch("huge", vocab_size=10, pad_id=0, eos_id=1, options=Options())
+        from_scratch("huge", **TINY)
 
 
-@pytest.mark.parametrize("json", [{"model_type": "mamba"}, {}])
-def test_an_unknown_model_type_lists_the_known(json):
-    kind = json.get("model_type")
-    with pytest.raises(UserError, match=f"^config.json: model_type is {kind!r}, known: t5"):
-        build(json, Options())
-
-
-def test_options_come_from_the_caller(tmp_path):
-    student = tiny()
+def test_options_are_the_callers_wherever_a_student_comes_from(tmp_path):
+    options = Options(dropout_rate=0.25, dtype=jnp.bfloat16, unroll=True, remat="layers")
+    student = from_scratch("tiny", **(TINY | {"options": options}))
     params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), shapes(student.weights))
-    save(tmp_path, student, params)
-    again, loaded, report = from_pretrained(str(tmp_path), Options(dropout_rate=0.25, dtype=jnp.bfloat16))
-    assert (again.config.dropout_rate, again.dtype, again.outputs, report) == (0.25, jnp.bfloat16, 384, [])
+    students.save(tmp_path, student, params)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"dropout_rate": 0.1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    again, loaded, report = from_pretrained(str(tmp_path), options)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    assert report == []
+    (tmp_path / "model.safetensors").unlink()
+    assert student == again == without_weights(str(tmp_path), options)
+    taken = student.config.dropout_rate, student.dtype, student.unroll, student.remat
+    assert taken == (0.25, jnp.bfloat16, True, "layers")

@@ -295,6 +295,7 @@ def served(tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), eos_token_id=0, pad_token_id=0, **sizes))
     model.generation_config.do_sample = True  # a request cannot ask for it
+    model.generation_config.suppress_tokens = [0]  # no answer ends before its six tokens
     folder = tmp_path / "llama"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

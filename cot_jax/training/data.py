@@ -45,6 +45,20 @@ def _require_root(data: DataConfig) -> None:
         )
 
 
+def require_sources(config: Config) -> None:
+    """Checks, before any file is read, that the config names data and a tokenizer where it needs them.
+
+    Raises:
+      UserError: one of them is not named.
+    """
+    _require_root(config.data)
+    if config.data.task != "word_problems" and not (config.model.tokenizer or config.model.pretrained):
+        raise UserError(
+            "a student from scratch needs a tokenizer: give a directory or repository id with "
+            "--config.model.tokenizer=DIR"
+        )
+
+
 def load_format(model: ModelConfig, splits: tasks.Splits, method: Sequence[View]) -> Format:
     """Returns the format of the configured tokenizer, or of one that is trained on word problems.
 
@@ -53,11 +67,6 @@ def load_format(model: ModelConfig, splits: tasks.Splits, method: Sequence[View]
     """
     if source := model.tokenizer or model.pretrained:
         return formats.load(source)
-    if splits.task != "word_problems":
-        raise UserError(
-            "a student from scratch needs a tokenizer: give a directory or repository id with "
-            "--config.model.tokenizer=DIR"
-        )
     return _train_format(splits, method)
 
 

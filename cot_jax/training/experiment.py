@@ -18,7 +18,7 @@ from cot_jax.models.lora import Lora, fingerprint
 from cot_jax.models.student import Student
 from cot_jax.models.weights import Params
 from cot_jax.text.formats import Format
-from cot_jax.training.data import load_format, load_splits, training_examples
+from cot_jax.training.data import load_format, load_splits, require_sources, training_examples
 from cot_jax.training.encoding import fit, tokenize
 from cot_jax.training.students import BASE, LORA, check_lora, load_student, make_lora
 
@@ -82,6 +82,7 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
     config = config.resolved()
     method = views.METHODS[config.objective.method]
     self_distillation = _self_distillation(config, method)
+    require_sources(config)
     splits = load_splits(config.data, config.seed)
     format = load_format(config.model, splits, method)
     train_examples, report = training_examples(config, splits, method)

@@ -19,11 +19,10 @@ _COMPARED = """
 Both sides run in one process, in turn, with the same weights and the same dropout rate on the same examples;
 before timing, losses and gradient norms are compared and the run stops where they differ. "Published" is the
 step of the released PyTorch code: float32, eager attention, one forward a view, AdamW, padded to the batch's
-longest. "Tuned" has sdpa, fused AdamW and, on a GPU, bfloat16 autocast and torch.compile. "Same shapes" means
-that all examples of the batch have the same lengths, so that nobody pads; with "batching free" both sides take
-the same random batches, ours flat. Times are medians [least, quartiles]; a ratio's spread are the quartiles over
-neighbouring samples. FLOPs are those of the matrix products for tokens, padding left out, the same formula for
-both sides; MFU is their share of the rate of one large matrix product, measured in the same run.
+longest. "Tuned" has sdpa, fused AdamW and, on a GPU, bfloat16 autocast and torch.compile. Times are medians
+[least, quartiles]; a ratio's spread are the quartiles over neighbouring samples. FLOPs are those of the
+matrix products at the padded shapes, the same formula for both sides; MFU is their share of the rate of one
+large matrix product, measured in the same run.
 """
 
 

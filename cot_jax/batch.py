@@ -19,7 +19,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("ids", "length"), meta_fields=("width",))
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("ids", "length", "prefix"), meta_fields=("width",)
+)
 @dataclasses.dataclass(frozen=True)
 class Tokens:
     """Sequences of token ids. NumPy on the host, jax.Array in the step.
@@ -28,11 +30,14 @@ class Tokens:
       ids: (G, X) int32, the sequences of a group one behind the other; the slots left over hold any valid id.
       length: (G, E) int32, tokens of each sequence; 0 for none.
       width: no sequence is longer. Static: a program is compiled for it.
+      prefix: (G, P) int32, what all sequences begin with, such as the head of a chat template: stored once,
+        equal in all groups, and counted neither in `ids` nor in `length`. None where they share nothing.
     """
 
     ids: np.ndarray
     length: np.ndarray
     width: int
+    prefix: np.ndarray | None = None
 
     @property
     def slots(self) -> int:

@@ -60,7 +60,7 @@ class TorchStep:
         self.describe = f"{self.dtype}, {'sdpa, fused AdamW' if tuned else 'eager attention'}" + (
             ", torch.compile" if compile_as is not None else ""
         )
-        published = Config().resolved().optimizer
+        published = Config().resolved({}).optimizer
         self._clip_norm = published.clip_norm
         self._optimizer = torch.optim.AdamW(
             self._model.parameters(),

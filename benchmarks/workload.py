@@ -24,7 +24,8 @@ from cot_jax.models.weights import Params
 from cot_jax.training.optimizer import make_optimizer
 from cot_jax.training.step import TrainState, init_state, make_train_step
 
-ALPHA, BETA, DROPOUT = ObjectiveConfig.alpha, ObjectiveConfig.beta, ModelConfig.dropout_rate
+ALPHA, BETA = ObjectiveConfig.alpha, ObjectiveConfig.beta
+DROPOUT = T5.usual["dropout_rate"]
 Views = Mapping[str, TokenizedView]
 
 
@@ -250,7 +251,7 @@ class OurStep:
         looped = dataclasses.replace(student, unroll=False)
         self._compared = make_objective(looped, terms, weights, mi, distillation)
         objective = make_objective(student, terms, weights, mi, distillation)
-        optimizer = make_optimizer(Config().resolved().optimizer, 10_000, student.weights)
+        optimizer = make_optimizer(Config().resolved(T5.usual).optimizer, 10_000, student.weights)
         self._step = jax.jit(make_train_step(objective, optimizer), donate_argnums=0)
         self._compiled: dict[Shape, Any] = {}
         create = jax.jit(lambda p: init_state(p, optimizer, jax.random.key(0), last_batch))

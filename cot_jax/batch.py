@@ -109,7 +109,7 @@ class Segments:
         """
         length_GE = jnp.asarray(length_GE)
         E = length_GE.shape[1]
-        end_GE = jnp.cumsum(length_GE, axis=1)
+        self._end_GE = end_GE = jnp.cumsum(length_GE, axis=1)
         slot_1X = jnp.arange(slots)[None]
         before_GX = jnp.sum(slot_1X[:, :, None] >= end_GE[:, None, :], axis=-1)
         self.real_GX = before_GX < E
@@ -134,9 +134,17 @@ class Segments:
         """The inverse of `unpack`: (G, E, S, ...) -> (G, X, ...); zeros where there is no token."""
         return _pack(x, self._slot_GES, self._cell_GX)
 
+    def spread(self, x_GE: ArrayLike) -> jax.Array:
+        """(G, X), of each token what its sequence has."""
+        return _rows(jnp.asarray(x_GE), self.example_GX)
+
+    def last(self, x_GX: jax.Array) -> jax.Array:
+        """(G, E), the last token of each sequence; an empty one has some other sequence's."""
+        return _rows(x_GX, jnp.maximum(self._end_GE - 1, 0))
+
     def within(self, length_GE: ArrayLike) -> jax.Array:
         """(G, X) bool, the tokens at positions below `length_GE` of their sequences."""
-        return self.real_GX & (self.position_GX < _rows(jnp.asarray(length_GE), self.example_GX))
+        return self.real_GX & (self.position_GX < self.spread(length_GE))
 
     def mean(self, x_GX: jax.Array, length_GE: ArrayLike) -> jax.Array:
         """(G, E), the mean over each sequence's first `length_GE` tokens; 0 where that is none."""

@@ -12,7 +12,7 @@ import json
 import re
 import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ class ModelConfig:
     pretrained: str = _key("", "Hugging Face repository id or directory; empty = from scratch")
     preset: str = _key("base", "size when from scratch", choices=sorted(PRESETS))
     tokenizer: str = _key("", "repository id or directory; empty = the model's (word_problems: trained)")
-    dropout_rate: float = _key(0.1, "dropout rate", low=0.0, high=0.9)
+    dropout_rate: float = _key(-1.0, "dropout rate; -1 = as is usual for the family", low=-1.0, high=0.9)
     compute_dtype: str = _key(
         "auto",
         "auto = bfloat16 on GPU and TPU, float32 on CPU",
@@ -117,20 +117,37 @@ class ModelConfig:
         "what the backward pass computes again of a layer, to save memory: elementwise = all but linear maps",
         choices=tuple(REMAT),
     )
-    lora_rank: int = _key(0, "train LoRA's low-rank updates of this rank only; 0 = all weights", low=0)
-    lora_alpha: float = _key(16.0, "these updates are multiplied by alpha / rank", low=0.0)
+    lora_rank: int = _key(
+        -1,
+        "train LoRA's low-rank updates of this rank only; 0 = all weights, -1 = as is usual for the family: "
+        "16 for pretrained decoders, 0 for others",
+        low=-1,
+    )
+    lora_alpha: float = _key(
+        0.0, "these updates are multiplied by alpha / rank; 0 = as is usual for the family", low=0.0
+    )
     lora_adapter: str = _key(
         "", "directory of a PEFT adapter to start from; its rank, alpha and targets replace the other keys"
     )
     frozen_dtype: str = _key(
         "float32", "of the weights that LoRA leaves as they are", choices=("float32", "bfloat16")
     )
-    lora_targets: str = _key("attention/[qv]$", "regular expression of the updated parameters' paths")
+    lora_targets: str = _key(
+        "", "regular expression of the updated parameters' paths; empty = as is usual for the family"
+    )
 
     @property
     def has_lora(self) -> bool:
         """Whether an adapter is trained, and not the weights themselves."""
-        return bool(self.lora_rank or self.lora_adapter)
+        return bool(self.lora_rank > 0 or self.lora_adapter)
+
+    def resolved(self, usual: Mapping[str, Any]) -> "ModelConfig":
+        """With the values of `usual` for what says "as is usual for the family"."""
+        unset = {"dropout_rate": -1, "lora_rank": -1, "lora_alpha": 0, "lora_targets": ""}
+        given = {key: value for key, value in usual.items() if getattr(self, key) == unset[key]}
+        if "lora_rank" in given and not self.pretrained:
+            given["lora_rank"] = 0
+        return dataclasses.replace(self, **given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,11 +274,12 @@ class Config:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
-    def resolved(self) -> "Config":
-        """With the learning rate that the default of 0 stands for."""
-        usual = LORA_LEARNING_RATE if self.model.has_lora else LEARNING_RATES[self.optimizer.name]
-        rate = self.optimizer.learning_rate or usual
-        return dataclasses.replace(self, optimizer=dataclasses.replace(self.optimizer, learning_rate=rate))
+    def resolved(self, usual: Mapping[str, Any]) -> "Config":
+        """With the values that defaults such as a learning rate of 0 stand for; `usual` is the student's."""
+        model = self.model.resolved(usual)
+        rate = LORA_LEARNING_RATE if model.has_lora else LEARNING_RATES[self.optimizer.name]
+        optimizer = dataclasses.replace(self.optimizer, learning_rate=self.optimizer.learning_rate or rate)
+        return dataclasses.replace(self, model=model, optimizer=optimizer)
 
 
 def default_config() -> ml_collections.ConfigDict:

@@ -116,7 +116,7 @@ def _generation_config(student: Saved) -> GenerationConfig:
         num_beams=evaluation.beams,
         do_sample=False,
         decoder_start_token_id=architecture.get("decoder_start_token_id"),
-        eos_token_id=student.student.eos_id,
+        eos_token_id=list(student.student.ends),
         pad_token_id=student.student.pad_id,
     )
 

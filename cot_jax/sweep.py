@@ -26,6 +26,7 @@ from cot_jax.errors import UserError
 from cot_jax.experiments import Table
 from cot_jax.files import read_json
 from cot_jax.training.console import say
+from cot_jax.training.students import resolved
 
 STOPPED = 75  # exit status, as of `cot_jax.train`: start me again
 
@@ -130,7 +131,9 @@ def _plan(table: Table, options: argparse.Namespace) -> list[_Job]:
             workdir = options.output / cell.path / f"seed{seed}"
             flags = cell.flags(seed)
             # Every run is checked before the first one starts.
-            refuse_other_config(workdir, parse_command_line(["sweep", *flags], "").config.resolved())
+            config = parse_command_line(["sweep", *flags], "").config
+            if (workdir / "config.json").exists():
+                refuse_other_config(workdir, resolved(config))
             jobs.append(_Job(f"{cell.row}, {cell.column}, seed {seed}", workdir, flags))
     return jobs
 

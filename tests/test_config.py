@@ -8,6 +8,7 @@ import pytest
 
 from cot_jax.config import Config, default_config, describe_keys, freeze, parse_command_line, to_json
 from cot_jax.errors import UserError
+from cot_jax.models.t5 import T5
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DEMO = f"--config={CONFIGS / 'demo_mi.py'}"
@@ -21,7 +22,7 @@ def test_every_config_file_is_a_valid_experiment():
     files = sorted(CONFIGS.glob("*.py"))
     assert len(files) >= 20
     for file in files:
-        config = _parse(f"--config={file}").config.resolved()
+        config = _parse(f"--config={file}").config.resolved(T5.usual)
         if "_" in file.stem and not file.stem.startswith("demo"):
             task, method = file.stem.split("_", 1)
             distilled = config.self_distillation.method
@@ -133,5 +134,5 @@ def test_the_readme_lists_every_key():
 def test_json_holds_the_whole_config():
     config = freeze(default_config())
     assert config == Config()
-    assert '"learning_rate": 5e-05' in to_json(config.resolved())
+    assert '"learning_rate": 5e-05' in to_json(config.resolved(T5.usual))
     assert all(math.isfinite(v) for _, v, _ in describe_keys() if isinstance(v, float))

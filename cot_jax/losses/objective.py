@@ -111,8 +111,7 @@ def make_objective(
                 total += weights[term] * found.loss
             if nll is None:
                 if sd and (example_weight_GE := distilled[name].example_weight_GE) is not None:
-                    example_GY = Segments.of(view.targets).example_GX
-                    weight_GY *= jnp.take_along_axis(example_weight_GE, example_GY, axis=1)
+                    weight_GY *= Segments.of(view.targets).spread(example_weight_GE)
                 nll = jnp.sum(weight_GY * passed.nll_GY)
             values[term] = nll
             total += weights[term] * values[term]

@@ -1,5 +1,7 @@
 """Autoregressive decoding on the device, for any student: functions of the prompt that it gives."""
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,14 +22,14 @@ class Prompt(NamedTuple):
       step: writes on.
       cache: what `step` takes at position 0. The rows are axis 1 of every leaf.
       first_B: (B,) int32, the token each row starts from; it is no part of what is written.
-      eos_id: ends a row and is part of what is written.
+      ends: any of these ids ends a row and is part of what is written.
       pad_id: what follows the end.
     """
 
     step: Step
     cache: Any
     first_B: jax.Array
-    eos_id: int
+    ends: tuple[int, ...]
     pad_id: int
 
 
@@ -161,7 +163,7 @@ def _write(prompt: Prompt, most: int, choose: Choose) -> tuple[jax.Array, jax.Ar
         return _State(
             position=state.position + 1,
             last_id=id_B,
-            ended=state.ended | (id_B == prompt.eos_id),
+            ended=state.ended | is_end(id_B, prompt.ends),
             tokens=jax.lax.dynamic_update_index_in_dim(state.tokens, id_B, state.position, axis=1),
             log_prob=state.log_prob + log_prob_B,
             cache=cache,
@@ -184,10 +186,15 @@ def log_prob(logits: jax.Array, ids: jax.Array) -> jax.Array:
     return jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], axis=-1)[..., 0]
 
 
-def written_length(tokens: Array, eos_id: int) -> Array:
-    """(..., T) -> (...): tokens up to the first `eos_id`, which counts; T where there is none."""
-    ends = tokens == eos_id
-    return (ends.cumsum(axis=-1) - ends == 0).sum(axis=-1)
+def is_end(ids: Array, ends: tuple[int, ...]) -> Array:
+    """Of each id whether it is one of `ends`."""
+    return functools.reduce(operator.or_, [ids == end for end in ends], ids < 0)
+
+
+def written_length(tokens: Array, ends: tuple[int, ...]) -> Array:
+    """(..., T) -> (...): tokens up to the first of `ends`, which counts; T where there is none."""
+    ended = is_end(tokens, ends)
+    return (ended.cumsum(axis=-1) - ended == 0).sum(axis=-1)
 
 
 class _Beams(NamedTuple):
@@ -213,8 +220,8 @@ def beam_search(
 
     The search of Wu et al. 2016, "Google's Neural Machine Translation System", section 7, with the
     penalty, the order of steps and the end that Transformers gave it: sequences and scores are those of
-    `generate(num_beams=K, do_sample=False)`. A beam has one way to end, so that of the 2K best
-    continuations of a row at least K go on; those among the first K that end become hypotheses.
+    `generate(num_beams=K, do_sample=False)`. With one way to end, of the 2K best continuations of a row at
+    least K go on, and with more ways of as many more; those among the first K that end become hypotheses.
     A row is decided when it has K hypotheses and its best beam, were it to end here, would not beat the
     worst of them. No row depends on what else is in the batch.
 
@@ -239,12 +246,12 @@ def beam_search(
         logits_R1V, cache = prompt.step(state.last_id[:, None], state.position, state.cache)
         V = logits_R1V.shape[-1]
         log_prob_BKV = state.log_prob[:, :, None] + jax.nn.log_softmax(logits_R1V).reshape(B, K, V)
-        log_prob_BC, index_BC = _top_k(log_prob_BKV.reshape(B, K * V), 2 * K)
+        log_prob_BC, index_BC = _top_k(log_prob_BKV.reshape(B, K * V), (1 + max(1, len(prompt.ends))) * K)
         beam_BC, id_BC = jnp.divmod(index_BC, V)
         tokens_BCT = _take(state.tokens, beam_BC).at[:, :, state.position].set(id_BC)
         length = state.position + 1
         penalty = length.astype(jnp.float32) ** length_penalty
-        ends_BC = (id_BC == prompt.eos_id) | (length == T)
+        ends_BC = is_end(id_BC, prompt.ends) | (length == T)
 
         new_BK = ends_BC[:, :K] & ~state.decided[:, None]
         score_BK = jnp.where(new_BK, log_prob_BC[:, :K] / penalty, -jnp.inf)

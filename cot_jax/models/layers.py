@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -167,6 +167,22 @@ class Layout:
         return jnp.concatenate(packed, axis=1)
 
 
+class Keys(NamedTuple):
+    """Keys and values that queries attend to.
+
+    Attributes:
+      k, v: (*lead, T, G, K). They may have fewer heads than the queries: each then serves consecutive heads
+        of these. `lead` is the queries' own, or the first of its axes, where rows share keys.
+      mask: bool, true where a query may see a key; broadcasts to (*lead of the queries, S, T). None: everywhere.
+      bias: (H, S, T) float32, added to the scores, or None.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    mask: jax.Array | None = None
+    bias: jax.Array | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Attention:
     """Attention of the queries of some views to keys of the same examples' views.
@@ -201,55 +217,57 @@ class Attention:
             strict=True,
         )
         for q, k, v, seed, segments, bias in rectangles:
-            mask = segments.real_GES[:, :, None, None, :]
+            mask = segments.real_GES[:, :, None, :]
             if self.causal:
-                mask &= jnp.tri(q.shape[2], dtype=bool)[None, None, None]
-            bias = None if bias is None else bias[None, None]
-            parts.append(attend(q, k, v, mask, bias, scale=self.scale, rate=self.rate, key=key, seed=seed))
+                mask &= jnp.tri(q.shape[2], dtype=bool)[None, None]
+            keys = [Keys(k, v, mask, bias)]
+            parts.append(attend(q, keys, scale=self.scale, rate=self.rate, key=key, seed=seed))
         return self.queries.pack(parts)
 
 
 def attend(
     q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: jax.Array,
-    bias: jax.Array | None,
+    keys: Sequence[Keys],
     *,
     scale: float = 1.0,
     rate: float = 0.0,
     key: jax.Array | None = None,
     seed: jax.Array | None = None,
 ) -> jax.Array:
-    """Attention of rectangles.
+    """Attention of rectangles to several sets of keys, as if these stood one behind the other.
 
     The scores of long sequences are never all in memory: queries are taken `_QUERIES` at a time and their
     scores computed again in the backward pass.
 
     Args:
-      q: (..., S, H, K).
-      k, v: (..., T, H, K).
-      mask: bool, true where a query may see a key; broadcasts to (..., H, S, T), as `bias`.
-      seed: (..., S) uint32 of the queries, for dropout of the weights.
+      q: (*lead, S, H, K).
+      keys: the sets; empty ones do nothing.
+      seed: (*lead, S) uint32 of the queries, for dropout of the weights.
 
     Returns:
-      (..., S, H, K).
+      (*lead, S, H, K).
     """
+    if q.shape[-3] == 0:
+        return q
+    keys = [part for part in keys if part.k.shape[-3]]
+    key = key if rate > 0 else None
 
-    def whole(q, mask, bias, seed):
-        scores = jnp.einsum("...SHK,...THK->...HST", q, k, preferred_element_type=jnp.float32)
-        scores = scores * scale if scale != 1 else scores
-        scores = jnp.where(mask, scores if bias is None else scores + bias, _MASKED)
-        weights = jax.nn.softmax(scores).astype(v.dtype)
-        if key is not None and rate > 0:
-            head = jnp.arange(q.shape[-2], dtype=jnp.uint32) * _GOLDEN
-            of_query = jnp.expand_dims(seed, -2) + head.reshape((1,) * (seed.ndim - 1) + (-1, 1))
-            weights = drop(weights, rate, key, of_query)
-        return jnp.einsum("...HST,...THK->...SHK", weights, v)
+    def whole(q, masks, biases, seed):
+        found = []
+        for n, (part, mask, bias) in enumerate(zip(keys, masks, biases, strict=True)):
+            its = None if key is None else seed + np.uint32(n * int(_GOLDEN) % 2**32)
+            found.append(_attend(q, part._replace(mask=mask, bias=bias), scale, rate, key, its))
+        if len(found) == 1:
+            return found[0][0]
+        values, logs = zip(*found, strict=True)
+        total = jax.nn.logsumexp(jnp.stack(logs), axis=0)
+        shares = [jnp.exp(log - total).astype(q.dtype) for log in logs]
+        return sum(share * value for share, value in zip(shares, values, strict=True))
 
     S = q.shape[-3]
-    if S * k.shape[-3] <= _WHOLE:
-        return whole(q, mask, bias, seed)
+    masks, biases = [part.mask for part in keys], [part.bias for part in keys]
+    if S * sum(part.k.shape[-3] for part in keys) <= _WHOLE:
+        return whole(q, masks, biases, seed)
 
     chunks = -(-S // _QUERIES)
 
@@ -261,14 +279,56 @@ def attend(
         shape = (*x.shape[:axis], chunks, _QUERIES, *x.shape[x.ndim + axis + 1 :])
         return jnp.moveaxis(x.reshape(shape), x.ndim + axis, 0)
 
+    whole_arguments = (q, masks, biases, seed)
+    axes = (-3, [-2] * len(keys), [-2] * len(keys), -1)
+
     @jax.checkpoint
     def one(parts):
-        chosen = [x if part is None else part for x, part in zip((q, mask, bias, seed), parts, strict=True)]
-        return whole(*chosen)
+        return whole(*_filled(parts, whole_arguments))
 
-    parts = (split(q, -3), split(mask, -2), split(bias, -2), split(seed, -1))
+    parts = jax.tree.map(split, whole_arguments, axes, is_leaf=lambda x: x is None)
     y = jnp.moveaxis(jax.lax.map(one, parts), 0, -4)
     return y.reshape(*y.shape[:-4], chunks * _QUERIES, *y.shape[-2:])[..., :S, :, :]
+
+
+def _filled(parts: Any, whole: Any) -> Any:
+    """`parts` with the leaves of `whole` where it has None."""
+    return jax.tree.map(
+        lambda part, x: x if part is None else part, parts, whole, is_leaf=lambda x: x is None
+    )
+
+
+def _attend(
+    q: jax.Array, keys: Keys, scale: float, rate: float, key: jax.Array | None, seed: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Attention to one set of keys: values (*lead, S, H, K), and logsumexp (*lead, S, H, 1) of the scores."""
+    *lead, S, H, K = q.shape
+    *shared, _, heads, _ = keys.k.shape
+    more = lead[len(shared) :]  # rows that share keys: they are more queries to these
+
+    def fold(x, ndim):
+        """`x`, which broadcasts to (*lead, S, ...) with `ndim` axes from S on, by (*shared, queries, ...)."""
+        wide = [*x.shape[: len(shared)], *more, S, *x.shape[x.ndim - ndim + 1 :]]
+        if more and math.prod(x.shape[len(shared) : x.ndim - ndim + 1]) > 1:
+            x = jnp.broadcast_to(x, wide)
+        return x.reshape(*x.shape[: len(shared)], -1, *x.shape[x.ndim - ndim + 1 :])
+
+    q = q.reshape(*shared, math.prod(more) * S, heads, H // heads, K)
+    scores = jnp.einsum("...SGRK,...TGK->...GSRT", q, keys.k, preferred_element_type=jnp.float32)
+    scores = scores * scale if scale != 1 else scores
+    if keys.bias is not None:
+        bias = jnp.moveaxis(keys.bias.reshape(heads, H // heads, *keys.bias.shape[1:]), 1, 2)
+        scores += bias.reshape((1,) * len(shared) + bias.shape)
+    if keys.mask is not None:
+        scores = jnp.where(fold(keys.mask, 2)[..., None, :, None, :], scores, _MASKED)
+    weights = jax.nn.softmax(scores).astype(keys.v.dtype)
+    if key is not None and seed is not None:
+        head = (jnp.arange(H, dtype=jnp.uint32) * _GOLDEN).reshape(heads, 1, -1)
+        of_query = fold(seed, 1)[..., None, :, None]
+        weights = drop(weights, rate, key, of_query + head.reshape((1,) * len(shared) + head.shape))
+    values = jnp.einsum("...GSRT,...TGK->...SGRK", weights, keys.v).reshape(*lead, S, H, K)
+    log = jnp.moveaxis(jax.nn.logsumexp(scores, axis=-1), len(shared), -2)
+    return values, log.reshape(*lead, S, H, 1)
 
 
 # --- Stacks of layers ---

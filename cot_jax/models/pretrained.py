@@ -44,6 +44,7 @@ def read(
     weights: Weights,
     aliases: dict[str, str],
     leftovers: tuple[str, ...],
+    prefix: str = "",
     *,
     needs_head: bool,
 ) -> tuple[Params, list[str]]:
@@ -52,6 +53,7 @@ def read(
     Args:
       aliases: other names of a tensor -> its name; copies must be equal.
       leftovers: regular expressions of tensors that are ignored and counted.
+      prefix: what the names may lack: files of a model without its head have none.
       needs_head: whether the head must be there; it need not where the embedding serves as one.
 
     Returns:
@@ -78,6 +80,8 @@ def read(
             ignored.append(name)
             continue
         place = aliases.get(name, name)
+        if place not in places and prefix + place in places:
+            place = prefix + place
         if place not in places:
             raise UserError(
                 f"{file}: tensor {name} is unknown to the model of config.json; is it another model's?"

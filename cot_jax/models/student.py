@@ -11,14 +11,15 @@ from jax.typing import DTypeLike
 
 from cot_jax.batch import Batch, Tokens, Work
 from cot_jax.errors import UserError
-from cot_jax.models import pretrained, t5
+from cot_jax.models import llama, pretrained, t5
 from cot_jax.models.decoding import Prompt
+from cot_jax.models.llama import Llama
 from cot_jax.models.t5 import T5
 from cot_jax.models.weights import Params, Weights
 
 # model_type of config.json -> the class of its students
-FAMILIES: dict[str, Any] = {"t5": T5}
-PRESETS: dict[str, Any] = dict(t5.PRESETS)
+FAMILIES: dict[str, Any] = {"t5": T5} | dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), Llama)
+PRESETS: dict[str, Any] = t5.PRESETS | llama.PRESETS
 
 
 class Student(Protocol):
@@ -29,11 +30,18 @@ class Student(Protocol):
       outputs: columns of the head: tokens of the vocabulary.
       weights: every parameter, by its path.
       aliases, leftovers: of tensors in Hugging Face's files, as `pretrained.read` takes them.
+      prefix: of tensor names, which some files leave out.
+      format: name of the texts' format, one of `text.formats.FORMATS`.
+      usual: config.model's values that stand for "the family's own".
       hf_class: the class of Transformers that reads an export.
-      pad_id, eos_id: what follows a target, and what ends it.
+      ends: any of these ids ends a target.
+      pad_id: what follows the end.
     """
 
     hf_class: str
+    format: str
+    prefix: str
+    usual: ClassVar[Mapping[str, Any]]
     aliases: ClassVar[Mapping[str, str]]
     leftovers: ClassVar[tuple[str, ...]]
 
@@ -46,7 +54,7 @@ class Student(Protocol):
     @property
     def pad_id(self) -> int: ...
     @property
-    def eos_id(self) -> int: ...
+    def ends(self) -> tuple[int, ...]: ...
 
     def architecture(self) -> dict[str, Any]:
         """Hugging Face's config.json, of which `build` makes this student again."""
@@ -88,19 +96,29 @@ class Options:
     remat: str = "none"
 
 
+def family(pretrained_path: str, preset: str) -> Any:
+    """The class of the students of a directory or Hub repository, of which config.json is read, or a preset.
+
+    Raises:
+      UserError: see `build` and `from_scratch`.
+    """
+    if pretrained_path:
+        return _family(pretrained.read_config(pretrained_path))
+    return _class_of(_preset(preset))
+
+
 def build(json: Mapping[str, Any], options: Options) -> Student:
     """The student of a config.json, by its model_type.
 
     Raises:
       UserError: an unknown model_type, or values that make no model.
     """
-    kind = json.get("model_type")
-    if kind not in FAMILIES:
-        raise UserError(f"config.json: model_type is {kind!r}, known: {', '.join(FAMILIES)}")
-    return _with_options(FAMILIES[kind].config_class.from_json(json), options)
+    return _with_options(_family(json).config_class.from_json(json), options)
 
 
-def from_scratch(preset: str, *, vocab_size: int, pad_id: int, eos_id: int, options: Options) -> Student:
+def from_scratch(
+    preset: str, *, vocab_size: int, pad_id: int | None, eos_id: int, options: Options
+) -> Student:
     """An untrained student for a tokenizer of `vocab_size` ids.
 
     The embedding gets as many rows, rounded up to a multiple of 128 as in T5 (32,100 -> 32,128):
@@ -109,15 +127,7 @@ def from_scratch(preset: str, *, vocab_size: int, pad_id: int, eos_id: int, opti
     Raises:
       UserError: no such preset.
     """
-    if preset not in PRESETS:
-        raise UserError(f'config.model.preset: no "{preset}"; choose one of {", ".join(PRESETS)}')
-    config = dataclasses.replace(
-        PRESETS[preset],
-        vocab_size=-(-vocab_size // 128) * 128,
-        pad_token_id=pad_id,
-        decoder_start_token_id=pad_id,
-        eos_token_id=eos_id,
-    )
+    config = _preset(preset).for_tokenizer(-(-vocab_size // 128) * 128, pad_id, eos_id)
     return _with_options(config, options)
 
 
@@ -138,6 +148,7 @@ def from_pretrained(path_or_id: str, options: Options) -> tuple[Student, Params,
         untied.weights,
         dict(student.aliases),
         student.leftovers,
+        student.prefix,
         needs_head=not student.config.tie_word_embeddings,
     )
     if not pretrained.is_tied(params):
@@ -162,6 +173,23 @@ def save(directory: Path, student: Student, params: Params) -> None:
 
 
 def _with_options(config: Any, options: Options) -> Student:
-    (student_class,) = {family for family in FAMILIES.values() if family.config_class is type(config)}
     config = dataclasses.replace(config, dropout_rate=options.dropout_rate)
-    return student_class(config, options.dtype, options.unroll, options.remat)
+    return _class_of(config)(config, options.dtype, options.unroll, options.remat)
+
+
+def _family(json: Mapping[str, Any]) -> Any:
+    kind = json.get("model_type")
+    if kind not in FAMILIES:
+        raise UserError(f"config.json: model_type is {kind!r}, known: {', '.join(FAMILIES)}")
+    return FAMILIES[kind]
+
+
+def _preset(name: str) -> Any:
+    if name not in PRESETS:
+        raise UserError(f'config.model.preset: no "{name}"; choose one of {", ".join(PRESETS)}')
+    return PRESETS[name]
+
+
+def _class_of(config: Any) -> Any:
+    (found,) = {family for family in FAMILIES.values() if family.config_class is type(config)}
+    return found

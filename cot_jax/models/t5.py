@@ -22,7 +22,18 @@ from jax.typing import DTypeLike
 from cot_jax.batch import Batch, Segments, Tokens, Work
 from cot_jax.errors import UserError
 from cot_jax.models.decoding import Prompt
-from cot_jax.models.layers import Attention, Layout, attend, by_example, drop, embed, linear, rms_norm, stack
+from cot_jax.models.layers import (
+    Attention,
+    Keys,
+    Layout,
+    attend,
+    by_example,
+    drop,
+    embed,
+    linear,
+    rms_norm,
+    stack,
+)
 from cot_jax.models.weights import Params, Weight, Weights
 
 # feed_forward_proj -> (activation, gated)
@@ -80,6 +91,12 @@ class T5Config:
             known = ", ".join(_FEED_FORWARD)
             raise UserError(f'config.json: feed_forward_proj is "{config.feed_forward_proj}", known: {known}')
         return config
+
+    def for_tokenizer(self, vocab_size: int, pad_id: int | None, eos_id: int) -> "T5Config":
+        """With an embedding for a tokenizer's ids; decoding starts from the padding."""
+        pad = eos_id if pad_id is None else pad_id
+        ids = {"pad_token_id": pad, "decoder_start_token_id": pad, "eos_token_id": eos_id}
+        return dataclasses.replace(self, vocab_size=vocab_size, **ids)
 
 
 def _preset(d_model: int, d_ff: int, layers: int, heads: int, **others: Any) -> T5Config:
@@ -157,6 +174,14 @@ class T5:
 
     config_class = T5Config
     hf_class = "AutoModelForSeq2SeqLM"
+    format = "seq2seq"
+    usual: ClassVar[Mapping[str, Any]] = {
+        "dropout_rate": 0.1,
+        "lora_rank": 0,
+        "lora_alpha": 16.0,
+        "lora_targets": "attention/[qv]$",
+    }
+    prefix = ""
     # Other names of the embedding, and a bias in v1.0's checkpoints that T5 does not have.
     aliases: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"), "shared.weight"
@@ -174,8 +199,8 @@ class T5:
         return self.config.pad_token_id
 
     @property
-    def eos_id(self) -> int:
-        return self.config.eos_token_id
+    def ends(self) -> tuple[int, ...]:
+        return (self.config.eos_token_id,)
 
     def architecture(self) -> dict[str, Any]:
         return {
@@ -271,7 +296,7 @@ class T5:
             return None, tuple(x.reshape(G * E, *x.shape[2:]) for x in unpacked)
 
         _, memory = stack(remember, None, params["decoder"]["layers"])
-        mask_R11S = segments.real_GES.reshape(G * E, 1, 1, -1)
+        mask_B1S = segments.real_GES.reshape(G * E, 1, -1)
         bias_HTT = self._position_bias(params["decoder"], most, False)
         causal_TT = jnp.tri(most, dtype=bool)
         head_DV = self.head(params).astype(self.dtype)
@@ -296,14 +321,14 @@ class T5:
                             for old, x in zip(cache, new, strict=True)
                         )
                     )
-                    return attend(q, cache.keys[n], cache.values[n], mask_TT[None, None], bias_HTT_[None])
+                    return attend(q, [Keys(cache.keys[n], cache.values[n], mask_TT[None], bias_HTT_)])
 
                 def attend_input(h_RTD):
                     # Rows that read the same input become more queries of it: it has no order of queries
                     # to keep, and `rows` copies of its keys would be the most that a step reads.
                     h_BXD = h_RTD.reshape(G * E, -1, h_RTD.shape[-1])
                     q_BXHK = linear(h_BXD, w["cross_attention"]["q"])
-                    y_BXHK = attend(q_BXHK, k_BSHK, v_BSHK, mask_R11S, None)
+                    y_BXHK = attend(q_BXHK, [Keys(k_BSHK, v_BSHK, mask_B1S)])
                     return y_BXHK.reshape(*h_RTD.shape[:2], *y_BXHK.shape[2:])
 
                 x_RTD = self._decoder_layer(x_RTD, w, attend_self, attend_input, (None,) * 4, None)
@@ -318,7 +343,7 @@ class T5:
 
         empty = jnp.zeros((c.num_decoder_layers, G * E * rows, most, c.num_heads, c.d_kv), self.dtype)
         first_R = jnp.full(G * E * rows, c.decoder_start_token_id, jnp.int32)
-        return Prompt(step, _Cache(empty, empty), first_R, self.eos_id, self.pad_id)
+        return Prompt(step, _Cache(empty, empty), first_R, self.ends, self.pad_id)
 
     def flops(self, works: Sequence[Work]) -> np.ndarray:
         c, total = self.config, np.zeros(np.shape(works[0].inputs))

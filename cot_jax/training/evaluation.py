@@ -17,7 +17,7 @@ from cot_jax.data.batches import Ragged, evaluation_rows
 from cot_jax.data.lengths import cheapest, needed
 from cot_jax.data.views import View, answer_of
 from cot_jax.models import decoding
-from cot_jax.models.decoding import Sampling, written_length
+from cot_jax.models.decoding import Sampling, is_end, written_length
 from cot_jax.models.layers import mix
 from cot_jax.models.student import Student
 from cot_jax.models.weights import Params
@@ -64,7 +64,7 @@ def make_generate(student: Student, mesh: Mesh, most: int, beams: int) -> Genera
             return decoding.greedy(prompt, most)
         tokens_BT, score_B = (best[:, 0] for best in decoding.beam_search(prompt, most, beams))
         # A score is the mean over the tokens: the length penalty is 1.
-        return tokens_BT, score_B * written_length(tokens_BT, student.eos_id)
+        return tokens_BT, score_B * written_length(tokens_BT, student.ends)
 
     return _jit(generate, mesh)
 
@@ -184,6 +184,6 @@ def answer_questions(
         answers=[reading.answer for reading in read],
         failures=collections.Counter(reading.failure for reading in read if reading.failure),
         log_probs=log_prob.ravel(),
-        lengths=written_length(tokens_NT, student.eos_id),
-        cut=int(np.sum(~np.any(tokens_NT == student.eos_id, axis=1))),
+        lengths=written_length(tokens_NT, student.ends),
+        cut=int(np.sum(~np.any(is_end(tokens_NT, student.ends), axis=1))),
     )

@@ -20,7 +20,7 @@ from cot_jax.models.weights import Params
 from cot_jax.text.formats import Format
 from cot_jax.training.data import load_format, load_splits, require_sources, training_examples
 from cot_jax.training.encoding import fit, tokenize
-from cot_jax.training.students import BASE, LORA, check_lora, load_student, make_lora
+from cot_jax.training.students import BASE, LORA, check_lora, load_student, make_lora, resolved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +79,10 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
     Raises:
       UserError: data, tokenizer or weights that are missing or do not fit.
     """
-    config = config.resolved()
+    require_sources(config)
+    config = resolved(config)
     method = views.METHODS[config.objective.method]
     self_distillation = _self_distillation(config, method)
-    require_sources(config)
     splits = load_splits(config.data, config.seed)
     format = load_format(config.model, splits, method)
     train_examples, report = training_examples(config, splits, method)

@@ -17,6 +17,15 @@ from cot_jax.text.tokenizer import Tokenizer
 BASE, LORA = "base_crc32", "lora"
 
 
+def resolved(config: Config) -> Config:
+    """Returns the config with what is usual for the family of its student.
+
+    Raises:
+      UserError: there is no such student.
+    """
+    return config.resolved(students.family(config.model.pretrained, config.model.preset).usual)
+
+
 def load_student(
     config: ModelConfig, tokenizer: Tokenizer, *, weights: bool, platform: str = ""
 ) -> tuple[Student, Params | None, list[str]]:

@@ -18,7 +18,7 @@ from cot_jax.models.t5 import T5
 
 
 def scripted(step, cache, first):
-    return Prompt(step, cache, jnp.asarray(first, jnp.int32), eos_id=1, pad_id=0)
+    return Prompt(step, cache, jnp.asarray(first, jnp.int32), ends=(1,), pad_id=0)
 
 
 # --- Greedy ---
@@ -185,7 +185,7 @@ def test_tokens_are_drawn_as_often_as_they_are_probable():
     def step(ids_B1, position, cache):
         return jnp.broadcast_to(logits_V, (B, 1, V)), cache
 
-    prompt = Prompt(step, None, jnp.zeros(B, jnp.int32), eos_id=-1, pad_id=0)
+    prompt = Prompt(step, None, jnp.zeros(B, jnp.int32), ends=(-1,), pad_id=0)
     tokens_B1T, _ = decoding.sample(prompt, 2, jax.random.split(jax.random.key(0), B), 1, sampling)
     prob_V = np.asarray(jax.nn.softmax(decoding.filtered(logits_V[None], sampling))[0], float)
     drawn = prob_V > 0
@@ -224,7 +224,7 @@ def test_draws_of_a_row_depend_on_the_row_and_its_key_only(ending):
     assert (tokens_BKT.shape, tokens_BKT.dtype) == ((4, 3, 8), jnp.int32)
     assert (log_prob_BK.shape, log_prob_BK.dtype) == ((4, 3), jnp.float32)
     assert len({tuple(row) for row in np.asarray(tokens_BKT).reshape(12, 8).tolist()}) == 12
-    length_BK = decoding.written_length(tokens_BKT, student.eos_id)
+    length_BK = decoding.written_length(tokens_BKT, student.ends)
     assert len(set(length_BK.ravel().tolist())) > 1
 
     # As if all rows' samples were the labels of every row: each row's own are on the diagonal.
@@ -372,7 +372,7 @@ def test_one_beam_stopped_early_is_greedy(ending):
     tokens_BKT, score_BK = searcher(student, 9, 1, early_stopping=True)(params, inputs)
     greedy_BT, log_prob_B = writer(student, 9)(params, inputs)
     np.testing.assert_array_equal(tokens_BKT[:, 0], greedy_BT)
-    length_B = decoding.written_length(greedy_BT, student.eos_id)
+    length_B = decoding.written_length(greedy_BT, student.ends)
     np.testing.assert_allclose(score_BK[:, 0] * length_B, log_prob_B, rtol=1e-5)
     assert len(set(length_B.tolist())) > 1
 
@@ -414,7 +414,7 @@ def test_what_is_written_scores_what_it_scored(ending, hidden):
     tokens_BKT, score_BK = searcher(student, 9, 3, length_penalty=0.6)(params, inputs)
     greedy_BT, greedy_B = writer(student, 9)(params, inputs)
     tokens_BJT = np.concatenate([tokens_BKT, greedy_BT[:, None]], axis=1)
-    length_BJ = decoding.written_length(tokens_BJT, student.eos_id)
+    length_BJ = decoding.written_length(tokens_BJT, student.ends)
     assert len(set(length_BJ.ravel().tolist())) > 2
     # As if all rows' answers were the labels of every row: each row's own are on the diagonal.
     log_prob_BL = scorer(student)(params, inputs, tokens_BJT.reshape(-1, 9), length_BJ.ravel())

@@ -13,7 +13,19 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cot_jax.models import layers
-from cot_jax.models.layers import REMAT, Layout, LowRank, attend, drop, embed, linear, mix, rms_norm, stack
+from cot_jax.models.layers import (
+    REMAT,
+    Keys,
+    Layout,
+    LowRank,
+    attend,
+    drop,
+    embed,
+    linear,
+    mix,
+    rms_norm,
+    stack,
+)
 
 
 def normal(seed, *shape):
@@ -230,8 +242,8 @@ def attention_mask(key, seed_S, heads, T, rate):
     S = len(seed_S)
     q, k = jnp.zeros((S, heads, T)), jnp.zeros((T, heads, T))
     v = jnp.broadcast_to(jnp.eye(T)[:, None], (T, heads, T))
-    mask = jnp.ones((1, S, T), bool)
-    y = attend(q, k, v, mask, None, rate=rate, key=key, seed=seed_S)
+    mask = jnp.ones((S, T), bool)
+    y = attend(q, [Keys(k, v, mask)], rate=rate, key=key, seed=seed_S)
     np.testing.assert_allclose(y[y != 0], 1 / T / (1 - rate), rtol=1e-6)
     return np.asarray(y) != 0
 
@@ -328,19 +340,50 @@ def plain_attention(q, k, v, mask, bias, scale):
 def test_attention_is_its_formula(biased, scale):
     B, S, T, H, K = 3, 6, 9, 2, 4
     q, k, v = normal(0, B, S, H, K), normal(1, B, T, H, K), normal(2, B, T, H, K)
-    bias = normal(3, 1, H, S, T) if biased else None
-    mask = np.random.default_rng(4).random((B, 1, S, T)) < 0.5
+    bias = normal(3, H, S, T) if biased else None
+    mask = np.random.default_rng(4).random((B, S, T)) < 0.5
     mask[..., 0] = True
-    found = attend(q, k, v, mask, bias, scale=scale)
+    found = attend(q, [Keys(k, v, mask, bias)], scale=scale)
     for b in range(B):
-        want = plain_attention(q[b], k[b], v[b], mask[b], None if bias is None else bias[0], scale)
+        want = plain_attention(q[b], k[b], v[b], mask[b], bias, scale)
         np.testing.assert_allclose(found[b], want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunks", [False, True])
+def test_keys_in_sets_shared_by_rows_and_heads_are_keys_of_each(monkeypatch, chunks):
+    """Two groups of three rows, six heads on two: what all see, what a group sees, what each row sees."""
+    if chunks:
+        monkeypatch.setattr(layers, "_WHOLE", 0)
+        monkeypatch.setattr(layers, "_QUERIES", 2)
+    G, R, S, H, J, K = 2, 3, 5, 6, 2, 4
+    q, rng = normal(0, G, R, S, H, K), np.random.default_rng(1)
+    leads = {(): 7, (G,): 4, (G, R): 3}
+    parts = [
+        Keys(normal(n, *lead, T, J, K), normal(9 + n, *lead, T, J, K))
+        for n, (lead, T) in enumerate(leads.items())
+    ]
+    of_rows, of_queries = rng.random((G, R, 1, 4)) < 0.7, rng.random((1, 1, S, 3)) < 0.5
+    masks = [None, of_rows, of_queries]
+    found = attend(q, [part._replace(mask=mask) for part, mask in zip(parts, masks, strict=True)])
+    wide = [np.ones((G, R, S, 7), bool), *(np.broadcast_to(m, (G, R, S, m.shape[-1])) for m in masks[1:])]
+    mask = np.concatenate(wide, axis=-1)
+    for g in range(G):
+        for r in range(R):
+            at = {(): (), (G,): (g,), (G, R): (g, r)}
+            k, v = (
+                np.concatenate([np.asarray(x[at[lead]]) for x, lead in zip(kv, leads, strict=True)])
+                for kv in zip(*((p.k, p.v) for p in parts), strict=True)
+            )
+            want = plain_attention(
+                q[g, r], *(np.repeat(x, H // J, axis=1) for x in (k, v)), mask[g, r], None, 1
+            )
+            np.testing.assert_allclose(found[g, r], want, rtol=1e-5, atol=1e-6)
 
 
 def test_a_query_that_sees_nothing_is_finite():
     q, k, v = normal(0, 2, 3, 2, 4), normal(1, 2, 5, 2, 4), normal(2, 2, 5, 2, 4)
-    mask = jnp.zeros((2, 1, 1, 5), bool)
-    y, gradient = jax.value_and_grad(lambda q: jnp.sum(attend(q, k, v, mask, None) ** 2))(q)
+    mask = jnp.zeros((2, 1, 5), bool)
+    y, gradient = jax.value_and_grad(lambda q: jnp.sum(attend(q, [Keys(k, v, mask)]) ** 2))(q)
     assert np.isfinite(y)
     assert np.isfinite(gradient).all()
 
@@ -350,15 +393,15 @@ def test_chunks_of_queries_change_nothing(monkeypatch, lengths):
     """Masks and biases of all queries or of each, the dropped weights, and all gradients."""
     S, T = lengths
     q, k, v = normal(0, 2, S, 2, 4), normal(1, 2, T, 2, 4), normal(2, 2, T, 2, 4)
-    bias, seed = normal(3, 1, 2, S, T), np.random.default_rng(5).integers(0, 2**32, (2, S), dtype=np.uint32)
-    of_keys = np.arange(T) < np.array([T, 2])[:, None, None, None]
+    bias, seed = normal(3, 2, S, T), np.random.default_rng(5).integers(0, 2**32, (2, S), dtype=np.uint32)
+    of_keys = np.arange(T) < np.array([T, 2])[:, None, None]
 
     def outputs(q, k, v, bias):
         common = {"rate": 0.3, "key": jax.random.key(0), "seed": seed}
         return [
-            attend(q, k, v, of_keys, None, **common),
-            attend(q, k, v, of_keys & np.tri(S, T, dtype=bool)[None, None], bias, **common),
-            attend(q, k, v, of_keys, bias),
+            attend(q, [Keys(k, v, of_keys)], **common),
+            attend(q, [Keys(k, v, of_keys & np.tri(S, T, dtype=bool)[None], bias)], **common),
+            attend(q, [Keys(k, v, of_keys, bias)]),
         ]
 
     def run():

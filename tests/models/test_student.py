@@ -46,7 +46,7 @@ def test_what_is_learned_changes_no_state(untied, pair, hidden):
 @pytest.mark.parametrize(("ids", "rows"), [(32_100, 32_128), (300, 384), (384, 384)])
 def test_from_scratch_has_a_row_for_every_id(ids, rows):
     student = from_scratch("tiny", **(TINY | {"vocab_size": ids, "pad_id": 3, "eos_id": 2}))
-    assert (student.outputs, student.pad_id, student.eos_id) == (rows, 3, 2)
+    assert (student.outputs, student.pad_id, student.ends) == (rows, 3, (2,))
     assert student.config.decoder_start_token_id == 3
     params = shapes(student.weights)
     assert params["embedding"].shape == (rows, student.config.d_model)

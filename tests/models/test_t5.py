@@ -4,10 +4,10 @@ import math
 import re
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from equations import equations, product_flops
 from flat_batches import batch, by_example, flat, in_slots, rectangle, sequences
 from flax.traverse_util import flatten_dict
 from jax.sharding import AxisType, NamedSharding
@@ -440,14 +440,6 @@ def test_bfloat16_is_near(untied, pair, hidden):
     assert 1e-3 < np.sqrt(np.mean(error**2) / np.mean(exact**2)) < 0.05
 
 
-def equations(jaxpr, times=1):
-    """Every equation, and how often it is computed."""
-    for equation in jaxpr.eqns:
-        yield equation, times
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            yield from equations(inner, times * equation.params.get("length", 1))
-
-
 def test_norms_scores_and_softmax_are_float32_under_bfloat16(untied, pair):
     student, params = untied
     student = dataclasses.replace(student, dtype=jnp.bfloat16)
@@ -487,12 +479,7 @@ def test_flops_are_those_of_the_matrix_products(feed_forward):
     def logits(params):
         return student.hidden(params, examples, None)["view"] @ student.head(params)
 
-    counted = 0
-    for equation, times in equations(jax.make_jaxpr(logits)(shapes(student.weights)).jaxpr):
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            sizes = equation.invars[0].aval.shape
-            counted += 2 * times * equation.outvars[0].aval.size * math.prod(sizes[a] for a in contracted)
+    counted = product_flops(logits, shapes(student.weights))
     one = Work(inputs.ids.size, targets.ids.size, 3 * S * S, 3 * T * T, 3 * S * T)
     assert student.flops([one]) == counted
     # Linear, a view at a time, and of arrays.

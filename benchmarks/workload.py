@@ -21,6 +21,7 @@ from cot_jax.losses.objective import MutualInformation, make_objective
 from cot_jax.losses.soft_targets import SelfDistillation
 from cot_jax.models.t5 import PRESETS, T5, T5Config
 from cot_jax.models.weights import Params
+from cot_jax.training.compiled import compiler_options
 from cot_jax.training.optimizer import make_optimizer
 from cot_jax.training.step import TrainState, init_state, make_train_step
 
@@ -252,7 +253,11 @@ class OurStep:
         self._compared = make_objective(looped, terms, weights, mi, distillation)
         objective = make_objective(student, terms, weights, mi, distillation)
         optimizer = make_optimizer(Config().resolved(T5.usual).optimizer, 10_000, student.weights)
-        self._step = jax.jit(make_train_step(objective, optimizer), donate_argnums=0)
+        self._step = jax.jit(
+            make_train_step(objective, optimizer),
+            donate_argnums=0,
+            compiler_options=compiler_options(jax.default_backend()),
+        )
         self._compiled: dict[Shape, Any] = {}
         create = jax.jit(lambda p: init_state(p, optimizer, jax.random.key(0), last_batch))
         self._state: TrainState = create(params)

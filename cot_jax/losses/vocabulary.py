@@ -84,7 +84,8 @@ def vocabulary_pass(
     """Streams z = hidden @ head and returns what objectives need of it. Differentiable in hidden and head.
 
     Matrix products take operands in the dtype of `hidden_GYD` and sum in float32; so does the sum of the
-    head's gradient over chunks. What is not asked for is not computed, nor the gradient of what is detached.
+    head's gradient over chunks. What is not asked for is not computed, nor the gradient of what is detached
+    or, as the head under LoRA, not learned.
 
     Args:
       hidden_GYD: the states that predict the targets, bfloat16, float32 or float64.
@@ -240,13 +241,13 @@ def _stream(spec: _Spec, hidden_GYD, head_DV, rows: _Rows) -> VocabularyPass:
 
 
 @jax.named_scope("head")
-def _forward(spec: _Spec, hidden_GYD, head_DV, rows: _Rows, nll_weight_GY=None):
+def _forward(spec: _Spec, hidden_GYD, head_DV, rows: _Rows, nll_weight_GY=None, learns_head=False):
     """Returns what is found, what the backward pass needs, and the gradients of sum(nll_weight * nll)."""
     chunks, sum_dtype = _Chunks.of(hidden_GYD, spec.chunk_rows), _sum_dtype(hidden_GYD)
     shape_MV = (len(hidden_GYD) * spec.examples, head_DV.shape[1])
     maps = {name: jnp.zeros(shape_MV, sum_dtype) for name, _, _ in spec.maps}
     first = {name: jnp.zeros(shape_MV, rows.position.dtype) for name, kind, _ in spec.maps if kind == "max"}
-    dhead_DV = None if nll_weight_GY is None else jnp.zeros(head_DV.shape, sum_dtype)
+    dhead_DV = jnp.zeros(head_DV.shape, sum_dtype) if learns_head else None
     (maps, first, dhead_DV), by_row = lax.scan(
         partial(_forward_chunk, spec, head_DV.astype(hidden_GYD.dtype)),
         (maps, first, dhead_DV),
@@ -303,15 +304,24 @@ def _forward_chunk(spec: _Spec, head_DV, carry, xs):
     return (maps, first, dhead_DV), (found, _Saved(logz_R, entropy_R, map_logz), dhidden_RD)
 
 
+def _plain(head, *others):
+    """The inputs of a forward rule without what symbolic_zeros wraps them in, and `head` if it is learned.
+
+    Of that, only the shape and the dtype are of interest.
+    """
+    like = jnp.zeros((0, *head.value.shape), head.value.dtype) if head.perturbed else None
+    return jax.tree.map(lambda leaf: leaf.value, others), like
+
+
 def _stream_fwd(spec: _Spec, *inputs):
-    inputs = jax.tree.map(lambda leaf: leaf.value, inputs)  # symbolic_zeros wraps them
+    inputs, like_head = _plain(inputs[1], *inputs)
     found, saved, _ = _forward(spec, *inputs)
-    return found, (inputs, saved)
+    return found, (inputs, like_head, saved)
 
 
 @jax.named_scope("head")
 def _stream_bwd(spec: _Spec, residuals, cotangent: VocabularyPass):
-    (hidden_GYD, head_DV, rows), (saved, first) = residuals
+    (hidden_GYD, head_DV, rows), like_head, (saved, first) = residuals
     dnll_GY, dentropy_GY, _, dmaps = jax.tree.map(
         lambda d: None if isinstance(d, SymbolicZero) else d,
         cotangent,
@@ -321,10 +331,11 @@ def _stream_bwd(spec: _Spec, residuals, cotangent: VocabularyPass):
     chunks = _Chunks.of(hidden_GYD, spec.chunk_rows)
     dhead_DV, dhidden = lax.scan(
         partial(_backward_chunk, spec, head_DV.astype(hidden_GYD.dtype), first, dmaps),
-        jnp.zeros(head_DV.shape, _sum_dtype(hidden_GYD)),
+        None if like_head is None else jnp.zeros(head_DV.shape, _sum_dtype(hidden_GYD)),
         chunks.split((hidden_GYD, _of_device(spec, rows), saved, dnll_GY, dentropy_GY)),
     )
-    return chunks.join(dhidden), dhead_DV.astype(head_DV.dtype), None
+    dhead_DV = None if dhead_DV is None else dhead_DV.astype(head_DV.dtype)
+    return chunks.join(dhidden), dhead_DV, None
 
 
 def _backward_chunk(spec: _Spec, head_DV, first, dmaps, dhead_DV, xs):
@@ -361,10 +372,11 @@ def _through_nll(dnll_R, p_RV, target_R):
 
 
 def _through_product(dz_RV, hidden_RD, head_DV, dhead_DV):
-    """Adds the head's gradient of z = hidden @ head and returns that of the hidden states."""
-    dz_RV, sum_dtype = dz_RV.astype(hidden_RD.dtype), dhead_DV.dtype
+    """Adds the head's gradient of z = hidden @ head, if it is learned; returns that of the hidden states."""
+    dz_RV, sum_dtype = dz_RV.astype(hidden_RD.dtype), _sum_dtype(hidden_RD)
     dhidden_RD = jnp.einsum("RV,DV->RD", dz_RV, head_DV, preferred_element_type=sum_dtype)
-    dhead_DV += jnp.einsum("RD,RV->DV", hidden_RD, dz_RV, preferred_element_type=sum_dtype)
+    if dhead_DV is not None:
+        dhead_DV += jnp.einsum("RD,RV->DV", hidden_RD, dz_RV, preferred_element_type=sum_dtype)
     return dhead_DV, dhidden_RD.astype(hidden_RD.dtype)
 
 
@@ -380,20 +392,22 @@ def _one_sum(nll_weight_GY, found: VocabularyPass) -> jax.Array:
     return jnp.sum(nll_weight_GY * found.nll_GY, keepdims=True)[0]
 
 
-def _sum_fwd(spec: _Spec, hidden_GYD, head_DV, weighted_rows):
-    rows, nll_weight_GY = weighted_rows
-    found, _, (dhidden_GYD, dhead_DV) = _forward(spec, hidden_GYD, head_DV, rows, nll_weight_GY)
-    empty = jnp.zeros(0, head_DV.dtype)  # says which dtype the head's gradient is to have
-    return (_one_sum(nll_weight_GY, found), found), (dhidden_GYD, dhead_DV, empty)
+def _sum_fwd(spec: _Spec, *inputs):
+    (hidden_GYD, head_DV, (rows, nll_weight_GY)), like_head = _plain(inputs[1], *inputs)
+    learns_head = like_head is not None
+    found, _, gradients = _forward(spec, hidden_GYD, head_DV, rows, nll_weight_GY, learns_head)
+    return (_one_sum(nll_weight_GY, found), found), (*gradients, like_head)
 
 
 def _sum_bwd(spec: _Spec, residuals, cotangent):
-    (dhidden_GYD, dhead_DV, empty), (scale_1, _) = residuals, cotangent
+    (dhidden_GYD, dhead_DV, like_head), (scale_1, _) = residuals, cotangent
     scale = scale_1[0]
-    return (dhidden_GYD * scale).astype(dhidden_GYD.dtype), (dhead_DV * scale).astype(empty.dtype), None
+    if like_head is not None:
+        dhead_DV = (dhead_DV * scale).astype(like_head.dtype)
+    return (dhidden_GYD * scale).astype(dhidden_GYD.dtype), dhead_DV, None
 
 
-_sum.defvjp(_sum_fwd, _sum_bwd)
+_sum.defvjp(_sum_fwd, _sum_bwd, symbolic_zeros=True)
 
 
 class _Chunks(NamedTuple):

@@ -173,7 +173,7 @@ class Keys(NamedTuple):
     Attributes:
       k, v: (*lead, T, G, K). They may have fewer heads than the queries: each then serves consecutive heads
         of these. `lead` is the queries' own, or the first of its axes, where rows share keys.
-      mask: bool, true where a query may see a key; broadcasts to (*lead of the queries, S, T). None: everywhere.
+      mask: bool, true where a query may see a key; broadcasts to (*lead of the queries, S, T). None: all.
       bias: (H, S, T) float32, added to the scores, or None.
     """
 

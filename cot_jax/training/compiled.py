@@ -1,5 +1,6 @@
 """Compiled programs: ready before they are needed, and kept after the run."""
 
+import functools
 import importlib.util
 import os
 import platform
@@ -17,6 +18,25 @@ from cot_jax.batch import Batch
 from cot_jax.models.weights import Params
 from cot_jax.training.console import say
 from cot_jax.training.step import Metrics, TrainState
+
+
+# XLA's library YNNPACK gets the matrix products and nothing else: T5 v1.1 small's step then takes 0.7 of the
+# time (docs/performance.md). Experimental: an XLA that does not know it compiles without.
+_CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+
+
+def compiler_options(backend: str) -> dict[str, str]:
+    """What `jax.jit` takes as `compiler_options` of training steps on a platform, e.g. "cpu"."""
+    return _CPU if backend == "cpu" and _knows_cpu_options() else {}
+
+
+@functools.cache
+def _knows_cpu_options() -> bool:
+    try:
+        jax.jit(lambda: 0, compiler_options=_CPU).lower().compile()
+    except Exception:  # XLA has types of its own
+        return False
+    return True
 
 
 def keep_compiled() -> None:

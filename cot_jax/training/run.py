@@ -17,7 +17,7 @@ from cot_jax.errors import UserError
 from cot_jax.losses.soft_targets import LastBatch
 from cot_jax.models.weights import Params, init, shapes
 from cot_jax.training.checkpoints import Checkpoints
-from cot_jax.training.compiled import CompiledAhead
+from cot_jax.training.compiled import CompiledAhead, compiler_options
 from cot_jax.training.console import say
 from cot_jax.training.encoding import encode_questions, tokenize
 from cot_jax.training.evaluation import (
@@ -100,6 +100,7 @@ class Run:
             in_shardings=(state_sharding, self._batch_sharding, self._frozen_sharding),
             out_shardings=(state_sharding, whole),
             donate_argnums=0,
+            compiler_options=compiler_options(self.mesh.devices.flat[0].platform),
         )
         self._generate = self._make_generate()
         self._information = self._make_information() if config.evaluation.mutual_information else None

@@ -178,10 +178,15 @@ def test_products_with_the_head_are_few():
     def general(hidden_GYD, head_DV):
         return vocabulary_pass(hidden_GYD, head_DV, targets).nll_GY.sum()
 
-    def products(run):
-        return str(jax.make_jaxpr(jax.grad(run, argnums=(0, 1)))(hidden_GYD, head_DV)).count("dot_general")
+    def products(run, argnums):
+        return str(jax.make_jaxpr(jax.grad(run, argnums))(hidden_GYD, head_DV)).count("dot_general")
 
-    assert (products(summed), products(general)) == (3, 4)
+    assert (products(summed, (0, 1)), products(general, (0, 1))) == (3, 4)
+    # Of a head that is not learned none is for its gradient.
+    assert (products(summed, 0), products(general, 0)) == (2, 3)
+    for run in (summed, general):
+        both = jax.grad(run, (0, 1))(hidden_GYD, head_DV)
+        np.testing.assert_array_equal(jax.grad(run)(hidden_GYD, head_DV), both[0])
 
 
 def test_cross_entropy_pass_keeps_the_dtypes():

@@ -70,7 +70,7 @@ def test_each_step_gets_the_token_before_and_the_cache():
 @pytest.mark.parametrize("of", [np.asarray, jnp.asarray])
 def test_what_is_written_ends_with_the_first_end(of):
     tokens_BT = of([[0, 1, 0, 0], [3, 4, 5, 6], [1, 1, 0, 0], [3, 4, 5, 1]])
-    np.testing.assert_array_equal(decoding.written_length(tokens_BT, 1), [2, 4, 1, 4])
+    np.testing.assert_array_equal(decoding.written_length(tokens_BT, (1,)), [2, 4, 1, 4])
 
 
 def test_equal_logits_give_the_first_token():
@@ -111,7 +111,7 @@ def test_tokens_and_their_log_probability_are_those_of_transformers(
         # Three of 72 slots hold nothing, and the longest question is shorter than the width.
         got, log_prob_B = writer(student, 20)(params, flat(questions, extra=3, wider=1))
         np.testing.assert_array_equal(got, np.pad(want, ((0, 0), (0, 20 - want.shape[1]))))
-        real_BT = np.arange(want.shape[1]) < decoding.written_length(want, 1)[:, None]
+        real_BT = np.arange(want.shape[1]) < decoding.written_length(want, (1,))[:, None]
         np.testing.assert_allclose(log_prob_B, log_prob_BT.sum(axis=1, where=real_BT), rtol=1e-5)
         ends |= {int(np.argmax(row == 1)) if 1 in row else None for row in want}
     assert None in ends, "no row runs to the limit"
@@ -122,7 +122,7 @@ def test_what_is_written_is_the_argmax_of_hidden_states(untied, hidden):
     student, params = untied
     questions = sequences(4, [11, 3, 7, 9])
     tokens_BT = np.asarray(writer(student, 9)(params, flat(questions))[0])
-    answers = [row[:n] for row, n in zip(tokens_BT, decoding.written_length(tokens_BT, 1), strict=True)]
+    answers = [row[:n] for row, n in zip(tokens_BT, decoding.written_length(tokens_BT, (1,)), strict=True)]
     examples = batch({"view": (questions, answers)})
     logits_GYV = hidden(student, params, examples)["view"] @ student.head(params)
     best = by_example(examples.views["view"].targets, logits_GYV.argmax(axis=-1))
@@ -288,7 +288,7 @@ def test_beams_are_those_of_transformers(
         np.testing.assert_allclose(score_BK.ravel(), want.sequences_scores, rtol=0, atol=1e-5)
         for row, want_row in zip(got_BKT.reshape(5 * beams, 12), want.sequences.numpy(), strict=True):
             # Transformers fills up with the end where the padding is 0.
-            n = int(decoding.written_length(want_row[1:], 1))
+            n = int(decoding.written_length(want_row[1:], (1,)))
             np.testing.assert_array_equal(row, np.pad(want_row[1 : n + 1], (0, 12 - n)))
             lengths.add(n)
     assert 12 in lengths, "no hypothesis runs to the limit"

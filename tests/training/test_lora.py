@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from equations import equations
 
 from cot_jax import export
 from cot_jax.batch import Batch, Tokens, ViewArrays
@@ -104,6 +105,25 @@ def test_only_the_adapter_is_learned_and_a_stopped_run_goes_on(trained, tmp_path
     assert result["trained_parameters"] == 3 * 2 * 64 * 2 < 0.05 * result["parameters"]
     config = json.loads((workdir / "config.json").read_text())
     assert config["optimizer"]["learning_rate"] == 4e-3  # the demo's own
+
+
+def test_no_step_computes_a_gradient_of_what_is_frozen(trained):
+    """Of all matrix products of a whole step, those of the vocabulary pass among them."""
+    flags, _ = trained
+    experiment = prepare(parse_command_line(flags, "").config)
+    run = Run(experiment)
+    with jax.set_mesh(run.mesh):
+        step = run._step.trace(*run.abstract_arguments())
+    found = {
+        equation.outvars[0].aval.shape
+        for equation, _ in equations(step.jaxpr.jaxpr)
+        if equation.primitive.name == "dot_general"
+    }
+    weights = experiment.student.weights
+    assert not found & {weight.shape[weight.is_stacked :] for weight in weights.values() if weight.inputs}
+    assert not found & {weights["embedding"].shape, weights["embedding"].shape[::-1]}
+    # The adapters' own gradients are there.
+    assert found & {weight.shape[1:] for weight in experiment.lora.weights.values()}
 
 
 def test_what_is_exported_is_the_merged_student(base, trained, tmp_path):

@@ -25,7 +25,7 @@ from cot_jax.training.experiment import prepare
 from cot_jax.training.run import Run
 from cot_jax.training.saved import load
 
-SIZES = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 4}
+SIZES = {"d_model": 32, "d_kv": 8, "d_ff": 44, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 4}
 # Everything that couples examples or passes, on eight devices.
 FLAGS = (
     f"--config={Path(__file__).parents[2] / 'configs' / 'demo_mi.py'}",

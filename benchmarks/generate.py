@@ -60,16 +60,17 @@ def main() -> None:
     report.close()
 
 
-def check_equal(ours: np.ndarray, theirs: np.ndarray) -> int:
+def check_equal(ours: np.ndarray, theirs: np.ndarray, pad_id: int = 0) -> int:
     """Returns the number of tokens before padding.
 
     Raises:
       ValueError: the two differ in a token.
     """
-    theirs = np.pad(theirs, ((0, 0), (0, ours.shape[1] - theirs.shape[1])))
+    beyond = ((0, 0), (0, ours.shape[1] - theirs.shape[1]))
+    theirs = np.pad(theirs, beyond, constant_values=pad_id)
     if different := int((ours != theirs).sum()):
         raise ValueError(f"{different} of {ours.size} generated tokens differ")
-    return int((ours != 0).sum())
+    return int((ours != pad_id).sum())
 
 
 def _options() -> argparse.Namespace:

@@ -52,8 +52,8 @@ def main() -> None:
     experiment = prepare(_config(options))
     report = measure.Report(options)
     report.note(
-        f"{Path(options.model).name}, {options.task} {options.method}, LoRA of rank {options.rank} on all linear "
-        f"maps, batches of {options.batch} random examples, float32, no dropout"
+        f"{Path(options.model).name}, {options.task} {options.method}, LoRA of rank {options.rank} on all "
+        f"linear maps, batches of {options.batch} random examples, float32, no dropout"
     )
     ours = _Ours(experiment)
     batches = [ours.run.batches(n) for n in range(options.repeats)]
@@ -124,7 +124,7 @@ class _Ours:
 
 
 class _Theirs:
-    """The step of Transformers and PEFT: AdamW, the gradient's norm clipped, labels of the completion only."""
+    """The step of Transformers and PEFT: AdamW, a clipped gradient norm, labels of the completion only."""
 
     def __init__(self, model: Path, adapter: Path, attention: str):
         self.base: Any = transformers.AutoModelForCausalLM.from_pretrained(

@@ -171,6 +171,14 @@ def test_the_last_number_is_that_of_lm_evaluation_harness(text, found):
     assert last_number(text) == found
 
 
+def test_no_equation_of_svamp_is_read_as_a_number(data_root):
+    svamp = tasks.load("svamp", data_root)
+    read = [number(e.label) for e in (*svamp.train, *svamp.valid, *svamp.test)]
+    # One label of the test set is no equation but a number.
+    assert [found for found in read if found] == ["8.0"]
+    assert all(number(e.label) == e.label for e in tasks.load("gsm8k", data_root).test)
+
+
 def test_gsm8ks_solutions_end_in_their_answer(data_root):
     for example in tasks.load("gsm8k", data_root).test[:300]:
         assert last_number(f"{example.rationale}\n#### {example.label}") == example.label

@@ -32,7 +32,7 @@ class Splits:
 
     Attributes:
       label_set: all labels, where the task has a closed set of them.
-      by_value: answers are equations and compared by value (`answers.arithmetic`), else as text.
+      by_value: answers are equations or numbers and compared by value (`answers.equality`), else as text.
       notes: what was left out or changed, in plain lines.
     """
 

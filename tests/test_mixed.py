@@ -125,6 +125,25 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(run):
         assert (row["loss/self_distillation"] > 0) == (row["step"] > 1)
 
 
+def test_programs_are_learned_alone(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(students.PRESETS, "tiny", T5Config(**SIZES))
+    alone = dataclasses.replace(
+        config,
+        objective=dataclasses.replace(config.objective, method="program"),
+        self_distillation=Config().self_distillation,
+        train=dataclasses.replace(config.train, steps=2, eval_every=2, checkpoint_every=2),
+    )
+    experiment = prepare(alone)
+    assert experiment.format.spelled == ("program",)
+    assert all(example.programs for example in experiment.train_examples)
+    loop.train(experiment, tmp_path)
+    steps = _steps(tmp_path)
+    assert len(steps) == 2
+    # The weight that programs have beside other views is none of a view that is alone.
+    assert all(row["loss"] == pytest.approx(row["loss/program"]) for row in steps)
+    assert "test/accuracy" in json.loads((tmp_path / "result.json").read_text())
+
+
 def test_a_resumed_run_sees_the_same_samples(experiment, run, tmp_path, monkeypatch):
     stops = iter([False, True])
     monkeypatch.setattr(loop._StopSignal, "reached", lambda self, step: next(stops, False))

@@ -52,7 +52,7 @@ def test_a_method_that_is_none_is_refused(method, capsys, tmp_path):
 def test_every_published_table_is_of_valid_configs(request, tmp_path, capsys):
     files = sorted((request.config.rootpath / "configs" / "tables").glob("*.py"))
     files = [file for file in files if file.name != "common.py"]
-    assert len(files) == 8
+    assert len(files) == 10
     for file in files:
         table = from_file(file)
         assert len({(cell.row, cell.column) for cell in table.cells}) == len(table.cells)
@@ -63,6 +63,35 @@ def test_every_published_table_is_of_valid_configs(request, tmp_path, capsys):
         assert lines[0] == f"{2 * len(table.cells)} runs, 0 of them done"
         assert len(lines) == 1 + 2 * len(table.cells)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_rows_of_the_generation_table_cost_what_they_say(request):
+    table = from_file(request.config.rootpath / "configs/tables/dynsdpb_nlg.py")
+    assert (len(table.rows), table.columns) == (16, ["GSM8K", "SVAMP", "HellaSwag", "AQuA", "MathQA"])
+    cells = {(cell.row, cell.column): cell for cell in table.cells}
+    # The corners of Table 4.
+    assert [cells[f"Llama-1-7B, {row}", "GSM8K"].published for row in ("fine-tuning", "DynSDPB")] == [
+        23.5,
+        27.1,
+    ]
+    assert [cells[f"Llama-3-8B, {row}", "MathQA"].published for row in ("fine-tuning", "DynSDPB")] == [
+        52.1,
+        54.2,
+    ]
+    for (row, column), cell in cells.items():
+        student, row = row.split(", ")
+        once = cells[f"{student}, fine-tuning", column].overrides["train.steps"]
+        flags = cell.flags(0)
+        config = parse_command_line(["train", *flags], "").config.resolved()
+        assert config.train.steps == pytest.approx(once * (1 if row == "fine-tuning" else 2), abs=1)
+        assert (config.model.lora_rank, config.model.lora_alpha) == (4, 8)
+        assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (1e-4, 0.1)
+        assert config.optimizer.warmup_steps == pytest.approx(0.06 * config.train.steps, abs=1)
+        assert config.self_distillation.method == {"random DLB": "dlb", "DynSDPB": "dynsdpb"}.get(row, "none")
+        assert config.data.order == "random"
+        assert config.objective.method == ("standard" if column in ("SVAMP", "HellaSwag") else "single_task")
+    # 40 epochs of 720 examples, 128 a step.
+    assert cells["Llama-2-7B, fine-tuning", "SVAMP"].overrides["train.steps"] == 225
 
 
 def test_a_sweep_runs_skips_what_is_done_and_reports(tmp_path, capsys, monkeypatch):

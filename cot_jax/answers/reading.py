@@ -1,4 +1,4 @@
-"""Answers in texts: those that a question offers, and the one that a rationale arrives at."""
+"""Answers in texts: those that a question offers, the one that a rationale arrives at, the number one is."""
 
 import re
 from collections.abc import Sequence
@@ -12,6 +12,18 @@ _SUM = rf"(?:[-+(][-+(\s]{{0,9}})?{_NUMBER}(?:[)\s]*[-+*/][-+(\s]*{_NUMBER})*(?:
 _LAST_RESULT, _LAST_SUM = re.compile(rf"=\s*({_SUM})"), re.compile(rf"(?<![\w.])({_SUM})")
 _LETTER = re.compile(r"\(([A-E])\)|\b(?:[Aa]nswer|[Oo]ption)\b[^\n.]{0,12}?\b([A-E])\b")
 _CHOICE = re.compile(r"^\([a-z]\) (.+)$", re.MULTILINE)
+# An answer that is one number. No two parts of the pattern can take the same character, so that it takes time
+# in proportion to the text. What follows may not continue the number: "5 * x", "5-7", "5 million" are not 5.
+_CURRENCY = r"(?:(?:US|A|C)?[$\u20ac\u00a3\u00a5\u20b9]|(?:Rs|INR|USD|EUR|GBP)\b\.?)"
+_ONE_NUMBER = re.compile(
+    rf"(?P<sign>[-+]?) ?(?:{_CURRENCY} ?)?(?P<late_sign>-?)"
+    r"(?:0+(?=\d))?(?P<number>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)"
+    r"(?! ?(?:hundred|thousand|million|billion|trillion|k)\b)"
+    r"(?P<unit>(?:[^\d=+*^<>/-]|(?<=[a-z])[-/](?=[a-z]))*)",
+    re.ASCII | re.IGNORECASE,
+)
+_FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
+_PLAIN_NUMBER = re.compile(r"-?(?:\d+(?:\.\d*)?|\.\d+)", re.ASCII)
 
 
 def choices(question: str) -> tuple[str, ...]:
@@ -47,3 +59,36 @@ def final_answer(rationale: str, by_value: bool, candidates: Sequence[str] = ())
     mention = rf"(?<!\w)({'|'.join(map(re.escape, known))})(?:e?s)?(?!\w)"
     mentioned = re.findall(mention, rationale.casefold())
     return known[mentioned[-1]] if mentioned else None
+
+
+def number(answer: str) -> str | None:
+    """Returns the one number that an answer is, without what people write around it, or None.
+
+    Thousands separators, a currency, a unit or other words behind it, "%", a final dot and all before "####"
+    are left out (what lm-evaluation-harness and DPO-ST leave out of GSM8K's answers, and units): "$1,234.50",
+    "1234.5 dollars a year", "12 km/h", "25%", "#### 18", "18." A percentage is the number before the sign. An
+    answer with a second number ("3/4", "18 or 20", "2:30", "12,34") is none, nor is one whose number goes on
+    in words ("5 million") or in a sum ("5 * x"). It is text that `arithmetic.evaluate` has a value for.
+    """
+    said = answer.rpartition("####")[2].strip().replace("\u2212", "-")
+    found = _ONE_NUMBER.fullmatch(said)
+    # "5\u00bd" and "5\u00b2" are not 5.
+    if found is None or found["unit"].lstrip()[:1].isnumeric() or (found["sign"] and found["late_sign"]):
+        return None
+    sign = (found["sign"] or found["late_sign"]).strip("+")
+    text = sign + found["number"].replace(",", "").rstrip(".")
+    return text if evaluate(text) is not None else None
+
+
+def last_number(text: str) -> str | None:
+    """Returns the last number in a text, without separators, "$" and final dot, or None.
+
+    It is what lm-evaluation-harness's "flexible-extract" of GSM8K takes, `(-?[$0-9.,]{2,})|(-?[0-9]+)`, so
+    that "10-7" ends in "-7" here too. Two things are ours: signs without a digit ("..", "$,") are passed
+    over, and where the last one is not a number ("1.2.3") there is none.
+    """
+    for found in reversed(_FLEXIBLE.findall(text)):
+        if any(character.isdigit() for character in found):
+            last = found.replace(",", "").replace("$", "").rstrip(".")
+            return last if _PLAIN_NUMBER.fullmatch(last) else None
+    return None

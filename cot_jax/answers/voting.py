@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from cot_jax.answers.arithmetic import evaluate
 from cot_jax.answers.equality import is_correct
+from cot_jax.answers.reading import number
 
 
 class Ballots(NamedTuple):
@@ -34,8 +35,11 @@ def vote(answers: Sequence[str], log_probs: Sequence[float], by_value: bool) -> 
     Args:
       answers: as written, at least one.
       log_probs: of the answers.
-      by_value: `( 2 + 3 )` and `5` are one answer; otherwise equal texts are (`equality.is_correct`).
+      by_value: `( 2 + 3 )` and `5` are one answer; otherwise equal texts are (`equality.is_correct`). A
+        number as people write it ("$1,080.") votes, and is elected, as that number (`reading.number`).
     """
+    if by_value:
+        answers = [number(text) or text for text in answers]
     said = [n for n, text in enumerate(answers) if _says_something(text, by_value)]
     if not said:
         said, by_value = list(range(len(answers))), False

@@ -9,6 +9,7 @@ from cot_jax.files import Row
 
 LETTERS = ("A", "B", "C", "D", "E")
 YES_NO = ("yes", "no")
+ENDINGS = ("0", "1", "2", "3")
 
 _CALCULATION = re.compile(r"<<.*?>>")  # GSM8K's notes for a calculator: "48/2 = <<48/2=24>>24"
 # How most of AQuA's rationales end: "Answer : A", "The correct option is C.", "( Option C )", "\nD".
@@ -17,8 +18,8 @@ _NAMED_LETTER = re.compile(
     re.IGNORECASE,
 )
 _LONGEST_NAMING = 50  # characters: the pattern is slow on long texts
-_BETWEEN_OPTIONS = re.compile(r"['\"]? ?, ['\"]?(?=[A-E] \) )")
-_LETTERED = re.compile(r"(?:[A-E] \) )+")
+_BETWEEN_OPTIONS = re.compile(r"['\"]? ?, ['\"]?(?=[A-E] \) )", re.IGNORECASE)
+_LETTERED = re.compile(r"(?:[A-E] \) )+", re.IGNORECASE)
 
 
 class Problem(NamedTuple):
@@ -77,23 +78,39 @@ def aqua(row: Row) -> Problem:
     options = _texts(row, "options", len(LETTERS))
     if [option[:2] for option in options] != [f"{letter})" for letter in LETTERS]:
         raise row.error(f"'options' must begin with A) to E); found {options!r}")
-    # What is left must not give the answer away.
-    rationale = row.text("rationale")
-    worked = rationale[:-_LONGEST_NAMING] + _NAMED_LETTER.sub("", rationale[-_LONGEST_NAMING:])
     texts = [option[2:].strip() for option in options]
     asked = _lettered(row.text("question"), texts)
-    return Problem((asked,), row.text("correct"), LETTERS, worked.strip() or None)
+    return Problem((asked,), row.text("correct"), LETTERS, _without_letter(row.text("rationale")))
 
 
-def mathqa(row: Row) -> Problem:
-    """Asks as `aqua` does, so that its students can answer."""
+def mathqa(row: Row) -> Problem | None:
+    """A row as MathQA's authors publish it; asks as `aqua` does. None if its options cannot be told apart."""
+    if (texts := _mathqa_options(row.text("options"))) is None:
+        return None
+    worked = _without_letter(row.text("Rationale").strip().strip('"'))
+    return Problem((_lettered(row.text("Problem"), texts),), row.text("correct").upper(), LETTERS, worked)
+
+
+def mathqa_instruct(row: Row) -> Problem:
+    """A row of LLM-Adapters' copy of MathQA's test set; asks as `mathqa` does."""
     question, _, listed = row.text("instruction").partition(" The options: ")
-    options = _BETWEEN_OPTIONS.split(listed.strip("[]'\""))  # 66 rows have them as a Python list
-    if [option[:4] for option in options] != [f"{letter} ) " for letter in LETTERS]:
+    if (texts := _mathqa_options(listed)) is None:
         raise row.error("the instruction does not end in 'The options: A ) .., B ) .., .. E ) ..'")
-    # The published file has every a to e of the options in capitals ("DAtA inADEquAtE").
-    texts = [_LETTERED.sub("", option, count=1).strip().lower() for option in options]
     return Problem((_lettered(question, texts),), row.text("answer"), LETTERS)
+
+
+def _mathqa_options(listed: str) -> list[str] | None:
+    options = _BETWEEN_OPTIONS.split(listed.strip("[]'\""))  # 66 test rows have them as a Python list
+    if [option[:4].upper() for option in options] != [f"{letter} ) " for letter in LETTERS]:
+        return None
+    # LLM-Adapters' file has every a to e of the options in capitals ("DAtA inADEquAtE").
+    return [_LETTERED.sub("", option, count=1).strip().lower() for option in options]
+
+
+def _without_letter(rationale: str) -> str | None:
+    """Returns a rationale that does not end by giving the letter away."""
+    worked = rationale[:-_LONGEST_NAMING] + _NAMED_LETTER.sub("", rationale[-_LONGEST_NAMING:])
+    return worked.strip() or None
 
 
 def strategyqa(row: Row) -> Problem:
@@ -104,6 +121,32 @@ def strategyqa(row: Row) -> Problem:
         )
     facts = " ".join(fact.strip() for fact in _texts(row, "facts")) if row.values.get("facts") else None
     return Problem((row.text("question"),), YES_NO[not answer], YES_NO, facts)
+
+
+def hellaswag(row: Row) -> Problem:
+    """Asks which ending follows as DynSDPB's tables do: the endings are numbered, the answer is the number.
+
+    Fu et al. 2024 follow ResLoRA, whose code has these words. That is no score by likelihood, which is
+    `data.continuations.hellaswag`'s.
+    """
+    endings = _texts(row, "endings", len(ENDINGS))
+    numbered = "\n".join(f"{n}: {ending}" for n, ending in enumerate(endings))
+    question = (
+        f'Here is a sentence to be continued: "{row.text("ctx")}"\nThere are 4 options as an ending:\n'
+        f"{numbered}\nPlease select the correct option and answer with a number between 0 and 3."
+    )
+    return Problem((question,), hellaswag_label(row), ENDINGS)
+
+
+def hellaswag_label(row: Row) -> str:
+    """Returns the number of the right ending: an integer in the authors' files, a text on the Hub."""
+    label = row.values.get("label")
+    if isinstance(label, bool) or str(label) not in ENDINGS:
+        raise row.error(
+            f"the label {label!r} is not one of {', '.join(ENDINGS)} (the published test set has none: its "
+            "validation set is the test set here)"
+        )
+    return str(label)
 
 
 def _lettered(question: str, options: list[str]) -> str:
@@ -118,6 +161,6 @@ def _texts(row: Row, key: str, count: int | None = None) -> list[str]:
         or not all(isinstance(text, str) for text in found)
         or len(found) != (count or len(found))
     ):
-        many = "five " if count else ""
+        many = {None: "", len(ENDINGS): "four ", len(LETTERS): "five "}[count]
         raise row.error(f"{key!r} must be a list of {many}texts; found {found!r}")
     return found

@@ -7,7 +7,7 @@ teacher's raw outputs in `NAME/llm/{split}_CoT_{k}.json`. `jsonl` is a user's ow
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ class Splits:
 
     Attributes:
       label_set: all labels, where the task has a closed set of them.
-      by_value: answers are equations and compared by value (`answers.arithmetic`), else as text.
+      by_value: answers are equations or numbers and compared by value (`answers.equality`), else as text.
       notes: what was left out or changed, in plain lines.
     """
 
@@ -118,7 +118,11 @@ class DataSet:
       splits: the splits that have a file.
       id_key: the column with the id; None: ids are made from split and row number, `svamp-train-0007`.
       file: its files' name in `root`/NAME, with a place for the {split}; empty is `NAME_{split}.json`.
-      source: where it is published on GitHub; empty is where `cot_jax.prepare_data` fetches it.
+      split_names: what that name calls a split where not train, valid or test.
+      optional: splits that there may be no file of.
+      kept: which rows are not left out, in words.
+      source: where it is published, a repository on GitHub or a page; empty is where `cot_jax.prepare_data`
+        fetches it.
     """
 
     name: str
@@ -128,10 +132,14 @@ class DataSet:
     label_set: tuple[str, ...] | None = None
     by_value: bool = False
     file: str = ""
+    split_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    optional: tuple[str, ...] = ()
+    kept: str = ""
     source: str = ""
 
     def path(self, split: str, root: Path) -> Path:
-        return root / self.name / (self.file.format(split=split) or f"{self.name}_{split}.json")
+        file = self.file or f"{self.name}_{{split}}.json"
+        return root / self.name / file.format(split=self.split_names.get(split, split))
 
     def read(self, split: str, root: Path, options: Options) -> list[Example]:
         """Returns the examples of one file."""
@@ -184,6 +192,7 @@ def _bare(choice: str) -> str:
     return choice.strip().rstrip(".").casefold()
 
 
+_ONE_NUMBER = "those whose answer is one number"
 DATA_SETS = {
     data.name: data
     for data in (
@@ -191,7 +200,7 @@ DATA_SETS = {
         DataSet("cqa", problems.cqa, id_key="id"),
         DataSet("anli1", problems.nli, ALL_SPLITS, id_key="uid", label_set=outputs.NLI_LABELS),
         DataSet("esnli", problems.nli, ALL_SPLITS, label_set=outputs.NLI_LABELS),
-        DataSet("asdiv", problems.asdiv, by_value=True),
+        DataSet("asdiv", problems.asdiv, by_value=True, kept=_ONE_NUMBER),
         DataSet(
             "gsm8k", problems.gsm8k, by_value=True, file="{split}.jsonl", source="openai/grade-school-math"
         ),
@@ -199,10 +208,12 @@ DATA_SETS = {
         DataSet(
             "mathqa",
             problems.mathqa,
-            ("test",),
+            ALL_SPLITS,
             label_set=problems.LETTERS,
-            file="mathqa_{split}_instruct.json",
-            source="AGI-Edgerunners/LLM-Adapters, as dataset/mathqa/test.json",
+            file="{split}.json",
+            split_names={"valid": "dev"},
+            kept="those whose five options can be told apart",
+            source="https://math-qa.github.io (MathQA.zip)",
         ),
         DataSet(
             "strategyqa",
@@ -211,8 +222,25 @@ DATA_SETS = {
             label_set=problems.YES_NO,
             source="eladsegal/strategyqa",
         ),
+        DataSet(
+            "hellaswag",
+            problems.hellaswag,
+            label_set=problems.ENDINGS,
+            file="hellaswag_{split}.jsonl",
+            split_names={"test": "val"},
+            optional=("train",),
+            source="rowanz/hellaswag",
+        ),
     )
 }
+_MATHQA_TEST = dataclasses.replace(
+    DATA_SETS["mathqa"],
+    problem=problems.mathqa_instruct,
+    splits=("test",),
+    file="mathqa_{split}_instruct.json",
+    split_names={},
+    source="AGI-Edgerunners/LLM-Adapters, as dataset/mathqa/test.json",
+)
 
 
 def hold_out(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
@@ -223,16 +251,32 @@ def hold_out(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]
 
 
 def _published(data: DataSet, root: Path, options: Options) -> Splits:
-    read = {split: data.read(split, root, options) for split in data.splits}
-    notes = [_left_out(data, split, root, examples) for split, examples in read.items()]
-    return as_splits(data.name, read, data.label_set, data.by_value, *filter(None, notes))
+    missing = {split: data.path(split, root) for split in data.optional}
+    missing = {split: path for split, path in missing.items() if not path.is_file()}
+    read = {split: data.read(split, root, options) for split in data.splits if split not in missing}
+    notes = [f"{data.name}: no {split} problems, for there is no {path}" for split, path in missing.items()]
+    notes += filter(None, (_left_out(data, split, root, examples) for split, examples in read.items()))
+    return as_splits(data.name, read, data.label_set, data.by_value, *notes)
 
 
 def _left_out(data: DataSet, split: str, root: Path, examples: Sequence[Example]) -> str:
     rows = sum(1 for _ in read_rows(data.path(split, root)))
     if rows == len(examples):
         return ""
-    return f"{data.name}: {len(examples):,} of {rows:,} {split} problems, those whose answer is one number"
+    return f"{data.name}: {len(examples):,} of {rows:,} {split} problems, {data.kept}"
+
+
+def _mathqa(root: Path, options: Options) -> Splits:
+    """The authors' three files or, where there is no train.json, the test set alone in LLM-Adapters' form."""
+    data = DATA_SETS["mathqa"]
+    return _published(data if data.path("train", root).is_file() else _MATHQA_TEST, root, options)
+
+
+def _hellaswag(root: Path, options: Options) -> Splits:
+    """Validation is a tenth of the training file, test the published validation file."""
+    splits = _published(DATA_SETS["hellaswag"], root, options)
+    note = "hellaswag: test is the published validation set; the published test set has no labels"
+    return dataclasses.replace(splits, notes=(*splits.notes, note))
 
 
 def _svamp_asdiv(root: Path, options: Options) -> Splits:
@@ -366,7 +410,8 @@ TASKS: dict[str, Callable[[Path, Options], Splits]] = {
     "asdiv": functools.partial(_published, DATA_SETS["asdiv"]),
     "gsm8k": functools.partial(_published, DATA_SETS["gsm8k"]),
     "aqua": functools.partial(_published, DATA_SETS["aqua"]),
-    "mathqa": functools.partial(_published, DATA_SETS["mathqa"]),
+    "mathqa": _mathqa,
     "strategyqa": functools.partial(_published, DATA_SETS["strategyqa"]),
+    "hellaswag": _hellaswag,
     "jsonl": _jsonl,
 }

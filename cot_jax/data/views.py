@@ -84,6 +84,7 @@ _MIXED = (
 METHODS: dict[str, tuple[View, ...]] = {
     "standard": (View("label", "label", "", _question, _label, "label"),),
     "single_task": (View("joint", "joint", "", _question, _rationales_then_label, "cot"),),
+    "program": (View("program", "program", "", _question, _programs, "pot"),),
     "rationale_input": (View("informed", "label", "", _question_and_rationale, _label, "label"),),
     "dss": (_PREDICT, _EXPLAIN),
     "mi": (_PREDICT, _EXPLAIN),

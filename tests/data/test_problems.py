@@ -153,6 +153,103 @@ STRATEGYQA = {
 }
 
 
+HELLASWAG = {
+    "ind": 4,
+    "activity_label": "Removing ice from car",
+    "ctx_a": "Then, the man writes over the snow covering the window of a car.",
+    "ctx_b": "then",
+    "ctx": "Then, the man writes over the snow covering the window of a car. then",
+    "endings": [", the man adds wax.", ", a person boards a ski lift.", ", he shovels.", ", he goes on."],
+    "split": "train",
+    "label": "3",
+}
+
+
+def _write_hellaswag(root, **files):
+    (root / "hellaswag").mkdir(exist_ok=True)
+    for split, rows in files.items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (root / f"hellaswag/hellaswag_{split}.jsonl").write_text(text)
+
+
+def test_hellaswag_numbers_its_endings_and_tests_on_the_validation_file(tmp_path):
+    rows = [HELLASWAG | {"label": str(n % 4), "ctx": f"Scene {n}. then"} for n in range(20)]
+    _write_hellaswag(tmp_path, train=rows, val=[HELLASWAG | {"label": 1}, *rows[:3]], test=[{"label": ""}])
+    splits = tasks.load("hellaswag", tmp_path)
+    assert (len(splits.train), len(splits.valid), len(splits.test)) == (18, 2, 4)
+    assert (splits.label_set, splits.by_value) == (("0", "1", "2", "3"), False)
+    assert splits.report[0] == (
+        "hellaswag: test is the published validation set; the published test set has no labels"
+    )
+    by_id = {e.id: e for e in (*splits.train, *splits.valid)}
+    assert [by_id[f"hellaswag-train-{n:04d}"].label for n in range(20)] == [str(n % 4) for n in range(20)]
+    assert splits.test[0] == Example(
+        "hellaswag-test-0000",
+        (
+            'Here is a sentence to be continued: "Then, the man writes over the snow covering the window of '
+            'a car. then"\nThere are 4 options as an ending:\n0: , the man adds wax.\n1: , a person boards a '
+            "ski lift.\n2: , he shovels.\n3: , he goes on.\nPlease select the correct option and answer with "
+            "a number between 0 and 3.",
+        ),
+        "1",
+    )
+
+
+def test_hellaswag_without_its_training_file_is_a_test_set(tmp_path):
+    _write_hellaswag(tmp_path, val=[HELLASWAG])
+    splits = tasks.load("hellaswag", tmp_path)
+    assert (len(splits.train), len(splits.valid), len(splits.test)) == (0, 0, 1)
+    missing = tmp_path / "hellaswag/hellaswag_train.jsonl"
+    assert splits.report[0] == f"hellaswag: no train problems, for there is no {missing}"
+    _write_hellaswag(tmp_path, val=[HELLASWAG, HELLASWAG | {"label": ""}])
+    with pytest.raises(UserError, match=r"hellaswag_val\.jsonl:2: the label '' is not one of") as error:
+        tasks.load("hellaswag", tmp_path)
+    assert "\n" not in str(error.value)
+    (tmp_path / "hellaswag/hellaswag_val.jsonl").unlink()
+    with pytest.raises(UserError, match=r"hellaswag_val\.jsonl: no such file; it is from rowanz/hellaswag"):
+        tasks.load("hellaswag", tmp_path)
+
+
+def test_hellaswags_validation_file(load):
+    splits = load("hellaswag")
+    assert (len(splits.train), len(splits.test)) == (0, 10_042)
+    assert 0.24 < sum(e.label == "0" for e in splits.test) / 10_042 < 0.26
+
+
+MATHQA = {
+    "Problem": "a multiple choice test consists of 4 questions . in how many ways can it be completed ?",
+    "Rationale": '"5 choices for each of the 4 questions , thus 5 ^ 4 = 625 ways . answer : c ."',
+    "options": "a ) 24 , b ) 120 , c ) 625 , d ) 1 , 024 , e ) none of these",
+    "correct": "c",
+    "annotated_formula": "power(5, 4)",
+    "linear_formula": "power(n1,n0)|",
+    "category": "general",
+}
+
+
+def test_mathqas_own_files(tmp_path, data_root):
+    (tmp_path / "mathqa").mkdir()
+    as_list = MATHQA | {"options": "['a ) 24', 'b ) 120', 'c ) 625', 'd ) 1024', 'e ) 5']", "correct": "e"}
+    unreadable = MATHQA | {"options": "a ) 24 , b ) 120"}
+    for split, rows in {"train": [MATHQA, as_list, unreadable], "dev": [MATHQA], "test": [MATHQA]}.items():
+        (tmp_path / f"mathqa/{split}.json").write_text(json.dumps(rows))
+    splits = tasks.load("mathqa", tmp_path)
+    assert (len(splits.train), len(splits.valid), len(splits.test)) == (2, 1, 1)
+    assert splits.report[0] == "mathqa: 2 of 3 train problems, those whose five options can be told apart"
+    first, second = splits.train
+    assert first == Example(
+        "mathqa-train-0000",
+        (f"{MATHQA['Problem']}\nAnswer Choices:\n(A) 24\n(B) 120\n(C) 625\n(D) 1 , 024\n(E) none of these",),
+        "C",
+        rationales=("5 choices for each of the 4 questions , thus 5 ^ 4 = 625 ways .",),
+    )
+    assert (second.label, second.text.splitlines()[-2:]) == ("E", ["(D) 1024", "(E) 5"])
+    # Without train.json the test set is LLM-Adapters' copy.
+    (tmp_path / "mathqa/train.json").unlink()
+    with pytest.raises(UserError, match=r"mathqa_test_instruct\.json: no such file; .*LLM-Adapters"):
+        tasks.load("mathqa", tmp_path)
+
+
 @pytest.mark.parametrize("form", ["list", "lines"])
 def test_strategyqa(tmp_path, form):
     rows = [STRATEGYQA | {"qid": f"q{n}", "answer": n % 2 == 0} for n in range(20)]
@@ -195,9 +292,25 @@ def test_strategyqa(tmp_path, form):
             r"t: 'options' must begin with A\)",
         ),
         (
-            problems.mathqa,
+            problems.mathqa_instruct,
             {"instruction": "x The options: A ) 1", "answer": "A"},
             r"t: the instruction does not end",
+        ),
+        (problems.mathqa, {"options": 5}, r"t: 'options' must be a text in quotes; found 5"),
+        (
+            problems.hellaswag,
+            HELLASWAG | {"endings": ["a", "b", "c"]},
+            r"t: 'endings' must be a list of four",
+        ),
+        (problems.hellaswag, HELLASWAG | {"endings": "abcd"}, r"t: 'endings' must be a list of four texts"),
+        (problems.hellaswag, HELLASWAG | {"ctx": None}, r"t: 'ctx' must be a text in quotes; found None"),
+        *(
+            (
+                problems.hellaswag,
+                HELLASWAG | {"label": label},
+                rf"t: the label {label!r} is not one of 0, 1, 2, 3",
+            )
+            for label in ("", "4", 4, -1, True, None, 1.0, "1.0")
         ),
     ],
 )
@@ -271,6 +384,9 @@ def test_programs_that_do_not_fit_their_rows_are_refused(tmp_path):
         ("strategyqa", "It is not. Thus, the answer is: **No**", "It is not.", "no"),
         ("strategyqa", "It is. The answer is false", "It is.", "no"),
         ("strategyqa", "It is. The answer is nobody", "It is.", None),
+        ("hellaswag", "He is cold. The answer is 2.", "He is cold.", "2"),
+        ("hellaswag", "He is cold. The answer is 2 or 3.", "He is cold.", None),
+        ("hellaswag", "He is cold. The answer is 12.", "He is cold.", None),
     ],
 )
 def test_what_a_teacher_says(task, text, rationale, label):

@@ -44,6 +44,13 @@ def test_mixed_learns_label_chain_with_its_answer_and_program(method):
     assert [v.term for v in METHODS[method]] == ["label", "rationale", "program"]
 
 
+def test_program_learns_programs_alone_and_answers_by_them():
+    (view,) = METHODS["program"]
+    assert (view.prefix, view.writes(SEVERAL, "5"), view.writes(BARE, "5")) == ("", SEVERAL.programs, ())
+    assert answer_of(view, "ans = 2 + 3") == ("5", None)
+    assert answer_of(view, "ans = 2 +").answer == ""
+
+
 def test_what_is_missing_is_left_out_and_never_a_blank():
     explain = METHODS["dss"][1]
     assert explain.writes(BARE, BARE.label) == ()

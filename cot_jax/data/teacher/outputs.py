@@ -134,6 +134,11 @@ def _letter(answer: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+def _ending(answer: str) -> str | None:
+    found = set(re.findall(r"\b[0-3]\b", answer.partition("\n")[0]))
+    return found.pop() if len(found) == 1 else None
+
+
 def _yes_no(answer: str) -> str | None:
     found = re.match(r"\W*(yes|true|no|false)\b", answer, re.IGNORECASE)
     return None if found is None else "yes" if found[1].lower() in ("yes", "true") else "no"
@@ -154,6 +159,7 @@ PARSERS: dict[str, dict[str, Parser]] = {
         "aqua": _corrected("Q:", _HENCE, _letter),
         "mathqa": _corrected("Q:", _HENCE, _letter),
         "strategyqa": _corrected("Q:", _HENCE, _yes_no),
+        "hellaswag": _corrected("Q:", _HENCE, _ending),
         "cqa": _corrected("Q:", _SO, _option),
         "anli1": _corrected("Premise:", _SO, _nli_class),
         "esnli": _corrected("Premise:", "answer:", _nli_class),

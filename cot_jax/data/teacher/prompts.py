@@ -127,7 +127,7 @@ def style_of(task: str, splits: Splits, own: Sequence[Demonstration] = ()) -> St
         style = BOOLEAN
     elif splits.by_value:
         style = MATH
-    elif choices(splits.train[0].text):
+    elif not splits.label_set and choices(splits.train[0].text):
         style = CHOICE
     else:
         labels = splits.label_set or tuple(sorted({example.label for example in splits.train}))

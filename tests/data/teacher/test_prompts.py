@@ -5,7 +5,7 @@ import pytest
 from cot_jax.answers import programs
 from cot_jax.answers.arithmetic import same_value
 from cot_jax.answers.reading import choices, final_answer
-from cot_jax.data import tasks
+from cot_jax.data import problems, tasks
 from cot_jax.data.examples import Example
 from cot_jax.data.tasks import Splits
 from cot_jax.data.teacher import outputs, prompts
@@ -81,6 +81,8 @@ def test_other_tasks_name_their_labels_where_they_are_few():
     many = [Example(str(n), ("text",), f"label {n}") for n in range(11)]
     assert prompts.style_of("jsonl", splits(*many)) == prompts.TEXT
     assert prompts.style_of("t", splits(*many, label_set=("b", "a"))).labels == ("b", "a")
+    # A test set alone.
+    assert prompts.style_of("hellaswag", splits(label_set=problems.ENDINGS)).labels == ("0", "1", "2", "3")
 
 
 def test_the_published_layout():

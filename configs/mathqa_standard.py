@@ -1,0 +1,12 @@
+"""Standard fine-tuning on MathQA, T5-base: the letter of the option is learned.
+
+Training needs the authors' train.json, dev.json and test.json.
+
+    python -m cot_jax.train --config=configs/mathqa_standard.py --config.data.root=DIR
+"""
+
+from configs import common
+
+
+def get_config():
+    return common.published("mathqa", "standard")

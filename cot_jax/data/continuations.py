@@ -1,0 +1,74 @@
+"""Questions whose answers are scored by likelihood: a context and what may follow it."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from cot_jax.data.problems import hellaswag_label
+from cot_jax.data.tasks import DATA_SETS
+from cot_jax.errors import UserError
+from cot_jax.files import Row, read_json_lines
+
+_IN_BRACKETS = re.compile(r"\[.*?\]")
+
+
+class Continuations(NamedTuple):
+    """A context, its endings and the number of the right one.
+
+    The text that is scored is `context + " " + ending`; acc_norm divides by `len(ending)`, without the space
+    (`metrics.multiple_choice.likelihood_accuracy`).
+    """
+
+    id: str
+    context: str
+    endings: tuple[str, ...]
+    gold: int
+
+
+def hellaswag(root: Path, split: str = "test") -> tuple[list[Continuations], tuple[str, ...]]:
+    """Returns HellaSwag as lm-evaluation-harness scores it, and notes in plain lines.
+
+    Its figures go by the name `hellaswag_likelihood`. The task `hellaswag` is another (`problems.hellaswag`):
+    there the endings stand in the question and the answer is written, and the two measures do not compare.
+
+    Args:
+      root: folder with the data sets.
+      split: train, or test, which is the published validation file.
+
+    Raises:
+      UserError: the file is missing, or a row is malformed (file and line are named).
+    """
+    data = DATA_SETS["hellaswag"]
+    path = data.path(split, root)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; it is from {data.source}")
+    questions, joined = [], 0
+    for index, row in enumerate(read_json_lines(path)):
+        context, as_published = _context(row)
+        joined += not as_published
+        endings = tuple(map(_cleaned, row.parts("endings")))
+        if len(endings) != 4 or not all(endings):
+            raise row.error(f"'endings' must be a list of four texts; found {row.values['endings']!r}")
+        gold = int(hellaswag_label(row))
+        questions.append(Continuations(f"hellaswag-{split}-{index:04d}", context, endings, gold))
+    if not questions:
+        raise UserError(f"{path}: there are no questions")
+    note = (
+        f"hellaswag_likelihood: {joined:,} of {len(questions):,} rows have 'ctx' without 'ctx_a' and "
+        "'ctx_b': a small letter at the start of its last part stays small, unlike in lm-evaluation-harness"
+    )
+    return questions, (note,) if joined else ()
+
+
+def _context(row: Row) -> tuple[str, bool]:
+    """Returns the context, and whether the row has it in the published two parts."""
+    activity = row.text("activity_label")
+    if row.values.get("ctx_a") is None and row.values.get("ctx_b") is None:
+        return _cleaned(f"{activity}: {row.text('ctx')}"), False
+    return _cleaned(f"{activity}: {row.text('ctx_a')} {row.text('ctx_b').capitalize()}"), True
+
+
+def _cleaned(text: str) -> str:
+    # In lm-evaluation-harness's order: what WikiHow left in brackets goes, and so do double spaces, once.
+    text = text.strip().replace(" [title]", ". ")
+    return _IN_BRACKETS.sub("", text).replace("  ", " ")

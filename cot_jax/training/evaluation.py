@@ -86,12 +86,19 @@ def make_sample(
 
 
 def _hash(questions: Tokens) -> jax.Array:
-    """(B,) uint32 of each question's tokens and their order."""
+    """(B,) uint32 of each question's tokens and their order, however many of them are a prefix."""
+
+    def terms(ids, position):
+        return mix(jnp.asarray(ids).astype(jnp.uint32) + mix(position.astype(jnp.uint32)))
+
     segments = Segments.of(questions)
-    term_GX = mix(
-        jnp.asarray(questions.ids).astype(jnp.uint32) + mix(segments.position_GX.astype(jnp.uint32))
-    )
-    return jnp.sum(segments.unpack(term_GX), axis=-1, dtype=jnp.uint32).reshape(-1)
+    shared = 0 if questions.prefix is None else questions.prefix.shape[1]
+    term_GX = terms(questions.ids, shared + segments.position_GX)
+    hash_GE = jnp.sum(segments.unpack(term_GX), axis=-1, dtype=jnp.uint32)
+    if shared:
+        term_GP = terms(questions.prefix, jnp.arange(shared)[None])
+        hash_GE += jnp.sum(term_GP, axis=-1, dtype=jnp.uint32)[:, None]
+    return hash_GE.reshape(-1)
 
 
 def make_score(student: Student, mesh: Mesh, labels: Ragged) -> Ask:

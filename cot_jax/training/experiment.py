@@ -20,7 +20,7 @@ from cot_jax.models.weights import Params
 from cot_jax.text.formats import Format
 from cot_jax.training.data import load_format, load_splits, require_sources, training_examples
 from cot_jax.training.encoding import fit, tokenize
-from cot_jax.training.students import BASE, LORA, check_lora, load_student, make_lora
+from cot_jax.training.students import BASE, LORA, check_lora, format_kind, load_student, make_lora
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
     self_distillation = _self_distillation(config, method)
     require_sources(config)
     splits = load_splits(config.data, config.seed)
-    format = load_format(config.model, splits, method)
+    format = load_format(config.model, config.data, splits, method, format_kind(config.model))
     train_examples, report = training_examples(config, splits, method)
     student, pretrained, found = load_student(
         config.model, format.tokenizer, weights=weights, platform=platform

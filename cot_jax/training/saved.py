@@ -132,7 +132,8 @@ def load(path: Path) -> Saved:
     if file.name == CONFIG_FILE:
         student, read, _ = students.from_pretrained(str(path), options)
         mesh, shardings = arrangement(config.mesh, read, student.weights)
-        return Saved(config, student, spread(read, shardings), mesh, formats.load(path), *answers)
+        format = formats.load(path, student.format)
+        return Saved(config, student, spread(read, shardings), mesh, format, *answers)
     architecture = read_json(path / STUDENT_FILE)
     student = students.build(architecture, options)
     like = shapes(student.weights)
@@ -151,7 +152,8 @@ def load(path: Path) -> Saved:
     if LORA in architecture:
         adapter = (lora, params)
         params = lora.attach(spread(base, by_weights(mesh, base, student.weights)), params)
-    return Saved(config, student, params, mesh, formats.load(path / "tokenizer"), *answers, adapter)
+    format = formats.load(path / "tokenizer", student.format)
+    return Saved(config, student, params, mesh, format, *answers, adapter)
 
 
 def refuse_other_base(file: Path, found: int, pretrained: str) -> None:

@@ -7,14 +7,31 @@ import jax.numpy as jnp
 
 from cot_jax.config import LORA_LEARNING_RATE, Config, ModelConfig
 from cot_jax.errors import UserError
+from cot_jax.models import pretrained
 from cot_jax.models import student as students
 from cot_jax.models.lora import Lora, read_adapter
 from cot_jax.models.student import Options, Student
 from cot_jax.models.weights import Params
+from cot_jax.text import formats
 from cot_jax.text.tokenizer import Tokenizer
 
 # Keys of a saved student's architecture: the checksum of the weights that its adapter adapts, and how.
 BASE, LORA = "base_crc32", "lora"
+
+
+def format_kind(config: ModelConfig) -> str:
+    """Returns what the configured student reads, a key of `formats.FORMATS`.
+
+    Raises:
+      UserError: there is no config.json of the pretrained model.
+    """
+    if config.pretrained:
+        # Of an unknown model `students.build` complains.
+        family = students.FAMILIES.get(str(pretrained.read_config(config.pretrained).get("model_type")))
+    else:
+        made_by = type(students.PRESETS[config.preset])
+        (family,) = {its for its in students.FAMILIES.values() if its.config_class is made_by}
+    return getattr(family, "format", formats.DEFAULT)
 
 
 def load_student(

@@ -42,6 +42,7 @@ class Answers:
         A view that writes a rationale before the answer has that in it, too.
       lengths: (N,), how many tokens that is.
       cut: how many of them had not ended at the most tokens allowed.
+      unmarked: how many answers were read where nothing marks them (`views.Reading`).
     """
 
     texts: list[str]
@@ -50,6 +51,7 @@ class Answers:
     log_probs: np.ndarray
     lengths: np.ndarray
     cut: int
+    unmarked: int = 0
 
 
 def make_generate(student: Student, mesh: Mesh, most: int, beams: int) -> Generate:
@@ -193,4 +195,5 @@ def answer_questions(
         log_probs=log_prob.ravel(),
         lengths=written_length(tokens_NT, student.eos_id),
         cut=int(np.sum(~np.any(tokens_NT == student.eos_id, axis=1))),
+        unmarked=sum(reading.unmarked for reading in read),
     )

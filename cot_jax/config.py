@@ -91,6 +91,11 @@ class DataConfig:
     )
     max_train_examples: int = _key(0, "keep at most this many training examples; 0 = all", low=0)
     train_fraction: float = _key(1.0, "share of the training examples to keep", low=0.0, high=1.0)
+    chat: str = _key(
+        "auto",
+        "how a decoder is asked: by its chat template, in plain text; auto = by the template it has, if any",
+        choices=("auto", "plain", "template"),
+    )
     max_input_tokens: int = _key(1024, "inputs are cut here", low=2)
     max_target_tokens: int = _key(256, "targets are cut here", low=2)
     order: str = _key(

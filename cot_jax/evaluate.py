@@ -3,6 +3,9 @@
 Accuracy with its bootstrap interval, a table per class, calibration, every prediction. Writes
 evaluation.json, predictions.jsonl and pictures to RUN/evaluation/TASK_SPLIT. `--task` asks the questions of
 another data set, e.g. those of ANLI to a student of e-SNLI. `--samples=K` also lets K drawn answers vote.
+
+RUN may be a directory of Hugging Face, of a model that was not trained here: `--task` is needed then, and
+`--shots=K` shows it K training examples before every question; with none it is told what to answer.
 """
 
 import argparse
@@ -21,6 +24,7 @@ from cot_jax.answers.equality import is_correct
 from cot_jax.answers.programs import Interpreter
 from cot_jax.answers.sandbox import make_interpreter
 from cot_jax.answers.voting import Ballots, elect
+from cot_jax.config import Config, DataConfig
 from cot_jax.data.examples import Example, parts_as_json
 from cot_jax.data.tasks import TASKS, Splits
 from cot_jax.data.views import View, rationale_of
@@ -36,7 +40,7 @@ from cot_jax.training.data import load_splits
 from cot_jax.training.encoding import tokenize
 from cot_jax.training.evaluation import Answers
 from cot_jax.training.information import InformationEstimate
-from cot_jax.training.saved import Answerer, LabelScorer, Saved, load
+from cot_jax.training.saved import Answerer, LabelScorer, Saved, is_pretrained, load, load_pretrained
 
 # A task with more distinct labels than this is not a classification.
 _MOST_LABELS = 20
@@ -67,9 +71,9 @@ def main(argv: Sequence[str]) -> int:
     options = _options(argv)
     keep_compiled()
     try:
-        saved = load(options.run)
-        splits = _splits(saved, options)
-        directory = options.output or options.run / "evaluation" / f"{splits.task}_{options.split}"
+        saved, splits = _load(options)
+        name = f"{splits.task}_{options.split}" + (f"_{options.shots or 0}_shots" if saved.prompted else "")
+        directory = options.output or options.run / "evaluation" / name
         _evaluate(saved, splits, options, directory)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -77,13 +81,41 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _splits(saved: Saved, options: argparse.Namespace) -> Splits:
-    data = saved.config.data
+def _load(options: argparse.Namespace) -> tuple[Saved, Splits]:
+    """The student, and the data set whose questions it is asked."""
+    if is_pretrained(options.run):
+        if not options.task:
+            raise UserError(
+                f"{options.run} was not trained here: say what to ask it with --task=T --root=DIR"
+            )
+        config = Config()
+        data = dataclasses.replace(config.data, chat=options.chat or "auto")
+        config = dataclasses.replace(config, data=_asked_data(data, options))
+        splits = load_splits(config.data, config.seed)
+        saved = load_pretrained(options.run, config, splits, options.shots or 0)
+        return saved, _limited(splits, options.limit)
+    if options.shots is not None or options.chat:
+        raise UserError(
+            f"--shots and --chat are for a pretrained model, which {options.run} is not: a student is "
+            "asked as it was trained"
+        )
+    saved = load(options.run)
+    splits = load_splits(_asked_data(saved.config.data, options), saved.config.seed)
+    return saved, _limited(splits, options.limit)
+
+
+def _asked_data(data: DataConfig, options: argparse.Namespace) -> DataConfig:
     if options.task:
         data = dataclasses.replace(data, task=options.task, compare="auto", teacher="")
     if options.root:
         data = dataclasses.replace(data, root=str(options.root))
-    return load_splits(data, saved.config.seed)
+    return data
+
+
+def _limited(splits: Splits, limit: int) -> Splits:
+    """With the first questions of validation and test only; 0 is all."""
+    most = limit or None
+    return dataclasses.replace(splits, valid=splits.valid[:most], test=splits.test[:most])
 
 
 def _evaluate(saved: Saved, splits: Splits, options: argparse.Namespace, directory: Path) -> None:
@@ -97,7 +129,7 @@ def _evaluate(saved: Saved, splits: Splits, options: argparse.Namespace, directo
     evaluation: dict[str, Any] = {
         "task": splits.task,
         "split": options.split,
-        "trained_on": saved.config.data.task,
+        "trained_on": None if saved.prompted else saved.config.data.task,
         "method": saved.config.objective.method,
         "examples": len(asked.examples),
         "by_value": splits.by_value,
@@ -110,6 +142,9 @@ def _evaluate(saved: Saved, splits: Splits, options: argparse.Namespace, directo
             for name, found in asked.confidences.items()
         },
     }
+    if saved.prompted:
+        evaluation["shots"] = options.shots or 0
+        evaluation["unmarked_answers"] = asked.answers.unmarked / len(asked.examples)
     if labels:
         counts = confusion_matrix([e.label for e in asked.examples], asked.answers.answers, labels)
         evaluation["per_class"] = per_class(counts, labels)
@@ -307,6 +342,9 @@ def _summary(evaluation: dict[str, Any]) -> list[str]:
         f"{evaluation['task']} {evaluation['split']}, {evaluation['examples']} questions: accuracy "
         f"{100 * evaluation['accuracy']:.2f} % (95 % bootstrap interval {100 * low:.2f} to {100 * high:.2f})"
     ]
+    if "unmarked_answers" in evaluation:
+        share = 100 * evaluation["unmarked_answers"]
+        lines.append(f"  {share:.2f} % of the answers are the last number of a text that marks none")
     for row in evaluation.get("per_class", ()):
         lines.append(
             f"  {row['label']}: precision {row['precision']:.3f}, recall {row['recall']:.3f}, "
@@ -382,10 +420,19 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="work directory of a run, or its export")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="work directory of a run, its export, or a pretrained model"
+    )
     parser.add_argument("--split", choices=("valid", "test"), default="test")
     parser.add_argument("--task", choices=sorted([*TASKS, "word_problems"]), help="another data set")
     parser.add_argument("--root", type=Path, help="folder with the data sets, if not the run's")
+    parser.add_argument("--limit", type=int, default=0, help="ask the first so many questions; 0 = all")
+    parser.add_argument("--shots", type=int, help="examples that a pretrained model is shown; 0 if not said")
+    parser.add_argument(
+        "--chat",
+        choices=("auto", "plain", "template"),
+        help="how a pretrained model is asked, as config.data.chat; auto if not said",
+    )
     parser.add_argument("--output", type=Path, help="directory to write, if not RUN/evaluation/TASK_SPLIT")
     parser.add_argument(
         "--rationales",
@@ -410,8 +457,10 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         "--sandbox", action="store_true", help="run programs that the interpreter refuses, in bubblewrap"
     )
     options = parser.parse_args(argv)
-    if min(options.samples, options.seed) < 0 or not options.temperature > 0:
-        parser.error("--samples and --seed are not negative, --temperature is above 0")
+    if min(options.samples, options.seed, options.limit, options.shots or 0) < 0:
+        parser.error("--samples, --seed, --limit and --shots are not negative")
+    if not options.temperature > 0:
+        parser.error("--temperature is above 0")
     if not options.samples and (options.paths or options.temperature != 1):
         parser.error("--paths and --temperature are for draws: say how many with --samples")
     return options

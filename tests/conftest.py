@@ -45,7 +45,7 @@ def tokenizers_root() -> Path:
 
 def save_random_run(workdir: Path, config: Config, texts: list[str], pieces: int) -> Path:
     """Writes what a run of `config` that was evaluated once leaves behind, with random parameters."""
-    format = formats.train(texts, pieces, workdir / "scratch")
+    format = formats.train(texts, pieces, workdir / "scratch", "seq2seq")
     tokenizer = format.tokenizer
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
     student = T5(T5Config(vocab_size=tokenizer.size, pad_token_id=tokenizer.pad_id, **sizes))

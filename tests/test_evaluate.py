@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,6 +15,10 @@ from cot_jax.data.examples import Example
 from cot_jax.data.views import METHODS
 from cot_jax.errors import UserError
 from cot_jax.metrics import calibration
+from cot_jax.models import student as students
+from cot_jax.models.t5 import T5, T5Config
+from cot_jax.models.weights import shapes
+from cot_jax.text import formats
 from cot_jax.training import saved
 from cot_jax.training.data import load_splits
 from cot_jax.training.evaluation import Answers
@@ -185,3 +190,100 @@ def test_mistakes_are_named(run, arguments, message, capsys):
     assert message in capsys.readouterr().err
     assert evaluate.main(["nonesuch", *arguments]) == 2
     assert "nonesuch is neither a run" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A model of Hugging Face that was not trained here, and a data set of its questions."""
+    root = tmp_path_factory.mktemp("data")
+    rows = [
+        {"id": f"{n}", "input": f"Tom has {n} pens ?", "label": f"{n}", "rationale": f"He has {n} ."}
+        for n in range(24)
+    ]
+    del rows[0]["rationale"]
+    for split, part in (("train", rows[:8]), ("valid", rows[8:16]), ("test", rows[16:])):
+        (root / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    directory = tmp_path_factory.mktemp("model")
+    texts = [f"{row['input']} He has {row['label']} . So the answer is" for row in rows]
+    tokenizer = formats.train(texts, 96, directory, "seq2seq").tokenizer
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
+    student = T5(T5Config(vocab_size=tokenizer.size, pad_token_id=tokenizer.pad_id, **sizes))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes(student.weights))
+    students.save(directory, student, params)
+    return directory, root
+
+
+def test_a_pretrained_model_is_asked_without_training(pretrained, tmp_path, capsys):
+    directory, root = pretrained
+    command = [str(directory), "--task=jsonl", f"--root={root}", "--limit=4"]
+    assert evaluate.main([*command, f"--output={tmp_path}"]) == 0
+    said, counted = capsys.readouterr()
+    evaluation, rows = _read(tmp_path)
+    assert (evaluation["trained_on"], evaluation["method"], evaluation["shots"]) == (None, "single_task", 0)
+    assert [row["id"] for row in rows] == ["16", "17", "18", "19"]
+    # A random student does not write the mark: its last number is the answer.
+    numbers = [re.findall(r"\d+", row["rationale"]) for row in rows]
+    assert [row["label"] for row in rows] == [found[-1] if found else "" for found in numbers]
+    unmarked = sum(map(bool, numbers))
+    assert unmarked
+    assert evaluation["unmarked_answers"] == unmarked / 4
+    assert (
+        f"  {100 * unmarked / 4:.2f} % of the answers are the last number of a text that marks none" in said
+    )
+    assert f"of {unmarked} the last number is the answer, which nothing marks" in counted
+
+
+def test_a_pretrained_model_is_shown_examples(pretrained, monkeypatch):
+    monkeypatch.setattr(T5, "format", "causal")
+    directory, root = pretrained
+    config = Config()
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, task="jsonl", root=str(root), max_input_tokens=30),
+        evaluation=dataclasses.replace(config.evaluation, batch_size=8),
+    )
+    splits = load_splits(config.data, 0)
+    shown = [saved.load_pretrained(directory, config, splits, shots) for shots in (0, 2)]
+    assert shown[0].format.shots == ()
+    assert shown[1].format.shots == (
+        (("Tom has 1 pens ?",), "He has 1 . So the answer is 1"),
+        (("Tom has 2 pens ?",), "He has 2 . So the answer is 2"),
+    )
+    lengths = []
+    for student in shown:
+        assert student.most_tokens(student.views[0]) == config.data.max_target_tokens
+        assert (student.labels, student.by_value, len(student.views)) == (None, True, 1)
+        prompts = student.format.inputs("", [student.views[0].reads(splits.test[0])], 999)
+        lengths.append(len(prompts.prefix))
+        assert student.config.data.max_input_tokens == 30 + lengths[-1]
+    assert lengths[1] > lengths[0] + 20
+
+
+def test_what_a_pretrained_model_needs(pretrained, run, capsys):
+    directory, root = pretrained
+    for command, message in [
+        ([directory], "was not trained here: say what to ask it with --task=T --root=DIR"),
+        (
+            [directory, "--task=jsonl", f"--root={root}", "--shots=9"],
+            "--shots=9: task=jsonl has 7 training ex",
+        ),
+        (
+            [directory, "--task=jsonl", f"--root={root}", "--shots=2"],
+            "2 shots: an encoder-decoder reads a qu",
+        ),
+        ([run, "--shots=2"], "--shots and --chat are for a pretrained model, which"),
+        ([run, "--chat=plain"], "--shots and --chat are for a pretrained model, which"),
+    ]:
+        assert evaluate.main([str(word) for word in command]) == 2
+        said, error = capsys.readouterr()
+        assert (said, error.count("\n")) == ("", 1)
+        assert message in error
+    with pytest.raises(SystemExit):
+        evaluate.main([str(directory), "--limit=-1"])
+
+
+def test_a_limit_asks_the_first_questions(run, tmp_path):
+    assert evaluate.main([str(run), "--limit=3", f"--output={tmp_path}", "--no-rationales"]) == 0
+    _, rows = _read(tmp_path)
+    assert [row["id"] for row in rows] == [e.id for e in load_splits(saved.load(run).config.data, 0).test[:3]]

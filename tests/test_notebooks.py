@@ -141,7 +141,9 @@ def test_mi_curves(runs, run_notebook, monkeypatch):
 
     for name, map_NV in (("predict", maps.p_NV), ("explain", maps.q_NV)):
         np.testing.assert_allclose(map_NV, map_of(saved.params, maps.batch, name), rtol=1e-4, atol=1e-6)
-    (ids,), _ = saved.format.targets("predict", [maps.examples[3].label], saved.config.data.max_target_tokens)
+    (ids,), *_ = saved.format.targets(
+        "predict", [maps.examples[3].label], saved.config.data.max_target_tokens
+    )
     assert list(maps.of_label(3)) == sorted(set(ids))
     # Gain and price: the value that the published form has without a bracket, minus <p, q> with it.
     bracket = maps.pieces.index("▁)")

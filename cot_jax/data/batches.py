@@ -33,9 +33,15 @@ _BLOCK, _SAMPLED = 1024, 2**14
 
 
 class Ragged:
-    """Sequences of token ids of different lengths, in one flat array."""
+    """Sequences of token ids of different lengths, in one flat array.
 
-    def __init__(self, sequences: Sequence[Sequence[int]]):
+    Attributes:
+      lengths: (N,) int32, without the prefix.
+      prefix: (P,) int32, what all sequences begin with; stored once.
+    """
+
+    def __init__(self, sequences: Sequence[Sequence[int]], prefix: Sequence[int] = ()):
+        self.prefix = np.array(prefix, np.int32)
         self.lengths = np.array([len(s) for s in sequences], np.int32)
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]]).astype(np.int64)
         flat = [token for sequence in sequences for token in sequence]
@@ -45,6 +51,7 @@ class Ragged:
         return len(self.lengths)
 
     def __getitem__(self, row: int) -> np.ndarray:
+        """Returns the ids of a sequence behind the prefix."""
         return self._tokens[self._starts[row] :][: self.lengths[row]]
 
     def lengths_of(self, rows: np.ndarray) -> np.ndarray:
@@ -81,7 +88,8 @@ class Ragged:
             first_GE.ravel().tolist(), starts_B.tolist(), real_B.tolist(), strict=True
         ):
             ids[first : first + n] = self._tokens[start : start + n]
-        return Tokens(ids.reshape(groups, slots), length_GE, width)
+        prefix = np.tile(self.prefix, (groups, 1)) if self.prefix.size else None
+        return Tokens(ids.reshape(groups, slots), length_GE, width, prefix)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,7 @@ class View:
       writes: (example, label to train on) -> the targets, to be learned in turn; () where there is nothing.
       path: how its text answers the question: "label", as it is; "cot", behind `ANSWER_MARK`; "pot", as what
         the program gives; None: not at all.
+      reader: reads the answer instead, where the student was not taught to write it so (`data.prompting`).
     """
 
     name: str
@@ -42,6 +43,7 @@ class View:
     reads: Callable[[Example], tuple[str, ...] | None]
     writes: Callable[[Example, str | None], tuple[str, ...]]
     path: str | None
+    reader: Callable[[str], "Reading"] | None = None
 
 
 def _question(example: Example) -> tuple[str, ...]:
@@ -95,10 +97,17 @@ WITH_MUTUAL_INFORMATION = ("mi", "mixed_mi")
 
 
 class Reading(NamedTuple):
-    """What a text answers, '' if nothing, and then why: what failed, as in `programs.Result`."""
+    """What a text answers.
+
+    Attributes:
+      answer: '' if nothing.
+      failure: then why: what failed, as in `programs.Result`.
+      unmarked: whether the answer was found where nothing marks it as one.
+    """
 
     answer: str
     failure: str | None = None
+    unmarked: bool = False
 
 
 def answer_of(view: View, text: str, interpreter: Interpreter = programs.run) -> Reading:
@@ -106,6 +115,8 @@ def answer_of(view: View, text: str, interpreter: Interpreter = programs.run) ->
 
     `interpreter` gives the answer of a program.
     """
+    if view.reader:
+        return view.reader(text)
     if view.path == "pot":
         result = interpreter(text)
         return Reading(result.text, result.failure)

@@ -261,6 +261,10 @@ class LlamaConfig:
             self, vocab_size=vocab_size, pad_token_id=fill, eos_token_ids=(eos_id,), bos_token_id=None
         )
 
+    def with_end(self, eos_id: int) -> "LlamaConfig":
+        """With one more id that ends a text."""
+        return dataclasses.replace(self, eos_token_ids=(eos_id, *self.eos_token_ids))
+
 
 def _windows(json: Mapping[str, Any], family: _Family, layers: int) -> tuple[int, ...]:
     """The window of each layer; () where no layer has one."""

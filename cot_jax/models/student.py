@@ -167,6 +167,13 @@ def without_weights(path_or_id: str, options: Options) -> Student:
     return build(pretrained.read_config(path_or_id), options)
 
 
+def ending_in(student: Any, eos_id: int) -> Student:
+    """The student of texts that end in `eos_id`, which its config.json need not name."""
+    if eos_id in student.ends:
+        return student
+    return dataclasses.replace(student, config=student.config.with_end(eos_id))
+
+
 def save(directory: Path, student: Student, params: Params) -> None:
     """Writes weights and config.json that Transformers loads."""
     pretrained.write(directory, student.architecture(), student.weights, params)

@@ -98,6 +98,9 @@ class T5Config:
         ids = {"pad_token_id": pad, "decoder_start_token_id": pad, "eos_token_id": eos_id}
         return dataclasses.replace(self, vocab_size=vocab_size, **ids)
 
+    def with_end(self, eos_id: int) -> "T5Config":
+        return dataclasses.replace(self, eos_token_id=eos_id)
+
 
 def _preset(d_model: int, d_ff: int, layers: int, heads: int, **others: Any) -> T5Config:
     depth = {"num_layers": layers, "num_decoder_layers": layers}

@@ -5,9 +5,11 @@ an input or a target, and what a target's ids stand for.
 """
 
 import dataclasses
+import functools
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from cot_jax.errors import UserError
 from cot_jax.files import read_json, write_json
@@ -15,18 +17,34 @@ from cot_jax.text import codec, tokenizer
 from cot_jax.text.tokenizer import Tokenizer
 
 _FILE = "format.json"
+_SPELLED = " (spelled by the codec)"
+_NO_LIMIT = 2**30
+
+# What plain prompts put behind a question, and between one example and the next.
+_ASK, _BETWEEN = "\nAnswer:", "\n\n"
+_BLANK = re.compile("\n{2,}")
+# Questions that have nothing in common: what their prompts share, all prompts do. A digit or a mark may merge
+# with what is beside it, so that the first two alone, which are words, say what stands behind a word.
+_QUESTIONS = (("a",), ("B",), ("0",), ('"',))
+
+_Row = TypeVar("_Row", str, list[int])
+
+# The parts of a question, and its target.
+Shot = tuple[tuple[str, ...], str]
 
 
 class Encoded(NamedTuple):
     """Token ids of some texts.
 
     Attributes:
-      ids: of each text; empty where there is no text.
+      ids: of each text, without the prefix; empty where there is no text.
       report: what was counted, in words.
+      prefix: ids that all texts begin with.
     """
 
     ids: list[list[int]]
     report: str
+    prefix: tuple[int, ...] = ()
 
 
 class Format(Protocol):
@@ -50,11 +68,48 @@ class Format(Protocol):
           exact: views whose targets must be decoded to the letter; others may lose white space.
         """
 
+    def with_shots(self, shots: Sequence[Shot]) -> "Format":
+        """Returns the format that shows these examples before every question. They are not saved.
+
+        Raises:
+          UserError: the format has no place for them.
+        """
+
+    def pairs(
+        self,
+        view: str,
+        prefix: str,
+        questions: Sequence[tuple[str, ...] | None],
+        targets: Sequence[Sequence[str]],
+        most_input: int,
+        most_target: int,
+    ) -> tuple[Encoded, Encoded]:
+        """Returns what is read and what is learned to be written of some examples through a view.
+
+        Args:
+          view: its name.
+          prefix: put before each question.
+          questions: as `inputs` takes them; None where there is no target.
+          targets: of each example, any number.
+          most_input, most_target: ids at most.
+
+        Returns:
+          The inputs, one each; and the targets, those of an example next to one another, with an empty one
+          for an example that has none.
+
+        Raises:
+          UserError: `most_input` has no room for a question.
+        """
+
     def inputs(self, prefix: str, questions: Sequence[tuple[str, ...] | None], most: int) -> Encoded:
-        """Returns at most `most` ids of each question, which has one part or several, behind the prefix."""
+        """Returns at most `most` ids of each question, which has one part or several, behind the prefix.
+
+        Raises:
+          UserError: `most` has no room for a question.
+        """
 
     def targets(self, view: str, texts: Sequence[str | None], most: int) -> Encoded:
-        """Returns at most `most` ids of each target of a view."""
+        """Returns at most `most` ids of each text as a target of a view that follows any question."""
 
     def decode(self, view: str, ids: Sequence[int]) -> str:
         """Returns the text of a target's ids; ids that stand for nothing are left out."""
@@ -78,20 +133,42 @@ class Seq2Seq:
     tokenizer: Tokenizer
     spelled: tuple[str, ...] = ()
 
+    needs: ClassVar[tuple[str, ...]] = ("pad_token", "eos_token")
+    words: ClassVar[tuple[str, ...]] = ()
+
     def fit(self, targets: Mapping[str, Sequence[str]], exact: Collection[str]) -> "Seq2Seq":
-        lost = [view for view, texts in targets.items() if self._loses(texts, view in exact)]
-        return dataclasses.replace(self, spelled=tuple(lost))
+        return dataclasses.replace(
+            self, spelled=_to_spell(dataclasses.replace(self, spelled=()), targets, exact)
+        )
+
+    def with_shots(self, shots: Sequence[Shot]) -> "Seq2Seq":
+        if shots:
+            raise UserError(f"{len(shots)} shots: an encoder-decoder reads a question alone; show it none")
+        return self
+
+    def pairs(
+        self,
+        view: str,
+        prefix: str,
+        questions: Sequence[tuple[str, ...] | None],
+        targets: Sequence[Sequence[str]],
+        most_input: int,
+        most_target: int,
+    ) -> tuple[Encoded, Encoded]:
+        texts = [text for its in targets for text in its or (None,)]
+        return self.inputs(prefix, questions, most_input), self.targets(view, texts, most_target)
 
     def inputs(self, prefix: str, questions: Sequence[tuple[str, ...] | None], most: int) -> Encoded:
         end = self.tokenizer.eos_token
-        texts = [None if parts is None else prefix + end.join(parts) for parts in questions]
-        return self._encode(texts, most)
+        return self._encode(
+            [None if parts is None else prefix + end.join(parts) for parts in questions], most
+        )
 
     def targets(self, view: str, texts: Sequence[str | None], most: int) -> Encoded:
         if view not in self.spelled:
             return self._encode(texts, most)
-        ids, report = self._encode([None if text is None else codec.encode(text) for text in texts], most)
-        return Encoded(ids, f"{report} (spelled by the codec)")
+        ids, report, _ = self._encode([None if text is None else codec.encode(text) for text in texts], most)
+        return Encoded(ids, report + _SPELLED)
 
     def decode(self, view: str, ids: Sequence[int]) -> str:
         text = self.tokenizer.decode(ids)
@@ -99,51 +176,286 @@ class Seq2Seq:
 
     def save(self, directory: Path) -> None:
         self.tokenizer.save(directory)
-        write_json(directory / _FILE, {"spelled": self.spelled})
-
-    def _loses(self, texts: Sequence[str], exact: bool) -> bool:
-        """Whether the tokenizer lacks tokens for the texts or, if `exact`, decodes them differently."""
-        rows = self.tokenizer.encode(texts)
-        if self.tokenizer.unknown_rate(rows):
-            return True
-        return exact and any(
-            self.tokenizer.decode(row) != text for row, text in zip(rows, texts, strict=True)
-        )
+        write_json(directory / _FILE, {"kind": "seq2seq", "spelled": self.spelled})
 
     def _encode(self, texts: Sequence[str | None], most: int) -> Encoded:
-        present = [text for text in texts if text is not None]
-        rows = self.tokenizer.encode(present)
-        cut = sum(len(row) >= most for row in rows)
-        ended = [[*row[: most - 1], self.tokenizer.eos_id] for row in rows]
-        lengths = [len(row) for row in ended]
-        following = iter(ended)
-        return Encoded(
-            [next(following) if text is not None else [] for text in texts],
-            f"{len(present)} texts, {sum(lengths) / max(len(lengths), 1):.1f} tokens on average, "
-            f"{max(lengths, default=0)} at most, {cut} cut at {most}, "
-            f"{100 * self.tokenizer.unknown_rate(ended):.3f} % unknown tokens",
+        present = iter(self.tokenizer.encode([text for text in texts if text is not None]))
+        return _ended(self.tokenizer, [None if text is None else next(present) for text in texts], most)
+
+
+@dataclasses.dataclass(frozen=True)
+class Causal:
+    """Prompts and completions of a decoder, which goes on writing where the prompt ends.
+
+    A plain prompt is the question, its parts one below the other, then "Answer:" on a line of its own; a chat
+    is the question as the user's turn, in the words of the tokenizer's template. The completion is the target
+    behind a space, or what the template puts there, then the end token.
+
+    Prompt and completion are tokenised together, so that a student learns the tokens that a text has. Where
+    the tokenizer merges over the seam, the prompt ends a token earlier. [as the released code of DPO-ST]
+
+    Attributes:
+      chat: whether prompts are chats.
+      shots: examples shown before every question: as earlier turns of a chat, or with a blank line between.
+    """
+
+    tokenizer: Tokenizer
+    chat: bool
+    spelled: tuple[str, ...] = ()
+    shots: tuple[Shot, ...] = ()
+
+    needs: ClassVar[tuple[str, ...]] = ("eos_token",)
+    words: ClassVar[tuple[str, ...]] = (_ASK.strip(),)
+
+    def fit(self, targets: Mapping[str, Sequence[str]], exact: Collection[str]) -> "Causal":
+        return dataclasses.replace(
+            self, spelled=_to_spell(dataclasses.replace(self, spelled=()), targets, exact)
         )
 
+    def with_shots(self, shots: Sequence[Shot]) -> "Causal":
+        return dataclasses.replace(self, shots=tuple(shots))
 
-def load(path_or_id: str | Path) -> Seq2Seq:
+    def pairs(
+        self,
+        view: str,
+        prefix: str,
+        questions: Sequence[tuple[str, ...] | None],
+        targets: Sequence[Sequence[str]],
+        most_input: int,
+        most_target: int,
+    ) -> tuple[Encoded, Encoded]:
+        asked = [None if parts is None else self._prompt(prefix, parts) for parts in questions]
+        texts = []
+        for prompt, its in zip(asked, targets, strict=True):
+            if prompt is not None:
+                texts += [prompt, *(prompt + self._completion(view, text) for text in its)]
+        encoded = iter(self._encode(texts))
+        prompts: list[_Prompt | None] = []
+        completions: list[list[int] | None] = []
+        for prompt, its in zip(asked, targets, strict=True):
+            if prompt is None:
+                prompts.append(None)
+                completions.append(None)
+                continue
+            alone, *joined = (next(encoded) for _ in range(1 + len(its)))
+            seam = len(_common([alone, *joined]))
+            prompts.append(_Prompt(alone[:seam], len(alone) - seam))
+            completions += [row[seam:] for row in joined] or [None]
+        written = _ended(self.tokenizer, completions, most_target)
+        return self._inputs(prefix, prompts, most_input), self._said(view, written)
+
+    def inputs(self, prefix: str, questions: Sequence[tuple[str, ...] | None], most: int) -> Encoded:
+        texts = [self._prompt(prefix, parts) for parts in questions if parts is not None]
+        encoded = iter(self._encode(texts))
+        rows = [None if parts is None else _Prompt(next(encoded)) for parts in questions]
+        return self._inputs(prefix, rows, most)
+
+    def targets(self, view: str, texts: Sequence[str | None], most: int) -> Encoded:
+        before, ids = self._before
+        present = [before + self._completion(view, text) for text in texts if text is not None]
+        joined = iter(self.tokenizer.encode(present))
+        behind = (row[len(_common([ids, row])) :] for row in joined)
+        rows = [None if text is None else next(behind) for text in texts]
+        return self._said(view, _ended(self.tokenizer, rows, most))
+
+    def decode(self, view: str, ids: Sequence[int]) -> str:
+        # Some tokenizers drop the space that a text begins with: it is kept behind other text.
+        _, before = self._before
+        ids = list(ids)
+        if self.tokenizer.eos_id in ids:
+            ids = ids[: ids.index(self.tokenizer.eos_id)]
+        decode = functools.partial(self.tokenizer.decode, tidy=False)
+        text = decode([*before, *ids]).removeprefix(decode(before)).removeprefix(self._lead)
+        if self.shots and not self.chat:
+            # A model that was not taught to end goes on with an example of its own.
+            text = text.partition(_BETWEEN)[0]
+        return codec.decode(text) if view in self.spelled else text
+
+    def save(self, directory: Path) -> None:
+        self.tokenizer.save(directory)
+        write_json(directory / _FILE, {"kind": "causal", "spelled": self.spelled, "chat": self.chat})
+
+    def _prompt(self, prefix: str, parts: Sequence[str]) -> str:
+        question = prefix + "\n".join(parts)
+        shots = [(prefix + "\n".join(shown), target) for shown, target in self.shots]
+        if not self.chat:
+            # A blank line is the end of an example: there is none inside.
+            answered = (q + _ASK + self._lead + _BLANK.sub("\n", t) + _BETWEEN for q, t in shots)
+            return "".join(answered) + question + _ASK
+        turns = [turn for q, t in shots for turn in (_user(q), _assistant(t))]
+        return self.tokenizer.chat([*turns, _user(question)], answers=True)
+
+    def _completion(self, view: str, target: str) -> str:
+        return self._lead + (codec.encode(target) if view in self.spelled else target)
+
+    @functools.cached_property
+    def _lead(self) -> str:
+        """The white space between a prompt and its target."""
+        if not self.chat:
+            return " "
+        question, answer = _user("a"), _assistant("B")
+        asked = self.tokenizer.chat([question], answers=True)
+        whole = self.tokenizer.chat([question, answer], answers=False)
+        between = whole.removeprefix(asked).partition("B")[0] if whole.startswith(asked) else ""
+        return between if between.isspace() else ""
+
+    @functools.cached_property
+    def _before(self) -> tuple[str, list[int]]:
+        """The end of a prompt, from the last word of its question on, and its ids."""
+        first, second = (self._prompt("", parts) for parts in _QUESTIONS[:2])
+        text = _QUESTIONS[0][0] + _common([first[::-1], second[::-1]])[::-1]
+        return text, self.tokenizer.encode([text])[0]
+
+    @functools.cached_property
+    def _tail(self) -> list[int]:
+        """The ids of what follows a question that ends in a word."""
+        (question,), (_, ids) = self.tokenizer.encode(_QUESTIONS[0]), self._before
+        return ids[len(_common([question, ids])) :]
+
+    def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts that begin with a prompt; a chat template writes its own start token."""
+        front = [] if self.chat else self.tokenizer.front_ids
+        return [[*front, *row] for row in self.tokenizer.encode(prompts)]
+
+    def _inputs(self, prefix: str, prompts: Sequence["_Prompt | None"], most: int) -> Encoded:
+        """Prompts behind a view's prefix as inputs: cut, and without what they share."""
+        shared = _common(self._encode([self._prompt(prefix, parts) for parts in _QUESTIONS]))
+        present = [prompt for prompt in prompts if prompt is not None]
+        cut = sum(len(prompt.ids) > most for prompt in present)
+        if cut and most <= (around := len(shared) + len(self._tail)):
+            raise UserError(
+                f"config.data.max_input_tokens={most}: a prompt has {around} tokens without its question; "
+                "give it more, or show fewer examples"
+            )
+        rows = [self._shortened(prompt, most) for prompt in present]
+        report = _report(self.tokenizer, rows, cut, most)
+        if rows:
+            # A row of none would be no question.
+            shared = _common([shared, *rows])[: min(map(len, rows)) - 1]
+        following = iter(rows)
+        ids = [[] if prompt is None else next(following)[len(shared) :] for prompt in prompts]
+        return Encoded(ids, report, tuple(shared))
+
+    def _shortened(self, prompt: "_Prompt", most: int) -> list[int]:
+        """The ids of a prompt without those at the question's end that are too many."""
+        if len(prompt.ids) <= most:
+            return prompt.ids
+        tail = self._tail[: max(len(self._tail) - prompt.moved, 0)]
+        return [*prompt.ids[: most - len(tail)], *tail]
+
+    def _said(self, view: str, encoded: Encoded) -> Encoded:
+        return encoded._replace(report=encoded.report + _SPELLED) if view in self.spelled else encoded
+
+
+class _Prompt(NamedTuple):
+    """Ids up to the seam, and how many more the prompt has by itself."""
+
+    ids: list[int]
+    moved: int = 0
+
+
+FORMATS: dict[str, type[Seq2Seq] | type[Causal]] = {"seq2seq": Seq2Seq, "causal": Causal}
+
+
+def load(path_or_id: str | Path, kind: str, chat: str = "auto") -> Seq2Seq | Causal:
     """Returns the format in a directory that `save` wrote, or of a tokenizer's directory or Hub repository.
 
+    Args:
+      kind: a key of `FORMATS`: what the student reads.
+      chat: whether prompts are chats: template | plain | auto, as saved or else if there is a template.
+
     Raises:
-      UserError: there is no tokenizer, it lacks a token that the format needs, or a file is malformed.
+      UserError: there is no tokenizer, it lacks what the format needs, the directory is of another kind, or
+        a file is malformed.
     """
     loaded = tokenizer.load(path_or_id)
-    for role in ("pad_token", "eos_token"):
+    file = Path(path_or_id) / _FILE
+    saved = read_json(file) if file.is_file() else {"spelled": []}
+    match saved:
+        case {"spelled": [*views]}:
+            spelled = tuple(map(str, views))
+        case _:
+            raise UserError(f'{file}: "spelled" must be a list of views; take another copy')
+    if file.is_file() and (found := saved.get("kind")) != kind:
+        raise UserError(
+            f"{file}: the format is {found!r}, the student reads {kind!r}; take its own tokenizer"
+        )
+    for role in FORMATS[kind].needs:
         if getattr(loaded.hf, role) is None:
             raise UserError(f"tokenizer {path_or_id}: no {role}; name it in its tokenizer_config.json")
-    file = Path(path_or_id) / _FILE
-    if not file.is_file():
-        return Seq2Seq(loaded)
-    match read_json(file):
-        case {"spelled": [*spelled]}:
-            return Seq2Seq(loaded, tuple(map(str, spelled)))
-    raise UserError(f'{file}: "spelled" must be a list of views; take another copy')
+    if kind == "causal":
+        return Causal(loaded, _chats(path_or_id, loaded, chat, saved), spelled)
+    if chat == "template":
+        raise UserError("config.data.chat=template: the student is an encoder-decoder, which reads no chat")
+    return Seq2Seq(loaded, spelled)
 
 
-def train(texts: Iterable[str], vocab_size: int, directory: str | Path) -> Seq2Seq:
-    """Returns the format of a tokenizer that is trained on `texts` (`tokenizer.train`)."""
-    return Seq2Seq(tokenizer.train(texts, vocab_size, directory))
+def _chats(path_or_id: str | Path, loaded: Tokenizer, chat: str, saved: Mapping[str, Any]) -> bool:
+    chats = saved.get("chat", loaded.has_chat) if chat == "auto" else chat == "template"
+    if not isinstance(chats, bool):
+        raise UserError(f'{Path(path_or_id) / _FILE}: "chat" must be true or false; take another copy')
+    if chats and not loaded.has_chat:
+        raise UserError(
+            f"tokenizer {path_or_id}: no chat template; put its chat_template.jinja there, or take plain "
+            "prompts with --config.data.chat=plain"
+        )
+    return chats
+
+
+def train(texts: Iterable[str], vocab_size: int, directory: str | Path, kind: str) -> Seq2Seq | Causal:
+    """Returns the format, a key of `FORMATS`, of a tokenizer trained on `texts` (`tokenizer.train`)."""
+    trained = tokenizer.train([*texts, *FORMATS[kind].words], vocab_size, directory)
+    return Causal(trained, chat=False) if kind == "causal" else Seq2Seq(trained)
+
+
+def _to_spell(
+    format: Format, targets: Mapping[str, Sequence[str]], exact: Collection[str]
+) -> tuple[str, ...]:
+    """The views whose targets a format that spells nothing loses.
+
+    They have no tokens, or, of a view in `exact`, are decoded to other texts.
+    """
+    lost = []
+    for view, texts in targets.items():
+        rows = format.targets(view, texts, _NO_LIMIT).ids
+        unknown = format.tokenizer.unknown_rate(rows)
+        if unknown or (
+            view in exact
+            and any(format.decode(view, row) != text for row, text in zip(rows, texts, strict=True))
+        ):
+            lost.append(view)
+    return tuple(lost)
+
+
+def _ended(tokenizer: Tokenizer, rows: Sequence[list[int] | None], most: int) -> Encoded:
+    """Rows of at most `most` ids, the end token of which is one; a row that is cut has it, too."""
+    present = [row for row in rows if row is not None]
+    cut = sum(len(row) >= most for row in present)
+    ended = [[*row[: most - 1], tokenizer.eos_id] for row in present]
+    following = iter(ended)
+    ids = [[] if row is None else next(following) for row in rows]
+    return Encoded(ids, _report(tokenizer, ended, cut, most))
+
+
+def _report(tokenizer: Tokenizer, rows: Sequence[Sequence[int]], cut: int, most: int) -> str:
+    lengths = [len(row) for row in rows]
+    return (
+        f"{len(rows)} texts, {sum(lengths) / max(len(lengths), 1):.1f} tokens on average, "
+        f"{max(lengths, default=0)} at most, {cut} cut at {most}, "
+        f"{100 * tokenizer.unknown_rate(rows):.3f} % unknown tokens"
+    )
+
+
+def _common(rows: Sequence[_Row]) -> _Row:
+    """What all rows begin with: the first and the last in their order do."""
+    first, last = min(rows), max(rows)
+    differs = (n for n, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    return first[: next(differs, len(first))]
+
+
+def _user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+def _assistant(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}

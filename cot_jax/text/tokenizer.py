@@ -5,8 +5,9 @@ import dataclasses
 import io
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
@@ -14,6 +15,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 from cot_jax.errors import UserError, first_line
 
 _SPACE = "▁"  # stands for a space in SentencePiece's pieces
+
+# For templates that would else put today's date into a prompt, or let the model think before it writes.
+_TEMPLATE_OPTIONS: dict[str, Any] = {"date_string": "26 Jul 2024", "enable_thinking": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +33,8 @@ class Tokenizer:
 
     @property
     def pad_id(self) -> int:
-        """Only where there is a padding token."""
-        return self.hf.pad_token_id
+        """The end token's where there is no padding token; lengths tell the two apart."""
+        return self.eos_id if self.hf.pad_token_id is None else self.hf.pad_token_id
 
     @property
     def eos_id(self) -> int:
@@ -46,13 +50,53 @@ class Tokenizer:
     def unk_id(self) -> int | None:
         return self.hf.unk_token_id
 
+    @property
+    def front_ids(self) -> list[int]:
+        """What the tokenizer puts before any text by itself: a start token, or nothing."""
+        text = "a"
+        with_special, (alone,) = self.hf(text)["input_ids"], self.encode([text])
+        begins = range(len(with_special) - len(alone) + 1)
+        fronts = (with_special[:n] for n in begins if with_special[n : n + len(alone)] == alone)
+        return next(fronts, [])
+
+    @property
+    def has_chat(self) -> bool:
+        """Whether there is a chat template."""
+        return bool(self.hf.chat_template)
+
+    def chat(self, turns: Sequence[Mapping[str, str]], *, answers: bool) -> str:
+        """Returns turns, each a role and its content, as the chat template writes them.
+
+        Args:
+          answers: whether the head of the assistant's next turn follows.
+
+        Raises:
+          UserError: the template, or what it needs, fails.
+        """
+        conversation = [dict(turn) for turn in turns]
+        try:
+            return str(
+                self.hf.apply_chat_template(
+                    conversation, add_generation_prompt=answers, tokenize=False, **_TEMPLATE_OPTIONS
+                )
+            )
+        except Exception as error:  # a template is a program: anything can be wrong with it
+            raise UserError(
+                f"tokenizer {self.hf.name_or_path}: its chat template fails ({first_line(error)}); mend it, "
+                "or take plain prompts with --config.data.chat=plain"
+            ) from error
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns each text's ids, without any special token but those that are written out in the text."""
         return self.hf(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of `ids` without special tokens and without ids that are no token."""
-        return str(self.hf.decode(list(ids), skip_special_tokens=True))
+    def decode(self, ids: Sequence[int], *, tidy: bool | None = None) -> str:
+        """Returns the text of `ids` without special tokens and without ids that are no token.
+
+        Args:
+          tidy: whether spaces before English punctuation are removed; None: as the tokenizer has it.
+        """
+        return str(self.hf.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=tidy))
 
     def unknown_rate(self, ids: Iterable[Sequence[int]]) -> float:
         """Returns the share of unknown tokens: of text that a student can neither read nor write."""

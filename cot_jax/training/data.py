@@ -59,18 +59,28 @@ def require_sources(config: Config) -> None:
         )
 
 
-def load_format(model: ModelConfig, splits: tasks.Splits, method: Sequence[View]) -> Format:
+def load_format(
+    model: ModelConfig, data: DataConfig, splits: tasks.Splits, method: Sequence[View], kind: str
+) -> Format:
     """Returns the format of the configured tokenizer, or of one that is trained on word problems.
+
+    Args:
+      kind: what the student reads, a key of `formats.FORMATS`.
 
     Raises:
       UserError: there is no tokenizer, or it does not suit the format.
     """
     if source := model.tokenizer or model.pretrained:
-        return formats.load(source)
-    return _train_format(splits, method)
+        return formats.load(source, kind, data.chat)
+    if data.chat == "template":
+        raise UserError(
+            "config.data.chat=template: the tokenizer that is trained on word problems has no chat template; "
+            "take plain, or a model that has one with --config.model.pretrained=DIR"
+        )
+    return _train_format(splits, method, kind)
 
 
-def _train_format(splits: tasks.Splits, method: Sequence[View]) -> Format:
+def _train_format(splits: tasks.Splits, method: Sequence[View], kind: str) -> Format:
     # The methods without programs share a tokenizer.
     prefixes = {v.prefix for m in views.METHODS.values() for v in m if v.term != "program" or v in method}
     marks = [views.ANSWER_MARK, *sorted(prefixes)]
@@ -86,7 +96,7 @@ def _train_format(splits: tasks.Splits, method: Sequence[View]) -> Format:
         )
     ]
     with tempfile.TemporaryDirectory() as directory:
-        return formats.train(texts, _WORD_PROBLEM_PIECES, directory)
+        return formats.train(texts, _WORD_PROBLEM_PIECES, directory, kind)
 
 
 def training_examples(

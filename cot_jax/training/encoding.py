@@ -52,12 +52,12 @@ def tokenize(
         questions = [
             view.reads(example) if its else None for example, its in zip(examples, targets, strict=True)
         ]
-        inputs = format.inputs(view.prefix, questions, data.max_input_tokens)
-        texts = [text for its in targets for text in its or (None,)]
-        outputs = format.targets(view.name, texts, data.max_target_tokens)
+        inputs, outputs = format.pairs(
+            view.name, view.prefix, questions, targets, data.max_input_tokens, data.max_target_tokens
+        )
         counts = [max(len(its), 1) for its in targets]
         first = None if max(counts, default=1) == 1 else np.cumsum([0, *counts])
-        tokenized[view.name] = TokenizedView(Ragged(inputs.ids), Ragged(outputs.ids), first)
+        tokenized[view.name] = TokenizedView(Ragged(inputs.ids, inputs.prefix), Ragged(outputs.ids), first)
         report += [f"view {view.name}: inputs {inputs.report}", f"view {view.name}: targets {outputs.report}"]
     return Tokenized(tokenized, report)
 
@@ -71,6 +71,7 @@ def encode_questions(
     """
     read = [view.reads(example) for example in examples]
     asked = [parts or example.parts for parts, example in zip(read, examples, strict=True)]
-    ids, line = format.inputs(view.prefix, asked, most)
+    encoded = format.inputs(view.prefix, asked, most)
     bare = read.count(None)
-    return Ragged(ids), line + (f", {bare} without a rationale" if bare else "")
+    line = encoded.report + (f", {bare} without a rationale" if bare else "")
+    return Ragged(encoded.ids, encoded.prefix), line

@@ -42,6 +42,7 @@ class Answers:
         A view that writes a rationale before the answer has that in it, too.
       lengths: (N,), how many tokens that is.
       cut: how many of them had not ended at the most tokens allowed.
+      unmarked: how many answers were read where nothing marks them (`views.Reading`).
     """
 
     texts: list[str]
@@ -50,6 +51,7 @@ class Answers:
     log_probs: np.ndarray
     lengths: np.ndarray
     cut: int
+    unmarked: int = 0
 
 
 def make_generate(student: Student, mesh: Mesh, most: int, beams: int) -> Generate:
@@ -86,12 +88,19 @@ def make_sample(
 
 
 def _hash(questions: Tokens) -> jax.Array:
-    """(B,) uint32 of each question's tokens and their order."""
+    """(B,) uint32 of each question's tokens and their order, however many of them are a prefix."""
+
+    def terms(ids, position):
+        return mix(jnp.asarray(ids).astype(jnp.uint32) + mix(position.astype(jnp.uint32)))
+
     segments = Segments.of(questions)
-    term_GX = mix(
-        jnp.asarray(questions.ids).astype(jnp.uint32) + mix(segments.position_GX.astype(jnp.uint32))
-    )
-    return jnp.sum(segments.unpack(term_GX), axis=-1, dtype=jnp.uint32).reshape(-1)
+    shared = 0 if questions.prefix is None else questions.prefix.shape[1]
+    term_GX = terms(questions.ids, shared + segments.position_GX)
+    hash_GE = jnp.sum(segments.unpack(term_GX), axis=-1, dtype=jnp.uint32)
+    if shared:
+        term_GP = terms(questions.prefix, jnp.arange(shared)[None])
+        hash_GE += jnp.sum(term_GP, axis=-1, dtype=jnp.uint32)[:, None]
+    return hash_GE.reshape(-1)
 
 
 def make_score(student: Student, mesh: Mesh, labels: Ragged) -> Ask:
@@ -186,4 +195,5 @@ def answer_questions(
         log_probs=log_prob.ravel(),
         lengths=written_length(tokens_NT, student.ends),
         cut=int(np.sum(~np.any(is_end(tokens_NT, student.ends), axis=1))),
+        unmarked=sum(reading.unmarked for reading in read),
     )

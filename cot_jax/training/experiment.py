@@ -20,7 +20,7 @@ from cot_jax.models.weights import Params
 from cot_jax.text.formats import Format
 from cot_jax.training.data import load_format, load_splits, require_sources, training_examples
 from cot_jax.training.encoding import fit, tokenize
-from cot_jax.training.students import BASE, LORA, check_lora, load_student, make_lora, resolved
+from cot_jax.training.students import BASE, LORA, check_lora, family, load_student, make_lora
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +80,12 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
       UserError: data, tokenizer or weights that are missing or do not fit.
     """
     require_sources(config)
-    config = resolved(config)
+    of_family = family(config.model)
+    config = config.resolved(of_family.usual)
     method = views.METHODS[config.objective.method]
     self_distillation = _self_distillation(config, method)
     splits = load_splits(config.data, config.seed)
-    format = load_format(config.model, splits, method)
+    format = load_format(config.model, config.data, splits, method, of_family.format)
     train_examples, report = training_examples(config, splits, method)
     student, pretrained, found = load_student(
         config.model, format.tokenizer, weights=weights, platform=platform

@@ -315,7 +315,8 @@ def dry_run(experiment: Experiment) -> list[str]:
     for name, view in experiment.tokenized.items():
         row = rows[np.argmax(view.longest_targets()[rows] > 0)]  # not every example has every view
         target = row if view.first is None else view.first[row]
-        read, write = view.inputs[row].tolist(), view.targets[target].tolist()
+        read = [*view.inputs.prefix.tolist(), *view.inputs[row].tolist()]
+        write = view.targets[target].tolist()
         lines += [f"view {name} reads:  {format.tokenizer.decode(read)}"]
         lines += [f"view {name} writes: {format.decode(name, write)}"]
     return lines

@@ -111,9 +111,9 @@ class Run:
         if (labels := answer_labels(self.experiment)) is None:
             return make_generate(student, self.mesh, evaluation.max_new_tokens, evaluation.beams)
         view, most = self.experiment.answer_view, self.experiment.config.data.max_target_tokens
-        ids, line = self.experiment.format.targets(view.name, labels, most)
-        say(f"labels: {line}")
-        return make_choose(student, self.mesh, Ragged(ids))
+        encoded = self.experiment.format.targets(view.name, labels, most)
+        say(f"labels: {encoded.report}")
+        return make_choose(student, self.mesh, Ragged(encoded.ids))
 
     def _make_information(self) -> InformationEstimate:
         experiment, config = self.experiment, self.experiment.config

@@ -1,4 +1,4 @@
-"""A trained student on disk: a run's work directory, or a directory that `export` wrote."""
+"""A student on disk: a run's work directory, a directory that `export` wrote, or a pretrained model."""
 
 import dataclasses
 import sys
@@ -12,8 +12,10 @@ from jax.sharding import Mesh
 from cot_jax.answers import programs
 from cot_jax.answers.programs import Interpreter
 from cot_jax.config import Config, freeze, to_json, with_defaults
+from cot_jax.data import prompting
 from cot_jax.data.batches import Ragged, stream_shapes
 from cot_jax.data.examples import Example
+from cot_jax.data.tasks import Splits
 from cot_jax.data.views import METHODS, View
 from cot_jax.errors import UserError
 from cot_jax.files import read_json, write_json, write_text
@@ -52,6 +54,7 @@ class Saved:
       by_value: how its answers compare (`data.tasks.Splits`).
       labels: those it chooses among; None where it writes (config.evaluation.answers).
       adapter: what LoRA trained, which `params` holds too; None where every weight was trained.
+      prompted: the one view that it is asked through; None where it was trained on those of its method.
     """
 
     config: Config
@@ -62,11 +65,12 @@ class Saved:
     by_value: bool
     labels: tuple[str, ...] | None
     adapter: tuple[Lora, Params] | None = None
+    prompted: View | None = None
 
     @property
     def views(self) -> tuple[View, ...]:
         """Of the method it was trained with; the first one answers."""
-        return METHODS[self.config.objective.method]
+        return (self.prompted,) if self.prompted else METHODS[self.config.objective.method]
 
     @property
     def paths(self) -> dict[str, View]:
@@ -132,7 +136,8 @@ def load(path: Path) -> Saved:
     if file.name == CONFIG_FILE:
         student, read, _ = students.from_pretrained(str(path), options)
         mesh, shardings = arrangement(config.mesh, read, student.weights)
-        return Saved(config, student, spread(read, shardings), mesh, formats.load(path), *answers)
+        format = formats.load(path, student.format)
+        return Saved(config, student, spread(read, shardings), mesh, format, *answers)
     architecture = read_json(path / STUDENT_FILE)
     student = students.build(architecture, options)
     like = shapes(student.weights)
@@ -151,7 +156,49 @@ def load(path: Path) -> Saved:
     if LORA in architecture:
         adapter = (lora, params)
         params = lora.attach(spread(base, by_weights(mesh, base, student.weights)), params)
-    return Saved(config, student, params, mesh, formats.load(path / "tokenizer"), *answers, adapter)
+    format = formats.load(path / "tokenizer", student.format)
+    return Saved(config, student, params, mesh, format, *answers, adapter)
+
+
+def is_pretrained(path: Path) -> bool:
+    """Whether `path` holds a model of Hugging Face that is neither a run nor an export of one."""
+    if any((path / file).is_file() for file in (CONFIG_FILE, STUDENT_FILE)):
+        return False
+    return (path / "config.json").is_file() and "model_type" in read_json(path / "config.json")
+
+
+def load_pretrained(path: Path, config: Config, splits: Splits, shots: int) -> Saved:
+    """Reads a pretrained model onto the devices at hand, to be asked the questions of `splits` untrained.
+
+    It writes reasons and an answer where training examples have both, else the answer alone; see
+    `data.prompting`. What is shown before a question takes none of the question's room.
+
+    Args:
+      path: a directory of Hugging Face.
+      config: of the data, the mesh and the evaluation; of the model nothing.
+      shots: examples shown, the first of the training split that have what is written.
+
+    Raises:
+      UserError: weights or tokenizer that are missing or do not fit, or too few examples.
+    """
+    view = prompting.prompted(splits, shots)
+    shown = prompting.examples_of(view, splits, shots)
+    student, read, _ = students.from_pretrained(str(path), Options(dtype=compute_dtype(config.model)))
+    format = formats.load(path, student.format, config.data.chat).with_shots(shown)
+    around = len(format.inputs(view.prefix, [], config.data.max_input_tokens).prefix)
+    evaluation = config.evaluation
+    if view.path == "cot":
+        evaluation = dataclasses.replace(evaluation, max_new_tokens=config.data.max_target_tokens)
+    config = dataclasses.replace(
+        config,
+        evaluation=evaluation,
+        data=dataclasses.replace(config.data, max_input_tokens=config.data.max_input_tokens + around),
+        model=dataclasses.replace(config.model, pretrained=str(path)),
+        objective=dataclasses.replace(config.objective, method=prompting.method_of(splits)),
+    )
+    mesh, shardings = arrangement(config.mesh, read, student.weights)
+    params = spread(read, shardings)
+    return Saved(config, student, params, mesh, format, splits.by_value, labels=None, prompted=view)
 
 
 def refuse_other_base(file: Path, found: int, pretrained: str) -> None:
@@ -251,6 +298,8 @@ class Answerer(_Asker):
         if answers.failures:
             counts = ", ".join(f"{why} {count}" for why, count in answers.failures.most_common())
             line += f"; {answers.failures.total()} of {len(answers.texts)} answer nothing ({counts})"
+        if answers.unmarked:
+            line += f"; of {answers.unmarked} the last number is the answer, which nothing marks"
         return answers, line
 
 

@@ -1,6 +1,7 @@
 """From a config to a student: its parameters where they are pretrained, and the adapter that LoRA trains."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +18,18 @@ from cot_jax.text.tokenizer import Tokenizer
 BASE, LORA = "base_crc32", "lora"
 
 
-def resolved(config: Config) -> Config:
-    """Returns the config with what is usual for the family of its student.
+def family(config: ModelConfig) -> Any:
+    """Returns the class of the configured student.
 
     Raises:
       UserError: there is no such student.
     """
-    return config.resolved(students.family(config.model.pretrained, config.model.preset).usual)
+    return students.family(config.pretrained, config.preset)
+
+
+def resolved(config: Config) -> Config:
+    """Returns the config with what is usual for the family of its student; raises as `family` does."""
+    return config.resolved(family(config.model).usual)
 
 
 def load_student(
@@ -54,7 +60,7 @@ def load_student(
             f"{config.pretrained} has {student.outputs} embedding rows but the tokenizer {tokenizer.size} "
             "tokens: use the tokenizer that the model was trained with (--config.model.tokenizer=)"
         )
-    return student, params, report
+    return students.ending_in(student, tokenizer.eos_id), params, report
 
 
 def compute_dtype(config: ModelConfig) -> jnp.dtype:

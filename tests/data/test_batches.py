@@ -53,6 +53,25 @@ def test_tokens_are_flat_in_groups():
     assert tokens.ids.dtype == tokens.length.dtype == np.int32
 
 
+def test_a_prefix_is_stored_once_and_handed_to_every_group():
+    ragged = Ragged([[5, 6, 7], [], [8]], prefix=[1, 2])
+    assert ragged.lengths.tolist() == [3, 0, 1]
+    assert ragged[0].tolist() == [5, 6, 7]
+    bare = Ragged([[5, 6, 7], [], [8]])
+    rows = np.array([2, 0, -1, 1])
+    tokens, without = (some.tokens(rows, (4, 3), pad_id=9, groups=2) for some in (ragged, bare))
+    np.testing.assert_array_equal(tokens.prefix, [[1, 2], [1, 2]])
+    assert tokens.prefix.dtype == np.int32
+    assert without.prefix is None
+    for name in ("ids", "length", "width"):
+        np.testing.assert_array_equal(getattr(tokens, name), getattr(without, name))
+    view = TokenizedView(ragged, Ragged([[3], [], [4, 4]]))
+    arrays = make_batch({"predict": view}, rows, [ViewShape((4, 3), (3, 2))], pad_id=9, groups=2)
+    inputs, targets, _ = arrays.views["predict"]
+    np.testing.assert_array_equal(inputs.prefix, tokens.prefix)
+    assert targets.prefix is None
+
+
 def test_sequences_are_continued_with_padding_up_to_the_least_length():
     tokens = Ragged([[5, 6, 7], [], [8]]).tokens(np.array([0, 1, 2]), (7, 3), pad_id=9, least=2)
     np.testing.assert_array_equal(tokens.ids, [[5, 6, 7, 9, 9, 8, 9]])
@@ -323,7 +342,7 @@ def _t5_base_flops(works):
 @pytest.mark.parametrize("task", ["svamp", "esnli"])
 def test_nine_tenths_of_the_slots_of_real_data_are_filled(task, data_root, tokenizers_root):
     """Published runs: random batches of 64, 10,000 of them, in at most three programs."""
-    format = load(tokenizers_root / "t5")
+    format = load(tokenizers_root / "t5", "seq2seq")
     examples = tasks.load(task, data_root).train
     views = tokenize(METHODS["dss"], examples, format, DataConfig()).views
     batches = Batches(

@@ -55,7 +55,7 @@ def _config(root, tokenizer, *, method="dss", answers="score", beams=1, **data):
 def test_labels_are_the_targets_of_training(own_data, tokenizers_root):
     experiment = prepare(_config(own_data, tokenizers_root / "t5"))
     assert answer_labels(experiment) == tuple(LABELS)
-    labels, line = experiment.format.targets("predict", answer_labels(experiment), 256)
+    labels, line, _ = experiment.format.targets("predict", answer_labels(experiment), 256)
     assert line.startswith("3 texts")
     targets = experiment.tokenized["predict"].targets
     for n, example in enumerate(experiment.train_examples):
@@ -162,6 +162,21 @@ def test_questions_are_told_apart_by_what_they_say():
     assert len(set(hash_B.tolist())) == len(different)
 
 
+def test_what_questions_share_is_a_part_of_them():
+    questions = _questions(np.random.default_rng(4), B=64)
+    rows = [questions[n].tolist() for n in range(64)]
+    whole = Ragged([[9, 8, 7, *ids] for ids in rows])
+    hash_B = evaluation._hash(_tokens(whole, width=10))
+    for shared in (1, 3):
+        head, tail = [9, 8, 7][:shared], [9, 8, 7][shared:]
+        divided = Ragged([[*tail, *ids] for ids in rows], head)
+        np.testing.assert_array_equal(evaluation._hash(_tokens(divided, width=9)), hash_B)
+        one_group = divided.tokens(np.arange(64), (divided.lengths.sum(), 9), 0)
+        np.testing.assert_array_equal(evaluation._hash(one_group), hash_B)
+    other = evaluation._hash(_tokens(Ragged(rows, [8, 9, 7])))
+    assert not np.any(np.asarray(other) == hash_B)
+
+
 def test_a_run_answers_as_the_config_says_and_so_does_what_it_saved(own_data, tmp_path, monkeypatch):
     texts = [f"predict: explain: because question {i}?" for i in range(9)]
     tokenizers.train([*texts, *LABELS], 96, tmp_path / "tokenizer")
@@ -171,7 +186,7 @@ def test_a_run_answers_as_the_config_says_and_so_does_what_it_saved(own_data, tm
     params = scoring.initial_state().params
     answers = scoring.answer(params, "test")
     assert set(answers.texts) <= set(LABELS)
-    tokenized, _ = experiment.format.targets("predict", answers.texts, 99)
+    tokenized = experiment.format.targets("predict", answers.texts, 99).ids
     assert answers.lengths.tolist() == [len(ids) for ids in tokenized]
     assert answers.log_probs.shape == (9,)
     assert (answers.log_probs < 0).all()

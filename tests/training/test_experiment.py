@@ -5,15 +5,18 @@ import json
 
 import jax
 import pytest
+from transformers import AutoTokenizer
 
 from cot_jax.config import Config, DataConfig, WordProblemsConfig
 from cot_jax.errors import UserError
 from cot_jax.models import student as students
 from cot_jax.models.t5 import T5, T5Config
 from cot_jax.models.weights import init
+from cot_jax.text import formats
 from cot_jax.training.data import load_splits
 from cot_jax.training.encoding import encode_questions
 from cot_jax.training.experiment import prepare
+from cot_jax.training.students import format_kind
 
 
 def _config(root, tokenizer, *, method="dss", **data):
@@ -143,3 +146,57 @@ def test_the_teacher_of_the_config_is_the_one_that_teaches(tmp_path):
     assert [e.rationale for e in load_splits(data, 0).train] == [None, "R.", None, None]
     with pytest.raises(UserError, match="the data has no example with the id 'word-problem-0-0'"):
         load_splits(data, 1)
+
+
+def test_a_student_reads_the_format_of_its_family(tmp_path, monkeypatch):
+    monkeypatch.setattr(T5, "format", "other")
+    config = Config().model
+    assert format_kind(config) == "other"
+    for model_type, kind in (("t5", "other"), ("unknown", formats.DEFAULT)):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+        assert format_kind(dataclasses.replace(config, pretrained=str(tmp_path))) == kind
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"config\.json: no such file"):
+        format_kind(dataclasses.replace(config, pretrained=str(tmp_path)))
+
+
+def test_prompts_of_a_decoder_are_stored_without_what_they_share(
+    own_data, tokenizers_root, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(T5, "format", "causal")
+    hf = AutoTokenizer.from_pretrained(tokenizers_root / "llama")
+    hf.chat_template = (
+        "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{% endfor %}{{ '<assistant>\n' }}"
+    )
+    hf.save_pretrained(tmp_path / "chat")
+    for chat, head, tail in (("auto", "<user>", "<assistant>\n"), ("plain", "", "\nAnswer:")):
+        experiment = prepare(
+            _config(own_data, tmp_path / "chat", task="jsonl", chat=chat, max_input_tokens=30)
+        )
+        assert isinstance(experiment.format, formats.Causal)
+        decode = experiment.format.tokenizer.decode
+        batch = experiment.batches(groups=2)(0)
+        for view in experiment.views:
+            inputs, targets = experiment.tokenized[view.name].inputs, experiment.tokenized[view.name].targets
+            # The space behind the name may belong to the question's first token.
+            assert decode(inputs.prefix).startswith(head + view.name + ":")
+            assert batch.views[view.name].inputs.prefix.tolist() == [inputs.prefix.tolist()] * 2
+            assert batch.views[view.name].targets.prefix is None
+            asked, _ = encode_questions(view, experiment.train_examples, experiment.format, 30)
+            for n, example in enumerate(experiment.train_examples):
+                learned = view.writes(example, example.label)
+                assert len(targets[n]) > 0 if learned else len(targets[n]) == len(inputs[n]) == 0
+                if not learned:
+                    continue
+                read = [*inputs.prefix, *inputs[n]]
+                assert read == [*asked.prefix, *asked[n]]
+                assert decode(read) == f"{head}{view.prefix}{example.text}{tail}"
+                assert experiment.format.decode(view.name, targets[n].tolist()) == learned[0]
+
+
+def test_a_chat_needs_a_template():
+    config = _config("", "", chat="template")
+    with pytest.raises(
+        UserError, match=r"^config\.data\.chat=template: the tokenizer that is trained on word"
+    ):
+        prepare(config)

@@ -1,0 +1,85 @@
+"""Questions to a model that was taught none of our views: what it is shown or told, and how it is read.
+
+Few-shot as in Wei et al. 2022, "Chain-of-Thought Prompting Elicits Reasoning in Large Language Models"; a
+model that is shown nothing is told what to end in [ours]. Where nothing marks a number as the answer, it is
+the last one of the text, as `flexible-extract` of lm-evaluation-harness reads GSM8K.
+"""
+
+import dataclasses
+import functools
+import re
+
+from cot_jax.answers.arithmetic import evaluate
+from cot_jax.data.examples import Example
+from cot_jax.data.tasks import Splits
+from cot_jax.data.views import ANSWER_MARK, METHODS, Reading, View
+from cot_jax.errors import UserError
+from cot_jax.text.formats import Shot
+
+_NUMBER = re.compile(r"(?:(?<![\w.)])-)?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+# What chat models put around an answer: "So the answer is **42**."
+_AROUND = " \t:*\"'`"
+
+
+def method_of(splits: Splits) -> str:
+    """Returns the method whose first view is asked: with reasons, where training examples have some."""
+    return "single_task" if any(example.rationales for example in splits.train) else "standard"
+
+
+def prompted(splits: Splits, shots: int) -> View:
+    """Returns the view that is asked: that of `method_of`, read with indulgence.
+
+    Args:
+      shots: how many examples are shown; with none, the prompt says in words what to end in.
+    """
+    (view,) = METHODS[method_of(splits)]
+    view = dataclasses.replace(view, reader=functools.partial(_read, view.path == "cot", splits.by_value))
+    if shots or not (told := _instruction(view, splits)):
+        return view
+
+    def reads(example: Example) -> tuple[str, ...]:
+        *first, last = example.parts
+        return (*first, f"{last}\n{told}")
+
+    return dataclasses.replace(view, reads=reads)
+
+
+def examples_of(view: View, splits: Splits, shots: int) -> list[Shot]:
+    """Returns the first training examples that have what the view writes, as question and target.
+
+    Raises:
+      UserError: there are fewer.
+    """
+    found: list[Shot] = []
+    for example in splits.train:
+        if len(found) == shots:
+            break
+        parts, targets = view.reads(example), view.writes(example, example.label)
+        if parts and targets:
+            found.append((parts, targets[0]))
+    if len(found) < shots:
+        raise UserError(
+            f"--shots={shots}: task={splits.task} has {len(found)} training examples to show; take fewer"
+        )
+    return found
+
+
+def _instruction(view: View, splits: Splits) -> str:
+    if view.path == "cot":
+        return f'Think step by step, then end with "{ANSWER_MARK}" and the answer.'
+    if splits.by_value:
+        return "Answer with a number alone."
+    return f"Answer with one of: {', '.join(splits.label_set)}." if splits.label_set else ""
+
+
+def _read(reasons: bool, by_value: bool, text: str) -> Reading:
+    """The answer is what follows the mark on its line; without reasons, a first line needs no mark."""
+    marked = ANSWER_MARK in text
+    if marked or not reasons:
+        line = text.rpartition(ANSWER_MARK)[2].strip().partition("\n")[0]
+        answer = line.strip(_AROUND).removesuffix(".").rstrip(_AROUND)
+        if answer and (marked or not by_value or evaluate(answer) is not None):
+            return Reading(answer)
+    if by_value and (numbers := _NUMBER.findall(text)):
+        return Reading(numbers[-1].replace(",", "").replace("$", ""), unmarked=True)
+    return Reading("", "NoAnswer")

@@ -15,7 +15,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +73,10 @@ def main() -> None:
     report.note(f"slots of a batch: ours {tokens:.0f} tokens and the prefix, theirs {padded:.0f}")
     ours.warm(batches)
     sides: dict[str, Callable[[int], Any]] = {"ours": lambda i: ours(batches[i])}
-    sides |= {kind: (lambda i, kind=kind: theirs[kind](rows[i])) for kind in theirs}
+    sides |= {kind: _following(step, rows) for kind, step in theirs.items()}
     seconds = measure.in_turn(sides, options.repeats)
-    for side, time in seconds.items():
-        report.row(f"step, {side}", time, **{"peak memory": measure.in_bytes(peaks.get(side))})
+    for name, time in seconds.items():
+        report.row(f"step, {name}", time, **{"peak memory": measure.in_bytes(peaks.get(name))})
     for kind in theirs:
         report.ratio(f"training step against {kind}", seconds["ours"], seconds[kind], np.mean)
         if peaks:
@@ -84,6 +84,10 @@ def main() -> None:
     for batch_size in options.generate:
         _time_generation(report, experiment, theirs["sdpa"].base, batch_size, options)
     report.close()
+
+
+def _following(step: Callable[[Any], Any], batches: Sequence[Any]) -> Callable[[int], Any]:
+    return lambda i: step(batches[i])
 
 
 def _config(options: argparse.Namespace) -> Any:
@@ -225,7 +229,7 @@ def _time_generation(
     for name, time in seconds.items():
         report.row(name, time, **{"peak memory": "-"})
     report.note(f"generation, batch {batch_size}: {count} tokens, equal")
-    report.ratio(f"generation, batch {batch_size}", *seconds.values())
+    report.ratio(f"generation, batch {batch_size}", seconds[names[0]], seconds[names[1]])
 
 
 def _take_steps(options: argparse.Namespace) -> None:

@@ -522,10 +522,8 @@ class Llama:
                         )
                     )
                     written = (x[n].reshape(G, E, rows, *x.shape[2:]) for x in cache)
-                    keys = [
-                        Keys(*kv, mask)
-                        for kv, mask in zip((prefix, inputs, written), masks(windowed), strict=True)
-                    ]
+                    sets = zip((prefix, inputs, written), masks(windowed), strict=True)
+                    keys = [Keys(k, v, mask) for (k, v), mask in sets]
                     q = q_RTHK.reshape(G, E, rows, *q_RTHK.shape[1:])
                     return attend(q, keys, scale=c.head_dim**-0.5).reshape(q_RTHK.shape)
 
@@ -693,7 +691,7 @@ def _causal(width: int, segments: Segments) -> jax.Array:
     return jnp.tri(width, dtype=bool)[None, None] & segments.real_GES[:, :, None]
 
 
-def _lift(x: jax.Array, ndim: int) -> jax.Array:
+def _lift(x: Any, ndim: int) -> Any:
     """`x` with leading axes of size 1."""
     return x.reshape((1,) * (ndim - x.ndim) + x.shape)
 

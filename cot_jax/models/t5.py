@@ -95,8 +95,9 @@ class T5Config:
     def for_tokenizer(self, vocab_size: int, pad_id: int | None, eos_id: int) -> "T5Config":
         """With an embedding for a tokenizer's ids; decoding starts from the padding."""
         pad = eos_id if pad_id is None else pad_id
-        ids = {"pad_token_id": pad, "decoder_start_token_id": pad, "eos_token_id": eos_id}
-        return dataclasses.replace(self, vocab_size=vocab_size, **ids)
+        return dataclasses.replace(
+            self, vocab_size=vocab_size, pad_token_id=pad, decoder_start_token_id=pad, eos_token_id=eos_id
+        )
 
     def with_end(self, eos_id: int) -> "T5Config":
         return dataclasses.replace(self, eos_token_id=eos_id)

@@ -445,7 +445,7 @@ def test_a_file_of_the_body_alone_is_read(theirs, tmp_path):
     ],
 )
 def test_a_config_that_makes_no_model_is_one_line(changes, message):
-    with pytest.raises(UserError, match="config.json: ") as error:
+    with pytest.raises(UserError, match=r"^config\.json: ") as error:
         build({"model_type": "llama"} | _SHAPE | changes, Options())
     assert message in str(error.value)
     assert "\n" not in str(error.value)

@@ -273,7 +273,7 @@ def test_an_export_knows_the_spelling(scripted, tmp_path, capsys, monkeypatch):
     directory = tmp_path / "student"
     assert export.main([str(scripted), f"--output={directory}"]) == 0
     capsys.readouterr()
-    assert json.loads((directory / "format.json").read_text()) == {"spelled": ["program"]}
+    assert json.loads((directory / "format.json").read_text()) == {"kind": "seq2seq", "spelled": ["program"]}
     card = (directory / "README.md").read_text()
     assert "| a program that gives it, spelled by `cot_jax.text.codec` | `program: ` | 64 |" in card
     assert "| rationale, then answer | `explain: ` | 64 |" in card

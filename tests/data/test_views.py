@@ -3,7 +3,7 @@
 import pytest
 
 from cot_jax.data.examples import Example
-from cot_jax.data.views import METHODS, answer_of, rationale_of
+from cot_jax.data.views import METHODS, Reading, answer_of, rationale_of
 
 EXAMPLE = Example(id="1", parts=("2 pens and 3 more?",), label="( 2 + 3 )", rationales=("2 and 3 are 5.",))
 SEVERAL = Example("4", ("q",), "( 2 + 3 )", rationales=("One.", "Two."), programs=("ans = 5", "ans = 2 + 3"))
@@ -70,18 +70,18 @@ def test_what_is_missing_is_left_out_and_never_a_blank():
 def test_answers_are_read_back():
     (joint,) = METHODS["single_task"]
     predict, explain, program = METHODS["mixed"]
-    assert answer_of(joint, *joint.writes(EXAMPLE, EXAMPLE.label)) == (EXAMPLE.label, None)
+    assert answer_of(joint, *joint.writes(EXAMPLE, EXAMPLE.label)) == Reading(EXAMPLE.label, None)
     for view in (joint, explain):
-        assert answer_of(view, "So the answer is 1. No! So the answer is 2") == ("2", None)
-        assert answer_of(view, "2 and 3 are 5.") == ("", "NoAnswer")
-        assert answer_of(view, "2 and 3 are 5. So the answer is ") == ("", "NoAnswer")
-    assert answer_of(predict, "( 2 + 3 )") == ("( 2 + 3 )", None)
-    assert answer_of(program, "pens = 2\nans = pens + 3") == ("5", None)
-    assert answer_of(program, "ans = 1 / 0") == ("", "ZeroDivisionError")
-    assert answer_of(program, "2 and 3 are 5.") == ("", "SyntaxError")
+        assert answer_of(view, "So the answer is 1. No! So the answer is 2") == Reading("2", None)
+        assert answer_of(view, "2 and 3 are 5.") == Reading("", "NoAnswer")
+        assert answer_of(view, "2 and 3 are 5. So the answer is ") == Reading("", "NoAnswer")
+    assert answer_of(predict, "( 2 + 3 )") == Reading("( 2 + 3 )", None)
+    assert answer_of(program, "pens = 2\nans = pens + 3") == Reading("5", None)
+    assert answer_of(program, "ans = 1 / 0") == Reading("", "ZeroDivisionError")
+    assert answer_of(program, "2 and 3 are 5.") == Reading("", "SyntaxError")
     # What Distilling Step-by-Step calls a rationale has no answer behind it.
     assert METHODS["dss"][1].path is None
-    assert answer_of(METHODS["dss"][1], "So the answer is 2") == ("So the answer is 2", None)
+    assert answer_of(METHODS["dss"][1], "So the answer is 2") == Reading("So the answer is 2", None)
 
 
 def test_a_rationale_is_shown_without_its_answer():

@@ -82,7 +82,7 @@ def main() -> None:
         if peaks:
             report.number(f"peak memory of {kind}", peaks["ours"] / peaks[kind])
     for batch_size in options.generate:
-        _time_generation(report, experiment, theirs["sdpa"].base, batch_size, options)
+        _time_generation(report, experiment, batch_size, options)
     report.close()
 
 
@@ -127,14 +127,17 @@ class _Ours:
         return metrics["loss"]
 
 
+def _load(model: Path, attention: str) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        model, attn_implementation=attention, dtype=torch.float32
+    )
+
+
 class _Theirs:
     """The step of Transformers and PEFT: AdamW, a clipped gradient norm, labels of the completion only."""
 
     def __init__(self, model: Path, adapter: Path, attention: str):
-        self.base: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            model, attn_implementation=attention, dtype=torch.float32
-        )
-        self._model: Any = PeftModel.from_pretrained(self.base, adapter, is_trainable=True)
+        self._model: Any = PeftModel.from_pretrained(_load(model, attention), adapter, is_trainable=True)
         self._learned = [p for p in self._model.parameters() if p.requires_grad]
         self._clip = OptimizerConfig.clip_norm
         self._optimizer = torch.optim.AdamW(
@@ -194,7 +197,7 @@ def _agreement(ours: tuple[float, float], theirs: tuple[float, float]) -> str:
 
 
 def _time_generation(
-    report: measure.Report, experiment: Experiment, model: Any, batch_size: int, options: argparse.Namespace
+    report: measure.Report, experiment: Experiment, batch_size: int, options: argparse.Namespace
 ) -> None:
     """Greedy answers of the pretrained weights to test questions."""
     run, student, most = Run(experiment), experiment.student, options.tokens
@@ -212,7 +215,7 @@ def _time_generation(
     for n, text in enumerate(texts):  # on the left, as Transformers generates
         ids[n, width - len(text) :], mask[n, width - len(text) :] = text, 1
     tensors = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-    model.eval()
+    model = _load(options.model, "sdpa").eval()
 
     def ours(_):
         with jax.set_mesh(run.mesh):

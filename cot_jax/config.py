@@ -118,9 +118,10 @@ class ModelConfig:
         choices=("auto", "float32", "bfloat16"),
     )
     remat: str = _key(
-        "none",
-        "what the backward pass computes again of a layer, to save memory: elementwise = all but linear maps",
-        choices=tuple(REMAT),
+        "auto",
+        "what the backward pass computes again of a layer, to save memory: elementwise = all but linear "
+        "maps, auto = as is usual for the family",
+        choices=("auto", *REMAT),
     )
     lora_rank: int = _key(
         -1,
@@ -148,7 +149,7 @@ class ModelConfig:
 
     def resolved(self, usual: Mapping[str, Any]) -> "ModelConfig":
         """With the values of `usual` for what says "as is usual for the family"."""
-        unset = {"dropout_rate": -1, "lora_rank": -1, "lora_alpha": 0, "lora_targets": ""}
+        unset = {"dropout_rate": -1, "remat": "auto", "lora_rank": -1, "lora_alpha": 0, "lora_targets": ""}
         given = {key: value for key, value in usual.items() if getattr(self, key) == unset[key]}
         if "lora_rank" in given and not self.pretrained:
             given["lora_rank"] = 0

@@ -412,13 +412,17 @@ class Llama:
     config_class = LlamaConfig
     hf_class = "AutoModelForCausalLM"
     format = "causal"
-    # LoRA on all linear maps (Dettmers et al. 2023, "QLoRA", section 4), with a usual rank and alpha.
+    # A step on CPU (SmolLM2-135M, LoRA) takes 0.9 of the time and 0.6 of the memory with `elementwise` as
+    # without, and 1.6 times the time with unrolled layers. LoRA is on all linear maps (Dettmers et al. 2023,
+    # "QLoRA", section 4), with a usual rank and alpha.
     usual: ClassVar[Mapping[str, Any]] = {
         "dropout_rate": 0.0,
+        "remat": "elementwise",
         "lora_rank": 16,
         "lora_alpha": 32.0,
         "lora_targets": "attention/[qkvo]$|mlp/[a-z]+$",
     }
+    unrolls = False
     prefix = "model."
     aliases: ClassVar[Mapping[str, str]] = {}
     leftovers: ClassVar[tuple[str, ...]] = (r"(.*\.)?rotary_emb\.inv_freq",)

@@ -32,6 +32,7 @@ class Student(Protocol):
       aliases, leftovers: of tensors in Hugging Face's files, as `pretrained.read` takes them.
       prefix: of tensor names, which some files leave out.
       format: name of the texts' format, one of `text.formats.FORMATS`.
+      unrolls: whether loops over layers are unrolled on CPU: compiled longer, faster where layers are few.
       usual: config.model's values that stand for "the family's own".
       hf_class: the class of Transformers that reads an export.
       ends: any of these ids ends a target.
@@ -40,6 +41,7 @@ class Student(Protocol):
 
     hf_class: str
     format: str
+    unrolls: bool
     prefix: str
     usual: ClassVar[Mapping[str, Any]]
     aliases: ClassVar[Mapping[str, str]]

@@ -181,10 +181,12 @@ class T5:
     format = "seq2seq"
     usual: ClassVar[Mapping[str, Any]] = {
         "dropout_rate": 0.1,
+        "remat": "none",
         "lora_rank": 0,
         "lora_alpha": 16.0,
         "lora_targets": "attention/[qv]$",
     }
+    unrolls = True
     prefix = ""
     # Other names of the embedding, and a bias in v1.0's checkpoints that T5 does not have.
     aliases: ClassVar[Mapping[str, str]] = dict.fromkeys(

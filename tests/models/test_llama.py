@@ -109,9 +109,7 @@ def theirs(torch, tmp_path_factory):
     return lambda kind, changes: make(kind, json.dumps(changes))
 
 
-CASES = KINDS | {
-    name: ("llama", {"rope_parameters": rope}) for name, rope in ROPES.items()
-}
+CASES = KINDS | {name: ("llama", {"rope_parameters": rope}) for name, rope in ROPES.items()}
 LENGTHS = ([40, 7, 1, 23], [5, 23, 2, 11])
 
 

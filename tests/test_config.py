@@ -23,7 +23,7 @@ def test_every_config_file_is_a_valid_experiment():
     assert len(files) >= 20
     for file in files:
         config = _parse(f"--config={file}").config.resolved(T5.usual)
-        if "_" in file.stem and not file.stem.startswith("demo"):
+        if "_" in file.stem and not file.stem.startswith(("demo", "smollm2")):
             task, method = file.stem.split("_", 1)
             distilled = config.self_distillation.method
             if distilled != "none":

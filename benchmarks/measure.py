@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -116,8 +117,9 @@ class Report:
 
     def __init__(self, options: argparse.Namespace):
         self.rows: list[dict[str, str]] = []
-        # Where it is written to is nobody's business.
-        arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--out=")]
+        # Where it is written to, and in which folders data is, is nobody's business.
+        given = [argument for argument in sys.argv[1:] if not argument.startswith("--out=")]
+        arguments = [re.sub("^(--[a-z]+=)/.*/", r"\1", argument) for argument in given]
         self.content: dict[str, Any] = {
             "command": " ".join([f"python -m benchmarks.{Path(sys.argv[0]).stem}", *arguments]),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

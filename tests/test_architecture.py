@@ -36,7 +36,7 @@ COMMANDS = {
 
 # What belongs to one family of students: its name, its classes in Transformers, its special tokens.
 FAMILY = re.compile(
-    r"\b(t5|bert|roberta|albert|deberta|llama|mistral|qwen)|Seq2Seq|CausalLM|SequenceClassification|</s>|\[SEP\]",
+    r"\b(t5|bert|roberta|albert|deberta|llama|mistral|qwen|smollm)|Seq2Seq|CausalLM|SequenceClassification|</s>|\[SEP\]",
     re.IGNORECASE,
 )
 

@@ -15,6 +15,7 @@ group), D model, H heads, J key-value heads, K head size, F feed-forward, V voca
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -384,6 +385,10 @@ class _Sections:
         return self._layout.split(x[:, sum(self._widths) :])[len(self.views) :]
 
 
+# Fewest positions of the cache that a step of decoding reads.
+_READ = 64
+
+
 class _Cache(NamedTuple):
     """Keys and values (N, R, T, J, K) of the tokens decoded so far, compute dtype."""
 
@@ -499,18 +504,23 @@ class Llama:
         written_position = begin_GER1 + _lift(jnp.arange(most), 4)
         causal_TT = jnp.tri(most, dtype=bool)
         head_DV = self.head(params).astype(self.dtype)
+        # Room for an answer is seldom used up: only what is written, in so many sizes, is read.
+        sizes = [*(_READ << n for n in range(most.bit_length()) if _READ << n < most), most]
 
         def step(ids_RT, position, cache):
             T = ids_RT.shape[1]
             position_GERT = begin_GER1 + position + _lift(jnp.arange(T), 4)
             causal_T = jax.lax.dynamic_slice_in_dim(causal_TT, position, T, axis=0)[None, None, None]
-            sets = (
-                (view.prefix, None),
-                (view.input_position, seen_GE11S),
-                (written_position, causal_T),
-            )
-            masks = self._masks(position_GERT, sets, longest)
             rotary = self._rotary(position_GERT.reshape(-1, T))
+            size = jnp.sum(position + T > jnp.array(sizes[:-1], jnp.int32), dtype=jnp.int32)
+
+            def masks(written):
+                sets = (
+                    (view.prefix, None),
+                    (view.input_position, seen_GE11S),
+                    (written_position[..., :written], causal_T[..., :written]),
+                )
+                return self._masks(position_GERT, sets, longest)
 
             def layer(carry, w, _):
                 n, x_RTD, cache = carry
@@ -525,11 +535,17 @@ class Llama:
                             for old, x in zip(cache, new, strict=True)
                         )
                     )
-                    written = (x[n].reshape(G, E, rows, *x.shape[2:]) for x in cache)
-                    sets = zip((prefix, inputs, written), masks(windowed), strict=True)
-                    keys = [Keys(k, v, mask) for (k, v), mask in sets]
                     q = q_RTHK.reshape(G, E, rows, *q_RTHK.shape[1:])
-                    return attend(q, keys, scale=c.head_dim**-0.5).reshape(q_RTHK.shape)
+
+                    def over(size, cache):
+                        part = (1, *cache.keys.shape[1:2], size, *cache.keys.shape[3:])
+                        taken = (jax.lax.dynamic_slice(x, (n, 0, 0, 0, 0), part) for x in cache)
+                        written = (x.reshape(G, E, rows, *part[2:]) for x in taken)
+                        sets = zip((prefix, inputs, written), masks(size)(windowed), strict=True)
+                        return attend(q, [Keys(k, v, m) for (k, v), m in sets], scale=c.head_dim**-0.5)
+
+                    branches = [functools.partial(over, size) for size in sizes]
+                    return jax.lax.switch(size, branches, cache).reshape(q_RTHK.shape)
 
                 x_RTD = self._layer(x_RTD, w, rotary, attention)
                 return (n + 1, x_RTD, cache), None

@@ -376,7 +376,8 @@ def load(path_or_id: str | Path, kind: str, chat: str = "auto") -> Seq2Seq | Cau
             spelled = tuple(map(str, views))
         case _:
             raise UserError(f'{file}: "spelled" must be a list of views; take another copy')
-    if file.is_file() and (found := saved.get("kind")) != kind:
+    # The first releases knew one kind and wrote none.
+    if file.is_file() and (found := saved.get("kind", "seq2seq")) != kind:
         raise UserError(
             f"{file}: the format is {found!r}, the student reads {kind!r}; take its own tokenizer"
         )

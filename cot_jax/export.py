@@ -48,11 +48,7 @@ datasets:
 {prefixes}
 
 ```python
-from transformers import AutoTokenizer, {hf_class}
-
-model, tokenizer = {hf_class}.from_pretrained("."), AutoTokenizer.from_pretrained(".")
-inputs = tokenizer({prefix!r} + question, return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))
+{sample}
 ```
 
 `python -m cot_jax.predict . --input=questions.jsonl` answers without PyTorch. `cot_jax.json` holds
@@ -139,14 +135,14 @@ def _card(student: Saved, result: dict[str, Any], options: argparse.Namespace) -
         prefix = f"`{view.prefix}`" if view.prefix else "nothing"
         prefixes.append(f"| {name} | {prefix} | {student.most_tokens(view)} |")
     base, distillation = config.model.pretrained, config.self_distillation.method
+    first, hf_class = student.views[0], student.student.hf_class
     measured = {split: result.get(f"{split}/accuracy") for split in ("valid", "test")}
     return _CARD.format(
         license=options.license,
         base=f"base_model: {base}\n" if base else "",
         task=config.data.task,
         title=options.output.resolve().name,
-        origin=f"`{base}`" if base else f"A student from scratch (preset `{config.model.preset}`)",
-        hf_class=student.student.hf_class,
+        origin=_origin(student),
         method=config.objective.method,
         self_distillation="" if distillation == "none" else f" and `{distillation}`",
         version=result.get("versions", {}).get("cot_jax", __version__),
@@ -157,9 +153,23 @@ def _card(student: Saved, result: dict[str, Any], options: argparse.Namespace) -
         valid=_percent(measured["valid"]),
         test=_percent(measured["test"]),
         prefixes="\n".join(prefixes),
-        prefix=student.views[0].prefix,
+        sample=student.format.sample(first.name, first.prefix, hf_class),
         flags="\n".join(_flags(config)),
     )
+
+
+def _origin(student: Saved) -> str:
+    """What was trained, and how much of it."""
+    model = student.config.model
+    if not model.pretrained:
+        return f"A student from scratch (preset `{model.preset}`)"
+    if not model.has_lora:
+        return f"`{model.pretrained}`"
+    merged = "an adapter of LoRA merged into its weights"
+    if student.adapter:
+        lora, _ = student.adapter
+        merged += f" (rank {lora.rank}, alpha {lora.alpha:g}, {len(lora.modules)} matrices)"
+    return f"`{model.pretrained}` with {merged}"
 
 
 def _percent(share: float | None) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 
 import jax
 import numpy as np
@@ -61,6 +62,11 @@ def test_an_exported_student_says_the_same_in_transformers(run, exported, capsys
                 tokens = model.generate(ids, max_new_tokens=6, do_sample=False, num_beams=1)
             assert row[key] == tokenizer.decode(tokens[0], skip_special_tokens=True)
     assert len({row["label"] for row in rows}) > 1, "random weights should not say one thing"
+    (program,) = re.findall("```python\n(.*?)```", (exported / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(exported)
+    for row in rows:
+        exec(compile(program, "README.md", "exec"), {"question": row["input"]})
+        assert capsys.readouterr().out == row["label"] + "\n"
 
 
 def test_a_run_and_its_export_agree_whatever_the_batch(run, exported, capsys, monkeypatch):

@@ -157,7 +157,7 @@ def read_adapter(directory: Path, weights: Weights) -> tuple[Lora, Params]:
 
     Raises:
       UserError: files that are missing or malformed, options other than a plain product, tensors that are not
-        those of the student with `weights`.
+        those of the student with `weights`, or more of them.
     """
     file = directory / _CONFIG
     try:
@@ -191,6 +191,9 @@ def read_adapter(directory: Path, weights: Weights) -> tuple[Lora, Params]:
                     f"{directory / _TENSORS}: {_tensor(name, side)} is {was}, expected {place[n].T.shape}"
                 )
             place[n] = tensor.T.astype(np.float32)
+    known = {_tensor(name, side) for name in lora.modules for side in "ab"}
+    if unknown := sorted(tensors.keys() - known):
+        raise UserError(f"{directory / _TENSORS}: {unknown[0]} is no part of a plain product")
     return lora, unflatten_dict(flat, sep="/")
 
 

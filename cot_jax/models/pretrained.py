@@ -61,8 +61,8 @@ def read(
       that say what was ignored and what is fresh.
 
     Raises:
-      UserError: nothing to read, or the tensors are not exactly those of the table (the first unknown,
-        missing, repeated or misshapen one is named).
+      UserError: nothing to read, or the tensors are not exactly those of the table (the first quantized,
+        unknown, missing, repeated or misshapen one is named).
     """
     # Tensor name -> (parameter, the array it fills).
     params = {path: np.empty(weight.shape, np.float32) for path, weight in weights.items() if weight.theirs}
@@ -79,6 +79,12 @@ def read(
         if any(re.fullmatch(pattern, name) for pattern in leftovers):
             ignored.append(name)
             continue
+        # First, as their tensors have other shapes and names, too.
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise UserError(
+                f"{file}: tensor {name} is {tensor.dtype}; quantized weights cannot be read: take the "
+                "unquantized model"
+            )
         place = aliases.get(name, name)
         if place not in places and prefix + place in places:
             place = prefix + place
@@ -92,8 +98,6 @@ def read(
         expected = _torch_shape(weight)
         if tensor.shape != expected:
             raise UserError(f"{file}: tensor {name} is {tensor.shape}, config.json asks for {expected}")
-        if not jnp.issubdtype(tensor.dtype, jnp.floating):
-            raise UserError(f"{file}: tensor {name} is {tensor.dtype}; quantized weights cannot be read")
         tensor = tensor.astype(np.float32)
         value = (tensor.T if weight.inputs else tensor).reshape(array.shape)
         if place in filled:

@@ -105,7 +105,7 @@ def family(pretrained_path: str, preset: str) -> Any:
       UserError: see `build` and `from_scratch`.
     """
     if pretrained_path:
-        return _family(pretrained.read_config(pretrained_path))
+        return type(without_weights(pretrained_path, Options()))
     return _class_of(_preset(preset))
 
 

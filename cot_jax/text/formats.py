@@ -114,6 +114,13 @@ class Format(Protocol):
     def decode(self, view: str, ids: Sequence[int]) -> str:
         """Returns the text of a target's ids; ids that stand for nothing are left out."""
 
+    def sample(self, view: str, prefix: str, hf_class: str) -> str:
+        """Returns a program that asks an exported student a question through a view, for a model card.
+
+        It needs PyTorch and Transformers, which has `hf_class`, runs beside the student's files, finds the
+        `question`, a text, and prints what the student writes, as `decode` does.
+        """
+
     def save(self, directory: Path) -> None:
         """Writes what `load` reads.
 
@@ -173,6 +180,13 @@ class Seq2Seq:
     def decode(self, view: str, ids: Sequence[int]) -> str:
         text = self.tokenizer.decode(ids)
         return codec.decode(text) if view in self.spelled else text
+
+    def sample(self, view: str, prefix: str, hf_class: str) -> str:
+        asking = (
+            f'inputs = tokenizer({_asked(prefix)}, return_tensors="pt")\n'
+            "written = tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True)\n"
+        )
+        return _program(hf_class, asking, spelled=view in self.spelled)
 
     def save(self, directory: Path) -> None:
         self.tokenizer.save(directory)
@@ -271,6 +285,26 @@ class Causal:
             text = text.partition(_BETWEEN)[0]
         return codec.decode(text) if view in self.spelled else text
 
+    def sample(self, view: str, prefix: str, hf_class: str) -> str:
+        asking = f"prompt = {_asked(prefix)} + {_ASK!r}\n"
+        if self.chat:
+            options = "".join(f", {name}={value!r}" for name, value in tokenizer.TEMPLATE_OPTIONS.items())
+            asking = (
+                f'turns = [{{"role": "user", "content": {_asked(prefix)}}}]\n'
+                "prompt = tokenizer.apply_chat_template(\n"
+                f"    turns, add_generation_prompt=True, tokenize=False{options}\n"
+                ")\n"
+            )
+        front = "".join(f"{token}, " for token in self._front)
+        asking += (
+            f"ids = torch.tensor([[{front}*tokenizer.encode(prompt, add_special_tokens=False)]])\n"
+            "new = model.generate(ids, attention_mask=torch.ones_like(ids))[0, ids.shape[1] :]\n"
+            "written = tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)\n"
+        )
+        if self._lead:
+            asking += f"written = written.removeprefix({self._lead!r})\n"
+        return _program(hf_class, asking, "import torch\n", spelled=view in self.spelled)
+
     def save(self, directory: Path) -> None:
         self.tokenizer.save(directory)
         write_json(directory / _FILE, {"kind": "causal", "spelled": self.spelled, "chat": self.chat})
@@ -312,9 +346,14 @@ class Causal:
         (question,), (_, ids) = self.tokenizer.encode(_QUESTIONS[0]), self._before
         return ids[len(_common([question, ids])) :]
 
+    @property
+    def _front(self) -> list[int]:
+        """The ids before a prompt: a chat template writes its own start token."""
+        return [] if self.chat else self.tokenizer.front_ids
+
     def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
-        """The ids of texts that begin with a prompt; a chat template writes its own start token."""
-        front = [] if self.chat else self.tokenizer.front_ids
+        """The ids of texts that begin with a prompt."""
+        front = self._front
         return [[*front, *row] for row in self.tokenizer.encode(prompts)]
 
     def _inputs(self, prefix: str, prompts: Sequence["_Prompt | None"], most: int) -> Encoded:
@@ -376,7 +415,8 @@ def load(path_or_id: str | Path, kind: str, chat: str = "auto") -> Seq2Seq | Cau
             spelled = tuple(map(str, views))
         case _:
             raise UserError(f'{file}: "spelled" must be a list of views; take another copy')
-    if file.is_file() and (found := saved.get("kind")) != kind:
+    # The first releases knew one kind and wrote none.
+    if file.is_file() and (found := saved.get("kind", "seq2seq")) != kind:
         raise UserError(
             f"{file}: the format is {found!r}, the student reads {kind!r}; take its own tokenizer"
         )
@@ -443,6 +483,22 @@ def _report(tokenizer: Tokenizer, rows: Sequence[Sequence[int]], cut: int, most:
         f"{len(rows)} texts, {sum(lengths) / max(len(lengths), 1):.1f} tokens on average, "
         f"{max(lengths, default=0)} at most, {cut} cut at {most}, "
         f"{100 * tokenizer.unknown_rate(rows):.3f} % unknown tokens"
+    )
+
+
+def _asked(prefix: str) -> str:
+    """What a sample asks, in Python."""
+    return f"{prefix!r} + question" if prefix else "question"
+
+
+def _program(hf_class: str, asking: str, imports: str = "", *, spelled: bool) -> str:
+    """A program that loads `model` and `tokenizer`, runs `asking` and prints `written`."""
+    return (
+        f"{imports}from transformers import AutoTokenizer, {hf_class}\n"
+        + ("\nfrom cot_jax.text import codec\n" if spelled else "")
+        + f'\nmodel, tokenizer = {hf_class}.from_pretrained("."), AutoTokenizer.from_pretrained(".")\n'
+        + asking
+        + ("print(codec.decode(written))" if spelled else "print(written)")
     )
 
 

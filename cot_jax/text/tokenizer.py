@@ -17,7 +17,7 @@ from cot_jax.errors import UserError, first_line
 _SPACE = "▁"  # stands for a space in SentencePiece's pieces
 
 # For templates that would else put today's date into a prompt, or let the model think before it writes.
-_TEMPLATE_OPTIONS: dict[str, Any] = {"date_string": "26 Jul 2024", "enable_thinking": False}
+TEMPLATE_OPTIONS: dict[str, Any] = {"date_string": "26 Jul 2024", "enable_thinking": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Tokenizer:
         try:
             return str(
                 self.hf.apply_chat_template(
-                    conversation, add_generation_prompt=answers, tokenize=False, **_TEMPLATE_OPTIONS
+                    conversation, add_generation_prompt=answers, tokenize=False, **TEMPLATE_OPTIONS
                 )
             )
         except Exception as error:  # a template is a program: anything can be wrong with it

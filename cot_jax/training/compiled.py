@@ -19,8 +19,8 @@ from cot_jax.models.weights import Params
 from cot_jax.training.console import say
 from cot_jax.training.step import Metrics, TrainState
 
-# XLA's library YNNPACK gets the matrix products and nothing else: T5 v1.1 small's step then takes 0.7 of the
-# time (docs/performance.md). Experimental: an XLA that does not know it compiles without.
+# XLA's library YNNPACK gets the matrix products and nothing else: a small student's step then takes 0.7 of
+# the time (docs/performance.md). Experimental: an XLA that does not know it compiles without.
 _CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
 
 

@@ -281,6 +281,7 @@ def _change_tensors(directory, change):
 
 
 Q0 = "base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_A.weight"
+BIAS = Q0.replace("A.weight", "B.bias")
 
 
 @pytest.mark.parametrize(
@@ -296,6 +297,10 @@ Q0 = "base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_A.weight"
         (
             lambda d: _change_tensors(d, lambda t: t.update({"base_model.model.lm_head.weight": np.ones(3)})),
             "adapter_model.safetensors: base_model.model.lm_head.weight adapts no layer's matrix",
+        ),
+        (
+            lambda d: _change_tensors(d, lambda t: t.update({BIAS: np.ones(3)})),
+            f"adapter_model.safetensors: {BIAS} is no part of a plain product",
         ),
     ],
 )

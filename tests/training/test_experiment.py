@@ -10,13 +10,14 @@ from transformers import AutoTokenizer
 from cot_jax.config import Config, DataConfig, WordProblemsConfig
 from cot_jax.errors import UserError
 from cot_jax.models import student as students
+from cot_jax.models.llama import Llama, LlamaConfig
 from cot_jax.models.t5 import T5, T5Config
 from cot_jax.models.weights import init
 from cot_jax.text import formats
 from cot_jax.training.data import load_splits
 from cot_jax.training.encoding import encode_questions
 from cot_jax.training.experiment import prepare
-from cot_jax.training.students import format_kind
+from cot_jax.training.students import family
 
 
 def _config(root, tokenizer, *, method="dss", **data):
@@ -148,16 +149,20 @@ def test_the_teacher_of_the_config_is_the_one_that_teaches(tmp_path):
         load_splits(data, 1)
 
 
-def test_a_student_reads_the_format_of_its_family(tmp_path, monkeypatch):
-    monkeypatch.setattr(T5, "format", "other")
+def test_a_student_reads_the_format_of_its_family(tmp_path):
     config = Config().model
-    assert format_kind(config) == "other"
-    for model_type, kind in (("t5", "other"), ("unknown", formats.DEFAULT)):
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
-        assert format_kind(dataclasses.replace(config, pretrained=str(tmp_path))) == kind
+    assert family(config).format == "seq2seq"
+    assert family(dataclasses.replace(config, preset="tiny-llama")).format == "causal"
+    pretrained = dataclasses.replace(config, pretrained=str(tmp_path))
+    for student, kind in ((T5(T5Config()), "seq2seq"), (Llama(LlamaConfig()), "causal")):
+        (tmp_path / "config.json").write_text(json.dumps(student.architecture()))
+        assert family(pretrained).format == kind
+    (tmp_path / "config.json").write_text('{"model_type": "unknown"}')
+    with pytest.raises(UserError, match=r"^config\.json: model_type is 'unknown', known: t5, llama, "):
+        family(pretrained)
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match=r"config\.json: no such file"):
-        format_kind(dataclasses.replace(config, pretrained=str(tmp_path)))
+        family(pretrained)
 
 
 def test_prompts_of_a_decoder_are_stored_without_what_they_share(

@@ -421,7 +421,7 @@ def _summary(evaluation: dict[str, Any]) -> list[str]:
         f"{evaluation['task']} {evaluation['split']}, {evaluation['examples']} questions: accuracy "
         f"{100 * evaluation['accuracy']:.2f} % (95 % bootstrap interval {100 * low:.2f} to {100 * high:.2f})"
     ]
-    if "unmarked_answers" in evaluation:
+    if evaluation["by_value"] and "unmarked_answers" in evaluation:
         share = 100 * evaluation["unmarked_answers"]
         lines.append(f"  {share:.2f} % of the answers are the last number of a text that marks none")
     for row in evaluation.get("per_class", ()):

@@ -6,6 +6,9 @@ another data set, e.g. those of ANLI to a student of e-SNLI. `--samples=K` also 
 
 RUN may be a directory of Hugging Face, of a model that was not trained here: `--task` is needed then, and
 `--shots=K` shows it K training examples before every question; with none it is told what to answer.
+
+`--task=hellaswag_likelihood` is another measure: nothing is written, the likelihoods of the endings are
+compared, as lm-evaluation-harness does it for HellaSwag (acc, acc_norm). It needs a decoder.
 """
 
 import argparse
@@ -25,6 +28,7 @@ from cot_jax.answers.programs import Interpreter
 from cot_jax.answers.sandbox import make_interpreter
 from cot_jax.answers.voting import Ballots, elect
 from cot_jax.config import Config, DataConfig
+from cot_jax.data import continuations
 from cot_jax.data.examples import Example, parts_as_json
 from cot_jax.data.tasks import TASKS, Splits
 from cot_jax.data.views import View, rationale_of
@@ -32,6 +36,7 @@ from cot_jax.errors import UserError, writing
 from cot_jax.files import write_json, write_json_lines
 from cot_jax.metrics import calibration
 from cot_jax.metrics.classification import confusion_matrix, per_class
+from cot_jax.metrics.multiple_choice import choices, likelihood_accuracy
 from cot_jax.metrics.plots import draw_confusion, draw_reliability, draw_votes
 from cot_jax.metrics.significance import bootstrap_interval
 from cot_jax.models.decoding import Sampling
@@ -40,10 +45,22 @@ from cot_jax.training.data import load_splits
 from cot_jax.training.encoding import tokenize
 from cot_jax.training.evaluation import Answers
 from cot_jax.training.information import InformationEstimate
-from cot_jax.training.saved import Answerer, LabelScorer, Saved, is_pretrained, load, load_pretrained
+from cot_jax.training.likelihood import likelihoods
+from cot_jax.training.saved import (
+    Answerer,
+    LabelScorer,
+    Saved,
+    is_pretrained,
+    load,
+    load_pretrained,
+    read_pretrained,
+)
 
 # A task with more distinct labels than this is not a classification.
 _MOST_LABELS = 20
+
+# HellaSwag by the likelihood of its endings, which is not the task `hellaswag`.
+_LIKELIHOOD = "hellaswag_likelihood"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +88,11 @@ def main(argv: Sequence[str]) -> int:
     options = _options(argv)
     keep_compiled()
     try:
+        if options.task == _LIKELIHOOD:
+            _compare_endings(options)
+            return 0
         saved, splits = _load(options)
+        saved = _with_longest(saved, options.max_new_tokens)
         name = f"{splits.task}_{options.split}" + (f"_{options.shots or 0}_shots" if saved.prompted else "")
         directory = options.output or options.run / "evaluation" / name
         _evaluate(saved, splits, options, directory)
@@ -104,6 +125,13 @@ def _load(options: argparse.Namespace) -> tuple[Saved, Splits]:
     return saved, _limited(splits, options.limit)
 
 
+def _with_longest(saved: Saved, most: int) -> Saved:
+    """With `most` tokens to answer in; 0 leaves it as it is."""
+    evaluation = saved.config.evaluation
+    evaluation = dataclasses.replace(evaluation, max_new_tokens=most or evaluation.max_new_tokens)
+    return dataclasses.replace(saved, config=dataclasses.replace(saved.config, evaluation=evaluation))
+
+
 def _asked_data(data: DataConfig, options: argparse.Namespace) -> DataConfig:
     if options.task:
         data = dataclasses.replace(data, task=options.task, compare="auto", teacher="")
@@ -123,8 +151,10 @@ def _evaluate(saved: Saved, splits: Splits, options: argparse.Namespace, directo
         raise UserError(f"task={splits.task} has no {options.split} set: take --split=test")
     labels, interpreter = _closed_labels(splits), make_interpreter(options.sandbox)
     asked = _ask(saved, splits, options.split, labels)
-    # Temperatures are fitted where the student was chosen, never where it is judged.
-    fitted_on = _ask(saved, splits, "valid", labels) if options.split == "test" and splits.valid else None
+    # Temperatures are fitted where the student was chosen, never where it is judged; one that was not trained
+    # was not chosen, and is asked half as much.
+    fits = options.split == "test" and splits.valid and not saved.prompted
+    fitted_on = _ask(saved, splits, "valid", labels) if fits else None
     low, high = bootstrap_interval(asked.correct)
     evaluation: dict[str, Any] = {
         "task": splits.task,
@@ -171,6 +201,55 @@ def _evaluate(saved: Saved, splits: Splits, options: argparse.Namespace, directo
     print(f"written to {directory}: {', '.join(written)}")
 
 
+def _compare_endings(options: argparse.Namespace) -> None:
+    """Prints and writes how often the right ending of HellaSwag is the most probable."""
+    for name in ("shots", "chat", "samples", "max_new_tokens", "mutual_information", "sandbox"):
+        if getattr(options, name):
+            raise UserError(f"--{name}: of --task={_LIKELIHOOD} texts are read as they are; leave it out")
+    untrained = is_pretrained(options.run)
+    saved = read_pretrained(options.run, Config()) if untrained else load(options.run)
+    if not (root := options.root or saved.config.data.root):
+        raise UserError(f"--task={_LIKELIHOOD} reads files: give their folder with --root=DIR")
+    questions, notes = continuations.hellaswag(Path(root), options.split)
+    print(*notes, sep="\n", end="\n" * bool(notes), file=sys.stderr)
+    questions = questions[: options.limit or None]
+    found = likelihoods(
+        saved,
+        [question.context for question in questions for _ in question.endings],
+        [f" {ending}" for question in questions for ending in question.endings],
+    )
+    print(found.report, file=sys.stderr)
+    log_probs_NC = found.log_probs.reshape(len(questions), -1)
+    characters_NC = np.array([[*map(len, question.endings)] for question in questions])
+    golds = [question.gold for question in questions]
+    evaluation: dict[str, Any] = {
+        "task": _LIKELIHOOD,
+        "split": options.split,
+        "trained_on": None if untrained else saved.config.data.task,
+        "examples": len(questions),
+    }
+    chosen = choices(log_probs_NC, characters_NC)._asdict()
+    for name, share in likelihood_accuracy(log_probs_NC, characters_NC, golds)._asdict().items():
+        low, high = bootstrap_interval(chosen[name] == golds)
+        evaluation |= {name: share, f"{name}_interval_95": [low, high]}
+    rows = [
+        question._asdict()
+        | {"log_probs": log_probs_NC[n].tolist()}
+        | {f"chosen_by_{name}": int(numbers[n]) for name, numbers in chosen.items()}
+        for n, question in enumerate(questions)
+    ]
+    directory = options.output or options.run / "evaluation" / f"{_LIKELIHOOD}_{options.split}"
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "evaluation.json", evaluation)
+        write_json_lines(directory / "predictions.jsonl", rows)
+    print(f"{_LIKELIHOOD} {options.split}, {len(questions)} questions (95 % bootstrap interval):")
+    for name in chosen:
+        low, high = evaluation[f"{name}_interval_95"]
+        print(f"  {name} {100 * evaluation[name]:.2f} % ({100 * low:.2f} to {100 * high:.2f})")
+    print(f"written to {directory}: evaluation.json, predictions.jsonl")
+
+
 def _closed_labels(splits: Splits) -> list[str] | None:
     """The labels of a classification; None where answers are open."""
     if splits.label_set:
@@ -189,7 +268,7 @@ def _ask(saved: Saved, splits: Splits, split: str, labels: Sequence[str] | None)
         "per_token": _Confidence(np.exp(answers.log_probs / answers.lengths), correct),
     }
     if labels and view.term == "label":
-        scorer = LabelScorer(saved, view, labels, batch_size=evaluation.batch_size)
+        scorer = LabelScorer(saved, view, labels, batch_size=min(evaluation.batch_size, len(examples)))
         log_prob_NL = np.asarray(scorer(examples), float)
         chosen = [labels[n] for n in log_prob_NL.argmax(axis=1)]
         confidences["label_set"] = _Confidence(
@@ -207,7 +286,7 @@ def _answer(saved: Saved, view: View, examples: Sequence[Example], **draws: Any)
     answerer = Answerer(
         saved,
         view,
-        batch_size=evaluation.batch_size,
+        batch_size=min(evaluation.batch_size, len(examples)),
         max_new_tokens=saved.most_tokens(view),
         beams=evaluation.beams,
         **draws,
@@ -342,7 +421,7 @@ def _summary(evaluation: dict[str, Any]) -> list[str]:
         f"{evaluation['task']} {evaluation['split']}, {evaluation['examples']} questions: accuracy "
         f"{100 * evaluation['accuracy']:.2f} % (95 % bootstrap interval {100 * low:.2f} to {100 * high:.2f})"
     ]
-    if "unmarked_answers" in evaluation:
+    if evaluation["by_value"] and "unmarked_answers" in evaluation:
         share = 100 * evaluation["unmarked_answers"]
         lines.append(f"  {share:.2f} % of the answers are the last number of a text that marks none")
     for row in evaluation.get("per_class", ()):
@@ -424,10 +503,18 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         "run", type=Path, metavar="RUN", help="work directory of a run, its export, or a pretrained model"
     )
     parser.add_argument("--split", choices=("valid", "test"), default="test")
-    parser.add_argument("--task", choices=sorted([*TASKS, "word_problems"]), help="another data set")
+    parser.add_argument(
+        "--task", choices=sorted([*TASKS, "word_problems", _LIKELIHOOD]), help="another data set"
+    )
     parser.add_argument("--root", type=Path, help="folder with the data sets, if not the run's")
     parser.add_argument("--limit", type=int, default=0, help="ask the first so many questions; 0 = all")
     parser.add_argument("--shots", type=int, help="examples that a pretrained model is shown; 0 if not said")
+    parser.add_argument(
+        "--max_new_tokens",
+        type=int,
+        default=0,
+        help="longest answer; 0 = the run's, or of a pretrained model 256 with reasons and 64 without",
+    )
     parser.add_argument(
         "--chat",
         choices=("auto", "plain", "template"),
@@ -457,8 +544,8 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         "--sandbox", action="store_true", help="run programs that the interpreter refuses, in bubblewrap"
     )
     options = parser.parse_args(argv)
-    if min(options.samples, options.seed, options.limit, options.shots or 0) < 0:
-        parser.error("--samples, --seed, --limit and --shots are not negative")
+    if min(options.samples, options.seed, options.limit, options.shots or 0, options.max_new_tokens) < 0:
+        parser.error("--samples, --seed, --limit, --shots and --max_new_tokens are not negative")
     if not options.temperature > 0:
         parser.error("--temperature is above 0")
     if not options.samples and (options.paths or options.temperature != 1):

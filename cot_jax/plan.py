@@ -131,7 +131,7 @@ def measure(experiment: Experiment, devices: Sequence[jax.Device], memory: int) 
 def remedy(experiment: Experiment, devices: Sequence[jax.Device], memory: int) -> str | None:
     """Returns the flags of the least costly change with which it fits, and what it then needs; or None."""
     *weaker, strongest = _activation_changes(experiment.config.train.batch_size)
-    for state in _state_changes(len(devices)):
+    for state in _state_changes(experiment.config, len(devices)):
         # The strongest first: where it is not enough, the weaker ones need not be compiled.
         if not _needed(experiment, {**state, **strongest}, devices, memory):
             continue
@@ -154,18 +154,23 @@ def _needed(
     return need.total if need.fits(memory) else None
 
 
-def _state_changes(devices: int) -> list[dict[str, Any]]:
+def _state_changes(config: Config, devices: int) -> list[dict[str, Any]]:
     """What makes parameters and optimizer smaller, the least costly first.
 
-    Nothing; moments in bfloat16 (4 bytes a parameter for 8); parameters divided among devices (more
-    communication), over heads and feed-forward too; then what gives other results: Adafactor, LoRA.
+    Nothing; moments in bfloat16 (4 bytes a parameter for 8) or, with LoRA, the frozen weights (2 for 4);
+    parameters divided among devices (more communication), over heads and feed-forward too; then, where every
+    weight is trained, what gives other results: Adafactor, LoRA.
     """
     divisors = [n for n in range(2, devices + 1) if devices % n == 0]
     divided: list[dict[str, Any]] = [{"mesh.data": -1, "mesh.fsdp": n} for n in divisors]
     divided += [{"mesh.data": 1, "mesh.fsdp": -1, "mesh.model": n} for n in (2, 4, 8) if n in divisors]
-    narrow = {"optimizer.moment_dtype": "bfloat16"}
+    frozen = {"model.frozen_dtype": "bfloat16"}
+    narrow = frozen if config.model.has_lora else {"optimizer.moment_dtype": "bfloat16"}
     changes: list[dict[str, Any]] = [{}, narrow, *divided, *({**narrow, **mesh} for mesh in divided)]
-    for other in ({"optimizer.name": "adafactor"}, {"model.lora_rank": 16}):
+    # An adapter is not trained by Adafactor (`students.check_lora`).
+    adamw = {"optimizer.name": "adamw"} if config.optimizer.name != "adamw" else {}
+    lora = {"model.lora_rank": 16, **adamw}
+    for other in () if config.model.has_lora else ({"optimizer.name": "adafactor"}, lora, lora | frozen):
         changes += [other, *({**other, **mesh} for mesh in divided)]
     return changes
 

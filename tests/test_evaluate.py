@@ -16,6 +16,7 @@ from cot_jax.data.views import METHODS
 from cot_jax.errors import UserError
 from cot_jax.metrics import calibration
 from cot_jax.models import student as students
+from cot_jax.models.llama import Llama, LlamaConfig
 from cot_jax.models.t5 import T5, T5Config
 from cot_jax.models.weights import shapes
 from cot_jax.text import formats
@@ -234,9 +235,23 @@ def test_a_pretrained_model_is_asked_without_training(pretrained, tmp_path, caps
     assert f"of {unmarked} the last number is the answer, which nothing marks" in counted
 
 
-def test_a_pretrained_model_is_shown_examples(pretrained, monkeypatch):
-    monkeypatch.setattr(T5, "format", "causal")
-    directory, root = pretrained
+@pytest.fixture(scope="module")
+def decoder(pretrained, tmp_path_factory):
+    """A random decoder that was not trained here."""
+    directory, rows = tmp_path_factory.mktemp("decoder"), (pretrained[1] / "test.jsonl").read_text()
+    tokenizer = formats.train([rows, "So the answer is"], 96, directory, "causal").tokenizer
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    ids = {"vocab_size": tokenizer.size, "eos_token_ids": (tokenizer.eos_id,)}
+    student = Llama(LlamaConfig(**sizes, **heads, **ids))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes(student.weights))
+    students.save(directory, student, params)
+    return directory
+
+
+def test_a_pretrained_model_is_shown_examples(decoder, pretrained):
+    _, root = pretrained
     config = Config()
     config = dataclasses.replace(
         config,
@@ -244,7 +259,7 @@ def test_a_pretrained_model_is_shown_examples(pretrained, monkeypatch):
         evaluation=dataclasses.replace(config.evaluation, batch_size=8),
     )
     splits = load_splits(config.data, 0)
-    shown = [saved.load_pretrained(directory, config, splits, shots) for shots in (0, 2)]
+    shown = [saved.load_pretrained(decoder, config, splits, shots) for shots in (0, 2)]
     assert shown[0].format.shots == ()
     assert shown[1].format.shots == (
         (("Tom has 1 pens ?",), "He has 1 . So the answer is 1"),
@@ -258,6 +273,25 @@ def test_a_pretrained_model_is_shown_examples(pretrained, monkeypatch):
         lengths.append(len(prompts.prefix))
         assert student.config.data.max_input_tokens == 30 + lengths[-1]
     assert lengths[1] > lengths[0] + 20
+
+
+def test_few_shots_of_a_decoder(decoder, pretrained, capsys):
+    _, root = pretrained
+    command = [str(decoder), "--task=jsonl", f"--root={root}", "--limit=3", "--max_new_tokens=12"]
+    found = {}
+    for shots in (0, 2):
+        assert evaluate.main([*command, f"--shots={shots}"]) == 0
+        said, counted = capsys.readouterr()
+        assert said.startswith("jsonl test, 3 questions: accuracy ")
+        assert counted.count(" of 3 answers cut at 12 tokens") == 1
+        # Nobody was chosen on validation, so no temperature is fitted there.
+        assert "temperature" not in said
+        evaluation, rows = _read(decoder / "evaluation" / f"jsonl_test_{shots}_shots")
+        assert (evaluation["trained_on"], evaluation["shots"]) == (None, shots)
+        assert [row["id"] for row in rows] == ["16", "17", "18"]
+        found[shots] = rows, int(re.search(r"3 texts, .*, (\d+) at most", counted)[1])
+    assert [row["rationale"] for row in found[0][0]] != [row["rationale"] for row in found[2][0]]
+    assert found[0][1] != found[2][1]
 
 
 def test_what_a_pretrained_model_needs(pretrained, run, capsys):
@@ -281,6 +315,17 @@ def test_what_a_pretrained_model_needs(pretrained, run, capsys):
         assert message in error
     with pytest.raises(SystemExit):
         evaluate.main([str(directory), "--limit=-1"])
+
+
+def test_an_encoder_decoder_has_no_likelihood_of_a_continuation(run, pretrained, tmp_path, capsys):
+    row = {"activity_label": "A", "ctx_a": "Tom has", "ctx_b": "", "endings": list("abcd"), "label": 0}
+    (tmp_path / "hellaswag").mkdir()
+    (tmp_path / "hellaswag/hellaswag_val.jsonl").write_text(json.dumps(row))
+    for student in (run, pretrained[0]):
+        assert evaluate.main([str(student), "--task=hellaswag_likelihood", f"--root={tmp_path}"]) == 2
+        said, error = capsys.readouterr()
+        assert (said, error.count("\n")) == ("", 1)
+        assert "the student is an encoder-decoder: it answers a text and has no likelihood of what" in error
 
 
 def test_a_limit_asks_the_first_questions(run, tmp_path):

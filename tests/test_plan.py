@@ -14,6 +14,7 @@ from cot_jax.config import Config, freeze, load_config_module
 from cot_jax.plan import Need, main, measure, remedy
 from cot_jax.training.experiment import prepare
 from cot_jax.training.run import Run
+from cot_jax.training.students import check_lora
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo_dynsdpb.py"
@@ -95,6 +96,24 @@ def test_the_least_costly_change_is_found(experiment, monkeypatch):
     assert flags(1) is None
     assert {c.optimizer.name for c in tried} == {"adamw", "adafactor"}
     assert {c.model.lora_rank for c in tried} == {0, 16}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_what_is_advised_can_be_trained(experiment, monkeypatch, optimizer):
+    """Adafactor trains no adapter; of an adapter's run it is the frozen weights that can be narrower."""
+    tried = []
+
+    def needs(experiment, devices, memory):
+        tried.append(experiment.config)
+        return Need(9, 0, 0, 0, 0, None)
+
+    monkeypatch.setattr(plan, "measure", needs)
+    for change in ({"optimizer.name": optimizer}, {"model.lora_rank": 4}):
+        assert remedy(plan.changed(experiment, change), list(range(8)), 1) is None
+        assert all(check_lora(config, weights=False) == [] for config in tried if config.model.has_lora)
+        assert any(c.model.has_lora and c.model.frozen_dtype == "bfloat16" for c in tried)
+        assert ("adafactor" in {c.optimizer.name for c in tried}) == ("model.lora_rank" not in change)
+        tried.clear()
 
 
 @pytest.mark.parametrize(

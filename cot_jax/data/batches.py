@@ -308,6 +308,26 @@ def evaluation_rows(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray
         yield np.pad(rows, (0, batch_size - len(rows)), constant_values=-1)
 
 
+def evaluation_shapes(
+    views: Mapping[str, TokenizedView], batches: Sequence[np.ndarray], *, groups: int, flops: Flops
+) -> list[Shape]:
+    """Returns the shape of each of the `batches`, rows (B,) of examples; at most three are different.
+
+    Args:
+      groups: G.
+      flops: arithmetic of the forward pass, given the work of each view.
+    """
+    rows = np.array(batches)
+    needs = np.moveaxis(needed(view_lengths(views, rows), groups), 2, 0).reshape(len(rows), -1)
+
+    def cost(shapes):
+        by_view = shapes.reshape(*shapes.shape[:-1], len(views), 2, 2)
+        return flops(padded_work(by_view, rows.shape[1], groups))
+
+    shapes = choose_shapes(needs, cost, _COMPILE_SHARE)
+    return [as_shape(shapes[n].reshape(-1, 2, 2)) for n in cheapest(shapes, needs)]
+
+
 def question_shapes(
     questions: Ragged, *, batch_size: int, groups: int, new_tokens: int, flops: Flops
 ) -> np.ndarray:

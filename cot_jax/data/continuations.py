@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cot_jax.data.problems import hellaswag_label
-from cot_jax.data.tasks import DATA_SETS
+from cot_jax.data.tasks import DATA_SETS, hold_out
 from cot_jax.errors import UserError
 from cot_jax.files import Row, read_json_lines
 
@@ -33,13 +33,27 @@ def hellaswag(root: Path, split: str = "test") -> tuple[list[Continuations], tup
 
     Args:
       root: folder with the data sets.
-      split: train, or test, which is the published validation file.
+      split: test, which is the published validation file, or valid or train, a tenth of the training file and
+        the rest of it, as of the task.
 
     Raises:
       UserError: the file is missing, or a row is malformed (file and line are named).
     """
+    questions, joined = _read(root, "test" if split == "test" else "train")
+    if split != "test":
+        train, valid = hold_out(questions)
+        questions = valid if split == "valid" else train
+    note = (
+        f"hellaswag_likelihood: {joined:,} rows of the file have 'ctx' without 'ctx_a' and "
+        "'ctx_b': a small letter at the start of its last part stays small, unlike in lm-evaluation-harness"
+    )
+    return questions, (note,) if joined else ()
+
+
+def _read(root: Path, file: str) -> tuple[list[Continuations], int]:
+    """Returns the questions of a file, and how many have their context in one part."""
     data = DATA_SETS["hellaswag"]
-    path = data.path(split, root)
+    path = data.path(file, root)
     if not path.is_file():
         raise UserError(f"{path}: no such file; it is from {data.source}")
     questions, joined = [], 0
@@ -50,14 +64,10 @@ def hellaswag(root: Path, split: str = "test") -> tuple[list[Continuations], tup
         if len(endings) != 4 or not all(endings):
             raise row.error(f"'endings' must be a list of four texts; found {row.values['endings']!r}")
         gold = int(hellaswag_label(row))
-        questions.append(Continuations(f"hellaswag-{split}-{index:04d}", context, endings, gold))
+        questions.append(Continuations(f"hellaswag-{file}-{index:04d}", context, endings, gold))
     if not questions:
         raise UserError(f"{path}: there are no questions")
-    note = (
-        f"hellaswag_likelihood: {joined:,} of {len(questions):,} rows have 'ctx' without 'ctx_a' and "
-        "'ctx_b': a small letter at the start of its last part stays small, unlike in lm-evaluation-harness"
-    )
-    return questions, (note,) if joined else ()
+    return questions, joined
 
 
 def _context(row: Row) -> tuple[str, bool]:

@@ -10,6 +10,7 @@ import functools
 import re
 
 from cot_jax.answers.arithmetic import evaluate
+from cot_jax.answers.reading import final_answer, number
 from cot_jax.data.examples import Example
 from cot_jax.data.tasks import Splits
 from cot_jax.data.views import ANSWER_MARK, METHODS, Reading, View
@@ -17,6 +18,9 @@ from cot_jax.errors import UserError
 from cot_jax.text.formats import Shot
 
 _NUMBER = re.compile(r"(?:(?<![\w.)])-)?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+# "So the answer is", and what models that were not taught it make of it: "So, the final answer is".
+_MARK = re.compile(r"\bthe (?:final )?answer is\b", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?](?=\s)")
 # What chat models put around an answer: "So the answer is **42**."
 _AROUND = " \t:*\"'`"
 
@@ -74,12 +78,22 @@ def _instruction(view: View, splits: Splits) -> str:
 
 def _read(reasons: bool, by_value: bool, text: str) -> Reading:
     """The answer is what follows the mark on its line; without reasons, a first line needs no mark."""
-    marked = ANSWER_MARK in text
-    if marked or not reasons:
-        line = text.rpartition(ANSWER_MARK)[2].strip().partition("\n")[0]
+    *_, end = (0, *(mark.end() for mark in _MARK.finditer(text)))
+    if end or not reasons:
+        line = text[end:].strip().partition("\n")[0]
         answer = line.strip(_AROUND).removesuffix(".").rstrip(_AROUND)
-        if answer and (marked or not by_value or evaluate(answer) is not None):
+        if end and by_value:
+            answer = _value(answer)
+        if answer and (end or not by_value or evaluate(answer) is not None):
             return Reading(answer)
     if by_value and (numbers := _NUMBER.findall(text)):
         return Reading(numbers[-1].replace(",", "").replace("$", ""), unmarked=True)
     return Reading("", "NoAnswer")
+
+
+def _value(answer: str) -> str:
+    """The number or equation that an answer is in a sentence; empty where there is none."""
+    if evaluate(answer) is not None:
+        return answer
+    # "2 * 9 = 18 apples. Tom has": what the first sentence arrives at.
+    return number(answer) or final_answer(_SENTENCE_END.split(answer)[0], by_value=True) or ""

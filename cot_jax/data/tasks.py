@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from cot_jax.errors import UserError
 from cot_jax.files import Row, read_json_lines, read_rows
 
 ALL_SPLITS = ("train", "valid", "test")
+
+_Row = TypeVar("_Row")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +245,7 @@ _MATHQA_TEST = dataclasses.replace(
 )
 
 
-def hold_out(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+def hold_out(examples: Sequence[_Row]) -> tuple[list[_Row], list[_Row]]:
     """Returns (training, validation): the split of `load`, without the library's table."""
     order = np.random.default_rng(0).permutation(len(examples))
     size = math.ceil(0.1 * len(examples))

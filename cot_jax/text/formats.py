@@ -111,6 +111,18 @@ class Format(Protocol):
     def targets(self, view: str, texts: Sequence[str | None], most: int) -> Encoded:
         """Returns at most `most` ids of each text as a target of a view that follows any question."""
 
+    def continued(
+        self, contexts: Sequence[str], continuations: Sequence[str]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Returns the ids of texts and of what follows each of them: not asked, not ended, not cut.
+
+        Both are tokenised together; the seam is where the context by itself ends, and white space at its end
+        is the continuation's, as in `_encode_pair` of lm-evaluation-harness.
+
+        Raises:
+          UserError: students of the format do not go on with a text.
+        """
+
     def decode(self, view: str, ids: Sequence[int]) -> str:
         """Returns the text of a target's ids; ids that stand for nothing are left out."""
 
@@ -176,6 +188,13 @@ class Seq2Seq:
             return self._encode(texts, most)
         ids, report, _ = self._encode([None if text is None else codec.encode(text) for text in texts], most)
         return Encoded(ids, report + _SPELLED)
+
+    def continued(
+        self, contexts: Sequence[str], continuations: Sequence[str]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        raise UserError(
+            "the student is an encoder-decoder: it answers a text and has no likelihood of what continues it"
+        )
 
     def decode(self, view: str, ids: Sequence[int]) -> str:
         text = self.tokenizer.decode(ids)
@@ -271,6 +290,15 @@ class Causal:
         behind = (row[len(_common([ids, row])) :] for row in joined)
         rows = [None if text is None else next(behind) for text in texts]
         return self._said(view, _ended(self.tokenizer, rows, most))
+
+    def continued(
+        self, contexts: Sequence[str], continuations: Sequence[str]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        front = self.tokenizer.front_ids
+        alone = self.tokenizer.encode([context.rstrip() for context in contexts])
+        whole = self.tokenizer.encode(list(map("".join, zip(contexts, continuations, strict=True))))
+        behind = [ids[len(before) :] for before, ids in zip(alone, whole, strict=True)]
+        return [[*front, *ids] for ids in alone], behind
 
     def decode(self, view: str, ids: Sequence[int]) -> str:
         # Some tokenizers drop the space that a text begins with: it is kept behind other text.

@@ -167,24 +167,40 @@ def is_pretrained(path: Path) -> bool:
     return (path / "config.json").is_file() and "model_type" in read_json(path / "config.json")
 
 
+def read_pretrained(path: Path, config: Config) -> Saved:
+    """Reads a pretrained model onto the devices at hand, as it is.
+
+    Args:
+      path: a directory of Hugging Face.
+      config: of the data, the mesh and the evaluation; of the model nothing.
+
+    Raises:
+      UserError: weights or tokenizer that are missing or do not fit.
+    """
+    student, read, _ = students.from_pretrained(str(path), Options(dtype=compute_dtype(config.model)))
+    format = formats.load(path, student.format, config.data.chat)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, pretrained=str(path)))
+    mesh, shardings = arrangement(config.mesh, read, student.weights)
+    return Saved(config, student, spread(read, shardings), mesh, format, by_value=False, labels=None)
+
+
 def load_pretrained(path: Path, config: Config, splits: Splits, shots: int) -> Saved:
-    """Reads a pretrained model onto the devices at hand, to be asked the questions of `splits` untrained.
+    """Reads a pretrained model as `read_pretrained` does, to be asked the questions of `splits` untrained.
 
     It writes reasons and an answer where training examples have both, else the answer alone; see
     `data.prompting`. What is shown before a question takes none of the question's room.
 
     Args:
-      path: a directory of Hugging Face.
-      config: of the data, the mesh and the evaluation; of the model nothing.
+      path, config: as in `read_pretrained`.
       shots: examples shown, the first of the training split that have what is written.
 
     Raises:
-      UserError: weights or tokenizer that are missing or do not fit, or too few examples.
+      UserError: as `read_pretrained`, or too few examples.
     """
     view = prompting.prompted(splits, shots)
     shown = prompting.examples_of(view, splits, shots)
-    student, read, _ = students.from_pretrained(str(path), Options(dtype=compute_dtype(config.model)))
-    format = formats.load(path, student.format, config.data.chat).with_shots(shown)
+    saved = read_pretrained(path, config)
+    format, config = saved.format.with_shots(shown), saved.config
     around = len(format.inputs(view.prefix, [], config.data.max_input_tokens).prefix)
     evaluation = config.evaluation
     if view.path == "cot":
@@ -193,12 +209,9 @@ def load_pretrained(path: Path, config: Config, splits: Splits, shots: int) -> S
         config,
         evaluation=evaluation,
         data=dataclasses.replace(config.data, max_input_tokens=config.data.max_input_tokens + around),
-        model=dataclasses.replace(config.model, pretrained=str(path)),
         objective=dataclasses.replace(config.objective, method=prompting.method_of(splits)),
     )
-    mesh, shardings = arrangement(config.mesh, read, student.weights)
-    params = spread(read, shardings)
-    return Saved(config, student, params, mesh, format, splits.by_value, labels=None, prompted=view)
+    return dataclasses.replace(saved, config=config, format=format, by_value=splits.by_value, prompted=view)
 
 
 def refuse_other_base(file: Path, found: int, pretrained: str) -> None:

@@ -52,7 +52,7 @@ def test_where_the_two_parts_are_missing_it_is_said(tmp_path):
     _write(tmp_path, ROW, joined)
     questions, (note,) = continuations.hellaswag(tmp_path)
     assert questions[1].context == "Removing ice from car: A man writes over the snow. the Woman"
-    assert note.startswith("hellaswag_likelihood: 1 of 2 rows have 'ctx' without 'ctx_a' and 'ctx_b'")
+    assert note.startswith("hellaswag_likelihood: 1 rows of the file have 'ctx' without 'ctx_a' and 'ctx_b'")
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,16 @@ def test_a_file_that_is_missing_or_empty_is_named(tmp_path):
     _write(tmp_path)
     with pytest.raises(UserError, match=r"hellaswag_val\.jsonl: there are no questions"):
         continuations.hellaswag(tmp_path)
+
+
+def test_training_rows_are_divided_as_those_of_the_task(tmp_path):
+    path = _write(tmp_path, ROW)
+    rows = [ROW | {"ctx_a": f"A man has {n}."} for n in range(24)]
+    path.with_name("hellaswag_train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    splits = tasks.load("hellaswag", tmp_path)
+    for split in ("train", "valid", "test"):
+        questions, _ = continuations.hellaswag(tmp_path, split)
+        assert [q.id for q in questions] == [e.id for e in getattr(splits, split)]
 
 
 def test_the_validation_file_is_that_of_the_task(data_root):

@@ -46,7 +46,7 @@ def test_order_of_endings_and_equal_lengths_do_not_matter():
         (np.zeros((0, 4)), np.zeros((0, 4)), [], r"expected \(N, C\) log-probabilities, found \(0, 4\)"),
         ([-1.0, -2.0], [1, 1], [0], r"found \(2,\)"),
         ([[-1.0, -2.0]], [[1, 1, 1]], [0], r"\(1, 2\) log-probabilities, \(1, 3\) lengths"),
-        ([[-1.0, -2.0]], [[1, 1]], [0, 1], r"\(2,\) golds"),
+        ([[-1.0, -2.0]], [[1, 1]], [0, 1], r"1 questions, \(2,\) golds"),
         ([[-1.0, np.nan]], [[1, 1]], [0], "NaN or positive"),
         ([[-1.0, 0.5]], [[1, 1]], [0], "NaN or positive"),
         ([[-1.0, -2.0]], [[1, 0]], [0], "without characters"),

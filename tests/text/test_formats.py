@@ -397,3 +397,16 @@ def test_no_prompt_depends_on_the_day_or_has_thoughts(tokenizers_root, tmp_path)
     format = formats.load(tmp_path, "causal")
     (ids,) = _whole(format.inputs("", [("Tom?",)], 64))
     assert format.tokenizer.decode(ids) == "26 Jul 2024|False|Tom?|"
+
+
+def test_a_text_and_what_follows_it_are_tokenised_together(trained, tmp_path, tokenizers_root):
+    started = formats.load(_llama(tmp_path, tokenizers_root, "started"), "causal")
+    contexts, continuations = ["Home: A man", "Home: A man  "], [" sits.", "sits."]
+    inputs, targets = started.continued(contexts, continuations)
+    begin = started.tokenizer.hf.bos_token_id
+    assert inputs[0] == inputs[1] == [begin, *started.tokenizer.encode(["Home: A man"])[0]]
+    for n in range(2):
+        whole = started.tokenizer.encode([contexts[n] + continuations[n]])[0]
+        assert [*inputs[n], *targets[n]] == [begin, *whole]
+    with pytest.raises(UserError, match=r"^the student is an encoder-decoder: it answers a text and has no"):
+        trained.continued(contexts, continuations)

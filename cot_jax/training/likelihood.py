@@ -1,0 +1,69 @@
+"""How probable a student finds what may follow a text."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cot_jax.batch import Batch, Segments
+from cot_jax.data.batches import Ragged, TokenizedView, evaluation_rows, evaluation_shapes, make_batch
+from cot_jax.losses.vocabulary import vocabulary_pass
+from cot_jax.models.weights import Params
+from cot_jax.training.mesh import BATCH_AXES, by_example, group_count, replicated, spread
+from cot_jax.training.saved import Saved
+
+_VIEW = "continuation"
+
+
+class Likelihoods(NamedTuple):
+    """Of N continuations.
+
+    Attributes:
+      log_probs: (N,) float32, of all tokens of each together, given its context. No end token is among them.
+      report: what was counted, in words.
+    """
+
+    log_probs: np.ndarray
+    report: str
+
+
+def likelihoods(saved: Saved, contexts: Sequence[str], continuations: Sequence[str]) -> Likelihoods:
+    """Returns the log-probability of each continuation behind its context.
+
+    The loglikelihood of lm-evaluation-harness: plain text, tokenised together (`Format.continued`), with the
+    start token, if any, that the tokenizer puts there by itself. Each pair is a view's input and target.
+
+    Raises:
+      UserError: the student is an encoder-decoder.
+    """
+    student, mesh = saved.student, saved.mesh
+    inputs, targets = map(Ragged, saved.format.continued(contexts, continuations))
+    views = {_VIEW: TokenizedView(inputs, targets)}
+    groups, devices = group_count(mesh), jax.device_count()
+    batch_size = -(-min(saved.config.evaluation.batch_size, len(contexts)) // devices) * devices
+    batches = list(evaluation_rows(inputs.lengths + targets.lengths, batch_size))
+    shapes = evaluation_shapes(views, batches, groups=groups, flops=student.flops)
+
+    def log_probs(params: Params, batch: Batch) -> jax.Array:
+        hidden_GYD, of_targets = student.hidden(params, batch, None)[_VIEW], batch.views[_VIEW].targets
+        found = vocabulary_pass(hidden_GYD, student.head(params), of_targets, batch_axes=BATCH_AXES)
+        return -jnp.sum(Segments.of(of_targets).unpack(found.nll_GY), axis=2).reshape(-1)
+
+    rows = by_example(mesh)
+    jitted = jax.jit(log_probs, in_shardings=(None, rows), out_shardings=replicated(mesh))
+    with jax.set_mesh(mesh):
+        # Dispatched all at once: the device never waits for the host.
+        given = [
+            jitted(saved.params, spread(make_batch(views, some, shape, student.pad_id, groups), rows))
+            for some, shape in zip(batches, shapes, strict=True)
+        ]
+    order = np.concatenate(batches)
+    log_prob_N = np.empty(len(contexts), np.float32)
+    log_prob_N[order[order >= 0]] = np.concatenate([np.asarray(part) for part in given])[order >= 0]
+    report = (
+        f"{len(contexts):,} continuations, {targets.lengths.mean():.1f} tokens on average, behind contexts "
+        f"of {inputs.lengths.mean():.1f}"
+    )
+    return Likelihoods(log_prob_N, report)

@@ -323,9 +323,11 @@ class Causal:
                 f"    turns, add_generation_prompt=True, tokenize=False{options}\n"
                 ")\n"
             )
-        front = "".join(f"{token}, " for token in self._front)
+        ids = "tokenizer.encode(prompt, add_special_tokens=False)"
+        if front := self._front:
+            ids = f"[{', '.join(map(str, front))}, *{ids}]"
         asking += (
-            f"ids = torch.tensor([[{front}*tokenizer.encode(prompt, add_special_tokens=False)]])\n"
+            f"ids = torch.tensor([{ids}])\n"
             "new = model.generate(ids, attention_mask=torch.ones_like(ids))[0, ids.shape[1] :]\n"
             "written = tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)\n"
         )
@@ -522,7 +524,7 @@ def _asked(prefix: str) -> str:
 def _program(hf_class: str, asking: str, imports: str = "", *, spelled: bool) -> str:
     """A program that loads `model` and `tokenizer`, runs `asking` and prints `written`."""
     return (
-        f"{imports}from transformers import AutoTokenizer, {hf_class}\n"
+        f"{imports}from transformers import {hf_class}, AutoTokenizer\n"
         + ("\nfrom cot_jax.text import codec\n" if spelled else "")
         + f'\nmodel, tokenizer = {hf_class}.from_pretrained("."), AutoTokenizer.from_pretrained(".")\n'
         + asking

@@ -416,6 +416,7 @@ class Llama:
 
     config_class = LlamaConfig
     hf_class = "AutoModelForCausalLM"
+    peft_task = "CAUSAL_LM"
     format = "causal"
     # A step on CPU (SmolLM2-135M, LoRA) takes 0.9 of the time and 0.6 of the memory with `elementwise` as
     # without, and 1.6 times the time with unrolled layers. LoRA is on all linear maps (Dettmers et al. 2023,

@@ -131,8 +131,11 @@ _PLAIN = {
 }
 
 
-def write_adapter(directory: Path, lora: Lora, trained: Params, base: str) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors, which PEFT reads onto the weights `base`."""
+def write_adapter(directory: Path, lora: Lora, trained: Params, base: str, task: str | None = None) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors, which PEFT reads onto the weights `base`.
+
+    `task` is PEFT's name of what they are for, by which its Auto classes load both at once.
+    """
     flat = flatten_dict(trained, sep="/")
     tensors = {}
     for name, (path, n) in lora.modules.items():
@@ -141,6 +144,7 @@ def write_adapter(directory: Path, lora: Lora, trained: Params, base: str) -> No
             tensors[_tensor(name, side)] = np.ascontiguousarray(layer.T)
     config = _PLAIN | {
         "base_model_name_or_path": base,
+        "task_type": task,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,

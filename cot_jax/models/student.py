@@ -34,12 +34,13 @@ class Student(Protocol):
       format: name of the texts' format, one of `text.formats.FORMATS`.
       unrolls: whether loops over layers are unrolled on CPU: compiled longer, faster where layers are few.
       usual: config.model's values that stand for "the family's own".
-      hf_class: the class of Transformers that reads an export.
+      hf_class, peft_task: the class of Transformers that reads an export, and what PEFT calls its task.
       ends: any of these ids ends a target.
       pad_id: what follows the end.
     """
 
     hf_class: str
+    peft_task: str
     format: str
     unrolls: bool
     prefix: str

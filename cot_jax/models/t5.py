@@ -178,6 +178,7 @@ class T5:
 
     config_class = T5Config
     hf_class = "AutoModelForSeq2SeqLM"
+    peft_task = "SEQ_2_SEQ_LM"
     format = "seq2seq"
     usual: ClassVar[Mapping[str, Any]] = {
         "dropout_rate": 0.1,

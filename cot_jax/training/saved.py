@@ -111,7 +111,7 @@ class Saved:
         if self.adapter is None:
             raise UserError("--adapter: every weight of this student was trained; export it without")
         lora, trained = self.adapter
-        write_adapter(directory, lora, trained, self.config.model.pretrained)
+        write_adapter(directory, lora, trained, self.config.model.pretrained, self.student.peft_task)
 
 
 def load(path: Path) -> Saved:

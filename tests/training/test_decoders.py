@@ -373,11 +373,9 @@ def _assert_logits(torch, theirs, student, params):
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_an_adapter_goes_to_peft(torch, base, adapted, tmp_path):
     peft = pytest.importorskip("peft", reason="parity needs PEFT")
-    from transformers import AutoModelForCausalLM
-
     assert export.main([str(adapted[1]), f"--output={tmp_path}", "--adapter"]) == 0
-    plain = AutoModelForCausalLM.from_pretrained(base("chat"))
-    theirs = peft.PeftModel.from_pretrained(plain, tmp_path).eval()
+    # Which finds the base by itself.
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path).eval()
     saved = load(adapted[1])
     assert saved.adapter
     assert np.abs(merged(saved.params)["layers"]["mlp"]["up"] - _read(base("chat"))).max() > 0

@@ -10,14 +10,13 @@ import functools
 import re
 
 from cot_jax.answers.arithmetic import evaluate
-from cot_jax.answers.reading import final_answer, number
+from cot_jax.answers.reading import final_answer, last_number, number
 from cot_jax.data.examples import Example
 from cot_jax.data.tasks import Splits
 from cot_jax.data.views import ANSWER_MARK, METHODS, Reading, View
 from cot_jax.errors import UserError
 from cot_jax.text.formats import Shot
 
-_NUMBER = re.compile(r"(?:(?<![\w.)])-)?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 # "So the answer is", and what models that were not taught it make of it: "So, the final answer is".
 _MARK = re.compile(r"\bthe (?:final )?answer is\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s)")
@@ -86,8 +85,8 @@ def _read(reasons: bool, by_value: bool, text: str) -> Reading:
             answer = _value(answer)
         if answer and (end or not by_value or evaluate(answer) is not None):
             return Reading(answer)
-    if by_value and (numbers := _NUMBER.findall(text)):
-        return Reading(numbers[-1].replace(",", "").replace("$", ""), unmarked=True)
+    if by_value and (found := last_number(text)) is not None:
+        return Reading(found, unmarked=True)
     return Reading("", "NoAnswer")
 
 

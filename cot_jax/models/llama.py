@@ -58,6 +58,11 @@ class Rope:
         kind = given.pop("rope_type", given.pop("type", "default"))
         given.pop("type", None)
         theta = given.pop("rope_theta", json.get("rope_theta") or cls.theta)
+        share = given.pop("partial_rotary_factor", json.get("partial_rotary_factor"))
+        if share not in (None, 1):
+            raise UserError(
+                f"config.json: partial_rotary_factor is {share!r}; only whole heads are turned here"
+            )
         if kind not in _SCALINGS:
             raise UserError(f'config.json: rope_type is "{kind}", known: {", ".join(_SCALINGS)}')
         wanted, optional = _SCALINGS[kind]
@@ -125,7 +130,7 @@ _SCALINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 # What files have beside them, without a meaning for these types.
-_IGNORED = {"original_max_position_embeddings", "partial_rotary_factor", "finetuned", "rope_theta"}
+_IGNORED = {"original_max_position_embeddings", "finetuned"}
 
 
 class _Family(NamedTuple):

@@ -440,6 +440,7 @@ def test_a_file_of_the_body_alone_is_read(theirs, tmp_path):
         ({"rope_scaling": {"type": "linear"}}, "rope_type=linear needs factor"),
         ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor of rope is '2'"),
         ({"rope_theta": -1}, "rope_theta of rope is -1"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0, "mscale": 1.0}}, "has no setting mscale"),
     ],
 )

@@ -191,4 +191,5 @@ def test_rationales(runs, run_notebook, capsys):
         coefficients["rouge l", "r"]
         == found["measures"]["dss"]["correlation_with_correctness"]["rouge_l"]["pearson"]["r"]
     )
-    assert coefficients["agrees with prediction", "p"] is None  # constant
+    constant = {"correlation_with_correctness": {"agrees": {"pearson": None, "spearman": None}}}
+    assert set(found["coefficients"](constant).values()) == {None}

@@ -82,7 +82,7 @@ def test_the_rows_of_the_generation_table_cost_what_they_say(request):
         student, row = row.split(", ")
         once = cells[f"{student}, fine-tuning", column].overrides["train.steps"]
         flags = cell.flags(0)
-        config = parse_command_line(["train", *flags], "").config.resolved()
+        config = parse_command_line(["train", *flags], "").config.resolved({})
         assert config.train.steps == pytest.approx(once * (1 if row == "fine-tuning" else 2), abs=1)
         assert (config.model.lora_rank, config.model.lora_alpha) == (4, 8)
         assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (1e-4, 0.1)

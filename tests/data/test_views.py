@@ -47,7 +47,7 @@ def test_mixed_learns_label_chain_with_its_answer_and_program(method):
 def test_program_learns_programs_alone_and_answers_by_them():
     (view,) = METHODS["program"]
     assert (view.prefix, view.writes(SEVERAL, "5"), view.writes(BARE, "5")) == ("", SEVERAL.programs, ())
-    assert answer_of(view, "ans = 2 + 3") == ("5", None)
+    assert answer_of(view, "ans = 2 + 3") == Reading("5")
     assert answer_of(view, "ans = 2 +").answer == ""
 
 

@@ -131,7 +131,7 @@ def test_several_beams_answer_with_the_best(student):
     np.testing.assert_array_equal(found[3][0], search(params)[0][:, 0])
     assert (found[1][0] != found[3][0]).any()
     for tokens_BT, log_prob_B in found.values():
-        length_B = written_length(tokens_BT, 1).astype(np.int32)
+        length_B = written_length(tokens_BT, (1,)).astype(np.int32)
         scored_BL = jax.jit(
             lambda p, ids, length: decoding.score(student.prompt(p, questions, 5), ids, length)
         )(params, tokens_BT, length_B)

@@ -15,7 +15,7 @@ On a GPU both sides compute in bfloat16, with weights in bfloat16 and the adapte
 import argparse
 import contextlib
 import dataclasses
-import pickle
+import json
 import resource
 import subprocess
 import sys
@@ -97,7 +97,8 @@ def _compare(options: argparse.Namespace) -> None:
         directory = Path(name)
         assert experiment.lora is not None
         write_adapter(directory, experiment.lora, jax.device_get(ours.state.params), str(options.model))
-        (directory / "rows.pickle").write_bytes(pickle.dumps(rows))
+        plain = [[(row.tolist(), first) for row, first in batch] for batch in rows]
+        (directory / "rows.json").write_text(json.dumps(plain), encoding="utf-8")
         theirs = {kind: _Theirs(options.model, directory, kind, options.compile) for kind in _SIDES[1:]}
         peaks = {side: _peak(side, directory, options.model) for side in _SIDES} if options.memory else {}
     loss, norm = ours.compare(batches[0])
@@ -290,8 +291,8 @@ def _take_steps(options: argparse.Namespace) -> None:
             measure.finish(ours(ours.run.batches(n)))
         return
     theirs = _Theirs(options.model, options.given, options.side)
-    for rows in pickle.loads((options.given / "rows.pickle").read_bytes())[:3]:
-        theirs(rows)
+    for batch in json.loads((options.given / "rows.json").read_text(encoding="utf-8"))[:3]:
+        theirs([(np.array(row), first) for row, first in batch])
 
 
 def _peak(side: str, given: Path, model: Path) -> int:

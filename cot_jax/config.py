@@ -148,7 +148,13 @@ class ModelConfig:
         return bool(self.lora_rank > 0 or self.lora_adapter)
 
     def resolved(self, usual: Mapping[str, Any]) -> "ModelConfig":
-        """With the values of `usual` for what says "as is usual for the family"."""
+        """With the values of `usual` for what says "as is usual for the family".
+
+        Raises:
+          UserError: a dropout rate that is neither.
+        """
+        if -1 < self.dropout_rate < 0:
+            raise UserError(f"config.model.dropout_rate={self.dropout_rate}: must be -1 or from 0 to 0.9")
         unset = {"dropout_rate": -1, "remat": "auto", "lora_rank": -1, "lora_alpha": 0, "lora_targets": ""}
         given = {key: value for key, value in usual.items() if getattr(self, key) == unset[key]}
         if "lora_rank" in given and not self.pretrained:

@@ -136,3 +136,11 @@ def test_json_holds_the_whole_config():
     assert config == Config()
     assert '"learning_rate": 5e-05' in to_json(config.resolved(T5.usual))
     assert all(math.isfinite(v) for _, v, _ in describe_keys() if isinstance(v, float))
+
+
+@pytest.mark.parametrize("rate", [-0.5, -0.01])
+def test_a_dropout_rate_below_zero_is_none_but_the_sign_for_the_usual_one(rate):
+    config = _parse(DEMO, f"--config.model.dropout_rate={rate}").config
+    with pytest.raises(UserError, match=r"dropout_rate=.*: must be -1 or from 0 to 0\.9"):
+        config.resolved(T5.usual)
+    assert _parse(DEMO, "--config.model.dropout_rate=-1").config.resolved(T5.usual).model.dropout_rate == 0.1

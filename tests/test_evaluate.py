@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from collections import Counter
 
 import jax
@@ -273,6 +274,15 @@ def test_a_pretrained_model_is_shown_examples(decoder, pretrained):
         lengths.append(len(prompts.prefix))
         assert student.config.data.max_input_tokens == 30 + lengths[-1]
     assert lengths[1] > lengths[0] + 20
+
+
+def test_a_pretrained_model_ends_where_its_tokenizer_does_too(decoder, tmp_path):
+    shutil.copytree(decoder, tmp_path / "other")
+    file = tmp_path / "other" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [5, 7]}))
+    end = saved.read_pretrained(decoder, Config()).format.tokenizer.eos_id
+    assert saved.read_pretrained(decoder, Config()).student.ends == (end,)
+    assert saved.read_pretrained(tmp_path / "other", Config()).student.ends == (end, 5, 7)
 
 
 def test_few_shots_of_a_decoder(decoder, pretrained, capsys):

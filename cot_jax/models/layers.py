@@ -331,6 +331,27 @@ def _attend(
     return values, log.reshape(*lead, S, H, 1)
 
 
+class Cache(NamedTuple):
+    """Keys and values (N, R, T, J, K) of the tokens decoded so far, in R rows of up to T tokens."""
+
+    keys: jax.Array
+    values: jax.Array
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...], dtype: Any) -> "Cache":
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+    def put(self, layer: jax.Array, position: jax.Array | int, *new: jax.Array) -> "Cache":
+        """With keys and values (R, T', J, K) of a layer's tokens from `position` on.
+
+        In place, in the whole stack's cache, where a loop over layers carries that along.
+        """
+        at = (layer, 0, position, 0, 0)
+        return Cache(
+            *(jax.lax.dynamic_update_slice(old, x[None], at) for old, x in zip(self, new, strict=True))
+        )
+
+
 # --- Stacks of layers ---
 
 Layer = Callable[[Any, Any, jax.Array | None], tuple[Any, Any]]

@@ -29,7 +29,7 @@ from jax.typing import ArrayLike, DTypeLike
 from cot_jax.batch import Batch, Segments, Tokens, Work
 from cot_jax.errors import UserError
 from cot_jax.models.decoding import Prompt
-from cot_jax.models.layers import Keys, Layout, attend, by_example, embed, linear, rms_norm, stack
+from cot_jax.models.layers import Cache, Keys, Layout, attend, by_example, embed, linear, rms_norm, stack
 from cot_jax.models.weights import Params, Weight, Weights
 
 
@@ -394,13 +394,6 @@ class _Sections:
 _READ = 64
 
 
-class _Cache(NamedTuple):
-    """Keys and values (N, R, T, J, K) of the tokens decoded so far, compute dtype."""
-
-    keys: jax.Array
-    values: jax.Array
-
-
 @dataclasses.dataclass(frozen=True)
 class Llama:
     """A decoder as a `Student`.
@@ -534,13 +527,7 @@ class Llama:
 
                 def attention(q_RTHK, *new):
                     nonlocal cache
-                    # In place in the whole stack's cache, which the loop over layers carries along.
-                    cache = _Cache(
-                        *(
-                            jax.lax.dynamic_update_slice(old, x[None], (n, 0, position, 0, 0))
-                            for old, x in zip(cache, new, strict=True)
-                        )
-                    )
+                    cache = cache.put(n, position, *new)
                     q = q_RTHK.reshape(G, E, rows, *q_RTHK.shape[1:])
 
                     def over(size, cache):
@@ -564,9 +551,8 @@ class Llama:
             return jnp.einsum("RTD,DV->RTV", x_RTD, head_DV, preferred_element_type=jnp.float32), cache
 
         shape = (c.num_hidden_layers, G * E * rows, most, c.num_key_value_heads, c.head_dim)
-        empty = jnp.zeros(shape, self.dtype)
         first_R = jnp.repeat(view.inputs.last(jnp.asarray(inputs.ids)).reshape(-1), rows)
-        return Prompt(step, _Cache(empty, empty), first_R, self.ends, self.pad_id)
+        return Prompt(step, Cache.empty(shape, self.dtype), first_R, self.ends, self.pad_id)
 
     def flops(self, works: Sequence[Work]) -> np.ndarray:
         c, total = self.config, np.zeros(np.shape(works[0].inputs))

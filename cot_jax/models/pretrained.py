@@ -130,6 +130,8 @@ def write(directory: Path, config: dict[str, Any], weights: Weights, params: Par
     flat = flatten_dict(params, sep="/")
     if flat.keys() != weights.keys():
         raise ValueError(f"parameters and config disagree: {sorted(flat.keys() ^ weights.keys())}")
+    if nameless := [path for path, weight in weights.items() if not weight.theirs]:
+        raise ValueError(f"{nameless[0]} has no name in Hugging Face's files")
     tensors = {}
     for path, weight in weights.items():
         leaf = np.asarray(flat[path], np.float32)

@@ -89,7 +89,8 @@ class Options:
     Attributes:
       dropout_rate: replaces the architecture's own.
       dtype: of the arithmetic.
-      unroll: whether training unrolls the loop over layers: faster on CPU, slow to compile elsewhere.
+      unroll: whether training unrolls the loop over layers, if the family gains by it: for CPU, slow to
+        compile elsewhere.
       remat: what of a layer the backward pass computes again, one of `layers.REMAT`.
     """
 
@@ -184,7 +185,8 @@ def save(directory: Path, student: Student, params: Params) -> None:
 
 def _with_options(config: Any, options: Options) -> Student:
     config = dataclasses.replace(config, dropout_rate=options.dropout_rate)
-    return _class_of(config)(config, options.dtype, options.unroll, options.remat)
+    of_family = _class_of(config)
+    return of_family(config, options.dtype, options.unroll and of_family.unrolls, options.remat)
 
 
 def _family(json: Mapping[str, Any]) -> Any:

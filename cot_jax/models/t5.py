@@ -12,7 +12,7 @@ head size, F feed-forward, V vocabulary, N layers, P position buckets.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from cot_jax.errors import UserError
 from cot_jax.models.decoding import Prompt
 from cot_jax.models.layers import (
     Attention,
+    Cache,
     Keys,
     Layout,
     attend,
@@ -146,13 +147,6 @@ def relative_position_bucket(
     log = np.log(np.maximum(distance, exact) / exact) / np.log(max_distance / exact)
     coarse = np.minimum(exact + (log * (num_buckets - exact)).astype(np.int32), num_buckets - 1)
     return (offset + np.where(distance < exact, distance, coarse)).astype(np.int32)
-
-
-class _Cache(NamedTuple):
-    """Keys and values (N, R, T, H, K) of the tokens decoded so far, compute dtype."""
-
-    keys: jax.Array
-    values: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,13 +315,7 @@ class T5:
                 def attend_self(h_RTD):
                     nonlocal cache
                     q, *new = _queries_keys_values(w["self_attention"], h_RTD, h_RTD)
-                    # In place in the whole stack's cache, which the loop over layers carries along.
-                    cache = _Cache(
-                        *(
-                            jax.lax.dynamic_update_slice(old, x[None], (n, 0, position, 0, 0))
-                            for old, x in zip(cache, new, strict=True)
-                        )
-                    )
+                    cache = cache.put(n, position, *new)
                     return attend(q, [Keys(cache.keys[n], cache.values[n], mask_TT[None], bias_HTT_)])
 
                 def attend_input(h_RTD):
@@ -348,9 +336,9 @@ class T5:
             x_RTD = self._scaled(self._norm(x_RTD, params["decoder"]["final_norm"]))
             return jnp.einsum("RTD,DV->RTV", x_RTD, head_DV, preferred_element_type=jnp.float32), cache
 
-        empty = jnp.zeros((c.num_decoder_layers, G * E * rows, most, c.num_heads, c.d_kv), self.dtype)
+        shape = (c.num_decoder_layers, G * E * rows, most, c.num_heads, c.d_kv)
         first_R = jnp.full(G * E * rows, c.decoder_start_token_id, jnp.int32)
-        return Prompt(step, _Cache(empty, empty), first_R, self.ends, self.pad_id)
+        return Prompt(step, Cache.empty(shape, self.dtype), first_R, self.ends, self.pad_id)
 
     def flops(self, works: Sequence[Work]) -> np.ndarray:
         c, total = self.config, np.zeros(np.shape(works[0].inputs))

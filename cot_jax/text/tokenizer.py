@@ -82,7 +82,7 @@ class Tokenizer:
             )
         except Exception as error:  # a template is a program: anything can be wrong with it
             raise UserError(
-                f"tokenizer {self.hf.name_or_path}: its chat template fails ({first_line(error)}); mend it, "
+                f"tokenizer {self.hf.name_or_path}: its chat template fails ({first_line(error)}); fix it, "
                 "or take plain prompts with --config.data.chat=plain"
             ) from error
 

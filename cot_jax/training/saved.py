@@ -179,6 +179,7 @@ def read_pretrained(path: Path, config: Config) -> Saved:
     """
     student, read, _ = students.from_pretrained(str(path), Options(dtype=compute_dtype(config.model)))
     format = formats.load(path, student.format, config.data.chat)
+    student = students.ending_in(student, format.tokenizer.eos_id)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, pretrained=str(path)))
     mesh, shardings = arrangement(config.mesh, read, student.weights)
     return Saved(config, student, spread(read, shardings), mesh, format, by_value=False, labels=None)

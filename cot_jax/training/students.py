@@ -43,7 +43,7 @@ def load_student(
     options = Options(
         dropout_rate=config.dropout_rate,
         dtype=compute_dtype(config),
-        unroll=family(config).unrolls and (platform or jax.default_backend()) == "cpu",
+        unroll=(platform or jax.default_backend()) == "cpu",
         remat=config.remat,
     )
     if not config.pretrained:

@@ -9,9 +9,10 @@ import pytest
 from flat_batches import batch, by_example, sequences
 
 from cot_jax.errors import UserError
+from cot_jax.models import pretrained
 from cot_jax.models import student as students
 from cot_jax.models.student import Options, from_pretrained, from_scratch, without_weights
-from cot_jax.models.weights import shapes
+from cot_jax.models.weights import Weight, shapes
 
 TINY = {"vocab_size": 300, "pad_id": 0, "eos_id": 1, "options": Options()}
 
@@ -72,3 +73,21 @@ def test_options_are_the_callers_wherever_a_student_comes_from(tmp_path):
     assert student == again == without_weights(str(tmp_path), options)
     taken = student.config.dropout_rate, student.dtype, student.unroll, student.remat
     assert taken == (0.25, jnp.bfloat16, True, "layers")
+
+
+def test_a_family_that_gains_nothing_is_never_unrolled():
+    options = Options(unroll=True)
+    unrolled = {
+        preset: from_scratch(preset, **(TINY | {"options": options})).unroll
+        for preset in ("tiny", "tiny-llama")
+    }
+    assert unrolled == {"tiny": True, "tiny-llama": False}
+
+
+def test_a_weight_without_a_name_is_not_written(tmp_path):
+    student = from_scratch("tiny", **TINY)
+    weights = student.weights | {"new": Weight("D", (4,), 0, 0.0, "")}
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes(weights))
+    with pytest.raises(ValueError, match="new has no name"):
+        pretrained.write(tmp_path / "out", {}, weights, params)
+    assert not (tmp_path / "out").exists()

@@ -372,7 +372,7 @@ def test_what_a_format_cannot_do_is_refused(trained, tokenizers_root, tmp_path):
     _llama(tmp_path / "broken", tokenizers_root, "chatml")
     (tmp_path / "broken/chat_template.jinja").write_text("{{ raise_exception('no user') }}")
     with pytest.raises(
-        UserError, match=r"its chat template fails .*no user.*; mend it, or take plain prompts"
+        UserError, match=r"its chat template fails .*no user.*; fix it, or take plain prompts"
     ):
         formats.load(tmp_path / "broken", "causal").inputs("", [("Tom?",)], 64)
 

@@ -61,6 +61,26 @@ class ViewArrays(NamedTuple):
     learned: np.ndarray
 
 
+class Texts(NamedTuple):
+    """What a student must know of the texts that it reads and writes.
+
+    Attributes:
+      size: number of token ids.
+      pad_id: fills what is left over; None: there is none.
+      end_id: ends a text or, of an encoder, each part of one.
+      begin_id: begins a sequence of an encoder.
+      labels: names of the classes that an encoder tells apart; () for students that write.
+      multiple_choice: whether an encoder chooses among as many texts.
+    """
+
+    size: int
+    pad_id: int | None
+    end_id: int
+    begin_id: int = 0
+    labels: tuple[str, ...] = ()
+    multiple_choice: bool = False
+
+
 class Batch(NamedTuple):
     """What a training step sees.
 
@@ -114,7 +134,7 @@ class Segments:
         before_GX = jnp.sum(slot_1X[:, :, None] >= end_GE[:, None, :], axis=-1)
         self.real_GX = before_GX < E
         self.example_GX = jnp.minimum(before_GX, E - 1)
-        start_GE = end_GE - length_GE
+        self._start_GE = start_GE = end_GE - length_GE
         self.position_GX = slot_1X - _rows(start_GE, self.example_GX)
         position_11S = jnp.arange(width)[None, None]
         self.real_GES = position_11S < length_GE[:, :, None]
@@ -141,6 +161,11 @@ class Segments:
     def last(self, x_GX: jax.Array) -> jax.Array:
         """(G, E), the last token of each sequence; an empty one has some other sequence's."""
         return _rows(x_GX, jnp.maximum(self._end_GE - 1, 0))
+
+    def first(self, x: jax.Array) -> jax.Array:
+        """(G, E, ...), the first token of each sequence in `x` (G, X, ...); an empty one has another's."""
+        last_slot = self.real_GX.shape[1] - 1
+        return _rows(x, jnp.minimum(self._start_GE, last_slot))
 
     def within(self, length_GE: ArrayLike) -> jax.Array:
         """(G, X) bool, the tokens at positions below `length_GE` of their sequences."""

@@ -109,6 +109,7 @@ class DataConfig:
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     pretrained: str = _key("", "Hugging Face repository id or directory; empty = from scratch")
+    layers: int = _key(0, "take so many layers of the pretrained model, the first ones; 0 = all", low=0)
     preset: str = _key("base", "size when from scratch", choices=sorted(PRESETS))
     tokenizer: str = _key("", "repository id or directory; empty = the model's (word_problems: trained)")
     dropout_rate: float = _key(-1.0, "dropout rate; -1 = as is usual for the family", low=-1.0, high=0.9)

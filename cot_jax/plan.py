@@ -191,7 +191,7 @@ def changed(experiment: Experiment, change: dict[str, Any]) -> Experiment:
     """Returns the experiment with other values of the keys "SECTION.NAME"."""
     config = _changed(experiment.config, change)
     student = dataclasses.replace(  # type: ignore[type-var]
-        load_student(config.model, experiment.format.tokenizer, weights=False)[0], unroll=False
+        load_student(config.model, experiment.format, weights=False)[0], unroll=False
     )
     return dataclasses.replace(
         experiment, config=config, student=student, lora=make_lora(config.model, student)[0]

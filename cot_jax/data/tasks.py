@@ -36,6 +36,7 @@ class Splits:
       label_set: all labels, where the task has a closed set of them.
       by_value: answers are equations or numbers and compared by value (`answers.equality`), else as text.
       notes: what was left out or changed, in plain lines.
+      multiple_choice: an example's parts after the first are the choices, one for each label.
     """
 
     task: str
@@ -45,6 +46,7 @@ class Splits:
     label_set: tuple[str, ...] | None
     by_value: bool
     notes: tuple[str, ...]
+    multiple_choice: bool = False
 
     @property
     def report(self) -> tuple[str, ...]:

@@ -74,6 +74,15 @@ def rms_norm(x: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array:
     return (wide * (factor * scale)).astype(x.dtype)
 
 
+def layer_norm(x: jax.Array, scale_D: jax.Array, bias_D: jax.Array, epsilon: float) -> jax.Array:
+    """Layer norm over the last axis (Ba et al. 2016), in float32."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    factor = jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + epsilon)
+    shape = (1,) * (x.ndim - 1) + scale_D.shape
+    return (centred * (factor * scale_D.reshape(shape)) + bias_D.reshape(shape)).astype(x.dtype)
+
+
 def by_example(x: jax.Array) -> jax.Array:
     """`x` with its first axis, of groups or rows, divided over the devices that have examples of their own.
 

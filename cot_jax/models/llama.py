@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from cot_jax.batch import Batch, Segments, Tokens, Work
+from cot_jax.batch import Batch, Segments, Texts, Tokens, Work
 from cot_jax.errors import UserError
 from cot_jax.models.decoding import Prompt
 from cot_jax.models.layers import Cache, Keys, Layout, attend, by_example, embed, linear, rms_norm, stack
@@ -260,16 +260,27 @@ class LlamaConfig:
                 values["layer_types"] = ["sliding_attention" if w else "full_attention" for w in windows]
         return values
 
-    def for_tokenizer(self, vocab_size: int, pad_id: int | None, eos_id: int) -> "LlamaConfig":
-        """With an embedding for a tokenizer's ids."""
-        fill = eos_id if pad_id is None else pad_id
+    def resized(self, vocab_size: int, pad_id: int | None) -> "LlamaConfig":
+        """With an embedding of so many rows, for a tokenizer without a start token."""
         return dataclasses.replace(
-            self, vocab_size=vocab_size, pad_token_id=fill, eos_token_ids=(eos_id,), bos_token_id=None
+            self,
+            vocab_size=vocab_size,
+            pad_token_id=-1 if pad_id is None else pad_id,
+            eos_token_ids=(),
+            bos_token_id=None,
         )
 
-    def with_end(self, eos_id: int) -> "LlamaConfig":
-        """With one more id that ends a text."""
-        return dataclasses.replace(self, eos_token_ids=(eos_id, *self.eos_token_ids))
+    def for_texts(self, texts: Texts) -> "LlamaConfig":
+        """With one more id that ends a text, if it does not yet."""
+        ends, end = self.eos_token_ids, texts.end_id
+        fill = end if self.pad_token_id < 0 else self.pad_token_id
+        return dataclasses.replace(
+            self, eos_token_ids=ends if end in ends else (end, *ends), pad_token_id=fill
+        )
+
+    def with_layers(self, layers: int) -> "LlamaConfig":
+        """The first layers alone."""
+        return dataclasses.replace(self, num_hidden_layers=layers, windows=self.windows[:layers])
 
 
 def _windows(json: Mapping[str, Any], family: _Family, layers: int) -> tuple[int, ...]:
@@ -430,6 +441,13 @@ class Llama:
     prefix = "model."
     aliases: ClassVar[Mapping[str, str]] = {}
     leftovers: ClassVar[tuple[str, ...]] = (r"(.*\.)?rotary_emb\.inv_freq",)
+
+    labels: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Where the embedding serves as the head, files need not have one."""
+        return ("head",) if self.config.tie_word_embeddings else ()
 
     @property
     def outputs(self) -> int:

@@ -3,7 +3,7 @@
 import json
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,11 @@ def read(
     directory: Path,
     weights: Weights,
     aliases: dict[str, str],
-    leftovers: tuple[str, ...],
+    leftovers: Sequence[str],
     prefix: str = "",
     *,
-    needs_head: bool,
+    optional: Collection[str] = (),
+    more_layers: bool = False,
 ) -> tuple[Params, list[str]]:
     """Reads every weight that has a name in the files. float16 and bfloat16 tensors are widened.
 
@@ -54,11 +55,12 @@ def read(
       aliases: other names of a tensor -> its name; copies must be equal.
       leftovers: regular expressions of tensors that are ignored and counted.
       prefix: what the names may lack: files of a model without its head have none.
-      needs_head: whether the head must be there; it need not where the embedding serves as one.
+      optional: paths of weights that need not be there.
+      more_layers: whether the files may have more layers than the table; these are ignored and counted.
 
     Returns:
-      The parameters, a nested dict of float32 NumPy arrays, without those that are always fresh; and lines
-      that say what was ignored and what is fresh.
+      The parameters, a nested dict of float32 NumPy arrays, without those that are fresh; and lines that say
+      what was ignored and what is fresh.
 
     Raises:
       UserError: nothing to read, or the tensors are not exactly those of the table (the first quantized,
@@ -75,8 +77,9 @@ def read(
     names: set[str] = set()
     filled: set[str] = set()
     ignored = []
+    beyond = _beyond(weights, prefix) if more_layers else lambda name: False
     for file, name, tensor in _tensors(directory):
-        if any(re.fullmatch(pattern, name) for pattern in leftovers):
+        if beyond(name) or any(re.fullmatch(pattern, name) for pattern in leftovers):
             ignored.append(name)
             continue
         # First, as their tensors have other shapes and names, too.
@@ -108,16 +111,35 @@ def read(
         names.add(name)
         filled.add(place)
 
-    if not needs_head and weights[_HEAD].theirs not in filled:
-        del params[_HEAD], places[weights[_HEAD].theirs]
+    fresh = [path for path, weight in weights.items() if not weight.theirs]
+    for path in optional:
+        if path in params and weights[path].theirs not in filled:
+            del params[path], places[weights[path].theirs]
+            if path != _HEAD:
+                fresh.append(path)
     if missing := sorted(places.keys() - filled):
         raise UserError(f"{directory}: tensor {missing[0]} is missing, one of {len(missing)} in all")
     report = []
     if ignored:
         report.append(f"{directory}: unused tensors: {len(ignored)}, such as {ignored[0]}")
-    if fresh := [path for path, weight in weights.items() if not weight.theirs]:
+    if fresh:
         report.append(f"{directory}: fresh weights for {', '.join(fresh)}")
     return unflatten_dict(params, sep="/"), report
+
+
+def _beyond(weights: Weights, prefix: str) -> Callable[[str], bool]:
+    """Whether a tensor is one of a layer behind the table's last."""
+    layers = {}
+    for weight in weights.values():
+        if weight.is_stacked:
+            name = re.escape(weight.theirs.removeprefix(prefix)).replace(r"\{n\}", r"(\d+)")
+            layers[re.compile(f"(?:{re.escape(prefix)})?{name}")] = weight.layers
+
+    def is_beyond(name: str) -> bool:
+        found = ((pattern.fullmatch(name), count) for pattern, count in layers.items())
+        return any(match and int(match[1]) >= count for match, count in found)
+
+    return is_beyond
 
 
 def is_tied(params: Params) -> bool:

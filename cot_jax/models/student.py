@@ -1,6 +1,7 @@
 """What the rest of the house knows of a model, and the one place that knows which families there are."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -9,17 +10,22 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from cot_jax.batch import Batch, Tokens, Work
+from cot_jax.batch import Batch, Texts, Tokens, Work
 from cot_jax.errors import UserError
-from cot_jax.models import llama, pretrained, t5
+from cot_jax.models import bert, llama, pretrained, t5
+from cot_jax.models.bert import Bert
 from cot_jax.models.decoding import Prompt
 from cot_jax.models.llama import Llama
 from cot_jax.models.t5 import T5
 from cot_jax.models.weights import Params, Weights
 
 # model_type of config.json -> the class of its students
-FAMILIES: dict[str, Any] = {"t5": T5} | dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), Llama)
-PRESETS: dict[str, Any] = t5.PRESETS | llama.PRESETS
+FAMILIES: dict[str, Any] = (
+    {"t5": T5}
+    | dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), Llama)
+    | dict.fromkeys(("bert", "roberta", "albert"), Bert)
+)
+PRESETS: dict[str, Any] = t5.PRESETS | llama.PRESETS | bert.PRESETS
 
 
 class Student(Protocol):
@@ -27,9 +33,10 @@ class Student(Protocol):
 
     Attributes:
       config: the architecture, with `vocab_size` and `dropout_rate`.
-      outputs: columns of the head: tokens of the vocabulary.
+      outputs: columns of the head: tokens of the vocabulary, or classes.
+      labels: names of the classes; () for students that write.
       weights: every parameter, by its path.
-      aliases, leftovers: of tensors in Hugging Face's files, as `pretrained.read` takes them.
+      aliases, leftovers, optional: of tensors in Hugging Face's files, as `pretrained.read` takes them.
       prefix: of tensor names, which some files leave out.
       format: name of the texts' format, one of `text.formats.FORMATS`.
       unrolls: whether loops over layers are unrolled on CPU: compiled longer, faster where layers are few.
@@ -39,15 +46,23 @@ class Student(Protocol):
       pad_id: what follows the end.
     """
 
-    hf_class: str
     peft_task: str
     format: str
     unrolls: bool
-    prefix: str
     usual: ClassVar[Mapping[str, Any]]
-    aliases: ClassVar[Mapping[str, str]]
-    leftovers: ClassVar[tuple[str, ...]]
 
+    @property
+    def hf_class(self) -> str: ...
+    @property
+    def prefix(self) -> str: ...
+    @property
+    def aliases(self) -> Mapping[str, str]: ...
+    @property
+    def leftovers(self) -> tuple[str, ...]: ...
+    @property
+    def optional(self) -> tuple[str, ...]: ...
+    @property
+    def labels(self) -> tuple[str, ...]: ...
     @property
     def config(self) -> Any: ...
     @property
@@ -120,10 +135,8 @@ def build(json: Mapping[str, Any], options: Options) -> Student:
     return _with_options(_family(json).config_class.from_json(json), options)
 
 
-def from_scratch(
-    preset: str, *, vocab_size: int, pad_id: int | None, eos_id: int, options: Options
-) -> Student:
-    """An untrained student for a tokenizer of `vocab_size` ids.
+def from_scratch(preset: str, *, texts: Texts, options: Options) -> Student:
+    """An untrained student of some texts.
 
     The embedding gets as many rows, rounded up to a multiple of 128 as in T5 (32,100 -> 32,128):
     it then splits evenly over devices.
@@ -131,51 +144,82 @@ def from_scratch(
     Raises:
       UserError: no such preset.
     """
-    config = _preset(preset).for_tokenizer(-(-vocab_size // 128) * 128, pad_id, eos_id)
-    return _with_options(config, options)
+    config = _preset(preset).resized(-(-texts.size // 128) * 128, texts.pad_id)
+    return _with_options(config.for_texts(texts), options)
 
 
-def from_pretrained(path_or_id: str, options: Options) -> tuple[Student, Params, list[str]]:
+def from_pretrained(
+    path_or_id: str, options: Options, texts: Texts | None = None, layers: int = 0
+) -> tuple[Student, Params, list[str]]:
     """The student of a local directory or Hub repository, its parameters as NumPy arrays, and what to report.
 
     The head is the file's own where there is one that differs from the embedding, whatever config.json says
-    of tying.
+    of tying. A classifier of other classes is not read, one of the same classes in another order is permuted.
+
+    Args:
+      texts: those that it is to read and write; None: as config.json says.
+      layers: take so many, the first ones; 0: all.
 
     Raises:
       UserError: see `build` and `pretrained.read`.
     """
     directory = pretrained.fetch(path_or_id)
-    student = build(pretrained.read_config(str(directory)), options)
-    untied = _tied(student, False)
-    params, report = pretrained.read(
+    saved = build(pretrained.read_config(str(directory)), options)
+    student = _adapted(saved, texts, layers)
+    read = _tied(student, False)
+    leftovers, report = list(student.leftovers), []
+    same = sorted(saved.labels) == sorted(student.labels)
+    if student.labels and not same:
+        names = [w.theirs for path, w in read.weights.items() if path.startswith("classifier/")]
+        leftovers += map(re.escape, names)
+        if saved.labels:
+            report.append(
+                f"{directory}: its classifier tells {', '.join(saved.labels)} apart and is not used"
+            )
+    params, found = pretrained.read(
         directory,
-        untied.weights,
+        read.weights,
         dict(student.aliases),
-        student.leftovers,
+        leftovers,
         student.prefix,
-        needs_head=not student.config.tie_word_embeddings,
+        optional=student.optional,
+        more_layers=bool(layers),
     )
+    if student.labels:
+        if same and student.labels != saved.labels and "classifier" in params:
+            order = [saved.labels.index(label) for label in student.labels]
+            params["classifier"] = jax.tree.map(lambda leaf: leaf[..., order], params["classifier"])
+        return student, params, [*report, *found]
     if not pretrained.is_tied(params):
-        return untied, params, report
+        return read, params, found
     params.pop("head", None)
-    return _tied(student, True), params, report
+    return _tied(student, True), params, found
 
 
 def _tied(student: Any, tied: bool) -> Student:
+    if student.labels:
+        return student
     config = dataclasses.replace(student.config, tie_word_embeddings=tied)
     return dataclasses.replace(student, config=config)
 
 
-def without_weights(path_or_id: str, options: Options) -> Student:
+def without_weights(
+    path_or_id: str, options: Options, texts: Texts | None = None, layers: int = 0
+) -> Student:
     """The student of `from_pretrained`, of which config.json alone is read."""
-    return build(pretrained.read_config(path_or_id), options)
+    return _adapted(build(pretrained.read_config(path_or_id), options), texts, layers)
 
 
-def ending_in(student: Any, eos_id: int) -> Student:
-    """The student of texts that end in `eos_id`, which its config.json need not name."""
-    if eos_id in student.ends:
-        return student
-    return dataclasses.replace(student, config=student.config.with_end(eos_id))
+def _adapted(student: Any, texts: Texts | None, layers: int) -> Student:
+    """The student of some texts, whose ends its config.json need not name, with its first layers."""
+    config = student.config
+    if layers:
+        if layers > (most := config.num_hidden_layers):
+            raise UserError(f"config.model.layers={layers}: the model has {most}")
+        config = config.with_layers(layers)
+    if texts:
+        config = config.for_texts(texts)
+    return dataclasses.replace(student, config=config)
 
 
 def save(directory: Path, student: Student, params: Params) -> None:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from cot_jax.batch import Batch, Segments, Tokens, Work
+from cot_jax.batch import Batch, Segments, Texts, Tokens, Work
 from cot_jax.errors import UserError
 from cot_jax.models.decoding import Prompt
 from cot_jax.models.layers import (
@@ -93,15 +93,23 @@ class T5Config:
             raise UserError(f'config.json: feed_forward_proj is "{config.feed_forward_proj}", known: {known}')
         return config
 
-    def for_tokenizer(self, vocab_size: int, pad_id: int | None, eos_id: int) -> "T5Config":
-        """With an embedding for a tokenizer's ids; decoding starts from the padding."""
-        pad = eos_id if pad_id is None else pad_id
-        return dataclasses.replace(
-            self, vocab_size=vocab_size, pad_token_id=pad, decoder_start_token_id=pad, eos_token_id=eos_id
-        )
+    def resized(self, vocab_size: int, pad_id: int | None) -> "T5Config":
+        """With an embedding of so many rows; decoding starts from the padding."""
+        pad = self.pad_token_id if pad_id is None else pad_id
+        return dataclasses.replace(self, vocab_size=vocab_size, pad_token_id=pad, decoder_start_token_id=pad)
 
-    def with_end(self, eos_id: int) -> "T5Config":
-        return dataclasses.replace(self, eos_token_id=eos_id)
+    def for_texts(self, texts: Texts) -> "T5Config":
+        """With the id that ends some texts."""
+        return dataclasses.replace(self, eos_token_id=texts.end_id)
+
+    def with_layers(self, layers: int) -> "T5Config":
+        """With the first layers of both stacks alone."""
+        return dataclasses.replace(self, num_layers=layers, num_decoder_layers=layers)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Layers that both stacks have."""
+        return min(self.num_layers, self.num_decoder_layers)
 
 
 def _preset(d_model: int, d_ff: int, layers: int, heads: int, **others: Any) -> T5Config:
@@ -190,6 +198,13 @@ class T5:
     leftovers: ClassVar[tuple[str, ...]] = (
         r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
     )
+
+    labels: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Where the embedding serves as the head, files need not have one."""
+        return ("head",) if self.config.tie_word_embeddings else ()
 
     @property
     def outputs(self) -> int:

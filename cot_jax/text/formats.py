@@ -4,6 +4,7 @@ Each family of students reads one format. Only the format knows what joins the p
 an input or a target, and what a target's ids stand for.
 """
 
+import collections
 import dataclasses
 import functools
 import re
@@ -11,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
+from cot_jax.batch import Texts
 from cot_jax.errors import UserError
 from cot_jax.files import read_json, write_json
 from cot_jax.text import codec, tokenizer
@@ -59,6 +61,9 @@ class Format(Protocol):
     def tokenizer(self) -> Tokenizer: ...
     @property
     def spelled(self) -> tuple[str, ...]: ...
+    @property
+    def texts(self) -> Texts:
+        """What a student must know of the texts."""
 
     def fit(self, targets: Mapping[str, Sequence[str]], exact: Collection[str]) -> "Format":
         """Returns the format for views that learn these targets.
@@ -155,6 +160,10 @@ class Seq2Seq:
     needs: ClassVar[tuple[str, ...]] = ("pad_token", "eos_token")
     words: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def texts(self) -> Texts:
+        return _written(self.tokenizer)
+
     def fit(self, targets: Mapping[str, Sequence[str]], exact: Collection[str]) -> "Seq2Seq":
         return dataclasses.replace(
             self, spelled=_to_spell(dataclasses.replace(self, spelled=()), targets, exact)
@@ -239,6 +248,10 @@ class Causal:
 
     needs: ClassVar[tuple[str, ...]] = ("eos_token",)
     words: ClassVar[tuple[str, ...]] = (_ASK.strip(),)
+
+    @property
+    def texts(self) -> Texts:
+        return _written(self.tokenizer)
 
     def fit(self, targets: Mapping[str, Sequence[str]], exact: Collection[str]) -> "Causal":
         return dataclasses.replace(
@@ -423,15 +436,170 @@ class _Prompt(NamedTuple):
     moved: int = 0
 
 
-FORMATS: dict[str, type[Seq2Seq] | type[Causal]] = {"seq2seq": Seq2Seq, "causal": Causal}
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """Questions of an encoder, which has a class for each label and writes nothing.
+
+    A question of one or several texts is `[CLS] A [SEP] B [SEP]`, of RoBERTa `<s> A </s></s> B </s>`; one that
+    is too long loses tokens of its longest text. With multiple choice the first text is followed by the
+    choices, and there is such a pair for each of them, one behind the other. The templates are ours, as
+    Transformers' tokenizer of DeBERTa v1 puts two [SEP] between texts.
+
+    Attributes:
+      labels: the classes' names.
+      parts: number of texts of a question.
+      multiple_choice: whether the texts after the first are what is chosen among.
+    """
+
+    tokenizer: Tokenizer
+    labels: tuple[str, ...]
+    parts: int
+    multiple_choice: bool = False
+    spelled: tuple[str, ...] = ()
+
+    needs: ClassVar[tuple[str, ...]] = ("cls_token", "sep_token")
+    words: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def texts(self) -> Texts:
+        hf = self.tokenizer.hf
+        ids = (hf.pad_token_id, hf.sep_token_id, hf.cls_token_id)
+        return Texts(self.tokenizer.size, *ids, self.labels, self.multiple_choice)
+
+    def fit(self, targets: Mapping[str, Sequence[str]], exact: Collection[str]) -> "Classes":
+        return self
+
+    def with_shots(self, shots: Sequence[Shot]) -> "Classes":
+        if shots:
+            raise UserError(f"{len(shots)} shots: an encoder reads a question alone; show it none")
+        return self
+
+    def pairs(
+        self,
+        view: str,
+        prefix: str,
+        questions: Sequence[tuple[str, ...] | None],
+        targets: Sequence[Sequence[str]],
+        most_input: int,
+        most_target: int,
+    ) -> tuple[Encoded, Encoded]:
+        texts = [text for its in targets for text in its or (None,)]
+        return self.inputs(prefix, questions, most_input), self.targets(view, texts, most_target)
+
+    def inputs(self, prefix: str, questions: Sequence[tuple[str, ...] | None], most: int) -> Encoded:
+        sequences: list[tuple[str, ...]] = []
+        for parts in questions:
+            if parts is None:
+                continue
+            if len(parts) != self.parts:
+                raise UserError(
+                    f"a question of {len(parts)} texts, {parts[0][:40]!r} first: the student reads {self.parts}"
+                )
+            first, *others = parts
+            asked = [(other,) for other in others] if self.multiple_choice else [others]
+            sequences += [(prefix + first, *rest) for rest in asked]
+        encoded = iter(self.tokenizer.encode([text for parts in sequences for text in parts], plain=True))
+        begin, end = self.tokenizer.hf.cls_token_id, self.tokenizer.hf.sep_token_id
+        # Between two texts, as RoBERTa was trained.
+        between = [end, end] if self.tokenizer.hf.cls_token == "<s>" else [end]
+        rows, cut = [], 0
+        for parts in sequences:
+            texts = [next(encoded) for _ in parts]
+            around = 2 + len(between) * (len(texts) - 1)
+            if most <= around:
+                raise UserError(f"config.data.max_input_tokens={most} has no room for a question")
+            lengths = _shortened([len(text) for text in texts], most - around)
+            cut += sum(lengths) < sum(map(len, texts))
+            row = [begin]
+            for n, (text, length) in enumerate(zip(texts, lengths, strict=True)):
+                row += [*(between if n else []), *text[:length]]
+            rows.append([*row, end])
+        report = _report(self.tokenizer, rows, cut, most)
+        each, following = (self.parts - 1 if self.multiple_choice else 1), iter(rows)
+        ids = [
+            [] if parts is None else [id for _ in range(each) for id in next(following)]
+            for parts in questions
+        ]
+        return Encoded(ids, report)
+
+    def targets(self, view: str, texts: Sequence[str | None], most: int) -> Encoded:
+        present = [text for text in texts if text is not None]
+        if unknown := sorted({text.strip() for text in present} - {*self.labels}):
+            raise UserError(f"the label {unknown[0]!r} is none of the classes {', '.join(self.labels)}")
+        counts = collections.Counter(text.strip() for text in present)
+        report = ", ".join(f"{counts[label]} {label}" for label in self.labels)
+        rows = [[] if text is None else [self.labels.index(text.strip())] for text in texts]
+        return Encoded(rows, f"{len(present)} classes: {report}")
+
+    def continued(
+        self, contexts: Sequence[str], continuations: Sequence[str]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        raise UserError("the student is an encoder: it has no likelihood of what continues a text")
+
+    def decode(self, view: str, ids: Sequence[int]) -> str:
+        return self.labels[ids[0]] if len(ids) else ""
+
+    def sample(self, view: str, prefix: str, hf_class: str) -> str:
+        hf = self.tokenizer.hf
+        between = [hf.sep_token_id] * (2 if hf.cls_token == "<s>" else 1)
+        asking = (
+            "texts = [question] if isinstance(question, str) else question\n"
+            f"begin, end, between = {hf.cls_token_id}, {hf.sep_token_id}, {between}\n"
+            "\n"
+            "def encode(texts):\n"
+            "    ids, types = [begin], [0]\n"
+            "    for n, text in enumerate(texts):\n"
+            "        part = tokenizer.encode(text, add_special_tokens=False)\n"
+            "        part += between if n + 1 < len(texts) else [end]\n"
+            "        ids, types = ids + part, types + [min(n, 1)] * len(part)\n"
+            "    return {'input_ids': torch.tensor([ids]), 'token_type_ids': torch.tensor([types])}\n"
+            "\n"
+        )
+        if self.multiple_choice:
+            asking += (
+                "choices = [encode([texts[0], choice])['input_ids'] for choice in texts[1:]]\n"
+                "scores = [model(input_ids=ids[None]).logits.item() for ids in choices]\n"
+                "written = model.config.id2label[max(range(len(scores)), key=scores.__getitem__)]\n"
+            )
+        else:
+            types = "" if hf.cls_token == "<s>" else "**"
+            call = "**encode(texts)" if types else "input_ids=encode(texts)['input_ids']"
+            asking += f"written = model.config.id2label[model({call}).logits.argmax().item()]\n"
+        return _program(hf_class, asking, "import torch\n", spelled=False)
+
+    def save(self, directory: Path) -> None:
+        self.tokenizer.save(directory)
+        values = {"labels": self.labels, "parts": self.parts, "multiple_choice": self.multiple_choice}
+        write_json(directory / _FILE, {"kind": "classes", "spelled": self.spelled} | values)
 
 
-def load(path_or_id: str | Path, kind: str, chat: str = "auto") -> Seq2Seq | Causal:
+def _shortened(lengths: Sequence[int], most: int) -> list[int]:
+    """Lengths of texts that together have at most `most` tokens: the longest loses the next one."""
+    shorter = list(lengths)
+    while (excess := sum(shorter) - most) > 0:
+        longest = max(shorter)
+        others = [length for length in shorter if length < longest]
+        which = [n for n, length in enumerate(shorter) if length == longest]
+        # All of the longest down to the next one's length, or as far as is needed.
+        step = min(longest - max(others, default=0), -(-excess // len(which)))
+        for n in reversed(which):
+            taken = min(step, sum(shorter) - most)
+            shorter[n] -= max(taken, 0)
+    return shorter
+
+
+FORMATS: dict[str, Any] = {"seq2seq": Seq2Seq, "causal": Causal, "classes": Classes}
+
+
+def load(
+    path_or_id: str | Path, kind: str, chat: str = "auto", classes: Mapping[str, Any] | None = None
+) -> Any:
     """Returns the format in a directory that `save` wrote, or of a tokenizer's directory or Hub repository.
 
     Args:
       kind: a key of `FORMATS`: what the student reads.
       chat: whether prompts are chats: template | plain | auto, as saved or else if there is a template.
+      classes: the attributes of `Classes` but for its tokenizer; None: as saved.
 
     Raises:
       UserError: there is no tokenizer, it lacks what the format needs, the directory is of another kind, or
@@ -446,7 +614,7 @@ def load(path_or_id: str | Path, kind: str, chat: str = "auto") -> Seq2Seq | Cau
         case _:
             raise UserError(f'{file}: "spelled" must be a list of views; take another copy')
     # The first releases knew one kind and wrote none.
-    if file.is_file() and (found := saved.get("kind", "seq2seq")) != kind:
+    if file.is_file() and classes is None and (found := saved.get("kind", "seq2seq")) != kind:
         raise UserError(
             f"{file}: the format is {found!r}, the student reads {kind!r}; take its own tokenizer"
         )
@@ -456,8 +624,21 @@ def load(path_or_id: str | Path, kind: str, chat: str = "auto") -> Seq2Seq | Cau
     if kind == "causal":
         return Causal(loaded, _chats(path_or_id, loaded, chat, saved), spelled)
     if chat == "template":
-        raise UserError("config.data.chat=template: the student is an encoder-decoder, which reads no chat")
+        raise UserError("config.data.chat=template: the student is no decoder, it reads no chat")
+    if kind == "classes":
+        return Classes(loaded, **(classes or _read_classes(file, saved)))
     return Seq2Seq(loaded, spelled)
+
+
+def _read_classes(file: Path, saved: Mapping[str, Any]) -> dict[str, Any]:
+    match saved:
+        case {"labels": [_, *_] as labels, "parts": int() as parts, "multiple_choice": bool() as choice}:
+            return {"labels": tuple(map(str, labels)), "parts": parts, "multiple_choice": choice}
+    raise UserError(f"{file}: no labels of an encoder's classes; it must be trained first")
+
+
+def _written(tokenizer: Tokenizer) -> Texts:
+    return Texts(tokenizer.size, tokenizer.hf.pad_token_id, tokenizer.eos_id)
 
 
 def _chats(path_or_id: str | Path, loaded: Tokenizer, chat: str, saved: Mapping[str, Any]) -> bool:
@@ -473,7 +654,7 @@ def _chats(path_or_id: str | Path, loaded: Tokenizer, chat: str, saved: Mapping[
 
 
 def train(texts: Iterable[str], vocab_size: int, directory: str | Path, kind: str) -> Seq2Seq | Causal:
-    """Returns the format, a key of `FORMATS`, of a tokenizer trained on `texts` (`tokenizer.train`)."""
+    """Returns the format, seq2seq or causal, of a tokenizer trained on `texts` (`tokenizer.train`)."""
     trained = tokenizer.train([*texts, *FORMATS[kind].words], vocab_size, directory)
     return Causal(trained, chat=False) if kind == "causal" else Seq2Seq(trained)
 

@@ -86,9 +86,15 @@ class Tokenizer:
                 "or take plain prompts with --config.data.chat=plain"
             ) from error
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns each text's ids, without any special token but those that are written out in the text."""
-        return self.hf(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    def encode(self, texts: Sequence[str], *, plain: bool = False) -> list[list[int]]:
+        """Returns each text's ids, without any special token but those that are written out in the text.
+
+        With `plain` these are text like any other.
+        """
+        options: dict[str, Any] = {"split_special_tokens": True} if plain else {}
+        if not texts:
+            return []
+        return self.hf(list(texts), add_special_tokens=False, verbose=False, **options)["input_ids"]
 
     def decode(self, ids: Sequence[int], *, tidy: bool | None = None) -> str:
         """Returns the text of `ids` without special tokens and without ids that are no token.

@@ -4,6 +4,7 @@ import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,14 +71,61 @@ def load_format(
     Raises:
       UserError: there is no tokenizer, or it does not suit the format.
     """
+    classes = _classes(splits, method) if kind == "classes" else None
     if source := model.tokenizer or model.pretrained:
-        return formats.load(source, kind, data.chat)
+        return formats.load(source, kind, data.chat, classes)
     if data.chat == "template":
         raise UserError(
             "config.data.chat=template: the tokenizer that is trained on word problems has no chat template; "
             "take plain, or a model that has one with --config.model.pretrained=DIR"
         )
     return _train_format(splits, method, kind)
+
+
+def _classes(splits: tasks.Splits, method: Sequence[View]) -> dict[str, Any]:
+    """What a format of classes knows of the data.
+
+    Raises:
+      UserError: the method writes more than a label, or there is no closed set of labels.
+    """
+    if any(view.term != "label" for view in method):
+        label_only = [name for name, its in views.METHODS.items() if all(v.term == "label" for v in its)]
+        raise UserError(
+            "the student is an encoder: it chooses a label and writes no rationale or program; take "
+            f"--config.objective.method={' or '.join(label_only)}"
+        )
+    labels = closed_labels(splits, "the student is an encoder, which chooses among labels")
+    examples = (*splits.train, *splits.valid, *splits.test)
+    parts = len(examples[0].parts)
+    for example in examples:
+        if len(example.parts) != parts:
+            raise UserError(
+                f"task={splits.task}: the input of {example.id} has {len(example.parts)} texts, that of "
+                f"{examples[0].id} has {parts}: an encoder needs the same number of all"
+            )
+    return {"labels": labels, "parts": parts, "multiple_choice": splits.multiple_choice}
+
+
+def closed_labels(splits: tasks.Splits, why: str) -> tuple[str, ...]:
+    """Returns the labels of a classification: the task's own or, where it defines none, the training split's.
+
+    Args:
+      why: they are needed, for the error.
+
+    Raises:
+      UserError: answers are open, there is one label only, or an example has another one.
+    """
+    if splits.by_value:
+        raise UserError(f"{why}, but those of task={splits.task} are equations, an open set")
+    labels = splits.label_set or tuple(sorted({example.label.strip() for example in splits.train}))
+    if len(labels) < 2:
+        raise UserError(f"{why}, but task={splits.task} has {len(labels)} in its training split")
+    for example in (*splits.train, *splits.valid, *splits.test):
+        if example.label.strip() not in labels:
+            raise UserError(
+                f"{why}, but {example.label!r}, that of {example.id}, is none of {', '.join(labels)}"
+            )
+    return labels
 
 
 def _train_format(splits: tasks.Splits, method: Sequence[View], kind: str) -> Format:

@@ -87,9 +87,7 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
     splits = load_splits(config.data, config.seed)
     format = load_format(config.model, config.data, splits, method, of_family.format)
     train_examples, report = training_examples(config, splits, method)
-    student, pretrained, found = load_student(
-        config.model, format.tokenizer, weights=weights, platform=platform
-    )
+    student, pretrained, found = load_student(config.model, format, weights=weights, platform=platform)
     format = fit(format, method, train_examples, config.data)
     tokenized = tokenize(method, train_examples, format, config.data)
     lora, adapter = make_lora(config.model, student)

@@ -145,7 +145,7 @@ def load(path: Path) -> Saved:
     like_shardings, adapter = shardings, None
     if LORA in architecture:
         lora = Lora(student.weights, **architecture[LORA])
-        _, base, _ = students.from_pretrained(config.model.pretrained, options)
+        _, base, _ = students.from_pretrained(config.model.pretrained, options, layers=config.model.layers)
         refuse_other_base(path / STUDENT_FILE, fingerprint(base), config.model.pretrained)
         like = shapes(lora.weights)
         like_shardings = by_weights(mesh, like, lora.weights)
@@ -177,9 +177,12 @@ def read_pretrained(path: Path, config: Config) -> Saved:
     Raises:
       UserError: weights or tokenizer that are missing or do not fit.
     """
-    student, read, _ = students.from_pretrained(str(path), Options(dtype=compute_dtype(config.model)))
-    format = formats.load(path, student.format, config.data.chat)
-    student = students.ending_in(student, format.tokenizer.eos_id)
+    options = Options(dtype=compute_dtype(config.model))
+    kind = students.family(str(path), "").format
+    if kind == "classes":
+        raise UserError(f"{path} is an encoder: its classes must be learned before it can be asked")
+    format = formats.load(path, kind, config.data.chat)
+    student, read, _ = students.from_pretrained(str(path), options, format.texts)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, pretrained=str(path)))
     mesh, shardings = arrangement(config.mesh, read, student.weights)
     return Saved(config, student, spread(read, shardings), mesh, format, by_value=False, labels=None)

@@ -12,7 +12,7 @@ from cot_jax.models import student as students
 from cot_jax.models.lora import Lora, read_adapter
 from cot_jax.models.student import Options, Student
 from cot_jax.models.weights import Params
-from cot_jax.text.tokenizer import Tokenizer
+from cot_jax.text.formats import Format
 
 # Keys of a saved student's architecture: the checksum of the weights that its adapter adapts, and how.
 BASE, LORA = "base_crc32", "lora"
@@ -33,7 +33,7 @@ def resolved(config: Config) -> Config:
 
 
 def load_student(
-    config: ModelConfig, tokenizer: Tokenizer, *, weights: bool, platform: str = ""
+    config: ModelConfig, format: Format, *, weights: bool, platform: str = ""
 ) -> tuple[Student, Params | None, list[str]]:
     """Returns the student, its parameters where they are pretrained, and lines for the user.
 
@@ -46,21 +46,24 @@ def load_student(
         unroll=(platform or jax.default_backend()) == "cpu",
         remat=config.remat,
     )
+    texts = format.texts
     if not config.pretrained:
-        ids = {"vocab_size": tokenizer.size, "pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id}
-        return students.from_scratch(config.preset, options=options, **ids), None, []
+        if config.layers:
+            raise UserError("config.model.layers takes the first layers of a model: name it in pretrained")
+        return students.from_scratch(config.preset, texts=texts, options=options), None, []
     params: Params | None = None
     report: list[str] = []
     if weights:
-        student, params, report = students.from_pretrained(config.pretrained, options)
+        student, params, report = students.from_pretrained(config.pretrained, options, texts, config.layers)
     else:
-        student = students.without_weights(config.pretrained, options)
-    if student.outputs < tokenizer.size:
+        student = students.without_weights(config.pretrained, options, texts, config.layers)
+    if student.config.vocab_size < texts.size:
         raise UserError(
-            f"{config.pretrained} has {student.outputs} embedding rows but the tokenizer {tokenizer.size} "
-            "tokens: use the tokenizer that the model was trained with (--config.model.tokenizer=)"
+            f"{config.pretrained} has {student.config.vocab_size} embedding rows but the tokenizer "
+            f"{texts.size} tokens: use the tokenizer that the model was trained with "
+            "(--config.model.tokenizer=)"
         )
-    return students.ending_in(student, tokenizer.eos_id), params, report
+    return student, params, report
 
 
 def compute_dtype(config: ModelConfig) -> jnp.dtype:

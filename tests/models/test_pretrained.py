@@ -379,7 +379,7 @@ def test_fresh_weights_are_reported_and_leftovers_counted(tmp_path):
     tensors |= {f"cls.{n}": (1,) for n in range(4)}
     tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in tensors.items()}
     rewrite(tmp_path, tensors)
-    params, report = pretrained.read(tmp_path, weights, {}, (r"cls\..*",), needs_head=True)
+    params, report = pretrained.read(tmp_path, weights, {}, (r"cls\..*",))
     assert flatten_dict(params, sep="/").keys() == {"embedding", "layers/k"}
     np.testing.assert_array_equal(params["layers"]["k"][1, :, 0], tensors["layer.1.k.weight"].T)
     assert report == [

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from flat_batches import batch, by_example, sequences
 
+from cot_jax.batch import Texts
 from cot_jax.errors import UserError
 from cot_jax.models import pretrained
 from cot_jax.models import student as students
 from cot_jax.models.student import Options, from_pretrained, from_scratch, without_weights
 from cot_jax.models.weights import Weight, shapes
 
-TINY = {"vocab_size": 300, "pad_id": 0, "eos_id": 1, "options": Options()}
+TINY: dict = {"texts": Texts(300, pad_id=0, end_id=1), "options": Options()}
 
 
 def test_views_side_by_side_are_separate_passes(untied, hidden):
@@ -46,7 +47,7 @@ def test_what_is_learned_changes_no_state(untied, pair, hidden):
 
 @pytest.mark.parametrize(("ids", "rows"), [(32_100, 32_128), (300, 384), (384, 384)])
 def test_from_scratch_has_a_row_for_every_id(ids, rows):
-    student = from_scratch("tiny", **(TINY | {"vocab_size": ids, "pad_id": 3, "eos_id": 2}))
+    student = from_scratch("tiny", **(TINY | {"texts": Texts(ids, pad_id=3, end_id=2)}))
     assert (student.outputs, student.pad_id, student.ends) == (rows, 3, (2,))
     assert student.config.decoder_start_token_id == 3
     params = shapes(student.weights)

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cot_jax.batch import Batch, Tokens, ViewArrays, Work
+from cot_jax.batch import Batch, Texts, Tokens, ViewArrays, Work
 from cot_jax.errors import UserError
 from cot_jax.models import layers, pretrained, t5
 from cot_jax.models.decoding import greedy
@@ -516,7 +516,7 @@ def test_cached_decoding_is_full_decoding(untied, pair, hidden, at_once):
 
 @pytest.mark.parametrize("preset", ["small", "t5-small"])
 def test_initial_distributions(preset):
-    student = from_scratch(preset, vocab_size=1024, pad_id=0, eos_id=1, options=Options())
+    student = from_scratch(preset, texts=Texts(1024, pad_id=0, end_id=1), options=Options())
     config = dataclasses.replace(student.config, num_layers=2, num_decoder_layers=2)
     student = dataclasses.replace(student, config=config)
     params = small_params(config)

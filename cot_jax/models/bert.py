@@ -1,0 +1,305 @@
+"""BERT, RoBERTa and ALBERT, and what has their form, such as MiniLM.
+
+Devlin et al. 2019, "BERT" (arXiv:1810.04805); Liu et al. 2019, "RoBERTa" (arXiv:1907.11692): positions begin
+behind the padding's id, no token types, a head of its own; Lan et al. 2020, "ALBERT" (arXiv:1909.11942):
+layers share weights, embeddings are narrow.
+
+Shape suffixes: those of `models.encoder`, and H heads, K head size, F feed-forward, V vocabulary, P positions,
+T token types, E width of the embeddings, S positions of a sequence.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cot_jax.batch import Texts
+from cot_jax.errors import UserError
+from cot_jax.models.encoder import (
+    Attend,
+    Encoder,
+    Sequences,
+    Table,
+    affine,
+    label_fields,
+    read_fields,
+)
+from cot_jax.models.layers import Attention, Keys, attend, drop, embed
+from cot_jax.models.weights import Params, Weights
+
+
+class _Names(NamedTuple):
+    """What tensors are called below the model's prefix."""
+
+    layer: str
+    attention: str  # of q, k and v
+    query_key_value: tuple[str, str, str]
+    o: str
+    attention_norm: str
+    up: str
+    down: str
+    mlp_norm: str
+    pooler: str
+
+
+_BERT = _Names(
+    layer="encoder.layer.{n}.",
+    attention="attention.self.",
+    query_key_value=("query", "key", "value"),
+    o="attention.output.dense",
+    attention_norm="attention.output.LayerNorm",
+    up="intermediate.dense",
+    down="output.dense",
+    mlp_norm="output.LayerNorm",
+    pooler="pooler.dense",
+)
+_ALBERT = _Names(
+    layer="encoder.albert_layer_groups.{n}.albert_layers.0.",
+    attention="attention.",
+    query_key_value=("query", "key", "value"),
+    o="attention.dense",
+    attention_norm="attention.LayerNorm",
+    up="ffn",
+    down="ffn_output",
+    mlp_norm="full_layer_layer_norm",
+    pooler="pooler",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """The architecture, in the field names and with the defaults of Hugging Face's config.json.
+
+    Attributes:
+      embedding_size: of ALBERT; 0: hidden_size.
+      num_hidden_groups: of ALBERT: sets of weights that its layers share; 0: each layer has its own.
+      classifier_dropout: before the classifier; -1: hidden_dropout_prob.
+      labels, multiple_choice, cls_token_id, sep_token_id, dropout_rate: see `models.encoder.EncoderConfig`.
+    """
+
+    model_type: str = "bert"
+    vocab_size: int = 30_522
+    hidden_size: int = 768
+    embedding_size: int = 0
+    num_hidden_layers: int = 12
+    num_hidden_groups: int = 0
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float = -1.0
+    pad_token_id: int = 0
+    cls_token_id: int = 101
+    sep_token_id: int = 102
+    labels: tuple[str, ...] = ()
+    multiple_choice: bool = False
+    dropout_rate: float = -1.0
+
+    @classmethod
+    def from_json(cls, json: Mapping[str, Any]) -> "BertConfig":
+        """The config of a parsed config.json; fields that do not shape the model are ignored.
+
+        Raises:
+          UserError: a value that is missing, of the wrong type or that this code does not have.
+        """
+        kind = json["model_type"]
+        json = _DEFAULTS[kind] | {key: value for key, value in json.items() if value is not None}
+        if kind == "albert":
+            json["classifier_dropout"] = json.get("classifier_dropout_prob", 0.1)
+            if (inner := json.get("inner_group_num", 1)) != 1:
+                raise UserError(f"config.json: inner_group_num is {inner}, known: 1")
+        if kind == "roberta" and "bos_token_id" in json:
+            json |= {"cls_token_id": json["bos_token_id"], "sep_token_id": json.get("eos_token_id", 2)}
+        if (positions := json.get("position_embedding_type", "absolute")) != "absolute":
+            raise UserError(f'config.json: position_embedding_type is "{positions}", known: absolute')
+        needed = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        return cls(**read_fields(cls, json, (*needed, "intermediate_size", "max_position_embeddings")))
+
+    def to_json(self) -> dict[str, Any]:
+        values = dataclasses.asdict(self)
+        for name in ("labels", "multiple_choice", "dropout_rate", "classifier_dropout"):
+            del values[name]
+        if self.model_type == "albert":
+            values |= {"classifier_dropout_prob": self.head_dropout, "inner_group_num": 1}
+        else:
+            values["classifier_dropout"] = self.head_dropout
+            del values["embedding_size"], values["num_hidden_groups"]
+        if self.model_type == "roberta":
+            values |= {"bos_token_id": self.cls_token_id, "eos_token_id": self.sep_token_id}
+        kind = "MultipleChoice" if self.multiple_choice else "SequenceClassification"
+        name = {"bert": "Bert", "roberta": "Roberta", "albert": "Albert"}[self.model_type]
+        return values | label_fields(self.labels) | {"architectures": [f"{name}For{kind}"]}
+
+    def for_texts(self, texts: Texts) -> "BertConfig":
+        """With the ids and classes of some texts."""
+        return dataclasses.replace(
+            self,
+            cls_token_id=texts.begin_id,
+            sep_token_id=texts.end_id,
+            labels=texts.labels,
+            multiple_choice=texts.multiple_choice,
+        )
+
+    def resized(self, vocab_size: int, pad_id: int | None) -> "BertConfig":
+        """With an embedding of so many rows."""
+        return dataclasses.replace(self, vocab_size=vocab_size, pad_token_id=pad_id or 0)
+
+    def with_layers(self, layers: int) -> "BertConfig":
+        """The first layers alone."""
+        return dataclasses.replace(self, num_hidden_layers=layers)
+
+    @property
+    def head_dropout(self) -> float:
+        return self.hidden_dropout_prob if self.classifier_dropout < 0 else self.classifier_dropout
+
+    @property
+    def first_position(self) -> int:
+        """The row of the position table that the first token has."""
+        return self.pad_token_id + 1 if self.model_type == "roberta" else 0
+
+    @property
+    def positions(self) -> int:
+        return self.max_position_embeddings - self.first_position
+
+
+# Where Transformers' defaults are not those of `BertConfig`.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "roberta": {"pad_token_id": 1, "cls_token_id": 0, "sep_token_id": 2},
+    "albert": {
+        "embedding_size": 128,
+        "num_hidden_groups": 1,
+        "hidden_act": "gelu_new",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "cls_token_id": 2,
+        "sep_token_id": 3,
+    },
+}
+
+
+def _preset(hidden: int, layers: int, heads: int, **others: Any) -> BertConfig:
+    sizes = {"hidden_size": hidden, "intermediate_size": 4 * hidden}
+    return BertConfig(**sizes, num_hidden_layers=layers, num_attention_heads=heads, **others)
+
+
+PRESETS = {
+    "tiny-bert": _preset(64, 2, 4),
+    "minilm-l6": _preset(384, 6, 12),
+    "bert-base": _preset(768, 12, 12),
+    "bert-large": _preset(1024, 24, 16),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Bert(Encoder):
+    """BERT, RoBERTa or ALBERT as a `Student`."""
+
+    config: BertConfig
+
+    config_class = BertConfig
+
+    @property
+    def prefix(self) -> str:  # type: ignore[override]
+        return f"{self.config.model_type}."
+
+    @property
+    def leftovers(self) -> tuple[str, ...]:
+        """Heads of other tasks, positions that are counted here, and RoBERTa's pooler, which it does not use."""
+        c = self.config
+        found = [
+            r"(.*\.)?position_ids",
+            r"cls\..*",
+            r"lm_head\..*",
+            r"predictions\..*",
+            r"sop_classifier\..*",
+        ]
+        if c.model_type == "roberta" and not c.multiple_choice:
+            found.append(r"(roberta\.)?pooler\..*")
+        return tuple(found)
+
+    @cached_property
+    def weights(self) -> Weights:
+        c, names = self.config, _ALBERT if self.config.model_type == "albert" else _BERT
+        D, F, H = c.hidden_size, c.intermediate_size, c.num_attention_heads
+        E, K = c.embedding_size or D, D // H
+        table = Table(c.num_hidden_groups or c.num_hidden_layers)
+        for name, axes, rows in (
+            ("word", "V", c.vocab_size),
+            ("position", "P", c.max_position_embeddings),
+            ("token_type", "T", c.type_vocab_size),
+        ):
+            letter = "E" if c.embedding_size else "D"
+            theirs = f"{self.prefix}embeddings.{name}_embeddings.weight"
+            table.add(f"embedding/{name}", axes + letter, (rows, E), 0, 0.02, theirs)
+        table.norm("embedding/norm", E, f"{self.prefix}embeddings.LayerNorm")
+        if c.embedding_size:
+            theirs = f"{self.prefix}encoder.embedding_hidden_mapping_in"
+            table.linear("embedding/map", "ED", (E, D), theirs)
+        layer = f"{self.prefix}{names.layer}"
+        for ours, theirs in zip("qkv", names.query_key_value, strict=True):
+            place = f"{layer}{names.attention}{theirs}"
+            table.linear(f"layers/attention/{ours}", "DHK", (D, H, K), place)
+        table.linear("layers/attention/o", "HKD", (H, K, D), f"{layer}{names.o}", inputs=2)
+        table.norm("layers/attention_norm", D, f"{layer}{names.attention_norm}")
+        table.linear("layers/mlp/up", "DF", (D, F), f"{layer}{names.up}")
+        table.linear("layers/mlp/down", "FD", (F, D), f"{layer}{names.down}")
+        table.norm("layers/mlp_norm", D, f"{layer}{names.mlp_norm}")
+        outputs, last = 1 if c.multiple_choice else self.outputs, "classifier"
+        if c.model_type == "roberta" and not c.multiple_choice:
+            table.linear("pooler/w", "DO", (D, D), "classifier.dense")
+            last = "classifier.out_proj"
+        else:
+            table.linear("pooler/w", "DO", (D, D), f"{self.prefix}{names.pooler}")
+        table.linear("classifier/w", "DC", (D, outputs), last)
+        return table.weights
+
+    def _embed(self, params: Params, sequences: Sequences, key: jax.Array | None) -> jax.Array:
+        c, tables = self.config, params["embedding"]
+        x_GXE = embed(tables["word"], sequences.ids_GX, self.dtype)
+        x_GXE += embed(tables["position"], sequences.position_GX + c.first_position, self.dtype)
+        type_GX = sequences.type_GX if c.type_vocab_size > 1 else jnp.zeros_like(sequences.type_GX)
+        x_GXE += embed(tables["token_type"], type_GX, self.dtype)
+        x_GXE = self.norm(x_GXE, tables["norm"])
+        x_GXE = drop(x_GXE, self.rate("hidden_dropout_prob"), key, sequences.seed_GX)
+        return affine(x_GXE, tables, "map") if c.embedding_size else x_GXE
+
+    @property
+    def _order(self) -> np.ndarray | None:
+        c = self.config
+        if not c.num_hidden_groups:
+            return None
+        return np.arange(c.num_hidden_layers) * c.num_hidden_groups // c.num_hidden_layers
+
+    def _attention(self, params: Params, sequences: Sequences) -> Attend:
+        c = self.config
+        scale = (c.hidden_size // c.num_attention_heads) ** -0.5
+        rate = self.rate("attention_probs_dropout_prob")
+        among_all = Attention(sequences, sequences, [None], rate=rate, scale=scale)
+        segments = sequences.segments_GX
+        mask_GC1S = segments.real_GES[:, :, None, :]
+
+        def of_layer(w, x_GXD, of, key):
+            k, v = affine(x_GXD, w, "k"), affine(x_GXD, w, "v")
+            if of is None:
+                return among_all(key, affine(x_GXD, w, "q"), k, v)
+            keys = Keys(segments.unpack(k), segments.unpack(v), mask_GC1S)
+            seed = sequences.first_seed_GC[:, :, None]
+            q = affine(of, w, "q")[:, :, None]
+            return attend(q, [keys], scale=scale, rate=rate, key=key, seed=seed)[:, :, 0]
+
+        return of_layer
+
+    def _pool(self, params: Params, first_GCD: jax.Array, sequences: Sequences, key) -> jax.Array:
+        if self.config.model_type == "roberta" and not self.config.multiple_choice:
+            before = None if key is None else jax.random.fold_in(key, 1)
+            first_GCD = drop(first_GCD, self.rate("head_dropout"), before, sequences.first_seed_GC)
+        return super()._pool(params, first_GCD, sequences, key)

@@ -1,0 +1,435 @@
+"""What encoders share: sequences and their parts, classes as targets of one token, the classification head.
+
+A class is a target of one token over K classes, so that every objective works on encoders as it is: the
+state that predicts it is what the head makes of the first token, [CLS], with a 1 behind it for the bias; the
+matrix has the classes' weights and biases. With multiple choice an input has a sequence for each of K choices
+and the state is their K scores; the matrix is then the identity.
+
+Shape suffixes: G groups, E examples of a group, C sequences of a group (E, or E * K with multiple choice), X
+input slots of a group, Y target slots of a group, D model, K classes, N layers.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+
+from cot_jax.batch import Batch, Segments, Texts, Tokens, Work
+from cot_jax.errors import UserError
+from cot_jax.models.decoding import Prompt
+from cot_jax.models.layers import Layout, by_example, drop, layer_norm, linear, stack
+from cot_jax.models.weights import Params, Weight, Weights
+
+# hidden_act -> function. Transformers' "gelu" is the exact one.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+# What Transformers calls a class without a name.
+_NAMELESS = "LABEL_"
+
+
+class EncoderConfig(Protocol):
+    """What `Encoder` asks of a family's config.
+
+    Attributes:
+      labels: names of the classes, or of the choices with `multiple_choice`.
+      cls_token_id, sep_token_id: begin a sequence and end each of its parts.
+      dropout_rate: of all dropout; -1: the three rates of config.json.
+      positions: no sequence may be longer; 0: any.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    layer_norm_eps: float
+    hidden_dropout_prob: float
+    attention_probs_dropout_prob: float
+    labels: tuple[str, ...]
+    multiple_choice: bool
+    cls_token_id: int
+    sep_token_id: int
+    dropout_rate: float
+
+    @property
+    def head_dropout(self) -> float: ...
+    @property
+    def positions(self) -> int: ...
+
+
+def read_fields(cls: Any, json: Mapping[str, Any], needed: Sequence[str]) -> dict[str, Any]:
+    """The fields of the dataclass `cls` that a parsed config.json has, those of the labels included.
+
+    Raises:
+      UserError: a needed field is missing, or one is of the wrong type or too small.
+    """
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        value, kind = json.get(field.name), type(field.default)
+        if kind not in (bool, int, float, str) or value is None:
+            continue
+        if isinstance(value, bool) != (kind is bool) or not isinstance(
+            value, int | float if kind is float else kind
+        ):
+            raise UserError(f"config.json: {field.name} is {value!r}, expected {kind.__name__}")
+        given[field.name] = value
+    for name in needed:
+        if name not in given:
+            raise UserError(f"config.json: {name} is missing")
+        if given[name] < 1:
+            raise UserError(f"config.json: {name} is {given[name]}, expected at least 1")
+    heads = given["num_attention_heads"]
+    if given["hidden_size"] % heads:
+        raise UserError(f"config.json: {heads} heads do not divide hidden_size {given['hidden_size']}")
+    for name in ("hidden_act", "pooler_hidden_act"):
+        if given.get(name, "gelu") not in ACTIVATIONS:
+            raise UserError(f'config.json: {name} is "{given[name]}", known: {", ".join(ACTIVATIONS)}')
+    names = json.get("id2label") or {}
+    labels = tuple(str(names[key]) for key in sorted(names, key=int)) if isinstance(names, dict) else ()
+    if not any(label.startswith(_NAMELESS) for label in labels):
+        given["labels"] = labels
+    architectures = json.get("architectures") or [""]
+    given["multiple_choice"] = str(architectures[0]).endswith("ForMultipleChoice")
+    return given
+
+
+def label_fields(labels: Sequence[str]) -> dict[str, Any]:
+    """config.json's fields of the classes, in Transformers' form."""
+    return {
+        "id2label": {str(n): label for n, label in enumerate(labels)},
+        "label2id": {label: n for n, label in enumerate(labels)},
+        "problem_type": "single_label_classification",
+    }
+
+
+class Sequences(Layout):
+    """The sequences of a batch's inputs, flat.
+
+    Attributes:
+      type_GX: int32, 0 up to the first [SEP], 1 behind it.
+      first_seed_GC: uint32 for `drop`, of the first tokens.
+    """
+
+    def __init__(self, inputs: Tokens, example_GE: ArrayLike, config: EncoderConfig):
+        choices = len(config.labels) if config.multiple_choice else 1
+        lengths = _choice_lengths(inputs, config.cls_token_id, choices) if choices > 1 else inputs.length
+        numbers = jnp.repeat(jnp.asarray(example_GE), choices, axis=1)
+        numbers = numbers * choices + jnp.arange(numbers.shape[1]) % choices
+        super().__init__([dataclasses.replace(inputs, length=lengths, prefix=None)], numbers)
+        (self.segments_GX,) = self.segments
+        ends_GX = (self.ids_GX == config.sep_token_id).astype(jnp.int32)
+        before_GX = jnp.cumsum(ends_GX, axis=1) - ends_GX
+        self.type_GX = jnp.minimum(before_GX - self.spread(self.first(before_GX)), 1)
+        self.first_seed_GC = self.first(self.seed_GX)
+
+    def first(self, x: jax.Array) -> jax.Array:
+        """(G, C, ...), the first token of each sequence; an empty one has another's."""
+        return self.segments_GX.first(x)
+
+    def spread(self, x_GC: jax.Array) -> jax.Array:
+        """(G, X), of each token what its sequence has."""
+        return self.segments_GX.spread(x_GC)
+
+
+def _choice_lengths(inputs: Tokens, begin: int, choices: int) -> jax.Array:
+    """(G, E * choices), tokens of each choice of inputs that hold them one behind the other.
+
+    A choice begins where the id `begin` is, which no text has.
+    """
+    segments = Segments.of(inputs)
+    starts_GX = ((jnp.asarray(inputs.ids) == begin) & segments.real_GX).astype(jnp.int32)
+    choice_GX = (jnp.cumsum(starts_GX, axis=1) - 1) % choices
+    place_GX = segments.example_GX * choices + choice_GX
+    count = inputs.length.shape[1] * choices
+    one = jax.vmap(lambda place, real: jnp.zeros(count, jnp.int32).at[place].add(real))
+    return one(place_GX, segments.real_GX.astype(jnp.int32))
+
+
+class Read(NamedTuple):
+    """What an encoder made of a batch's sequences.
+
+    Attributes:
+      last_GCD: the last layer's state of each first token.
+      firsts_NGCD: those of all layers before the last one.
+    """
+
+    last_GCD: jax.Array
+    firsts_NGCD: jax.Array
+
+
+# How a layer's queries, keys and values attend; for all tokens, or where told, for each first token alone.
+Attend = Callable[..., jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """An encoder with a classification head, as a `Student`.
+
+    Dropout is active where `hidden` gets a key, at Transformers' places.
+
+    Attributes:
+      config: the architecture.
+      dtype: of the arithmetic.
+      unroll: whether the loop over layers is unrolled.
+      remat: what of a layer the backward pass computes again, one of `layers.REMAT`.
+    """
+
+    config: Any
+    dtype: DTypeLike = jnp.float32
+    unroll: bool = False
+    remat: str = "none"
+
+    peft_task = "SEQ_CLS"
+    format = "classes"
+    # The rates of config.json, which differ by place. [ALBERT v2: 0, 0 and 0.1]
+    usual: ClassVar[Mapping[str, Any]] = {"dropout_rate": -1, "remat": "none", "lora_rank": 0}
+    unrolls = True
+    pad_id = 0  # any id will do: lengths decide
+
+    @property
+    def hf_class(self) -> str:
+        kind = "MultipleChoice" if self.config.multiple_choice else "SequenceClassification"
+        return f"AutoModelFor{kind}"
+
+    @property
+    def outputs(self) -> int:
+        return len(self.config.labels)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Any class ends what is written."""
+        return tuple(range(self.outputs))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.config.labels
+
+    def architecture(self) -> dict[str, Any]:
+        return self.config.to_json()
+
+    @cached_property
+    def weights(self) -> Weights:
+        raise NotImplementedError
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Old files call a norm's scale gamma and its bias beta."""
+        old = {}
+        for weight in self.weights.values():
+            for new, past in (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")):
+                if weight.theirs.endswith(new):
+                    for n in range(weight.layers):
+                        name = weight.theirs.format(n=n)
+                        name_then = name.replace(new, past)
+                        old |= {name_then: name, name_then.removeprefix(self.prefix): name}
+        return old
+
+    prefix: ClassVar[str] = ""
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Paths of the weights that a file of a bare encoder lacks: they are then fresh."""
+        return tuple(path for path in self.weights if path.split("/")[0] in ("pooler", "classifier"))
+
+    def hidden(self, params: Params, batch: Batch, dropout_rng: jax.Array | None) -> dict[str, jax.Array]:
+        return self.hidden_and_layers(params, batch, dropout_rng)[0]
+
+    def hidden_and_layers(
+        self, params: Params, batch: Batch, dropout_rng: jax.Array | None
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """`hidden`, and per view the states (N - 1, G, C, D) of the first tokens behind all but the last layer.
+
+        Patient knowledge distillation matches these (Sun et al. 2019).
+        """
+        states, layers = {}, {}
+        for n, (name, view) in enumerate(sorted(batch.views.items())):
+            key = None if dropout_rng is None else jax.random.fold_in(dropout_rng, n)
+            states_GED, layers[name] = self._states(params, view.inputs, batch.example, key)
+            # A target has one token at most.
+            targets = Segments(view.targets.length, view.targets.slots, 1)
+            states[name] = targets.pack(states_GED[:, :, None])
+        return states, layers
+
+    def head(self, params: Params) -> jax.Array:
+        if self.config.multiple_choice:
+            return jnp.eye(self.outputs)
+        return jnp.concatenate([params["classifier"]["w"], params["classifier"]["bias"][None]])
+
+    def prompt(self, params: Params, inputs: Tokens, most: int, rows: int = 1) -> Prompt:
+        example_GE = jnp.zeros(inputs.length.shape, jnp.int32)
+        states_GED, _ = self._states(params, inputs, example_GE, None)
+        states_RD = jnp.repeat(states_GED.reshape(-1, states_GED.shape[-1]), rows, axis=0)
+        logits_RK = jnp.einsum("RD,DK->RK", states_RD, self.head(params), preferred_element_type=jnp.float32)
+
+        def step(ids_RT, position, cache):
+            return jnp.broadcast_to(cache[0][:, None], (*ids_RT.shape, self.outputs)), cache
+
+        first_R = jnp.zeros(len(logits_RK), jnp.int32)
+        return Prompt(step, logits_RK[None], first_R, self.ends, self.pad_id)
+
+    def flops(self, works: Sequence[Work]) -> np.ndarray:
+        c, total = self.config, np.zeros(np.shape(works[0].inputs))
+        D, F, N = c.hidden_size, c.intermediate_size, c.num_hidden_layers
+        # Of the last layer only keys and values are those of all tokens.
+        maps = (N - 1) * (8 * D * D + 4 * D * F) + 4 * D * D
+        for work in works:
+            total += maps * work.inputs + (N - 1) * 4 * D * work.input_pairs
+            total += (6 * D * D + 4 * D * F + 2 * D * self.outputs) * work.targets
+        return total
+
+    # --- Parts ---
+
+    def _embed(self, params: Params, sequences: Sequences, key: jax.Array | None) -> jax.Array:
+        """(G, X, D) embedded tokens."""
+        raise NotImplementedError
+
+    def _attention(self, params: Params, sequences: Sequences) -> Attend:
+        """Returns attend(w, x_GXD, of, key): what all layers share is computed once.
+
+        `of` is None for the queries of all tokens, or the states (G, C, D) of the first ones, which are then
+        the only queries.
+        """
+        raise NotImplementedError
+
+    @property
+    def _order(self) -> np.ndarray | None:
+        """(N,), which of the stacked weights each layer has; None: its own."""
+        return None
+
+    def _convolve(
+        self, params: Params, x_GXD: jax.Array, embedded_GXD: jax.Array, sequences: Sequences, key
+    ) -> jax.Array:
+        """The first layer's states with a convolution of the embedded tokens, where there is one."""
+        raise NotImplementedError
+
+    @property
+    def has_convolution(self) -> bool:
+        return False
+
+    def rate(self, name: str) -> float:
+        """A dropout rate: config.json's own, or the one that replaces all of them."""
+        rate = self.config.dropout_rate
+        return float(getattr(self.config, name)) if rate < 0 else rate
+
+    def _states(
+        self, params: Params, inputs: Tokens, example_GE: ArrayLike, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """States (G, E, D + 1) that predict the class, or (G, E, K) scores; and `Read.firsts_NGCD`."""
+        c = self.config
+        # Widths are multiples of 8.
+        if c.positions and inputs.width >= c.positions + 8:
+            raise UserError(
+                f"texts of up to {inputs.width} tokens, but the student has {c.positions} positions: "
+                f"cut them with --config.data.max_input_tokens={c.positions}"
+            )
+        sequences = Sequences(inputs, example_GE, c)
+        keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
+        read = self._read(params, sequences, keys[0], keys[1])
+        pooled_GCD = self._pool(params, read.last_GCD, sequences, keys[2])
+        if not c.multiple_choice:
+            one = jnp.ones((*pooled_GCD.shape[:-1], 1), pooled_GCD.dtype)
+            return jnp.concatenate([pooled_GCD, one], axis=-1), read.firsts_NGCD
+        classifier = params["classifier"]
+        scores_GC1 = linear(pooled_GCD, classifier["w"]) + classifier["bias"].astype(pooled_GCD.dtype)
+        return scores_GC1.reshape(*inputs.length.shape, self.outputs), read.firsts_NGCD
+
+    def _read(self, params: Params, sequences: Sequences, embed_key, layers_key) -> Read:
+        """Applies the layers. Of the last one only the first tokens' states are asked for, and computed."""
+        c, order, blocks = self.config, self._order, params["layers"]
+        x_GXD = embedded = self._embed(params, sequences, embed_key)
+        attend = self._attention(params, sequences)
+        N = c.num_hidden_layers
+        keys = None if layers_key is None else jax.random.split(layers_key, N + 1)
+
+        def weights(which):
+            return jax.tree.map(lambda leaf: jnp.asarray(leaf)[which], blocks)
+
+        def layer(x_GXD, xs, _):
+            w, key = xs
+            w = w if order is None else weights(w)
+            x_GXD = by_example(self._layer(x_GXD, None, w, attend, key, sequences.seed_GX))
+            return x_GXD, sequences.first(x_GXD)
+
+        def some(x_GXD, first, last):
+            if first >= last:
+                return x_GXD, sequences.first(x_GXD)[None][:0]
+            part = slice(first, last)
+            w = weights(part) if order is None else jnp.asarray(order[part])
+            xs = (w, None if keys is None else keys[part])
+            return stack(layer, x_GXD, xs, unroll=self.unroll, remat=self.remat)
+
+        begin, before = 0, []
+        if self.has_convolution:
+            begin, (x_GXD, _) = 1, some(x_GXD, 0, 1)
+            x_GXD = self._convolve(params, x_GXD, embedded, sequences, None if keys is None else keys[N])
+            before = [sequences.first(x_GXD)[None]]
+        x_GXD, found = some(x_GXD, begin, N - 1)
+        firsts_NGCD = jnp.concatenate([*before, found])
+        first_GCD = sequences.first(x_GXD)
+        if begin == N:  # the one layer has been applied
+            return Read(first_GCD, firsts_NGCD[:0])
+        w = weights(N - 1 if order is None else order[-1])
+        key = None if keys is None else keys[N - 1]
+        last_GCD = self._layer(x_GXD, first_GCD, w, attend, key, sequences.first_seed_GC)
+        return Read(last_GCD, firsts_NGCD)
+
+    def _layer(self, x_GXD, first_GCD, w: Params, attend: Attend, key, seed) -> jax.Array:
+        """A layer's states of all tokens or, given the first ones', of these: norms behind the sums."""
+        keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
+        rate = self.rate("hidden_dropout_prob")
+        x = x_GXD if first_GCD is None else first_GCD
+        a, mlp = w["attention"], w["mlp"]
+        y = affine(attend(a, x_GXD, first_GCD, keys[0]), a, "o", 2)
+        x = self.norm(x + drop(y, rate, keys[1], seed), w["attention_norm"])
+        h = ACTIVATIONS[self.config.hidden_act](affine(x, mlp, "up"))
+        return self.norm(x + drop(affine(h, mlp, "down"), rate, keys[2], seed), w["mlp_norm"])
+
+    def _pool(self, params: Params, first_GCD: jax.Array, sequences: Sequences, key) -> jax.Array:
+        """What the classifier reads: BERT's pooler, tanh of a linear map, and dropout."""
+        pooled = jnp.tanh(affine(first_GCD, params["pooler"], "w"))
+        return drop(pooled, self.rate("head_dropout"), key, sequences.first_seed_GC)
+
+    def norm(self, x: jax.Array, w: Params) -> jax.Array:
+        return layer_norm(x, w["scale"], w["bias"], self.config.layer_norm_eps)
+
+
+def affine(x: jax.Array, w: Params, name: str, inputs: int = 1) -> jax.Array:
+    """The linear map `name`, and its bias where it has one."""
+    y, bias = linear(x, w[name], inputs), w.get("bias" if name == "w" else f"{name}_bias")
+    return y if bias is None else y + bias.astype(y.dtype)
+
+
+class Table:
+    """Collects an encoder's weights: linear maps with their biases, norms, embeddings."""
+
+    def __init__(self, layers: int):
+        self.weights: dict[str, Weight] = {}
+        self._N = layers
+
+    def add(self, path: str, axes: str, shape: tuple[int, ...], inputs: int, std: float | None, theirs: str):
+        if path.startswith("layers/"):
+            axes, shape = f"N{axes}", (self._N, *shape)
+        self.weights[path] = Weight(axes, shape, inputs, std, theirs)
+
+    def linear(
+        self, path: str, axes: str, shape: tuple[int, ...], theirs: str, inputs: int = 1, bias: bool = True
+    ) -> None:
+        """A map `path` and, where it has one, its bias: `path`_bias, or bias beside a map called w."""
+        self.add(path, axes, shape, inputs, 0.02, f"{theirs}.weight")
+        if bias:
+            name = f"{path[:-1]}bias" if path.endswith("/w") else f"{path}_bias"
+            self.add(name, axes[inputs:], shape[inputs:], 0, 0.0, f"{theirs}.bias")
+
+    def norm(self, path: str, size: int, theirs: str) -> None:
+        self.add(f"{path}/scale", "D", (size,), 0, None, f"{theirs}.weight")
+        self.add(f"{path}/bias", "D", (size,), 0, 0.0, f"{theirs}.bias")

@@ -4,8 +4,8 @@ Devlin et al. 2019, "BERT" (arXiv:1810.04805); Liu et al. 2019, "RoBERTa" (arXiv
 behind the padding's id, no token types, a head of its own; Lan et al. 2020, "ALBERT" (arXiv:1909.11942):
 layers share weights, embeddings are narrow.
 
-Shape suffixes: those of `models.encoder`, and H heads, K head size, F feed-forward, V vocabulary, P positions,
-T token types, E width of the embeddings, S positions of a sequence.
+Shape suffixes: those of `models.encoder`, and H heads, K head size, F feed-forward, V vocabulary, P
+positions, T token types, E width of the embeddings.
 """
 
 import dataclasses
@@ -187,7 +187,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def _preset(hidden: int, layers: int, heads: int, **others: Any) -> BertConfig:
-    sizes = {"hidden_size": hidden, "intermediate_size": 4 * hidden}
+    sizes: Any = {"hidden_size": hidden, "intermediate_size": 4 * hidden}
     return BertConfig(**sizes, num_hidden_layers=layers, num_attention_heads=heads, **others)
 
 
@@ -213,7 +213,7 @@ class Bert(Encoder):
 
     @property
     def leftovers(self) -> tuple[str, ...]:
-        """Heads of other tasks, positions that are counted here, and RoBERTa's pooler, which it does not use."""
+        """Other tasks' heads, positions, which are counted here, and RoBERTa's pooler, which is not used."""
         c = self.config
         found = [
             r"(.*\.)?position_ids",

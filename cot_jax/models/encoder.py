@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from cot_jax.batch import Batch, Segments, Texts, Tokens, Work
+from cot_jax.batch import Batch, Segments, Tokens, Work
 from cot_jax.errors import UserError
 from cot_jax.models.decoding import Prompt
 from cot_jax.models.layers import Layout, by_example, drop, layer_norm, linear, stack
@@ -122,7 +122,7 @@ class Sequences(Layout):
 
     def __init__(self, inputs: Tokens, example_GE: ArrayLike, config: EncoderConfig):
         choices = len(config.labels) if config.multiple_choice else 1
-        lengths = _choice_lengths(inputs, config.cls_token_id, choices) if choices > 1 else inputs.length
+        lengths: Any = _choice_lengths(inputs, config.cls_token_id, choices) if choices > 1 else inputs.length
         numbers = jnp.repeat(jnp.asarray(example_GE), choices, axis=1)
         numbers = numbers * choices + jnp.arange(numbers.shape[1]) % choices
         super().__init__([dataclasses.replace(inputs, length=lengths, prefix=None)], numbers)
@@ -224,7 +224,7 @@ class Encoder:
     @property
     def aliases(self) -> dict[str, str]:
         """Old files call a norm's scale gamma and its bias beta."""
-        old = {}
+        old: dict[str, str] = {}
         for weight in self.weights.values():
             for new, past in (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")):
                 if weight.theirs.endswith(new):
@@ -247,7 +247,7 @@ class Encoder:
     def hidden_and_layers(
         self, params: Params, batch: Batch, dropout_rng: jax.Array | None
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        """`hidden`, and per view the states (N - 1, G, C, D) of the first tokens behind all but the last layer.
+        """`hidden`, and per view the first tokens' states (N - 1, G, C, D) behind all layers but the last.
 
         Patient knowledge distillation matches these (Sun et al. 2019).
         """

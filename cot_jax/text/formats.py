@@ -440,8 +440,8 @@ class _Prompt(NamedTuple):
 class Classes:
     """Questions of an encoder, which has a class for each label and writes nothing.
 
-    A question of one or several texts is `[CLS] A [SEP] B [SEP]`, of RoBERTa `<s> A </s></s> B </s>`; one that
-    is too long loses tokens of its longest text. With multiple choice the first text is followed by the
+    A question of one or several texts is `[CLS] A [SEP] B [SEP]`, of RoBERTa `<s> A </s></s> B </s>`; one
+    that is too long loses tokens of its longest text. With multiple choice the first text is followed by the
     choices, and there is such a pair for each of them, one behind the other. The templates are ours, as
     Transformers' tokenizer of DeBERTa v1 puts two [SEP] between texts.
 
@@ -493,7 +493,8 @@ class Classes:
                 continue
             if len(parts) != self.parts:
                 raise UserError(
-                    f"a question of {len(parts)} texts, {parts[0][:40]!r} first: the student reads {self.parts}"
+                    f"a question of {len(parts)} texts, {parts[0][:40]!r} first: the student reads "
+                    f"{self.parts}"
                 )
             first, *others = parts
             asked = [(other,) for other in others] if self.multiple_choice else [others]

@@ -206,6 +206,23 @@ class SelfDistillationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistillationConfig:
+    """Distillation from a teacher student that answers in the same step, on top of any method."""
+
+    teacher: str = _key("", "work directory of a run, its export, or a fine-tuned model; empty = no teacher")
+    weight: float = _key(
+        0.5, "weight of its term; the cross-entropy has 1 - weight (papers: alpha)", low=0.0, high=1.0
+    )
+    temperature: float = _key(5.0, "temperature of both distributions (papers: T)", low=0.01)
+    layers: str = _key(
+        "none",
+        "teacher layers whose states an encoder's match (patient distillation): spread evenly, the last ones",
+        choices=("none", "skip", "last"),
+    )
+    layer_weight: float = _key(100.0, "weight of that term (PKD: beta)", low=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     name: str = _key("adamw", "optimizer; adafactor keeps next to no state", choices=sorted(LEARNING_RATES))
     learning_rate: float = _key(
@@ -282,6 +299,7 @@ class Config:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     self_distillation: SelfDistillationConfig = dataclasses.field(default_factory=SelfDistillationConfig)
+    distillation: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)

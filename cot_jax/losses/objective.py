@@ -9,7 +9,16 @@ import jax.numpy as jnp
 
 from cot_jax.batch import Batch, Segments, ViewArrays
 from cot_jax.losses.mutual_information import map_length, mutual_information_loss
-from cot_jax.losses.soft_targets import Distilled, LastBatch, SelfDistillation, left, right
+from cot_jax.losses.soft_targets import (
+    Distilled,
+    LastBatch,
+    SelfDistillation,
+    Teacher,
+    left,
+    patience_loss,
+    right,
+    teacher_loss,
+)
 from cot_jax.losses.vocabulary import VocabularyMap, cross_entropy_pass, vocabulary_pass
 from cot_jax.models.student import Student
 from cot_jax.models.weights import Params
@@ -29,7 +38,8 @@ class Found(NamedTuple):
     last_batch: LastBatch | None
 
 
-Objective = Callable[[Params, Batch, jax.Array | None, LastBatch | None], tuple[jax.Array, Found]]
+# (params, batch, dropout key or None, last batch or None, the teacher's parameters or None)
+Objective = Callable[..., tuple[jax.Array, Found]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +67,15 @@ def make_objective(
     self_distillation: SelfDistillation | None = None,
     batch_axes: tuple[str, ...] = (),
     micro_batches: int = 1,
+    teacher: Teacher | None = None,
 ) -> Objective:
     """Builds the loss of a method.
 
     The views' terms are cross-entropies, means over all real target tokens of the batch (Hsieh et
     al. 2023, Eq. 3-4); the total is `sum(weight * term)`, with the mutual-information term beside
     them where the method has one (Chen et al. 2024, Eq. 10). Self-distillation adds its term to the
-    cross-entropy of each view it acts on, under the same weight.
+    cross-entropy of each view it acts on, under the same weight; so does a teacher, for which the
+    cross-entropy of every view makes room (`soft_targets.Teacher`).
 
     Args:
       student: the model.
@@ -73,15 +85,20 @@ def make_objective(
       self_distillation: from the last mini-batch, or None.
       batch_axes: axes of the ambient mesh over which batches are divided (see `vocabulary_pass`).
       micro_batches: parts in which the batch goes through the student (`hidden_in_parts`).
+      teacher: one that answers in the same step, or None.
 
     Returns:
-      A pure function (params, batch, dropout key or None, last batch or None) -> (total, Found).
+      A pure function (params, batch, dropout key or None, last batch or None, the teacher's parameters or
+      None) -> (total, Found).
       Views with nothing to learn (`learned` 0) count in no term.
     """
     mi = mutual_information
+    # What a teacher leaves of the cross-entropies.
+    share = 1 - teacher.weight if teacher else 1.0
+    patient = teacher is not None and bool(teacher.layers)
 
-    def objective(params, batch, dropout_rng, last_batch):
-        hidden = hidden_in_parts(student, params, batch, dropout_rng, micro_batches)
+    def objective(params, batch, dropout_rng, last_batch, teacher_params=None):
+        hidden, layers = hidden_in_parts(student, params, batch, dropout_rng, micro_batches, patient)
         head_DV = student.head(params)
         linked_h = None if last_batch is None else left(batch.example) == last_batch.example_h
         total = jnp.float32(0)
@@ -114,7 +131,7 @@ def make_objective(
                     weight_GY *= Segments.of(view.targets).spread(example_weight_GE)
                 nll = jnp.sum(weight_GY * passed.nll_GY)
             values[term] = nll
-            total += weights[term] * values[term]
+            total += share * weights[term] * values[term]
         if mi:
             views = batch.views
             counts_GE = (views[mi.label_view].learned > 0) & (views[mi.rationale_view].learned > 0)
@@ -122,6 +139,22 @@ def make_objective(
                 maps[mi.label_view], maps[mi.rationale_view], counts_GE, variant=mi.variant, detach=mi.detach
             )
             total += mi.weight * values["mi"]
+        if teacher:
+            taught, of_layers = hidden_in_parts(
+                teacher.model, teacher_params, batch, None, micro_batches, patient
+            )
+            teacher_head_DV = teacher.head(teacher_params)
+            for name, term in terms.items():
+                view = batch.views[name]
+                states = (hidden[name], head_DV, taught[name], teacher_head_DV)
+                losses = {"distillation": teacher_loss(*states, token_weight(view), teacher.temperature)}
+                if patient:
+                    behind = (layers[name], of_layers[name])
+                    losses["patience"] = patience_loss(*behind, view.learned > 0, teacher.layers)
+                for part, loss in losses.items():
+                    values[part] = values.get(part, jnp.float32(0)) + weights[term] * loss
+            total += teacher.weight * values["distillation"]
+            total += teacher.layer_weight * values["patience"] if patient else 0
         if last_batch is not None:
             weighted = [weights[terms[name]] * found.loss for name, found in distilled.items()]
             values["self_distillation"] = jnp.sum(jnp.stack(weighted))
@@ -137,9 +170,16 @@ def make_objective(
 
 
 def hidden_in_parts(
-    student: Student, params: Params, batch: Batch, dropout_rng: jax.Array | None, parts: int
-) -> dict[str, jax.Array]:
-    """`student.hidden` of a batch, computed one part of its groups after the other.
+    student: Any,
+    params: Params,
+    batch: Batch,
+    dropout_rng: jax.Array | None,
+    parts: int,
+    with_layers: bool = False,
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """`student.hidden` of a batch, computed one part of its groups after the other; and states of layers.
+
+    These are those of an encoder's `hidden_and_layers`, where asked for; else nothing.
 
     Only one part's activations are in memory at a time, in the backward pass too, for which each part is
     computed again. What the losses see is the whole batch: gradients are those of one large batch whatever
@@ -148,8 +188,14 @@ def hidden_in_parts(
     Raises:
       ValueError: the groups do not divide.
     """
+
+    def whole(batch):
+        if with_layers:
+            return student.hidden_and_layers(params, batch, dropout_rng)
+        return student.hidden(params, batch, dropout_rng), {}
+
     if parts == 1:
-        return student.hidden(params, batch, dropout_rng)
+        return whole(batch)
     G = len(batch.example)
     if G % parts:
         raise ValueError(f"{G} groups do not divide in {parts} parts")
@@ -161,8 +207,7 @@ def hidden_in_parts(
     def join(x):
         return x.swapaxes(0, 1).reshape(G, *x.shape[2:])
 
-    one = jax.checkpoint(lambda part: student.hidden(params, part, dropout_rng))
-    return jax.tree.map(join, jax.lax.map(one, jax.tree.map(split, batch)))
+    return jax.tree.map(join, jax.lax.map(jax.checkpoint(whole), jax.tree.map(split, batch)))
 
 
 def token_weight(view: ViewArrays) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Self-distillation from the last mini-batch: the student's own outputs of one step ago as soft targets.
+"""Soft targets: of the student itself one step ago, and of a teacher that answers in the same step.
 
 DLB is Shen et al., "Self-Distillation from the Last Mini-Batch for Consistency Regularization" (CVPR
 2022); DynSDPB, its per-example weights and temperatures and vocabulary map matching, is Fu et al.,
@@ -13,6 +13,12 @@ With the n examples whose stored outputs are at hand, the term is
 and with u_i = mean token entropy / log V, DynSDPB makes weight_i = weight (1 - u_i) and temperature_i =
 temperature clip(CE_i / mean CE, 1/2, 2). Neither carries a gradient. The form of the second and the
 normalisation of u over a sequence are ours, the paper gives none; others can be chosen.
+
+A teacher's term is T**2 KL(teacher at T || student at T), the mean over the learned tokens (Hinton et al.
+2015, "Distilling the Knowledge in a Neural Network"). With patience there is also that of Sun et al. 2019,
+"Patient Knowledge Distillation for BERT Model Compression", Eq. 6: the mean squared difference of the
+normalised states of [CLS] behind some layers. Their code takes the mean of the first over the classes too:
+its weight a is a / K here, of K classes.
 """
 
 import dataclasses
@@ -245,6 +251,87 @@ class SelfDistillation:
             _token_mean(agree_hT.astype(divergence_hT.dtype), learned_hT),
             jax.tree.map(pad, kept, stored),
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A teacher in the step and how it is matched.
+
+    Attributes:
+      model: a `Student` that reads the same token ids; it is not trained and has no dropout.
+      weight: of its term; the view's cross-entropy has 1 - weight (the papers' alpha).
+      temperature: T.
+      order: column of the teacher's head for each of the student's; None: they are the same.
+      layers: pairs of a layer of the student and one of the teacher, from 0, whose states are matched.
+      layer_weight: of that term (PKD's beta).
+    """
+
+    model: Any
+    weight: float
+    temperature: float
+    order: tuple[int, ...] | None = None
+    layers: tuple[tuple[int, int], ...] = ()
+    layer_weight: float = 0.0
+
+    def head(self, params: Any) -> jax.Array:
+        """(D, V) with the student's columns."""
+        head_DV = self.model.head(params)
+        return head_DV if self.order is None else head_DV[:, jnp.array(self.order)]
+
+
+# Slots of which the logits of student and teacher are in memory at once.
+_SLOTS = 2048
+
+
+def teacher_loss(
+    hidden_GYD: jax.Array,
+    head_DV: jax.Array,
+    teacher_GYD: jax.Array,
+    teacher_head_DV: jax.Array,
+    weight_GY: jax.Array,
+    temperature: float,
+) -> jax.Array:
+    """sum(weight * T**2 KL(teacher || student)) of logits that are formed for a few slots at a time.
+
+    The states' last axes may differ. Nothing of the teacher carries a gradient.
+    """
+    G, Y, _ = hidden_GYD.shape
+    chunks = -(-G * Y // _SLOTS)
+    size = -(-Y // chunks)
+
+    def split(x):
+        x = jnp.pad(x, [(0, 0), (0, chunks * size - Y), *[(0, 0)] * (x.ndim - 2)])
+        return jnp.moveaxis(x.reshape(G, chunks, size, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def one(parts):
+        student, teacher, weight = parts
+        tau = jnp.full(weight.shape, temperature)
+        return jnp.sum(weight * divergence(logits(teacher, teacher_head_DV), logits(student, head_DV), tau))
+
+    parts = (hidden_GYD, jax.lax.stop_gradient(teacher_GYD), weight_GY)
+    return jnp.sum(jax.lax.map(one, jax.tree.map(split, parts)))
+
+
+def patience_loss(
+    states_GNCD: jax.Array, teacher_GNCD: jax.Array, counts_GC: jax.Array, layers: tuple[tuple[int, int], ...]
+) -> jax.Array:
+    """The mean squared difference of normalised states, over the sequences that count.
+
+    Args:
+      states_GNCD, teacher_GNCD: states of the first tokens behind the layers.
+      counts_GC: bool.
+      layers: as in `Teacher`.
+    """
+    own, others = (jnp.array(which) for which in zip(*layers, strict=True))
+    a, b = (
+        x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+        for x in (
+            states_GNCD[:, own].astype(jnp.float32),
+            jax.lax.stop_gradient(teacher_GNCD[:, others]).astype(jnp.float32),
+        )
+    )
+    return _mean(jnp.mean((a - b) ** 2, axis=(1, 3)), counts_GC)
 
 
 def _on_devices(x: jax.Array, batch_axes: tuple[str, ...], *others: str | None) -> jax.Array:

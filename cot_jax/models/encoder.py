@@ -247,14 +247,15 @@ class Encoder:
     def hidden_and_layers(
         self, params: Params, batch: Batch, dropout_rng: jax.Array | None
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        """`hidden`, and per view the first tokens' states (N - 1, G, C, D) behind all layers but the last.
+        """`hidden`, and per view the first tokens' states (G, N - 1, C, D) behind all layers but the last.
 
         Patient knowledge distillation matches these (Sun et al. 2019).
         """
         states, layers = {}, {}
         for n, (name, view) in enumerate(sorted(batch.views.items())):
             key = None if dropout_rng is None else jax.random.fold_in(dropout_rng, n)
-            states_GED, layers[name] = self._states(params, view.inputs, batch.example, key)
+            states_GED, firsts_NGCD = self._states(params, view.inputs, batch.example, key)
+            layers[name] = firsts_NGCD.swapaxes(0, 1)
             # A target has one token at most.
             targets = Segments(view.targets.length, view.targets.slots, 1)
             states[name] = targets.pack(states_GED[:, :, None])

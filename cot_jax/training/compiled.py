@@ -15,9 +15,8 @@ from typing import Any
 import jax
 
 from cot_jax.batch import Batch
-from cot_jax.models.weights import Params
 from cot_jax.training.console import say
-from cot_jax.training.step import Metrics, TrainState
+from cot_jax.training.step import Frozen, Metrics, TrainState
 
 # XLA's library YNNPACK gets the matrix products and nothing else: a small student's step then takes 0.7 of
 # the time (docs/performance.md). Experimental: an XLA that does not know it compiles without.
@@ -81,14 +80,14 @@ class CompiledAhead:
         mesh: jax.sharding.Mesh,
         state: TrainState,
         batches: Mapping[str, Batch],
-        frozen: Params | None,
+        frozen: Frozen,
     ):
         """
         Args:
           step: of (state, batch, frozen).
           state: its shapes and shardings.
           batches: those of one batch of every shape, by name, the first to come first.
-          frozen: weights that are not trained, on the mesh.
+          frozen: parameters that are not trained, on the mesh.
         """
         self._pool, self._frozen = ThreadPoolExecutor(1), frozen
 

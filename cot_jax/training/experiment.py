@@ -21,6 +21,7 @@ from cot_jax.text.formats import Format
 from cot_jax.training.data import load_format, load_splits, require_sources, training_examples
 from cot_jax.training.encoding import fit, tokenize
 from cot_jax.training.students import BASE, LORA, check_lora, family, load_student, make_lora
+from cot_jax.training.teachers import Loaded, load_teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Experiment:
     train_examples: tuple[Example, ...]
     tokenized: Mapping[str, TokenizedView]  # the training examples
     self_distillation: SelfDistillation | None
+    teaching: Loaded | None  # a teacher in the step
     report: tuple[str, ...]
 
     def batches(self, groups: int) -> Batches:
@@ -63,6 +65,11 @@ class Experiment:
         if self.lora and self.pretrained:
             adapts = {BASE: fingerprint(self.pretrained), LORA: self.lora.settings}
         return self.student.architecture() | adapts
+
+    @property
+    def teacher(self) -> Student | None:
+        """The teacher in the step, if there is one."""
+        return self.teaching.student if self.teaching else None
 
     @property
     def answer_view(self) -> View:
@@ -103,6 +110,7 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
         views=method,
         train_examples=train_examples,
         self_distillation=self_distillation,
+        teaching=load_teacher(config, student, format),
         report=(*splits.report, *report, *tokenized.report, *found, *check_lora(config, weights)),
     )
 
@@ -144,6 +152,7 @@ def build_objective(experiment: Experiment, batch_axes: tuple[str, ...] = ()) ->
         experiment.self_distillation,
         batch_axes,
         experiment.config.train.micro_batches,
+        experiment.teaching.matched if experiment.teaching else None,
     )
 
 

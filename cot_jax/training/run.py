@@ -43,7 +43,7 @@ from cot_jax.training.mesh import (
     spread,
 )
 from cot_jax.training.optimizer import make_optimizer
-from cot_jax.training.step import TrainState, init_state, make_train_step
+from cot_jax.training.step import Frozen, TrainState, init_state, make_train_step
 
 # Steps in which the shapes to compile are looked for: nearly all come soon, and looking takes time.
 _LOOK_AHEAD = 500
@@ -89,7 +89,11 @@ class Run:
         # Each device draws its own part of every parameter.
         create = jax.jit(create, out_shardings=state_sharding)
         self._create = lambda: create(given and spread(given, by_weights(self.mesh, given, trained)))
-        self._frozen_sharding = by_weights(self.mesh, self._frozen_shapes, student.weights) if lora else None
+        teacher = experiment.teacher
+        self._frozen_sharding = Frozen(
+            by_weights(self.mesh, self._frozen_shapes.base, student.weights) if lora else None,
+            by_weights(self.mesh, self._frozen_shapes.teacher, teacher.weights) if teacher else None,
+        )
         self._step = jax.jit(
             make_train_step(
                 build_objective(experiment, BATCH_AXES),
@@ -137,12 +141,14 @@ class Run:
         return estimate
 
     @property
-    def _frozen_shapes(self) -> Params:
-        """What an adapter leaves as it is: the weights that files have."""
+    def _frozen_shapes(self) -> Frozen:
+        """What an adapter leaves as it is, the weights that files have, and a teacher's parameters."""
         experiment = self.experiment
         dtype = jnp.dtype(experiment.config.model.frozen_dtype)
         named = {path: weight for path, weight in experiment.student.weights.items() if weight.theirs}
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes(named))
+        base = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes(named))
+        teacher = shapes(experiment.teacher.weights) if experiment.teacher else None
+        return Frozen(base if experiment.lora else None, teacher)
 
     @property
     def parameters(self) -> int:
@@ -154,13 +160,12 @@ class Run:
         return sum(math.prod(x.shape) for x in jax.tree.leaves(self._abstract_state.params))
 
     @functools.cached_property
-    def _frozen(self) -> Params | None:
-        """The weights that an adapter adapts, on the mesh."""
-        if self._frozen_sharding is None:
-            return None
-        narrowed = jax.tree.map(
-            lambda x, like: x.astype(like.dtype), self.experiment.pretrained, self._frozen_shapes
-        )
+    def _frozen(self) -> Frozen:
+        """What is not trained, on the mesh."""
+        base = self.experiment.pretrained if self.experiment.lora else None
+        teaching = self.experiment.teaching
+        given = Frozen(base, teaching.params if teaching else None)
+        narrowed = jax.tree.map(lambda x, like: x.astype(like.dtype), given, self._frozen_shapes)
         return spread(narrowed, self._frozen_sharding)
 
     @property
@@ -179,10 +184,10 @@ class Run:
             dict(zip(self.batches.views, widths, strict=True)),
         )
 
-    def abstract_arguments(self) -> tuple[TrainState, Batch, Params | None]:
+    def abstract_arguments(self) -> tuple[TrainState, Batch, Frozen]:
         """Shapes and shardings of what the step takes, the batch of the costliest shape."""
         batch = self.batches.largest()
-        frozen = abstract(self._frozen_shapes, self._frozen_sharding) if self._frozen_sharding else None
+        frozen = abstract(self._frozen_shapes, self._frozen_sharding)
         return self._abstract_state, abstract(batch, self._batch_sharding), frozen
 
     def compile(self) -> jax.stages.Compiled:
@@ -255,8 +260,8 @@ class Run:
         `SPLIT/accuracy`; on validation, where the config asks for it, `valid/mutual_information` in nats
         (`InformationEstimate`).
         """
-        if self.experiment.lora and self._frozen:
-            params = self.experiment.lora.attach(self._frozen, params)
+        if self.experiment.lora and self._frozen.base:
+            params = self.experiment.lora.attach(self._frozen.base, params)
         labels = [example.label for example in self.examples(split)]
         answers = self.answer(params, split)
         if answers.cut:

@@ -16,6 +16,18 @@ from cot_jax.models.weights import Params, layer_norms
 LAYER_NORM = "grad_norm/"
 
 
+class Frozen(NamedTuple):
+    """Parameters that a step reads and does not learn; no part of the state.
+
+    Attributes:
+      base: the weights that an adapter adapts; None where every weight is trained.
+      teacher: of a teacher in the step; None without.
+    """
+
+    base: Params | None = None
+    teacher: Params | None = None
+
+
 class TrainState(NamedTuple):
     """Arrays only; whatever is static is closed over by the step.
 
@@ -39,7 +51,7 @@ Metrics = dict[str, jax.Array]
 
 class TrainStep(Protocol):
     def __call__(
-        self, state: TrainState, batch: Batch, frozen: Params | None = None
+        self, state: TrainState, batch: Batch, frozen: Frozen | None = None
     ) -> tuple[TrainState, Metrics]: ...
 
 
@@ -59,11 +71,10 @@ def make_train_step(
     *,
     with_layer_norms: bool = False,
 ) -> TrainStep:
-    """Returns the pure step (state, batch) -> (state, metrics).
+    """Returns the pure step (state, batch, frozen) -> (state, metrics).
 
-    With `attach`, (state, batch, frozen) -> (state, metrics): the student's parameters are then
-    `attach(frozen, state.params)`, and only the second are learned. What is frozen is no part of the state,
-    so that neither the optimizer nor a checkpoint holds it.
+    With `attach` the student's parameters are `attach(frozen.base, state.params)`, and only the second are
+    learned. What is frozen is no part of the state, so that neither the optimizer nor a checkpoint holds it.
 
     Metrics are float32 scalars of this step's batch, before its update: `loss`, `loss/TERM` for
     every term of the objective, its diagnostics as `self_distillation/NAME`, and `grad_norm` before
@@ -71,8 +82,10 @@ def make_train_step(
     """
 
     def train_step(state, batch, frozen=None):
+        base, teacher = frozen or Frozen()
+
         def loss_of(params, *rest):
-            return objective(attach(frozen, params) if attach else params, *rest)
+            return objective(attach(base or {}, params) if attach else params, *rest, teacher)
 
         # A function of the step alone, so that a resumed run draws the same masks.
         dropout_rng = jax.random.fold_in(state.rng, state.step)

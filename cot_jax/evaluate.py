@@ -121,7 +121,8 @@ def _load(options: argparse.Namespace) -> tuple[Saved, Splits]:
             "asked as it was trained"
         )
     saved = load(options.run)
-    splits = load_splits(_asked_data(saved.config.data, options), saved.config.seed)
+    data = _asked_data(saved.config.data, options)
+    splits = load_splits(data, saved.config.seed, saved.student.format)
     return saved, _limited(splits, options.limit)
 
 

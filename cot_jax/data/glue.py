@@ -9,8 +9,8 @@ A task is read from the first of these places that has its development set:
 * where `root` is no folder, the repository of that name on the Hub: nyu-mll/glue or aps/super_glue.
 
 The labels of the published test sets are hidden. The development set is the test set here, and a tenth of
-the training set is for validation. Students that read one text read T5's wording (Raffel et al. 2020,
-appendix D and the released code).
+the training set is for validation. Students that read one text read the wording of Raffel et al. 2020
+(appendix D and the released code).
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ class Task:
     """A task of GLUE or SuperGLUE.
 
     Attributes:
-      hub: its name on the Hub and in T5's wording.
+      hub: its name on the Hub and in the wording of Raffel et al. 2020.
       fields: the texts of a row, by their names on the Hub.
       labels: in the Hub's order.
       metrics: names in `metrics.classification.METRICS`; the first one chooses among students.
@@ -88,7 +88,7 @@ class Task:
     def example(self, row: Row, label: str, key: str) -> Example:
         texts = {field: row.text(field) for field in self.fields}
         parts = self.parts(row) if self.parts else tuple(texts.values())
-        # T5's code sorts the fields by name: MNLI's hypothesis comes first.
+        # The released code sorts the fields by name: MNLI's hypothesis comes first.
         asked = " ".join([self.hub, *(f"{field}: {texts[field]}" for field in sorted(texts))])
         return Example(key, parts, label, asked=asked)
 
@@ -187,11 +187,10 @@ def _find(task: Task, root: Path, notes: list[str]) -> _Found:
             return {split: (path.name, _rows(task, path, notes)) for split, path in found.items()}
         if any(folder.glob(looked_for[1])):
             files = {"train": "train-*.parquet", "test": looked_for[1]}
-            return {split: (name, _parquet(folder, name)) for split, name in files.items()}
+            return {split: (name, _parquet(task, folder, name)) for split, name in files.items()}
     where = ", ".join(map(str, folders)) or f"{root} (which has no folder {task.hub})"
-    raise UserError(
-        f"{where}: {task.name} needs {' or '.join(looked_for)} there and found neither; it is from {task.source}"
-    )
+    needs = " or ".join(looked_for)
+    raise UserError(f"{where}: {task.name} needs {needs} there and found neither; it is from {task.source}")
 
 
 def _folders(task: Task, root: Path) -> Iterator[Path]:
@@ -225,8 +224,8 @@ def _rows(task: Task, path: Path, notes: list[str]) -> Iterator[Row]:
 
 def _table_rows(task: Task, table: Table, path: Path, notes: list[str]) -> Iterator[Row]:
     """Yields the rows of a table: tabs and line feeds divide it, quotes are text."""
-    labels = table.label
-    needed = max(*table.columns, labels) + 1
+    label = table.label
+    needed = max(*table.columns, label) + 1
     skipped = read = 0
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -236,9 +235,8 @@ def _table_rows(task: Task, table: Table, path: Path, notes: list[str]) -> Itera
             except UnicodeDecodeError as error:
                 raise row.error(f"not UTF-8 ({error.reason} at byte {error.start})") from None
             if number == 1 and table.header:
-                if labels == -1:
-                    labels = len(columns) - 1
-                    needed = len(columns)
+                if label == -1:
+                    label, needed = len(columns) - 1, len(columns)
                 continue
             if columns == [""]:
                 continue
@@ -249,8 +247,8 @@ def _table_rows(task: Task, table: Table, path: Path, notes: list[str]) -> Itera
                     continue
                 raise row.error(f"a row of {task.name} has {needed} columns; found {len(columns)}")
             values: dict[str, Any] = {f: columns[n] for f, n in zip(task.fields, table.columns, strict=True)}
-            label = columns[labels]
-            values["label"] = int(label) if table.numbers and label in ("0", "1") else label
+            word = columns[label]
+            values["label"] = int(word) if table.numbers and word in ("0", "1") else word
             yield dataclasses.replace(row, values=values)
     if skipped:
         notes.append(
@@ -258,10 +256,10 @@ def _table_rows(task: Task, table: Table, path: Path, notes: list[str]) -> Itera
         )
 
 
-def _parquet(folder: Path, pattern: str) -> Iterator[Row]:
+def _parquet(task: Task, folder: Path, pattern: str) -> Iterator[Row]:
     files = sorted(map(str, folder.glob(pattern)))
     if not files:
-        raise UserError(f"{folder / pattern}: no such file")
+        raise UserError(f"{folder / pattern}: no such file; it is from {task.source}")
     library = _library(str(folder))
     # The library reads a copy in a folder of its own; what changes under the same name is read again.
     with tempfile.TemporaryDirectory() as cache:
@@ -275,7 +273,8 @@ def _parquet(folder: Path, pattern: str) -> Iterator[Row]:
 def _hub(task: Task, root: str) -> _Found:
     if not _REPOSITORY.fullmatch(root):
         raise UserError(f"{root}: no such folder; {task.name} is from {task.source}")
-    library, found = _library(root), {}
+    library = _library(root)
+    found: _Found = {}
     for split, name in (("train", "train"), ("test", f"validation{task.dev}")):
         try:
             data = library.load_dataset(root, task.hub, split=name)

@@ -379,13 +379,15 @@ def as_splits(
 
 
 def as_text(splits: Splits) -> Splits:
-    """Returns `splits` for students that read one text: questions with a wording for them have it as parts."""
+    """Returns `splits` for students that read one text: `asked`, where there is one, becomes the parts."""
     train, valid, test = (tuple(map(_asked, getattr(splits, split))) for split in ALL_SPLITS)
     return dataclasses.replace(splits, train=train, valid=valid, test=test)
 
 
 def _asked(example: Example) -> Example:
-    return example if example.asked is None else dataclasses.replace(example, parts=(example.asked,), asked=None)
+    return (
+        example if example.asked is None else dataclasses.replace(example, parts=(example.asked,), asked=None)
+    )
 
 
 def taught_by(splits: Splits, path: Path) -> Splits:

@@ -21,11 +21,12 @@ from cot_jax.training.encoding import learned, training_label
 _WORD_PROBLEM_PIECES = 512
 
 
-def load_splits(data: DataConfig, seed: int, kind: str = "seq2seq") -> tasks.Splits:
+def load_splits(data: DataConfig, seed: int, kind: str = "") -> tasks.Splits:
     """Returns the data set that `data` names.
 
     Args:
-      kind: what the student reads, a key of `formats.FORMATS`; all but "classes" read one text.
+      kind: what the student reads, a key of `formats.FORMATS`; all but "classes" read one text (`tasks.as_text`), and so does
+        who does not say.
 
     Raises:
       UserError: files that are missing or do not fit.

@@ -25,8 +25,8 @@ def load_splits(data: DataConfig, seed: int, kind: str = "") -> tasks.Splits:
     """Returns the data set that `data` names.
 
     Args:
-      kind: what the student reads, a key of `formats.FORMATS`; all but "classes" read one text (`tasks.as_text`), and so does
-        who does not say.
+      kind: what the student reads, a key of `formats.FORMATS`; all but "classes" read one text
+        (`tasks.as_text`), which is also the default.
 
     Raises:
       UserError: files that are missing or do not fit.

@@ -74,7 +74,10 @@ class WordProblemsConfig:
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     task: str = _key("word_problems", "data set", choices=sorted([*TASKS, "word_problems"]))
-    root: str = _key("", "folder with the data sets, in the published layout")
+    root: str = _key(
+        "",
+        "folder with the data sets, in the published layout; of GLUE and SuperGLUE also their id on the Hub",
+    )
     label_source: str = _key("gold", "whose label is trained on", choices=("gold", "teacher"))
     parser: str = _key("corrected", "parser of the teacher's outputs", choices=("corrected", "reference"))
     teacher: str = _key("", "a teacher's file, as rationalize writes it, instead of the data's own outputs")
@@ -555,5 +558,17 @@ def _help(summary: str) -> str:
     )
 
 
+def reference() -> str:
+    """Returns docs/config.md; `python -m cot_jax.config > docs/config.md` writes it."""
+    rows = ((name, default, doc.replace(" | ", " or ")) for name, default, doc in describe_keys())
+    table = "\n".join(f"| `{name}` | `{default!r}` | {doc} |" for name, default, doc in rows)
+    head = "Set any of them as `--config.KEY=VALUE`. Written by `python -m cot_jax.config`."
+    return f"# Config keys\n\n{head}\n\n| key | default | meaning |\n|---|---|---|\n{table}\n"
+
+
 def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -1,8 +1,9 @@
 """Evaluate a student: python -m cot_jax.evaluate RUN [--split=test] [--task=T --root=DIR]
 
-Accuracy with its bootstrap interval, a table per class, calibration, every prediction. Writes
-evaluation.json, predictions.jsonl and pictures to RUN/evaluation/TASK_SPLIT. `--task` asks the questions of
-another data set, e.g. those of ANLI to a student of e-SNLI. `--samples=K` also lets K drawn answers vote.
+Accuracy with its bootstrap interval, the task's other metrics, a table per class, calibration, every
+prediction. Writes evaluation.json, predictions.jsonl and pictures to RUN/evaluation/TASK_SPLIT. `--task` asks
+the questions of another data set, e.g. those of ANLI to a student of e-SNLI. `--samples=K` also lets K drawn
+answers vote.
 
 RUN may be a directory of Hugging Face, of a model that was not trained here: `--task` is needed then, and
 `--shots=K` shows it K training examples before every question; with none it is told what to answer.
@@ -35,10 +36,10 @@ from cot_jax.data.views import View, rationale_of
 from cot_jax.errors import UserError, writing
 from cot_jax.files import write_json, write_json_lines
 from cot_jax.metrics import calibration
-from cot_jax.metrics.classification import confusion_matrix, per_class
+from cot_jax.metrics.classification import METRICS, confusion_matrix, per_class, scores
 from cot_jax.metrics.multiple_choice import choices, likelihood_accuracy
 from cot_jax.metrics.plots import draw_confusion, draw_reliability, draw_votes
-from cot_jax.metrics.significance import bootstrap_interval
+from cot_jax.metrics.significance import bootstrap_interval, bootstrap_interval_of
 from cot_jax.models.decoding import Sampling
 from cot_jax.training.compiled import keep_compiled
 from cot_jax.training.data import load_splits
@@ -121,7 +122,8 @@ def _load(options: argparse.Namespace) -> tuple[Saved, Splits]:
             "asked as it was trained"
         )
     saved = load(options.run)
-    splits = load_splits(_asked_data(saved.config.data, options), saved.config.seed)
+    data = _asked_data(saved.config.data, options)
+    splits = load_splits(data, saved.config.seed, saved.student.format)
     return saved, _limited(splits, options.limit)
 
 
@@ -167,6 +169,7 @@ def _evaluate(saved: Saved, splits: Splits, options: argparse.Namespace, directo
         "labels": labels,
         "accuracy": float(asked.correct.mean()),
         "accuracy_interval_95": [low, high],
+        "metrics": {"accuracy": float(asked.correct.mean())},
         "calibration": {
             name: _calibration(found, fitted_on.confidences[name] if fitted_on else None)
             for name, found in asked.confidences.items()
@@ -176,7 +179,12 @@ def _evaluate(saved: Saved, splits: Splits, options: argparse.Namespace, directo
         evaluation["shots"] = options.shots or 0
         evaluation["unmarked_answers"] = asked.answers.unmarked / len(asked.examples)
     if labels:
-        counts = confusion_matrix([e.label for e in asked.examples], asked.answers.answers, labels)
+        golds, answers = [e.label for e in asked.examples], asked.answers.answers
+        counts = confusion_matrix(golds, answers, labels)
+        evaluation["metrics"] = scores(splits.metrics, golds, answers, labels)
+        if (chosen_by := splits.metrics[0]) != "accuracy":
+            interval = bootstrap_interval_of(METRICS[chosen_by], counts)
+            evaluation[f"{chosen_by}_interval_95"] = list(interval)
         evaluation["per_class"] = per_class(counts, labels)
         evaluation["confusion"] = {"columns": [*labels, "other"], "counts": counts.tolist()}
     if options.mutual_information:
@@ -288,7 +296,6 @@ def _answer(saved: Saved, view: View, examples: Sequence[Example], **draws: Any)
         view,
         batch_size=min(evaluation.batch_size, len(examples)),
         max_new_tokens=saved.most_tokens(view),
-        beams=evaluation.beams,
         **draws,
     )
     answers, line = answerer(examples)
@@ -421,6 +428,12 @@ def _summary(evaluation: dict[str, Any]) -> list[str]:
         f"{evaluation['task']} {evaluation['split']}, {evaluation['examples']} questions: accuracy "
         f"{100 * evaluation['accuracy']:.2f} % (95 % bootstrap interval {100 * low:.2f} to {100 * high:.2f})"
     ]
+    for name, value in evaluation["metrics"].items():
+        if name != "accuracy":
+            interval = ""
+            if found := evaluation.get(f"{name}_interval_95"):
+                interval = " (95 % bootstrap interval {:.3f} to {:.3f})".format(*found)
+            lines.append(f"  {name} {value:.3f}{interval}")
     if evaluation["by_value"] and "unmarked_answers" in evaluation:
         share = 100 * evaluation["unmarked_answers"]
         lines.append(f"  {share:.2f} % of the answers are the last number of a text that marks none")

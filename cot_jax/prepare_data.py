@@ -22,6 +22,7 @@ from xml.etree import ElementTree
 
 from tqdm import tqdm
 
+from cot_jax.data import glue
 from cot_jax.data.tasks import DATA_SETS, Options, count
 from cot_jax.errors import UserError
 
@@ -177,11 +178,19 @@ def make_asdiv(into: Path) -> None:
         DATA_SETS["asdiv"].path(split, into).write_text("".join(lines))
 
 
+def _name(text: str) -> str:
+    """Returns the name of a data set, unless it is one that is not fetched."""
+    data = DATA_SETS.get(text) or glue.TASKS.get(text)
+    if data and data.source:
+        raise argparse.ArgumentTypeError(f"{text} is not fetched here: it is from {data.source}")
+    return text
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m cot_jax.prepare_data", description="Fetches published data sets."
     )
-    parser.add_argument("names", nargs="+", choices=KNOWN, metavar="NAME", help=", ".join(KNOWN))
+    parser.add_argument("names", nargs="+", type=_name, choices=KNOWN, metavar="NAME", help=", ".join(KNOWN))
     parser.add_argument("--root", type=Path, required=True, help="folder to put the data sets into")
     parser.add_argument(
         "--url", default=ARCHIVE_URL, help="the authors' archive; file:///PATH for one at hand"

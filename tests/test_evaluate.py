@@ -80,6 +80,7 @@ def test_open_answers(run, capsys):
     assert evaluation["accuracy"] == np.mean([row["correct"] for row in rows])
     assert evaluation["labels"] is None
     assert "per_class" not in evaluation
+    assert evaluation["metrics"] == {"accuracy": evaluation["accuracy"]}
     assert set(evaluation["calibration"]) == {"sequence", "per_token"}
     assert all(isinstance(row["rationale"], str) and row["teacher_rationale"] for row in rows)
     # p ** (1 / length) of a probability: at least it, and both are the student's own.
@@ -129,6 +130,44 @@ def test_closed_labels_on_another_data_set(run, classification, tmp_path, capsys
     questions = [Example(str(n), (f"{'Tom has ' * n} 3 pens ?",), "") for n in range(1, 10)]
     np.testing.assert_allclose(scorer(questions)[::-1], scorer(questions[::-1]), rtol=1e-5)
     assert len({tuple(row) for row in log_prob_NL.round(3)}) == 3
+
+
+@pytest.fixture
+def cola(tmp_path):
+    (tmp_path / "CoLA").mkdir()
+    for split, count in (("train", 20), ("dev", 16)):
+        lines = (f"gj04\t{n % 3 % 2}\t\tTom has {n} pens ?\n" for n in range(count))
+        (tmp_path / f"CoLA/{split}.tsv").write_text("".join(lines))
+    return tmp_path
+
+
+def test_every_metric_of_the_task(run, cola, tmp_path, monkeypatch, capsys):
+    """Of answers some of which are right, some wrong and one no label."""
+    golds = [["unacceptable", "acceptable"][n % 3 % 2] for n in range(16)]
+    said = [*golds[:9], "pens", *(["acceptable"] * 6)]
+    real, asked = evaluate._answer, []
+
+    def answer(saved, view, examples, **draws):
+        asked.append(examples)
+        return dataclasses.replace(real(saved, view, examples, **draws), answers=said[: len(examples)])
+
+    monkeypatch.setattr(evaluate, "_answer", answer)
+    output = tmp_path / "out"
+    command = [str(run), "--task=cola", f"--root={cola}", f"--output={output}", "--no-rationales"]
+    assert evaluate.main(command) == 0
+    assert asked[0][0].parts == ("cola sentence: Tom has 0 pens ?",)
+    evaluation, rows = _read(output)
+    assert [row["gold"] for row in rows] == golds
+    sklearn = pytest.importorskip("sklearn.metrics", reason="compares with scikit-learn")
+    assert list(evaluation["metrics"]) == ["matthews", "accuracy"]
+    matthews = sklearn.matthews_corrcoef(golds, said)
+    assert evaluation["metrics"]["matthews"] == pytest.approx(matthews, rel=1e-12)
+    assert evaluation["metrics"]["accuracy"] == evaluation["accuracy"] == np.mean(np.equal(golds, said))
+    low, high = evaluation["matthews_interval_95"]
+    assert -1 <= low < matthews < high <= 1
+    line = f"  matthews {matthews:.3f} (95 % bootstrap interval {low:.3f} to {high:.3f})"
+    assert line in capsys.readouterr().out.splitlines()
+    assert [sum(row) for row in evaluation["confusion"]["counts"]] == [11, 5]
 
 
 def test_validation_is_judged_without_a_temperature(run, tmp_path):

@@ -285,6 +285,13 @@ def test_what_is_known_of_the_complete_anli_and_esnli(data_root):
     ("arguments", "status", "message"),
     [
         (["svmap", "--root", "."], 2, "invalid choice: 'svmap'"),
+        (
+            ["svamp", "rte", "--root", "."],
+            2,
+            "rte is not fetched here: it is from https://gluebenchmark.com/",
+        ),
+        (["wic", "--root", "."], 2, "wic is not fetched here: it is from https://super.gluebenchmark.com/ta"),
+        (["gsm8k", "--root", "."], 2, "gsm8k is not fetched here: it is from openai/grade-school-math"),
         (["svamp"], 2, "--root"),
         (["--root", "."], 2, "NAME"),
         (["--help"], 0, "svamp, cqa, anli1, esnli, asdiv"),

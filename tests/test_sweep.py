@@ -11,7 +11,8 @@ import pytest
 from cot_jax import compare, sweep
 from cot_jax.config import parse_command_line
 from cot_jax.experiments import Cell, Table, from_directory, from_file, overrides_of
-from cot_jax.metrics.significance import bootstrap_interval, paired_p_value
+from cot_jax.metrics.classification import METRICS, confusion_matrix
+from cot_jax.metrics.significance import bootstrap_interval, bootstrap_interval_of, paired_p_value
 
 TINY = [
     "--config=configs/demo_mi.py",
@@ -241,6 +242,22 @@ def test_the_bootstrap_interval_is_that_of_resampled_answers():
     means = correct[rng.integers(100, size=(20_000, 100))].mean(axis=1)
     np.testing.assert_allclose(bootstrap_interval(correct), np.quantile(means, [0.025, 0.975]), atol=0.011)
     assert bootstrap_interval([1, 1]) == (1.0, 1.0)
+
+
+def test_the_bootstrap_interval_of_a_score_is_that_of_resampled_questions():
+    rng = np.random.default_rng(1)
+    labels = np.array(["no", "yes"])
+    golds = rng.integers(2, size=100)
+    answers = np.where(rng.random(100) < 0.7, golds, 1 - golds)
+    counts = confusion_matrix(labels[golds].tolist(), labels[answers].tolist(), labels.tolist())
+    found = bootstrap_interval_of(METRICS["matthews"], counts)
+    # Phi of two columns of 0 and 1 is Matthews' coefficient.
+    drawn = rng.integers(100, size=(20_000, 100))
+    resampled = [np.corrcoef(golds[n], answers[n])[0, 1] for n in drawn]
+    np.testing.assert_allclose(found, np.quantile(resampled, [0.025, 0.975]), atol=0.02)
+    accuracy = bootstrap_interval_of(METRICS["accuracy"], counts)
+    np.testing.assert_allclose(accuracy, bootstrap_interval(golds == answers), atol=0.011)
+    assert bootstrap_interval_of(METRICS["accuracy"], np.diag([3, 4])) == (1.0, 1.0)
 
 
 def test_the_paired_p_value_needs_pairs_that_differ():

@@ -13,6 +13,7 @@ class Example:
     Attributes:
       parts: the question, one text or several, such as a premise and a hypothesis.
       label: the gold answer.
+      asked: the question as one text, where joining the parts is not how it is asked.
     """
 
     id: str
@@ -21,6 +22,7 @@ class Example:
     teacher_label: str | None = None
     rationales: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
+    asked: str | None = None
 
     @property
     def text(self) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from cot_jax.answers.arithmetic import evaluate
 from cot_jax.answers.equality import is_correct
-from cot_jax.data import problems
+from cot_jax.data import glue, problems
 from cot_jax.data.examples import Example
 from cot_jax.data.problems import Problem
 from cot_jax.data.teacher import outputs, published_programs
@@ -36,7 +36,9 @@ class Splits:
       label_set: all labels, where the task has a closed set of them.
       by_value: answers are equations or numbers and compared by value (`answers.equality`), else as text.
       notes: what was left out or changed, in plain lines.
-      multiple_choice: an example's parts after the first are the choices, one for each label.
+      metrics: what a student is judged by, names in `metrics.classification.METRICS`; the first one is what
+        students are chosen by.
+      multiple_choice: the parts of an example are a text and the choices, and `label_set` names the choices.
     """
 
     task: str
@@ -46,6 +48,7 @@ class Splits:
     label_set: tuple[str, ...] | None
     by_value: bool
     notes: tuple[str, ...]
+    metrics: tuple[str, ...] = ("accuracy",)
     multiple_choice: bool = False
 
     @property
@@ -283,6 +286,12 @@ def _hellaswag(root: Path, options: Options) -> Splits:
     return dataclasses.replace(splits, notes=(*splits.notes, note))
 
 
+def _glue(task: glue.Task, root: Path, options: Options) -> Splits:
+    read, notes = glue.read(task, root)
+    splits = as_splits(task.name, read, task.labels, False, *notes)
+    return dataclasses.replace(splits, metrics=task.metrics, multiple_choice=task.multiple_choice)
+
+
 def _svamp_asdiv(root: Path, options: Options) -> Splits:
     """SVAMP with ASDiv's training problems added to its own; validation and test stay SVAMP's."""
     svamp, asdiv = DATA_SETS["svamp"], DATA_SETS["asdiv"]
@@ -369,6 +378,18 @@ def as_splits(
     return Splits(task, train, valid, test, label_set, by_value, notes)
 
 
+def as_text(splits: Splits) -> Splits:
+    """Returns `splits` for students that read one text: `asked`, where there is one, becomes the parts."""
+    train, valid, test = (tuple(map(_asked, getattr(splits, split))) for split in ALL_SPLITS)
+    return dataclasses.replace(splits, train=train, valid=valid, test=test)
+
+
+def _asked(example: Example) -> Example:
+    return (
+        example if example.asked is None else dataclasses.replace(example, parts=(example.asked,), asked=None)
+    )
+
+
 def taught_by(splits: Splits, path: Path) -> Splits:
     """Returns `splits` with the outputs in a teacher's file instead of those of the data's own teacher.
 
@@ -417,5 +438,6 @@ TASKS: dict[str, Callable[[Path, Options], Splits]] = {
     "mathqa": _mathqa,
     "strategyqa": functools.partial(_published, DATA_SETS["strategyqa"]),
     "hellaswag": _hellaswag,
+    **{name: functools.partial(_glue, task) for name, task in glue.TASKS.items()},
     "jsonl": _jsonl,
 }

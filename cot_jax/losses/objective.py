@@ -146,8 +146,8 @@ def make_objective(
             teacher_head_DV = teacher.head(teacher_params)
             for name, term in terms.items():
                 view = batch.views[name]
-                states = (hidden[name], head_DV, taught[name], teacher_head_DV)
-                losses = {"distillation": teacher_loss(*states, token_weight(view), teacher.temperature)}
+                sides = (hidden[name], head_DV, taught[name], teacher_head_DV)
+                losses = {"distillation": teacher_loss(*sides, token_weight(view), teacher.temperature)}
                 if patient:
                     behind = (layers[name], of_layers[name])
                     losses["patience"] = patience_loss(*behind, view.learned > 0, teacher.layers)

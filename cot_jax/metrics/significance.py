@@ -1,6 +1,6 @@
-"""How far to trust an accuracy, and a difference of two."""
+"""How far to trust an accuracy or another score, and a difference of two."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,7 +17,28 @@ def bootstrap_interval(correct: ArrayLike, level: float = 0.95) -> tuple[float, 
     correct = np.asarray(correct, float)
     # Answers are right or wrong: how many right ones a resample has is binomial.
     right = np.random.default_rng(0).binomial(len(correct), correct.mean(), _RESAMPLES)
-    low, high = np.quantile(right / len(correct), [(1 - level) / 2, (1 + level) / 2])
+    return _percentiles(right / len(correct), level)
+
+
+def bootstrap_interval_of(
+    statistic: Callable[[np.ndarray], np.ndarray], counts: np.ndarray, level: float = 0.95
+) -> tuple[float, float]:
+    """Returns the percentile bootstrap interval of a statistic of questions, of which only the kind matters.
+
+    Resamples are as in `bootstrap_interval`.
+
+    Args:
+      statistic: counts (R, ...) of R resamples -> (R,).
+      counts: how many questions there are of each kind, such as a confusion matrix.
+    """
+    # How many of each kind a resample has is multinomial.
+    total = counts.sum()
+    drawn = np.random.default_rng(0).multinomial(total, counts.ravel() / total, _RESAMPLES)
+    return _percentiles(statistic(drawn.reshape(-1, *counts.shape)), level)
+
+
+def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -22,8 +22,12 @@ from cot_jax.training.encoding import learned, training_label
 _WORD_PROBLEM_PIECES = 512
 
 
-def load_splits(data: DataConfig, seed: int) -> tasks.Splits:
+def load_splits(data: DataConfig, seed: int, kind: str = "") -> tasks.Splits:
     """Returns the data set that `data` names.
+
+    Args:
+      kind: what the student reads, a key of `formats.FORMATS`; all but "classes" read one text
+        (`tasks.as_text`), which is also the default.
 
     Raises:
       UserError: files that are missing or do not fit.
@@ -36,7 +40,9 @@ def load_splits(data: DataConfig, seed: int) -> tasks.Splits:
         splits = tasks.load(data.task, Path(data.root), parser=data.parser, compare=data.compare)
     if data.teacher:
         splits = tasks.taught_by(splits, Path(data.teacher))
-    return tasks.only_right(splits) if data.rationales == "right" else splits
+    if data.rationales == "right":
+        splits = tasks.only_right(splits)
+    return splits if kind == "classes" else tasks.as_text(splits)
 
 
 def _require_root(data: DataConfig) -> None:

@@ -91,7 +91,7 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
     config = config.resolved(of_family.usual)
     method = views.METHODS[config.objective.method]
     self_distillation = _self_distillation(config, method)
-    splits = load_splits(config.data, config.seed)
+    splits = load_splits(config.data, config.seed, of_family.format)
     format = load_format(config.model, config.data, splits, method, of_family.format)
     train_examples, report = training_examples(config, splits, method)
     student, pretrained, found = load_student(config.model, format, weights=weights, platform=platform)

@@ -1,0 +1,335 @@
+"""GLUE and SuperGLUE: files of three layouts, and what their rows ask.
+
+A task is read from the first of these places that has its development set:
+
+* the unpacked zip archives of the authors, `root`/RTE, or `root`/glue/RTE and `root`/superglue/RTE where a
+  folder holds both: GLUE's tables (`dev.tsv`), SuperGLUE's JSON lines (`val.jsonl`); the case of a folder's
+  name and a hyphen in it do not matter;
+* a copy of the Hub's files, `root`/rte/validation-*.parquet;
+* where `root` is no folder, the repository of that name on the Hub: nyu-mll/glue or aps/super_glue.
+
+The labels of the published test sets are hidden. The development set is the test set here, and a tenth of
+the training set is for validation. Students that read one text read the wording of Raffel et al. 2020
+(appendix D and the released code).
+"""
+
+import dataclasses
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cot_jax.data.examples import Example
+from cot_jax.errors import UserError, first_line
+from cot_jax.files import Row, read_json_lines
+
+_GLUE = "https://gluebenchmark.com/tasks, or nyu-mll/glue on the Hub"
+_SUPERGLUE = "https://super.gluebenchmark.com/tasks, or aps/super_glue on the Hub"
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+# jiant's words for COPA's two questions.
+_COPA_QUESTIONS = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}
+
+# What the copies of BoolQ that lack the passages of the training set have instead: FewGLUE's rows, and the
+# questions.
+_FEW_SHOT = {"train": "fewshot_train32.jsonl", "valid": "fewshot_dev32.jsonl"}
+_QUESTIONS_ONLY = "train_question_only.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The columns of a GLUE table.
+
+    Attributes:
+      columns: of the task's fields, from 0.
+      label: column of the label; -1 is the header's last.
+      numbers: labels are numbers.
+      header: whether the first line has the names of the columns.
+      skips_short: rows with too few columns are left out, and counted.
+    """
+
+    columns: tuple[int, ...]
+    label: int
+    numbers: bool = False
+    header: bool = True
+    skips_short: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task of GLUE or SuperGLUE.
+
+    Attributes:
+      hub: its name on the Hub and in the wording of Raffel et al. 2020.
+      fields: the texts of a row, by their names on the Hub.
+      labels: in the Hub's order.
+      metrics: names in `metrics.classification.METRICS`; the first one chooses among students.
+      table: of GLUE; None is SuperGLUE, which has JSON lines.
+      dev: what follows "dev" in the name of the table, and "validation" on the Hub.
+      parts: what an example asks, where that is not the fields.
+      multiple_choice: the parts are a text and the choices.
+    """
+
+    name: str
+    hub: str
+    fields: tuple[str, ...]
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...] = ("accuracy",)
+    table: Table | None = None
+    dev: str = ""
+    parts: Callable[[Row], tuple[str, ...]] | None = None
+    multiple_choice: bool = False
+
+    @property
+    def source(self) -> str:
+        return _GLUE if self.table else _SUPERGLUE
+
+    def example(self, row: Row, label: str, key: str) -> Example:
+        texts = {field: row.text(field) for field in self.fields}
+        parts = self.parts(row) if self.parts else tuple(texts.values())
+        # The released code sorts the fields by name: MNLI's hypothesis comes first.
+        asked = " ".join([self.hub, *(f"{field}: {texts[field]}" for field in sorted(texts))])
+        return Example(key, parts, label, asked=asked)
+
+
+def _copa(row: Row) -> tuple[str, ...]:
+    if (question := _COPA_QUESTIONS.get(row.text("question"))) is None:
+        raise row.error(f"the question {row.text('question')!r} is not one of cause, effect")
+    return f"{row.text('premise')} {question}", row.text("choice1"), row.text("choice2")
+
+
+_SENTENCES, _NLI = ("sentence1", "sentence2"), ("premise", "hypothesis")
+_ENTAILED, _TRUE = ("entailment", "not_entailment"), ("false", "true")
+_MNLI = Task(
+    "mnli", "mnli", _NLI, ("entailment", "neutral", "contradiction"), table=Table((8, 9), -1), dev="_matched"
+)
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            "cola",
+            "cola",
+            ("sentence",),
+            ("unacceptable", "acceptable"),
+            ("matthews", "accuracy"),
+            Table((3,), 1, numbers=True, header=False),
+        ),
+        Task("sst2", "sst2", ("sentence",), ("negative", "positive"), table=Table((0,), 1, numbers=True)),
+        Task(
+            "mrpc",
+            "mrpc",
+            _SENTENCES,
+            ("not_equivalent", "equivalent"),
+            ("accuracy", "f1"),
+            Table((3, 4), 0, numbers=True),
+        ),
+        Task(
+            "qqp",
+            "qqp",
+            ("question1", "question2"),
+            ("not_duplicate", "duplicate"),
+            ("accuracy", "f1"),
+            Table((3, 4), 5, numbers=True, skips_short=True),
+        ),
+        _MNLI,
+        dataclasses.replace(_MNLI, name="mnli_mm", dev="_mismatched"),
+        Task("qnli", "qnli", ("question", "sentence"), _ENTAILED, table=Table((1, 2), -1)),
+        Task("rte", "rte", _SENTENCES, _ENTAILED, table=Table((1, 2), -1)),
+        Task("boolq", "boolq", ("passage", "question"), _TRUE),
+        Task("cb", "cb", _NLI, ("entailment", "contradiction", "neutral"), ("accuracy", "macro_f1")),
+        Task(
+            "copa",
+            "copa",
+            ("premise", "question", "choice1", "choice2"),
+            ("choice1", "choice2"),
+            parts=_copa,
+            multiple_choice=True,
+        ),
+        Task("wic", "wic", ("word", *_SENTENCES), _TRUE),
+        Task("superglue_rte", "rte", _NLI, _ENTAILED),
+    )
+}
+
+
+def read(task: Task, root: Path) -> tuple[dict[str, list[Example]], list[str]]:
+    """Returns the examples of "train" and "test" (of few-shot BoolQ "valid", too), and notes in plain lines.
+
+    Raises:
+      UserError: files that are missing, or a row that is malformed; the message names it.
+    """
+    notes: list[str] = []
+    read, dev = {}, ""
+    for split, (where, rows) in _find(task, root, notes).items():
+        read[split], dev = list(_examples(task, split, rows, notes)), where
+    notes.append(f"{task.name}: test is the published {dev}; the published test set has no labels")
+    return read, notes
+
+
+_Found = dict[str, tuple[str, Iterable[Row]]]  # by split, "test" last: the name of a file, and its rows
+
+
+def _find(task: Task, root: Path, notes: list[str]) -> _Found:
+    """Returns the rows of each split, from the first layout that has a development set."""
+    if not root.is_dir():
+        return _hub(task, str(root))
+    if task.table:
+        looked_for, train = [f"dev{task.dev}.tsv"], "train.tsv"
+    else:
+        looked_for, train = ["val.jsonl"], "train.jsonl"
+    looked_for.append(f"validation{task.dev}-*.parquet")
+    folders = [folder for folder in _folders(task, root) if folder.is_dir()]
+    for folder in folders:
+        if (dev := folder / looked_for[0]).is_file():
+            found = {"train": folder / train, "test": dev}
+            if task.name == "boolq" and not found["train"].exists():
+                found = _few_shot(folder, notes) | {"test": dev}
+            return {split: (path.name, _rows(task, path, notes)) for split, path in found.items()}
+        if any(folder.glob(looked_for[1])):
+            files = {"train": "train-*.parquet", "test": looked_for[1]}
+            return {split: (name, _parquet(task, folder, name)) for split, name in files.items()}
+    where = ", ".join(map(str, folders)) or f"{root} (which has no folder {task.hub})"
+    needs = " or ".join(looked_for)
+    raise UserError(f"{where}: {task.name} needs {needs} there and found neither; it is from {task.source}")
+
+
+def _folders(task: Task, root: Path) -> Iterator[Path]:
+    """Yields the folders that the task may be in, those of its own benchmark first."""
+    benchmarks = ("glue",) if task.table else ("superglue", "super_glue")
+    names = [folder for folder in sorted(root.iterdir()) if folder.name.lower() in benchmarks]
+    for parent in (*names, root):
+        for folder in sorted(parent.iterdir()):
+            if folder.name.lower().replace("-", "") == task.hub:
+                yield folder
+
+
+def _few_shot(folder: Path, notes: list[str]) -> dict[str, Path]:
+    """Returns FewGLUE's training and validation rows of BoolQ, where those are the ones with passages."""
+    found = {split: folder / name for split, name in _FEW_SHOT.items()}
+    if not all(path.is_file() for path in found.values()):
+        return {"train": folder / "train.jsonl"}  # its absence is what the user must hear of
+    notes.append(f"boolq: {folder} has no train.jsonl: {' and '.join(_FEW_SHOT.values())} are taken instead")
+    if (questions := folder / _QUESTIONS_ONLY).is_file():
+        taken = {row.values.get("idx") for path in found.values() for row in read_json_lines(path)}
+        left = sum(row.values.get("idx") not in taken for row in read_json_lines(questions))
+        notes.append(f"boolq: {left:,} train rows of {questions.name} have no passage and are left out")
+    return found
+
+
+def _rows(task: Task, path: Path, notes: list[str]) -> Iterator[Row]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; it is from {task.source}")
+    return _table_rows(task, task.table, path, notes) if task.table else read_json_lines(path)
+
+
+def _table_rows(task: Task, table: Table, path: Path, notes: list[str]) -> Iterator[Row]:
+    """Yields the rows of a table: tabs and line feeds divide it, quotes are text."""
+    label = table.label
+    needed = max(*table.columns, label) + 1
+    skipped = read = 0
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            row = Row(f"{path}:{number}", {})
+            try:
+                columns = line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8").split("\t")
+            except UnicodeDecodeError as error:
+                raise row.error(f"not UTF-8 ({error.reason} at byte {error.start})") from None
+            if number == 1 and table.header:
+                if label == -1:
+                    label, needed = len(columns) - 1, len(columns)
+                continue
+            if columns == [""]:
+                continue
+            read += 1
+            if len(columns) < needed:
+                if table.skips_short:
+                    skipped += 1
+                    continue
+                raise row.error(f"a row of {task.name} has {needed} columns; found {len(columns)}")
+            values: dict[str, Any] = {f: columns[n] for f, n in zip(task.fields, table.columns, strict=True)}
+            word = columns[label]
+            values["label"] = int(word) if table.numbers and word in ("0", "1") else word
+            yield dataclasses.replace(row, values=values)
+    if skipped:
+        notes.append(
+            f"{task.name}: {skipped:,} of {read:,} rows of {path.name} have too few columns and are left out"
+        )
+
+
+def _parquet(task: Task, folder: Path, pattern: str) -> Iterator[Row]:
+    files = sorted(map(str, folder.glob(pattern)))
+    if not files:
+        raise UserError(f"{folder / pattern}: no such file; it is from {task.source}")
+    library = _library(str(folder))
+    # The library reads a copy in a folder of its own; what changes under the same name is read again.
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            data = library.Dataset.from_parquet(files, cache_dir=cache, keep_in_memory=True)
+        except Exception as error:  # the library's and Arrow's are of many classes
+            raise UserError(f"{folder / pattern}: cannot be read ({_reason(error)})") from None
+    return _hub_rows(data, str(folder / pattern))
+
+
+def _hub(task: Task, root: str) -> _Found:
+    if not _REPOSITORY.fullmatch(root):
+        raise UserError(f"{root}: no such folder; {task.name} is from {task.source}")
+    library = _library(root)
+    found: _Found = {}
+    for split, name in (("train", "train"), ("test", f"validation{task.dev}")):
+        try:
+            data = library.load_dataset(root, task.hub, split=name)
+        except Exception as error:  # of the network, the Hub and the library
+            raise UserError(
+                f"{root}: no such folder, and the Hub gives no {task.hub} {name} ({_reason(error)}); "
+                f"{task.name} is from {task.source}"
+            ) from None
+        found[split] = (name, _hub_rows(data, f"{root} {task.hub} {name}"))
+    return found
+
+
+def _library(where: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"{where}: the Hub's files need `datasets`: pip install 'cot-jax[hub]'") from None
+    return datasets
+
+
+def _reason(error: Exception) -> str:
+    return first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+
+
+def _hub_rows(data: Any, where: str) -> Iterator[Row]:
+    """Yields the rows of a `datasets.Dataset`; labels that have names there go by them."""
+    names = getattr(data.features.get("label"), "names", None)
+    for number, values in enumerate(data, start=1):
+        label = values.get("label")
+        if names and type(label) is int and 0 <= label < len(names):
+            values["label"] = names[label]
+        yield Row(f"{where}: row {number}", values)
+
+
+def _examples(task: Task, split: str, rows: Iterable[Row], notes: list[str]) -> Iterator[Example]:
+    read = without = 0
+    for index, row in enumerate(rows):
+        read += 1
+        if task.name == "boolq" and row.optional_text("passage") is None:
+            without += 1
+            continue
+        yield task.example(row, _label(task, row), f"{task.name}-{split}-{index:04d}")
+    if without:
+        notes.append(f"boolq: {without:,} of {read:,} {split} rows have no passage and are left out")
+
+
+def _label(task: Task, row: Row) -> str:
+    """Returns the label's word: files have it, or its number in the Hub's order, or true and false."""
+    label, labels = row.values.get("label"), task.labels
+    if type(label) is int and 0 <= label < len(labels):
+        return labels[label]
+    word = str(label).lower() if isinstance(label, str | bool) else None
+    if word not in labels:
+        known = ", ".join(f"{word} ({number})" for number, word in enumerate(labels))
+        raise row.error(
+            f"the label {label!r} is not one of {known}; take the published training and development files"
+        )
+    return word

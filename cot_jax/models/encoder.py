@@ -124,9 +124,11 @@ class Sequences(Layout):
         choices = len(config.labels) if config.multiple_choice else 1
         lengths: Any = _choice_lengths(inputs, config.cls_token_id, choices) if choices > 1 else inputs.length
         numbers = jnp.repeat(jnp.asarray(example_GE), choices, axis=1)
-        numbers = numbers * choices + jnp.arange(numbers.shape[1]) % choices
+        numbers = numbers * choices + jnp.arange(numbers.shape[1])[None] % choices
         super().__init__([dataclasses.replace(inputs, length=lengths, prefix=None)], numbers)
         (self.segments_GX,) = self.segments
+        # Slots of nobody count on from the last sequence's, beyond what a table of positions has.
+        self.position_GX = jnp.where(self.segments_GX.real_GX, self.position_GX, 0)
         ends_GX = (self.ids_GX == config.sep_token_id).astype(jnp.int32)
         before_GX = jnp.cumsum(ends_GX, axis=1) - ends_GX
         self.type_GX = jnp.minimum(before_GX - self.spread(self.first(before_GX)), 1)
@@ -266,6 +268,13 @@ class Encoder:
             return jnp.eye(self.outputs)
         return jnp.concatenate([params["classifier"]["w"], params["classifier"]["bias"][None]])
 
+    def require_length(self, longest: int) -> None:
+        if 0 < (most := self.config.positions) < longest and not self.config.multiple_choice:
+            raise UserError(
+                f"texts of up to {longest} tokens, but the student has {most} positions: cut them with "
+                f"--config.data.max_input_tokens={most}"
+            )
+
     def prompt(self, params: Params, inputs: Tokens, most: int, rows: int = 1) -> Prompt:
         example_GE = jnp.zeros(inputs.length.shape, jnp.int32)
         states_GED, _ = self._states(params, inputs, example_GE, None)
@@ -328,11 +337,7 @@ class Encoder:
         """States (G, E, D + 1) that predict the class, or (G, E, K) scores; and `Read.firsts_NGCD`."""
         c = self.config
         # Widths are multiples of 8.
-        if c.positions and inputs.width >= c.positions + 8:
-            raise UserError(
-                f"texts of up to {inputs.width} tokens, but the student has {c.positions} positions: "
-                f"cut them with --config.data.max_input_tokens={c.positions}"
-            )
+        self.require_length(inputs.width - 7)
         sequences = Sequences(inputs, example_GE, c)
         keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
         read = self._read(params, sequences, keys[0], keys[1])
@@ -340,8 +345,7 @@ class Encoder:
         if not c.multiple_choice:
             one = jnp.ones((*pooled_GCD.shape[:-1], 1), pooled_GCD.dtype)
             return jnp.concatenate([pooled_GCD, one], axis=-1), read.firsts_NGCD
-        classifier = params["classifier"]
-        scores_GC1 = linear(pooled_GCD, classifier["w"]) + classifier["bias"].astype(pooled_GCD.dtype)
+        scores_GC1 = affine(pooled_GCD, params["classifier"], "w")
         return scores_GC1.reshape(*inputs.length.shape, self.outputs), read.firsts_NGCD
 
     def _read(self, params: Params, sequences: Sequences, embed_key, layers_key) -> Read:
@@ -407,7 +411,7 @@ class Encoder:
 def affine(x: jax.Array, w: Params, name: str, inputs: int = 1) -> jax.Array:
     """The linear map `name`, and its bias where it has one."""
     y, bias = linear(x, w[name], inputs), w.get("bias" if name == "w" else f"{name}_bias")
-    return y if bias is None else y + bias.astype(y.dtype)
+    return y if bias is None else y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape).astype(y.dtype)
 
 
 class Table:

@@ -512,7 +512,7 @@ class Llama:
         c, (G, E) = self.config, inputs.length.shape
         sections = _Sections([inputs], [], jnp.zeros((G, E), jnp.int32))
         (view,), longest = sections.views, sections.longest + most
-        self._require_length(longest)
+        self.require_length(longest)
         _, memory = self._read(params, sections, None, remember=True)
         # Decoding begins with the input's last token, at its position; the memory's own of it is not seen.
         begin_GE = len(view.prefix) + jnp.asarray(inputs.length) - 1
@@ -598,7 +598,7 @@ class Llama:
         Where asked to `remember`, also keys and values of the first view, with a leading axis N: those of its
         prefix, (G, P, J, K), and those of its inputs, (G, E, S, J, K).
         """
-        self._require_length(sections.longest)
+        self.require_length(sections.longest)
         rotary = self._rotary(sections.position_GX)
         seeds = sections.unpack(sections.seed_GX)
         masks = [self._view_masks(view, sections.longest) for view in sections.views]
@@ -707,7 +707,7 @@ class Llama:
         angle = position[..., None, None].astype(jnp.float32) * _lift(frequency, position.ndim + 2)
         return jnp.cos(angle) * factor, jnp.sin(angle) * factor
 
-    def _require_length(self, longest: int) -> None:
+    def require_length(self, longest: int) -> None:
         c = self.config
         if c.rope.kind == "dynamic" and longest > c.max_position_embeddings:
             raise UserError(

@@ -87,6 +87,12 @@ class Student(Protocol):
     def head(self, params: Params) -> jax.Array:
         """(D, V) float32."""
 
+    def require_length(self, longest: int) -> None:
+        """
+        Raises:
+          UserError: the student cannot read an input of `longest` tokens.
+        """
+
     def prompt(self, params: Params, inputs: Tokens, most: int, rows: int = 1) -> Prompt:
         """What `decoding` needs to write up to `most` tokens, in `rows` adjacent rows for each input."""
 
@@ -185,7 +191,7 @@ def from_pretrained(
         optional=student.optional,
         more_layers=bool(layers),
     )
-    if student.labels:
+    if student.format == "classes":
         if same and student.labels != saved.labels and "classifier" in params:
             order = [saved.labels.index(label) for label in student.labels]
             params["classifier"] = jax.tree.map(lambda leaf: leaf[..., order], params["classifier"])
@@ -197,7 +203,7 @@ def from_pretrained(
 
 
 def _tied(student: Any, tied: bool) -> Student:
-    if student.labels:
+    if student.format == "classes":
         return student
     config = dataclasses.replace(student.config, tie_word_embeddings=tied)
     return dataclasses.replace(student, config=config)

@@ -300,6 +300,9 @@ class T5:
     def head(self, params: Params) -> jax.Array:
         return params["embedding"].T if self.config.tie_word_embeddings else params["head"]
 
+    def require_length(self, longest: int) -> None:
+        """Relative positions have no end."""
+
     def prompt(self, params: Params, inputs: Tokens, most: int, rows: int = 1) -> Prompt:
         c, (G, E) = self.config, inputs.length.shape
         layout = Layout([inputs], jnp.zeros((G, E), jnp.int32))

@@ -97,6 +97,8 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
     student, pretrained, found = load_student(config.model, format, weights=weights, platform=platform)
     format = fit(format, method, train_examples, config.data)
     tokenized = tokenize(method, train_examples, format, config.data)
+    longest = max(int(view.inputs.lengths.max()) for view in tokenized.views.values())
+    student.require_length(longest)
     lora, adapter = make_lora(config.model, student)
     return Experiment(
         config=config,

@@ -143,7 +143,10 @@ def of_state(
     whole: Any = replicated(mesh)
 
     def output(leaf):
-        vocabulary = "model" if distillation and distillation.stores_vocabulary else None
+        divides = (
+            distillation and distillation.stores_vocabulary and leaf.shape[-1] % mesh.shape["model"] == 0
+        )
+        vocabulary = "model" if divides else None
         return NamedSharding(mesh, P(BATCH_AXES, *(leaf.ndim - 2) * [None], *[vocabulary][: leaf.ndim - 1]))
 
     return TrainState(

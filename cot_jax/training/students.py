@@ -83,6 +83,11 @@ def make_lora(config: ModelConfig, student: Student) -> tuple[Lora | None, Param
         return read_adapter(Path(config.lora_adapter), student.weights)
     if not config.lora_rank:
         return None, None
+    if student.format == "classes":
+        raise UserError(
+            f"config.model.lora_rank={config.lora_rank}: an encoder's weights are all trained, its "
+            "fresh head among them; take 0"
+        )
     rank, alpha, targets = config.lora_rank, config.lora_alpha, config.lora_targets
     return Lora(student.weights, rank=rank, alpha=alpha, targets=targets), None
 

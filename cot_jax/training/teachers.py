@@ -44,8 +44,8 @@ def load_teacher(config: Config, student: Any, format: Format) -> Loaded | None:
     options = Options(dtype=compute_dtype(config.model), unroll=student.unroll)
     if saved.is_pretrained(path):
         teacher, params, _ = students.from_pretrained(str(path), options)
-        if teacher.format == "classes" and "classifier" not in params:
-            raise UserError(f"{key}: it has no classifier; fine-tune it first")
+        if teacher.format == "classes" and not (teacher.labels and "classifier" in params):
+            raise UserError(f"{key} tells no named classes apart: fine-tune it first")
     else:
         taught = saved.load(path)
         if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(taught.params)):

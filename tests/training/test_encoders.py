@@ -1,0 +1,440 @@
+"""Encoders the whole way: classes, choices, every soft target, teachers, on any mesh; what is exported."""
+
+import io
+import json
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from transformers import BertTokenizerFast
+
+from cot_jax import evaluate, export, predict
+from cot_jax.config import parse_command_line
+from cot_jax.losses.soft_targets import OUTPUTS, patience_loss, teacher_loss
+from cot_jax.models import student as students
+from cot_jax.models.bert import Bert, BertConfig
+from cot_jax.models.weights import init
+from cot_jax.train import main
+from cot_jax.training.experiment import prepare
+from cot_jax.training.run import Run
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+NAMES, PLACES = ("ann", "bob", "cleo", "dan"), ("home", "work", "school")
+WORDS = (
+    "[PAD]",
+    "[CLS]",
+    "[SEP]",
+    "[UNK]",
+    "[MASK]",
+    "cause",
+    "effect",
+    "what",
+    *NAMES,
+    *PLACES,
+    "is",
+    "at",
+    "not",
+    ".",
+    "because",
+    "who",
+    "?",
+)
+CONFIG = Path(__file__).parents[2] / "configs" / "cqa_standard.py"
+
+
+def _pair(rng):
+    """Two sentences of which the second may follow from the first; the label says whether."""
+    (name, other), (place, elsewhere) = rng.permutation(NAMES)[:2], rng.permutation(PLACES)[:2]
+    second, label = [
+        (f"{name} is at {place}", "yes"),
+        (f"{name} is not at {place}", "no"),
+        (f"{other} is at {elsewhere} .", "open"),
+    ][rng.integers(3)]
+    return [f"{name} is at {place} .", second], label
+
+
+def _copa(folder):
+    """Writes SuperGLUE's COPA: which of two effects has the same person."""
+    rng = np.random.default_rng(1)
+    (folder / "copa").mkdir(parents=True)
+    for split, count in (("train", 300), ("val", 60)):
+        rows = []
+        for _ in range(count):
+            name, other = rng.permutation(NAMES)[:2].tolist()
+            place, elsewhere = rng.permutation(PLACES)[:2].tolist()
+            right = int(rng.integers(2))
+            texts = [f"{name} is at {place} .", f"{other} is at {elsewhere} . because"]
+            one, two = texts[::-1] if right else texts
+            row = {"premise": f"{name} is at {place}", "question": "effect", "label": right}
+            rows.append(json.dumps(row | {"choice1": one, "choice2": two}) + "\n")
+        (folder / "copa" / f"{split}.jsonl").write_text("".join(rows))
+    return folder
+
+
+def _write(folder, make, counts=None, **more):
+    """Writes a data set of task=jsonl."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (counts or {"train": 64, "valid": 12, "test": 12}).items():
+        rows = []
+        for n in range(count):
+            parts, label = make(rng)
+            rows.append({"id": f"{split}{n}", "input": parts, "label": label} | more)
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def _pretrained(folder, seed=0, **sizes):
+    """Writes a bare BERT with random weights, and its tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    config = BertConfig(**SIZES | sizes, vocab_size=len(WORDS), cls_token_id=1, sep_token_id=2)
+    student = Bert(config)
+    students.save(folder, student, init(student.weights, jax.random.key(seed)))
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"architectures": ["BertModel"], "id2label": {}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    _pretrained(folder / "bert")
+    _write(folder / "pairs", _pair)
+    return folder
+
+
+def _flags(world, data="pairs", **keys):
+    keys = {
+        "data.task": "jsonl",
+        "data.root": world / data,
+        "model.pretrained": world / "bert",
+        "optimizer.learning_rate": 3e-3,
+        "train.steps": 4,
+        "train.batch_size": 16,
+        "train.eval_every": 4,
+        "train.checkpoint_every": 2,
+        "evaluation.batch_size": 8,
+    } | keys
+    return ["train", f"--config={CONFIG}", *(f"--config.{key}={value}" for key, value in keys.items())]
+
+
+def _rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def _losses(run):
+    rows = []
+    with jax.set_mesh(run.mesh):
+        state = run.initial_state()
+        for step in range(run.experiment.config.train.steps):
+            state, metrics = run._step(state, run.batch(step), run._frozen)
+            rows.append(jax.device_get(metrics))
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def _run(world, devices=1, **keys):
+    config = parse_command_line(_flags(world, **keys), "").config
+    return Run(prepare(config), jax.devices()[:devices])
+
+
+# --- What is learned ---
+
+
+def test_a_student_learns_classes(world, tmp_path, capsys):
+    _write(tmp_path / "data", _pair, {"train": 400, "valid": 40, "test": 60})
+    keys = {"data.root": tmp_path / "data", "train.steps": 120, "train.eval_every": 60}
+    assert main([*_flags(world, **keys), f"--workdir={tmp_path / 'run'}"]) == 0
+    assert "fresh weights for classifier/w, classifier/bias" in capsys.readouterr().out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["test/accuracy"] > 0.9
+    assert evaluate.main([str(tmp_path / "run")]) == 0
+    found = json.loads((tmp_path / "run" / "evaluation" / "jsonl_test" / "evaluation.json").read_text())
+    assert found["accuracy"] == pytest.approx(result["test/accuracy"])
+    assert found["calibration"]["label_set"]["accuracy"] == pytest.approx(found["accuracy"])
+    assert [row["label"] for row in found["per_class"]] == ["no", "open", "yes"]
+
+
+@pytest.fixture(scope="module")
+def chooser(world, tmp_path_factory):
+    """A run on COPA."""
+    folder = tmp_path_factory.mktemp("copa")
+    keys = {"data.task": "copa", "data.root": _copa(folder / "data"), "train.steps": 60}
+    assert main([*_flags(world, **keys, **{"train.eval_every": 60}), f"--workdir={folder / 'run'}"]) == 0
+    return folder / "run"
+
+
+def test_a_student_learns_to_choose(chooser):
+    assert json.loads((chooser / "result.json").read_text())["test/accuracy"] > 0.9
+
+
+SOFT = {
+    "dlb": {"self_distillation.method": "dlb"},
+    "dynamic": {"self_distillation.method": "dynamic"},
+    **{
+        f"dynsdpb {output}": {"self_distillation.method": "dynsdpb", "self_distillation.output": output}
+        for output in OUTPUTS
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def soft(world):
+    """The losses of a method of self-distillation, without dropout."""
+    return lambda name: _losses(
+        _run(world, **SOFT[name], **{"model.dropout_rate": 0.0, "self_distillation.top_k": 3})
+    )
+
+
+def test_of_one_token_every_stored_output_is_the_same(soft):
+    """A vocabulary map of one token is its distribution; all of three classes are the top three."""
+    expected = soft("dynsdpb full")
+    assert (
+        np.all(expected["self_distillation/stored"][1:] == 1) and expected["loss/self_distillation"][-1] > 0
+    )
+    for output in OUTPUTS:
+        found = soft(f"dynsdpb {output}")
+        for name in expected:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["dlb", "dynamic"])
+def test_self_distillation_of_classes_trains(soft, name):
+    found = soft(name)
+    assert np.isfinite(found["loss"]).all()
+    if name == "dlb":
+        assert found["loss"][-1] > found["loss/label"][-1]
+
+
+PLACES_OF_WORK = [
+    ({"mesh.data": 2}, 2, 1),
+    ({"mesh.data": 1, "mesh.fsdp": 2, "mesh.model": 2}, 4, 1),
+    ({}, 1, 2),
+]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "devices", "parts"), PLACES_OF_WORK, ids=["data", "fsdp and model", "parts"]
+)
+def test_losses_are_those_of_one_device_and_of_a_whole_batch(world, taught, mesh, devices, parts):
+    keys = {
+        "self_distillation.method": "dynsdpb",
+        "distillation.teacher": taught,
+        "distillation.layers": "skip",
+        "model.layers": 2,
+        "train.steps": 3,
+    }
+    expected = _losses(_run(world, **keys))
+    found = _losses(_run(world, devices, **keys, **mesh, **{"train.micro_batches": parts}))
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name][0], values[0], rtol=3e-6, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(found[name], values, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_a_stopped_run_resumes(world, tmp_path, monkeypatch, capsys):
+    flags = _flags(world, **SOFT["dynsdpb vmm"])
+    assert main([*flags, f"--workdir={tmp_path / 'whole'}"]) == 0
+    take, stops = Run.batch, iter([True])
+
+    def stopping(run, step):
+        if step == 1 and next(stops, False):
+            signal.raise_signal(signal.SIGTERM)
+        return take(run, step)
+
+    monkeypatch.setattr(Run, "batch", stopping)
+    assert main([*flags, f"--workdir={tmp_path / 'stopped'}"]) == 75
+    assert main([*flags, f"--workdir={tmp_path / 'stopped'}"]) == 0
+    assert _rows(tmp_path / "stopped") == _rows(tmp_path / "whole")
+
+
+# --- A teacher in the step ---
+
+
+@pytest.fixture(scope="module")
+def taught(world, tmp_path_factory):
+    """A run, to be a teacher."""
+    workdir = tmp_path_factory.mktemp("taught") / "run"
+    assert main([*_flags(world), f"--workdir={workdir}"]) == 0
+    return workdir
+
+
+def test_the_terms_are_those_of_pytorch():
+    torch = pytest.importorskip("torch", reason="parity needs PyTorch")
+    rng = np.random.default_rng(0)
+    B, K, T = 6, 3, 4.0
+    student, teacher = rng.normal(size=(2, B, K)).astype(np.float32) * 3
+    eye = np.eye(K, dtype=np.float32)
+    weight = np.full((1, B), 1 / B, np.float32)
+    found = teacher_loss(student[None], eye, teacher[None], eye, weight, T)
+    kl = torch.nn.functional.kl_div(
+        torch.log_softmax(torch.tensor(student) / T, 1),
+        torch.softmax(torch.tensor(teacher) / T, 1),
+        reduction="batchmean",
+    )
+    np.testing.assert_allclose(found, T**2 * kl.item(), rtol=1e-5)
+    a, b = rng.normal(size=(2, 1, 3, B, 8)).astype(np.float32)
+    pairs = ((0, 0), (1, 2))
+    mse = torch.nn.functional.mse_loss(
+        *(
+            torch.nn.functional.normalize(torch.tensor(x[0][list(which)]).swapaxes(0, 1), dim=2)
+            for x, which in zip((a, b), zip(*pairs, strict=True), strict=True)
+        )
+    )
+    np.testing.assert_allclose(patience_loss(a, b, np.ones((1, B), bool), pairs), mse.item(), rtol=1e-5)
+
+
+def test_the_slots_of_a_long_text_are_taken_in_turn(monkeypatch):
+    rng = np.random.default_rng(0)
+    hidden, head, taught, theirs = (
+        rng.normal(size=shape).astype(np.float32) for shape in ((2, 9, 4), (4, 7), (2, 9, 5), (5, 7))
+    )
+    weight = rng.random((2, 9)).astype(np.float32)
+
+    def value_and_gradient():
+        return jax.value_and_grad(lambda h: teacher_loss(h, head, taught, theirs, weight, 2.0))(hidden)
+
+    whole = value_and_gradient()
+    monkeypatch.setattr("cot_jax.losses.soft_targets._SLOTS", 4)
+    for a, b in zip(whole, value_and_gradient(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_teacher_teaches_and_is_not_taught(world, taught):
+    keys = {"distillation.teacher": taught, "distillation.layers": "last", "model.layers": 2}
+    run = _run(world, **keys, **{"model.dropout_rate": 0.0})
+    before = jax.device_get(run._frozen)
+    found = _losses(run)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(run._frozen))
+    terms = 0.5 * found["loss/label"] + 0.5 * found["loss/distillation"] + 100 * found["loss/patience"]
+    np.testing.assert_allclose(found["loss"], terms, rtol=1e-5)
+    assert found["loss/distillation"][-1] < found["loss/distillation"][0]
+
+
+def test_its_own_teacher_asks_for_nothing(world, taught, tmp_path):
+    """Student and teacher are equal, their labels in another order."""
+    exported = tmp_path / "exported"
+    assert export.main([str(taught), f"--output={exported}"]) == 0
+    config = json.loads((exported / "config.json").read_text())
+    assert sorted(config["label2id"]) == ["no", "open", "yes"]
+    (exported / "cot_jax.json").unlink()  # as any fine-tuned model
+    order = [2, 0, 1]
+    labels = [config["id2label"][str(n)] for n in order]
+    student, params, _ = students.from_pretrained(str(exported), students.Options())
+    permuted = jax.tree.map(lambda leaf: leaf[..., order], params["classifier"])
+    config |= {"id2label": dict(enumerate(labels)), "label2id": {label: n for n, label in enumerate(labels)}}
+    other = tmp_path / "other"
+    students.save(other, student, params | {"classifier": permuted})
+    (other / "config.json").write_text(json.dumps(config))
+    keys = {"model.pretrained": exported, "distillation.teacher": other, "model.dropout_rate": 0.0}
+    found = _losses(_run(world, **keys, **{"model.tokenizer": world / "bert", "train.steps": 1}))
+    assert abs(found["loss/distillation"][0]) < 1e-5
+
+
+# --- In and out ---
+
+
+@pytest.mark.parametrize("kind", ["classes", "choices"])
+def test_an_export_answers_alike_in_transformers(world, taught, chooser, kind, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("torch", reason="the card's program needs PyTorch")
+    run = taught if kind == "classes" else chooser
+    exported = tmp_path / "exported"
+    assert export.main([str(run), f"--output={exported}"]) == 0
+    capsys.readouterr()
+    question = ["bob is at work .", "bob is at home"]
+    if kind == "choices":
+        question = ["ann is at work what", "ann is at work .", "bob is at home . because"]
+    row = json.dumps({"input": question}).encode()
+    answers = []
+    for student in (run, exported):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(row)))
+        assert predict.main([str(student)]) == 0
+        answers.append(json.loads(capsys.readouterr().out)["label"])
+    program = (exported / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(exported)
+    exec(program, {"question": question})
+    answers.append(capsys.readouterr().out.strip())
+    assert len(set(answers)) == 1
+
+
+BAD = {
+    "a method that writes": (
+        {"objective.method": "mi"},
+        "the student is an encoder: it chooses a label and writes no rationale or program; take "
+        "--config.objective.method=standard or rationale_input",
+    ),
+    "lora": ({"model.lora_rank": 4}, "an encoder's weights are all trained"),
+    "a teacher of other labels": ({"distillation.teacher": "chooser"}, "take a teacher of the same labels"),
+    "a bare encoder as teacher": (
+        {"distillation.teacher": "bert"},
+        "tells no named classes apart: fine-tune it first",
+    ),
+    "layers without a teacher": (
+        {"distillation.layers": "skip"},
+        "name one with --config.distillation.teacher",
+    ),
+    "more layers than there are": ({"model.layers": 9}, "config.model.layers=9: the model has 4"),
+    "an open set of labels": ({"data.task": "svamp"}, "are equations, an open set"),
+    "no room": ({"data.max_input_tokens": 3}, "config.data.max_input_tokens=3 has no room for a question"),
+    "too long": ({"data.root": "long"}, "but the student has 64 positions"),
+    "a label only in test": ({"data.root": "label"}, "but 'never', that of test0, is none of no, open, yes"),
+    "another number of texts": (
+        {"data.root": "parts"},
+        "the input of test0 has 1 texts, that of train0 has 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(world, taught, chooser, tmp_path, capsys, case):
+    keys, message = BAD[case]
+    keys = dict(keys)
+    if keys.get("data.task") == "svamp":
+        row = {"input": "1 + 1", "label": "( 1.0 + 1.0 )"}
+        (tmp_path / "svamp").mkdir()
+        for split in ("train", "test"):
+            (tmp_path / "svamp" / f"svamp_{split}.json").write_text(20 * (json.dumps(row) + "\n"))
+        keys["data.root"] = tmp_path
+    if keys.get("distillation.teacher"):
+        keys["distillation.teacher"] = {"chooser": chooser, "bert": world / "bert"}[
+            keys["distillation.teacher"]
+        ]
+    kind = keys.get("data.root")
+    if kind in ("long", "label", "parts"):
+        keys["data.root"] = _write(tmp_path / "data", _pair)
+        other = {
+            "long": {"input": ["ann " * 70, "bob"], "label": "no"},
+            "label": {"input": ["ann", "bob"], "label": "never"},
+            "parts": {"input": "ann", "label": "no"},
+        }[kind]
+        split = "train" if kind == "long" else "test"
+        (tmp_path / "data" / f"{split}.jsonl").write_text(
+            "".join(
+                json.dumps(
+                    {"id": f"{split}{n}"} | other | ({"label": ("yes", "open")[n % 2]} if n > 9 else {})
+                )
+                + "\n"
+                for n in range(20)
+            )
+        )
+    workdir = tmp_path / "run"
+    assert main([*_flags(world, **keys), f"--workdir={workdir}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert not workdir.exists()
+
+
+def test_a_question_of_other_parts_is_one_line(taught, capsys, monkeypatch):
+    row = json.dumps({"input": "bob is at work ."}).encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(row)))
+    assert predict.main([str(taught)]) == 2
+    assert "a question of 1 texts, 'bob is at work .' first: the student reads 2" in capsys.readouterr().err

@@ -36,6 +36,7 @@ class Splits:
       label_set: all labels, where the task has a closed set of them.
       by_value: answers are equations or numbers and compared by value (`answers.equality`), else as text.
       notes: what was left out or changed, in plain lines.
+      metrics: what answers are judged by; the first one selects the best parameters.
     """
 
     task: str
@@ -45,6 +46,7 @@ class Splits:
     label_set: tuple[str, ...] | None
     by_value: bool
     notes: tuple[str, ...]
+    metrics: tuple[str, ...] = ("accuracy",)
 
     @property
     def report(self) -> tuple[str, ...]:

@@ -252,8 +252,8 @@ class Run:
     def evaluate(self, params: Params, split: str) -> dict[str, float]:
         """Returns figures of a student with `params` on a split, by name.
 
-        `SPLIT/accuracy`; on validation, where the config asks for it, `valid/mutual_information` in nats
-        (`InformationEstimate`).
+        `SPLIT/METRIC` for each of the task's; on validation, where the config asks for it,
+        `valid/mutual_information` in nats (`InformationEstimate`).
         """
         if self.experiment.lora and self._frozen:
             params = self.experiment.lora.attach(self._frozen, params)
@@ -262,7 +262,8 @@ class Run:
         if answers.cut:
             limit = f"config.evaluation.max_new_tokens={self.experiment.config.evaluation.max_new_tokens}"
             say(f"{split}: {answers.cut} of {len(labels)} answers cut at {limit}")
-        row = {f"{split}/accuracy": accuracy(answers.answers, labels, self.experiment.splits.by_value)}
+        scores = {"accuracy": accuracy(answers.answers, labels, self.experiment.splits.by_value)}
+        row = {f"{split}/{name}": value for name, value in scores.items()}
         if self._information and split == "valid":
             row["valid/mutual_information"] = self._information(params)
         return row

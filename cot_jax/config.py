@@ -575,7 +575,7 @@ def refuse_other_config(workdir: Path, config: Config) -> bool:
 
 def _differences(wanted: Any, found: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(wanted, dict) and isinstance(found, dict):
-        for key in wanted.keys() | found.keys():
+        for key in {**wanted, **found}:
             yield from _differences(wanted.get(key), found.get(key), f"{path}.{key}" if path else key)
     elif wanted != found:
         yield path, wanted, found

@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks import measure
 from benchmarks.startup import CACHE
 from benchmarks.workload import LENGTHS, model_config, random_params
-from cot_jax.config import TrainConfig
+from cot_jax.config import STEPS, TrainConfig
 from cot_jax.data.views import METHODS
 from cot_jax.models import student as students
 from cot_jax.models.t5 import T5
@@ -57,9 +57,9 @@ def main() -> None:
     report.row("start, test and end", start)
     compiling = cold - 2 * each.median - start.median
     report.number("seconds of compiling, the first time", compiling)
-    count = TrainConfig.steps / TrainConfig.eval_every
+    count = STEPS / TrainConfig.eval_every
     whole = count * each.median * TrainConfig.eval_every / options.every + start.median + compiling
-    report.number(f"minutes of {TrainConfig.steps:,} steps and {count:.0f} evaluations", whole / 60)
+    report.number(f"minutes of {STEPS:,} steps and {count:.0f} evaluations", whole / 60)
     report.close()
 
 

@@ -42,7 +42,7 @@ from benchmarks.workload import (
     typical_rows,
 )
 from cot_jax.batch import Batch
-from cot_jax.config import TrainConfig
+from cot_jax.config import STEPS
 from cot_jax.data.batches import Batches
 from cot_jax.data.lengths import describe
 from cot_jax.models import student as students
@@ -167,7 +167,7 @@ def _time_epoch(
     batches = Batches(
         views,
         batch_size=options.batch,
-        steps=TrainConfig.steps,
+        steps=STEPS,
         seed=0,
         order="random",
         overlap=False,
@@ -177,7 +177,7 @@ def _time_epoch(
         pad_id=0,
     )
     report.note(
-        f"{OURS}: {len(batches.shapes)} shapes for {TrainConfig.steps:,} steps, "
+        f"{OURS}: {len(batches.shapes)} shapes for {STEPS:,} steps, "
         f"{100 * batches.efficiency:.0f} % of their arithmetic is for tokens"
     )
     examples = len(next(iter(views.values())).inputs)

@@ -24,7 +24,6 @@ from cot_jax.files import read_json, read_json_lines, write_text
 from cot_jax.metrics.plots import Curve, draw_curves, draw_data_size
 from cot_jax.metrics.significance import paired_p_value
 
-_ACCURACY = "test/accuracy"
 _FRACTION = "data.train_fraction"
 # Training rows are averaged over so many steps before they are drawn.
 _WINDOW = 25
@@ -38,8 +37,13 @@ class _Runs:
     results: Mapping[int, dict[str, Any]]
     directory: Path
 
-    def values(self, name: str = _ACCURACY) -> list[float]:
-        return [result[name] for result in self.results.values()]
+    @property
+    def metric(self) -> str:
+        return next((_metric(result) for result in self.results.values()), "accuracy")
+
+    def scores(self) -> list[float]:
+        """Returns the metric on test, one a seed."""
+        return [_score(result) for result in self.results.values()]
 
     def metrics(self, name: str) -> list[list[tuple[int, float]]]:
         """Returns the (step, value) of a metric, a list a seed."""
@@ -87,6 +91,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _metric(result: Mapping[str, Any]) -> str:
+    return result.get("metric", "accuracy")  # older runs name none
+
+
+def _score(result: Mapping[str, Any], split: str = "test") -> float:
+    return result[f"{split}/{_metric(result)}"]
+
+
 def _read(cell: Cell, directory: Path) -> _Runs:
     results = {}
     for file in directory.glob("seed*/result.json"):
@@ -96,16 +108,20 @@ def _read(cell: Cell, directory: Path) -> _Runs:
 
 def _markdown(table: Table, found: Mapping[tuple[str, str], _Runs]) -> str:
     theirs = any(runs.cell.published is not None for runs in found.values())
-    lines = [f"# {table.title}", "", "Test accuracy in %, mean ± standard deviation over seeds (seeds).", ""]
+    metrics = {column: runs.metric for (_, column), runs in found.items() if runs.results}
+    names = " or ".join(dict.fromkeys(metrics.values()))
+    lines = [f"# {table.title}", "", f"Test {names} in %, mean ± standard deviation over seeds (seeds).", ""]
     header = ["method"]
     for column in table.columns:
+        if len(set(metrics.values())) > 1 and column in metrics:
+            column += f" ({metrics[column]})"
         header += [column, f"{column}, published"] if theirs else [column]
     body = []
     for row in table.rows:
         cells = [row]
         for column in table.columns:
             runs = found.get((row, column))
-            cells.append(_summary(runs.values()) if runs else "")
+            cells.append(_summary(runs.scores()) if runs else "")
             if theirs:
                 published = runs.cell.published if runs else None
                 cells.append("" if published is None else f"*{published:.2f}*")
@@ -113,6 +129,11 @@ def _markdown(table: Table, found: Mapping[tuple[str, str], _Runs]) -> str:
     lines += _rows(header, body)
     if theirs:
         lines += ["", f"*Published* figures are the authors' and were not reproduced here: {table.source}."]
+    if chosen := [
+        [row, column, runs.cell.choice] for (row, column), runs in found.items() if runs.cell.chosen
+    ]:
+        lines += ["", "Chosen on validation, by the first seed:", ""]
+        lines += _rows(["method", "column", "values"], chosen)
     for column in table.columns:
         differences = [r for r in _differences(table, found) if r["column"] == column and r["seeds"] > 1]
         first = [r for r in differences if r["b"] == table.rows[0]]
@@ -129,7 +150,7 @@ def _markdown(table: Table, found: Mapping[tuple[str, str], _Runs]) -> str:
         if runs.results
         for seed in [next(iter(runs.results))]
         for visits in [runs.results[seed]["example_visits"]]
-        for seconds in [np.mean(runs.values("train_seconds"))]
+        for seconds in [np.mean([result["train_seconds"] for result in runs.results.values()])]
     ]
     lines += _rows(["method", "column", "example visits", "training examples", "training seconds"], costs)
     devices = {
@@ -163,12 +184,14 @@ def _csv_rows(found: Iterable[_Runs]) -> list[dict[str, Any]]:
             "row": runs.cell.row,
             "column": runs.cell.column,
             "seed": seed,
-            "test_accuracy": result[_ACCURACY],
-            "valid_accuracy": result["valid/accuracy"],
+            "metric": _metric(result),
+            "test": _score(result),
+            "valid": _score(result, "valid"),
             "best_step": result["best_step"],
             "example_visits": result["example_visits"],
             "train_seconds": result["train_seconds"],
             "published": runs.cell.published,
+            "chosen": runs.cell.choice,
         }
         for runs in found
         for seed, result in runs.results.items()
@@ -186,15 +209,15 @@ def _differences(table: Table, found: Mapping[tuple[str, str], _Runs]) -> list[d
             seeds = [seed for seed in of_a if seed in of_b]
             if not seeds:
                 continue
-            accuracy_a = [100 * of_a[seed][_ACCURACY] for seed in seeds]
-            accuracy_b = [100 * of_b[seed][_ACCURACY] for seed in seeds]
+            scores_a = [100 * _score(of_a[seed]) for seed in seeds]
+            scores_b = [100 * _score(of_b[seed]) for seed in seeds]
             rows.append(
                 {
                     "column": column,
                     "a": a,
                     "b": b,
-                    "difference": float(np.mean(np.subtract(accuracy_a, accuracy_b))),
-                    "p_value": paired_p_value(accuracy_a, accuracy_b),
+                    "difference": float(np.mean(np.subtract(scores_a, scores_b))),
+                    "p_value": paired_p_value(scores_a, scores_b),
                     "seeds": len(seeds),
                 }
             )
@@ -232,9 +255,10 @@ def _draw(table: Table, found: Mapping[tuple[str, str], _Runs], directory: Path)
     for (row, _), runs in found.items():
         if runs.results and _FRACTION in runs.cell.overrides:
             examples = next(iter(runs.results.values()))["examples"]
-            sizes[row].append((examples, [100 * value for value in runs.values()]))
+            sizes[row].append((examples, [100 * value for value in runs.scores()]))
     if any(len(points) > 1 for points in sizes.values()):
-        draw_data_size(sizes, directory / "data_size.png")
+        metric = next(runs.metric for runs in found.values() if runs.results)
+        draw_data_size(sizes, metric, directory / "data_size.png")
         pictures.append("data_size.png")
     return pictures
 

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
 import re
 import sys
 import typing
@@ -38,6 +39,7 @@ from cot_jax.models.student import PRESETS
 
 # The published recipe of Hsieh et al. 2023, and that of Raffel et al. 2020, section 3.1.2.
 LEARNING_RATES = {"adamw": 5e-5, "adafactor": 1e-3}
+STEPS = 10_000  # of both papers on rationales, Hsieh et al. and Chen et al. 2024
 # Hu et al. 2022, appendix D.1, as others since: about ten times that of all weights.
 LORA_LEARNING_RATE = 5e-4
 
@@ -177,6 +179,11 @@ class ObjectiveConfig:
     mi_variant: str = _key("reference", "form of the mutual-information loss", choices=VARIANTS)
     mi_reduction: str = _key("max", "how a view's probabilities become one map", choices=REDUCTIONS)
     mi_detach: str = _key("label", "view whose map carries no gradient", choices=DETACHABLE)
+    class_weights: str = _key(
+        "none",
+        "of a classifier's label loss; balanced = n / (K n_c) for n examples, n_c of the class, K classes",
+        choices=("none", "balanced"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +240,9 @@ class OptimizerConfig:
     )
     schedule: str = _key("linear", "decay of it, to 0 at the last step", choices=("linear", "constant"))
     warmup_steps: int = _key(0, "steps of linear warm-up", low=0)
+    warmup_ratio: float = _key(
+        0.0, "share of the steps, in place of warmup_steps; 0 = by these", low=0.0, high=1.0
+    )
     clip_norm: float = _key(1.0, "largest global norm of the gradient; 0 = any", low=0.0)
     weight_decay: float = _key(0.0, "decoupled weight decay (not on norms and biases)", low=0.0)
     b1: float = _key(0.9, "decay of AdamW's first moment", low=0.0, high=1.0)
@@ -247,15 +257,19 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    steps: int = _key(10_000, "optimizer steps", low=1)
+    steps: int = _key(0, f"optimizer steps; 0 = by epochs, or {STEPS:,} without them", low=0)
+    epochs: float = _key(0.0, "visits of every training example, in place of steps; 0 = by these", low=0.0)
     batch_size: int = _key(64, "examples a step, over all devices", low=1)
     micro_batches: int = _key(
         1,
         "parts in which a batch goes through the student: less memory, same gradient, forward pass twice",
         low=1,
     )
-    eval_every: int = _key(250, "steps between evaluations on validation", low=1)
-    checkpoint_every: int = _key(250, "steps between checkpoints", low=1)
+    eval_every: int = _key(250, "steps between evaluations on validation; 0 = an epoch", low=0)
+    checkpoint_every: int = _key(250, "steps between checkpoints; 0 = an epoch", low=0)
+    patience: int = _key(
+        0, "evaluations in a row without a better result after which training stops; 0 = it never does", low=0
+    )
     log_every: int = _key(50, "steps between printed lines", low=1)
     layer_norms_every: int = _key(
         0, "steps between rows of every layer's gradient norm, drawn at the end; 0 = never", low=0
@@ -313,7 +327,56 @@ class Config:
         model = self.model.resolved(usual)
         rate = LORA_LEARNING_RATE if model.has_lora else LEARNING_RATES[self.optimizer.name]
         optimizer = dataclasses.replace(self.optimizer, learning_rate=self.optimizer.learning_rate or rate)
-        return dataclasses.replace(self, model=model, optimizer=optimizer)
+        train = self.train
+        if not train.epochs:
+            train = dataclasses.replace(train, steps=train.steps or STEPS)
+        return dataclasses.replace(self, model=model, optimizer=optimizer, train=train)
+
+    def scheduled(self, steps_an_epoch: float) -> "Config":
+        """A resolved config with the steps that epochs and shares of them stand for; keeps one that has them.
+
+        Raises:
+          UserError: a number of steps, and beside it epochs or a share that make another.
+        """
+        train, optimizer = self.train, self.optimizer
+        steps = _as_steps(train.epochs, "train.epochs", steps_an_epoch, train.steps, "train.steps")
+        names = ("optimizer.warmup_ratio", steps, optimizer.warmup_steps, "optimizer.warmup_steps")
+        warmup_steps = _as_steps(optimizer.warmup_ratio, *names)
+        epoch = math.ceil(steps_an_epoch)
+        train = dataclasses.replace(
+            train,
+            steps=steps,
+            eval_every=train.eval_every or epoch,
+            checkpoint_every=train.checkpoint_every or epoch,
+        )
+        optimizer = dataclasses.replace(optimizer, warmup_steps=warmup_steps)
+        return dataclasses.replace(self, train=train, optimizer=optimizer)
+
+    @property
+    def unscheduled(self) -> set[str]:
+        """Keys that have no value before `scheduled`."""
+        train, optimizer = self.train, self.optimizer
+        missing = {
+            "train.steps": not train.steps,
+            "train.eval_every": not train.eval_every,
+            "train.checkpoint_every": not train.checkpoint_every,
+            "optimizer.warmup_steps": optimizer.warmup_ratio > 0 and not optimizer.warmup_steps,
+        }
+        return {key for key, is_missing in missing.items() if is_missing}
+
+
+def _as_steps(share: float, name: str, whole: float, given: int, key: str) -> int:
+    """Returns the steps of `share` of `whole`, rounded up, or those given where it is 0."""
+    if not share:
+        return given
+    # 0.07 * 100 is a little more than 7.
+    steps = max(1, math.ceil(round(share * whole, 6)))
+    if given not in (0, steps):
+        raise UserError(
+            f"config.{name}={share:g} makes {steps:,} steps, but config.{key}={given}: give one of the two "
+            f"only, with --config.{key}=0 or --config.{name}=0"
+        )
+    return steps
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -512,7 +575,8 @@ def load_config_module(file: Path, function: str) -> Any:
 def refuse_other_config(workdir: Path, config: Config) -> bool:
     """Returns whether `workdir` holds a run of `config` already; False where it holds none.
 
-    How devices are arranged makes no other run: it may resume with more of them, or fewer.
+    How devices are arranged makes no other run: it may resume with more of them, or fewer. What only the
+    data tells of `config` is not compared.
 
     Raises:
       UserError: it holds a run of another config.
@@ -522,7 +586,7 @@ def refuse_other_config(workdir: Path, config: Config) -> bool:
         return False
     found, _ = with_defaults(read_json(file))
     for key, value, other in _differences(json.loads(to_json(config)), found):
-        if key.startswith("mesh."):
+        if key.startswith("mesh.") or key in config.unscheduled:
             continue
         raise UserError(
             f"{workdir} holds a run with config.{key}={other!r}, not {value!r}: "
@@ -533,7 +597,7 @@ def refuse_other_config(workdir: Path, config: Config) -> bool:
 
 def _differences(wanted: Any, found: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(wanted, dict) and isinstance(found, dict):
-        for key in wanted.keys() | found.keys():
+        for key in {**wanted, **found}:
             yield from _differences(wanted.get(key), found.get(key), f"{path}.{key}" if path else key)
     elif wanted != found:
         yield path, wanted, found

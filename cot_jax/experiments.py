@@ -24,6 +24,7 @@ class Cell:
       config: config file.
       overrides: config keys that differ from the file, without `config.`, e.g. {"objective.method": "mi"}.
       published: accuracy in %, the authors' and not ours; None where there is none.
+      chosen: further keys, whose values a sweep chose on validation.
     """
 
     row: str
@@ -31,15 +32,23 @@ class Cell:
     config: str
     overrides: Mapping[str, Any]
     published: float | None = None
+    chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def choice(self) -> str:
+        """What was chosen, in words."""
+        return ", ".join(f"{key}={value}" for key, value in self.chosen.items())
 
     @property
     def path(self) -> Path:
         """The directory of its runs, one directory a seed."""
-        return Path(*(re.sub(r"[^\w.+-]+", "_", name) for name in (self.row, self.column)))
+        names = (self.row, self.column, *([self.choice] if self.chosen else []))
+        return Path(*(re.sub(r"[^\w.+=-]+", "_", name) for name in names))
 
     def flags(self, seed: int) -> list[str]:
         """Returns the arguments of `cot_jax.train` for one seed."""
-        overrides = [f"--config.{key}={value}" for key, value in self.overrides.items()]
+        values = {**self.overrides, **self.chosen}
+        overrides = [f"--config.{key}={value}" for key, value in values.items()]
         return [f"--config={self.config}", *overrides, f"--config.seed={seed}"]
 
 
@@ -134,6 +143,8 @@ def from_directory(directory: Path) -> Table:
 def merged(table: Table, directory: Path) -> Table:
     """Returns `table` with the cells that `directory` already has before its own.
 
+    The values that were chosen for a cell may be others now: what is chosen from has grown.
+
     Raises:
       UserError: a cell of the same row and column is another experiment there.
     """
@@ -141,7 +152,10 @@ def merged(table: Table, directory: Path) -> Table:
         return table
     cells = {(cell.row, cell.column): cell for cell in from_directory(directory).cells}
     for cell in table.cells:
-        if cells.setdefault((cell.row, cell.column), cell) != cell:
+        known = cells.get((cell.row, cell.column), cell)
+        cells[cell.row, cell.column] = cell
+        same_keys = known.chosen.keys() == cell.chosen.keys()
+        if not same_keys or dataclasses.replace(known, chosen=cell.chosen) != cell:
             raise UserError(
                 f"{directory} holds another experiment as {cell.row}, {cell.column}: "
                 "choose another --output, or the flags of that sweep"

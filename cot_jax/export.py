@@ -36,7 +36,7 @@ datasets:
 {origin}, taught {task} with `{method}`{self_distillation} by cot_jax {version}: {steps} steps of
 {batch_size} examples, {label_source} labels, seed {seed}.
 
-| split | accuracy | how |
+| split | {metric} | how |
 |---|---|---|
 | validation | {valid} | the checkpoint was chosen by it |
 | test | {test} | looked at once |
@@ -136,7 +136,8 @@ def _card(student: Saved, result: dict[str, Any], options: argparse.Namespace) -
         prefixes.append(f"| {name} | {prefix} | {student.most_tokens(view)} |")
     base, distillation = config.model.pretrained, config.self_distillation.method
     first, hf_class = student.views[0], student.student.hf_class
-    measured = {split: result.get(f"{split}/accuracy") for split in ("valid", "test")}
+    metric = result.get("metric", "accuracy")
+    measured = {split: result.get(f"{split}/{metric}") for split in ("valid", "test")}
     return _CARD.format(
         license=options.license,
         base=f"base_model: {base}\n" if base else "",
@@ -146,10 +147,11 @@ def _card(student: Saved, result: dict[str, Any], options: argparse.Namespace) -
         method=config.objective.method,
         self_distillation="" if distillation == "none" else f" and `{distillation}`",
         version=result.get("versions", {}).get("cot_jax", __version__),
-        steps=config.train.steps,
+        steps=result.get("steps", config.train.steps),
         batch_size=config.train.batch_size,
         label_source=config.data.label_source,
         seed=config.seed,
+        metric=metric,
         valid=_percent(measured["valid"]),
         test=_percent(measured["test"]),
         prefixes="\n".join(prefixes),

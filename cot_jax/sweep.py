@@ -2,6 +2,10 @@
 
 python -m cot_jax.sweep --config=configs/demo_mi.py --seeds=0..3 --methods=standard,dss,mi --output=DIR
 python -m cot_jax.sweep --table=configs/tables/mi_base.py --seeds=0..3 --output=DIR --config.data.root=DATA
+    --grid optimizer.learning_rate=1e-4,3e-4,1e-3
+
+With a grid, every combination of its values is run with the first seed, and the best one on validation with
+all seeds, in DIR/ROW/COLUMN/VALUES/seedN.
 
 Every run is a process of its own in DIR/ROW/COLUMN/seedN; the same command skips what is done
 and resumes what was stopped. `python -m cot_jax.compare DIR` makes the table. Keys as --config.KEY=VALUE hold
@@ -10,6 +14,7 @@ for all.
 
 import argparse
 import dataclasses
+import itertools
 import re
 import signal
 import subprocess
@@ -23,7 +28,7 @@ from pathlib import Path
 from cot_jax import experiments
 from cot_jax.config import parse_command_line, refuse_other_config
 from cot_jax.errors import UserError
-from cot_jax.experiments import Table
+from cot_jax.experiments import Cell, Table
 from cot_jax.files import read_json
 from cot_jax.training.console import say
 from cot_jax.training.students import resolved
@@ -36,10 +41,18 @@ class _Job:
     name: str
     workdir: Path
     flags: list[str]
+    split: str = "test"  # what is said of it
 
     @property
     def done(self) -> bool:
         return (self.workdir / "result.json").is_file()
+
+    @property
+    def score(self) -> tuple[str, float]:
+        """Name and value of the task's metric."""
+        result = read_json(self.workdir / "result.json")
+        name = f"{self.split}/{result.get('metric', 'accuracy')}"  # older runs name none
+        return name.replace("/", " "), result[name]
 
 
 class _Jobs:
@@ -84,8 +97,8 @@ class _Jobs:
                 self._children.append(child)
             status = child.wait()
         if status == 0:
-            accuracy = 100 * read_json(job.workdir / "result.json")["test/accuracy"]
-            say(f"{place}: test accuracy {accuracy:.2f} %, {time.monotonic() - began:.0f} s")
+            name, value = job.score
+            say(f"{place}: {name} {100 * value:.2f} %, {time.monotonic() - began:.0f} s")
         elif not self.stopped:
             said = (job.workdir / "train.log").read_text(encoding="utf-8").splitlines()
             say(f"{place}: failed with status {status}: {said[-1] if said else 'it said nothing'}")
@@ -96,18 +109,36 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, 1 some runs failed, 2 usage, 75 stopped."""
     try:
         table, options = _options(argv)
-        table = experiments.merged(table, options.output)
-        jobs = _plan(table, options)
+        whole = experiments.merged(table, options.output)
+        if options.grid:
+            trials = [[dataclasses.replace(cell, chosen=v) for v in options.grid] for cell in table.cells]
+            searches = [_plan(of_cell, options.seeds[:1], options.output, "valid") for of_cell in trials]
+            jobs = list(itertools.chain(*searches))
+            status = _run(jobs, options)
+            if status or not all(job.done for job in jobs):
+                return status
+            table = dataclasses.replace(table, cells=tuple(map(_best, trials, searches)))
+            whole = experiments.merged(table, options.output)
+        jobs = _plan(table.cells, options.seeds, options.output)
+        if not options.dry_run:
+            whole.save(options.output)
+        status = _run(jobs, options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if not status and not options.dry_run:
+        say(f"done: python -m cot_jax.compare {options.output}")
+    return status
+
+
+def _run(jobs: Sequence[_Job], options: argparse.Namespace) -> int:
+    """Runs those that are not done, or prints them; returns the exit status."""
     left = [job for job in jobs if not job.done]
     say(f"{len(jobs)} runs, {len(jobs) - len(left)} of them done")
     if options.dry_run:
         for job in left:
             print("python -m cot_jax.train", *job.flags, f"--workdir={job.workdir}")
         return 0
-    table.save(options.output)
     runner = _Jobs(left)
     failed = runner.run(options.jobs)
     if runner.stopped:
@@ -116,25 +147,30 @@ def main(argv: Sequence[str]) -> int:
     if failed:
         say(f"{len(failed)} runs failed; each has a train.log: " + ", ".join(job.name for job in failed))
         return 1
-    say(f"done: python -m cot_jax.compare {options.output}")
     return 0
 
 
-def _plan(table: Table, options: argparse.Namespace) -> list[_Job]:
+def _best(trials: Sequence[Cell], jobs: Sequence[_Job]) -> Cell:
+    """Returns the cell whose run is best on validation, the first one of equals."""
+    scores = [job.score for job in jobs]
+    name, value = max(scores, key=lambda score: score[1])
+    best = trials[scores.index((name, value))]
+    say(f"{best.row}, {best.column}: chosen {best.choice}, {name} {100 * value:.2f} %")
+    return best
+
+
+def _plan(cells: Sequence[Cell], seeds: Sequence[int], output: Path, split: str = "test") -> list[_Job]:
     """Returns all runs, the first seed of every cell first, so that what is there can be compared early."""
     jobs = []
-    asked = {(cell.row, cell.column) for cell in options.cells}
-    for seed in options.seeds:
-        for cell in table.cells:
-            if (cell.row, cell.column) not in asked:
-                continue
-            workdir = options.output / cell.path / f"seed{seed}"
-            flags = cell.flags(seed)
-            # Every run is checked before the first one starts.
-            config = parse_command_line(["sweep", *flags], "").config
-            if (workdir / "config.json").exists():
-                refuse_other_config(workdir, resolved(config))
-            jobs.append(_Job(f"{cell.row}, {cell.column}, seed {seed}", workdir, flags))
+    for seed, cell in itertools.product(seeds, cells):
+        workdir = output / cell.path / f"seed{seed}"
+        flags = cell.flags(seed)
+        # Every run is checked before the first one starts.
+        config = parse_command_line(["sweep", *flags], "").config
+        if (workdir / "config.json").exists():
+            refuse_other_config(workdir, resolved(config))
+        name = ", ".join(filter(None, (cell.row, cell.column, cell.choice, f"seed {seed}")))
+        jobs.append(_Job(name, workdir, flags, split))
     return jobs
 
 
@@ -150,6 +186,13 @@ def _options(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
     what.add_argument("--config", help="config file that all runs start from")
     parser.add_argument("--methods", help="e.g. standard,dss,mi:masked,standard+dlb,mi+dynsdpb")
     parser.add_argument("--fractions", help="shares of the training data, e.g. 0.25,1.0")
+    parser.add_argument(
+        "--grid",
+        type=_values,
+        action="append",
+        default=[],
+        help="values to choose from on validation, e.g. optimizer.learning_rate=1e-4,3e-4; may be repeated",
+    )
     parser.add_argument("--seeds", type=_seeds, required=True, help="e.g. 0..3 or 0,7")
     parser.add_argument("--output", type=Path, required=True, help="directory of the runs and the table")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
@@ -175,11 +218,25 @@ def _options(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
         except ValueError:
             parser.error(f"--fractions={options.fractions}: numbers between 0 and 1, joined by commas")
         table = experiments.grid(options.config, options.methods.split(","), fractions)
-    cells = tuple(
-        dataclasses.replace(cell, overrides={**cell.overrides, **overrides}) for cell in table.cells
+    grid = dict(options.grid)
+    if len(grid) < len(options.grid) or "seed" in grid:
+        parser.error("--grid: each key once, and not the seed")
+    options.grid = (
+        [dict(zip(grid, v, strict=True)) for v in itertools.product(*grid.values())] if grid else []
     )
-    options.cells = cells
-    return dataclasses.replace(table, cells=cells), options
+    first = options.grid[0] if grid else {}  # until it is known which is best
+    cells = (
+        dataclasses.replace(cell, overrides={**cell.overrides, **overrides}, chosen=first)
+        for cell in table.cells
+    )
+    return dataclasses.replace(table, cells=tuple(cells)), options
+
+
+def _values(text: str) -> tuple[str, list[str]]:
+    match = re.fullmatch(r"([\w.]+)=(.+)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not like KEY=VALUE,VALUE")
+    return match[1], match[2].split(",")
 
 
 def _seeds(text: str) -> list[int]:

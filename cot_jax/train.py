@@ -48,9 +48,10 @@ def main(argv: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 1
+    metric = result.get("metric", "accuracy")  # older runs have none
     say(
-        f"best on validation: step {result['best_step']}, accuracy {result['valid/accuracy']:.4f}\n"
-        f"test accuracy: {result['test/accuracy']:.4f}\n"
+        f"best on validation: step {result['best_step']}, {metric} {result[f'valid/{metric}']:.4f}\n"
+        f"test {metric}: {result[f'test/{metric}']:.4f}\n"
         f"written to {command.workdir / 'result.json'}"
     )
     return 0

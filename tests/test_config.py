@@ -13,6 +13,7 @@ from cot_jax.config import (
     freeze,
     parse_command_line,
     reference,
+    refuse_other_config,
     to_json,
 )
 from cot_jax.errors import UserError
@@ -82,7 +83,7 @@ def test_overrides_reach_the_dataclass():
         ([DEMO, "--config.train=7"], "config.train: no such key"),
         ([DEMO, "--config.train.steps=seven"], "config.train.steps.*seven"),
         ([DEMO, "--config.train.steps=1.5"], "config.train.steps.*1.5"),
-        ([DEMO, "--config.train.steps=0"], "config.train.steps=0: must be at least 1"),
+        ([DEMO, "--config.train.steps=-1"], "config.train.steps=-1: must be at least 0"),
         ([DEMO, "--config.train.batch_size=0"], "config.train.batch_size=0: must be at least 1"),
         ([DEMO, "--config.objective.alpha=1.5"], r"config.objective.alpha=1.5: must be at most 1"),
         ([DEMO, "--config.objective.alpha=-0.1"], r"config.objective.alpha=-0.1: must be at least 0"),
@@ -152,3 +153,64 @@ def test_a_dropout_rate_below_zero_is_none_but_the_sign_for_the_usual_one(rate):
     with pytest.raises(UserError, match=r"dropout_rate=.*: must be -1 or from 0 to 0\.9"):
         config.resolved(T5.usual)
     assert _parse(DEMO, "--config.model.dropout_rate=-1").config.resolved(T5.usual).model.dropout_rate == 0.1
+
+
+BY_EPOCHS = (
+    DEMO,
+    "--config.train.steps=0",
+    "--config.train.epochs=2.5",
+    "--config.train.eval_every=0",
+    "--config.train.checkpoint_every=0",
+    "--config.optimizer.warmup_steps=0",
+    "--config.optimizer.warmup_ratio=0.07",
+)
+
+
+def test_epochs_and_shares_become_steps():
+    config = _parse(*BY_EPOCHS).config.resolved(T5.usual)
+    assert (config.train.steps, config.optimizer.warmup_steps) == (0, 0)
+    found = config.scheduled(39.2)
+    assert (found.train.steps, found.train.eval_every, found.train.checkpoint_every) == (98, 40, 40)
+    assert found.optimizer.warmup_steps == 7  # 6.86
+    assert found.scheduled(39.2) == found
+    # 0.07 * 100 is 7.000000000000001.
+    assert config.scheduled(40).optimizer.warmup_steps == 7
+    assert config.scheduled(0.1).train.steps == config.scheduled(0.1).train.eval_every == 1
+    by_steps = _parse(DEMO).config.resolved(T5.usual)
+    assert by_steps.scheduled(39.2) == by_steps
+    assert Config().resolved(T5.usual).train.steps == 10_000
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        (
+            "--config.train.epochs=3",
+            r"config\.train\.epochs=3 makes 30 steps, but config\.train\.steps=1000: give one of the two "
+            r"only, with --config\.train\.steps=0 or --config\.train\.epochs=0",
+        ),
+        (
+            "--config.optimizer.warmup_ratio=0.06",
+            r"config\.optimizer\.warmup_ratio=0\.06 makes 60 steps, but .*warmup_steps=100: .*",
+        ),
+    ],
+)
+def test_one_key_says_how_many_steps(flag, message):
+    with pytest.raises(UserError, match=f"^{message}$"):
+        _parse(DEMO, flag).config.resolved(T5.usual).scheduled(10)
+
+
+def test_a_run_by_epochs_is_known_again_before_its_data_is_read(tmp_path):
+    asked = _parse(*BY_EPOCHS).config.resolved(T5.usual)
+    (tmp_path / "config.json").write_text(to_json(asked.scheduled(40)))
+    assert refuse_other_config(tmp_path, asked)
+    assert refuse_other_config(tmp_path, asked.scheduled(40))
+    with pytest.raises(UserError, match=r"holds a run with config\.\w+\.\w+=\d+, not \d+: "):
+        refuse_other_config(tmp_path, asked.scheduled(41))
+    others = ("train.epochs=3", "optimizer.warmup_ratio=0.5", "train.eval_every=7", "train.patience=1")
+    for other in others:
+        with pytest.raises(UserError, match=f"not {other.split('=')[1]}"):
+            refuse_other_config(tmp_path, _parse(*BY_EPOCHS, f"--config.{other}").config.resolved(T5.usual))
+    no_ratio = _parse(*BY_EPOCHS, "--config.optimizer.warmup_ratio=0").config.resolved(T5.usual)
+    with pytest.raises(UserError, match=r"optimizer\.warmup_(ratio|steps)=.*, not 0"):
+        refuse_other_config(tmp_path, no_ratio)

@@ -147,12 +147,112 @@ def test_a_failed_run_is_named_and_the_others_go_on(tmp_path, capsys, monkeypatc
     assert from_directory(tmp_path).rows == ["standard", "dss", "mi"]
 
 
+@pytest.fixture
+def stub(monkeypatch):
+    """Training that ends at once; a run's validation and test scores are set by the flags of its command."""
+    ran = []
+
+    def popen(command, **options):
+        workdir = command[-1].removeprefix("--workdir=")
+        rate = next(
+            flag.split("=")[1] for flag in command if flag.startswith("--config.optimizer.learning_rate")
+        )
+        beta = next(
+            (flag.split("=")[1] for flag in command if flag.startswith("--config.objective.beta")), "0.1"
+        )
+        valid = {"1e-4": 0.25, "3e-4": 0.75, "1e-3": 0.5}.get(rate, 0.0) * (1 if beta == "0.1" else 0.5)
+        result = json.dumps({"metric": "f1", "valid/f1": valid, "test/f1": 1 - valid, "test/accuracy": 0.125})
+        ran.append(workdir)
+        code = (
+            f"open({workdir + '/result.json'!r}, 'w').write({result!r})"
+            if rate != "9"
+            else "raise SystemExit(1)"
+        )
+        return real([command[0], "-c", code], **options)
+
+    real = sweep.subprocess.Popen
+    monkeypatch.setattr(sweep.subprocess, "Popen", popen)
+    return ran
+
+
+def test_a_grid_chooses_on_validation_with_the_first_seed(tmp_path, capsys, stub):
+    grid = ["--grid=optimizer.learning_rate=1e-4,3e-4,1e-3", "--grid=objective.beta=0.5,0.1"]
+    command = [*TINY, "--methods=mi", "--seeds=3..5", f"--output={tmp_path}"]
+    # On test, which is never asked, 1e-4 with 0.5 would be best.
+    assert sweep.main([*command, *grid, "--jobs=2"]) == 0
+    said = capsys.readouterr().out
+    values = "optimizer.learning_rate=3e-4, objective.beta=0.1"
+    cell = tmp_path / "mi" / "100_of_train"
+    chosen = cell / "optimizer.learning_rate=3e-4_objective.beta=0.1"
+    assert "6 runs, 0 of them done\n" in said
+    assert f"mi, 100 % of train, {values}, seed 3: valid f1 75.00 %, " in said
+    assert f"mi, 100 % of train: chosen {values}, valid f1 75.00 %\n" in said
+    assert "3 runs, 1 of them done\n" in said
+    assert f"mi, 100 % of train, {values}, seed 5: test f1 25.00 %, " in said
+    assert len(stub) == len(set(stub)) == 6 + 2
+    assert {path.name for path in cell.iterdir()} >= {chosen.name}
+    assert sorted(path.name for path in chosen.iterdir()) == ["seed3", "seed4", "seed5"]
+    assert [sum(1 for _ in other.iterdir()) for other in cell.iterdir() if other != chosen] == [1] * 5
+    (found,) = from_directory(tmp_path).cells
+    assert found.chosen == {"optimizer.learning_rate": "3e-4", "objective.beta": "0.1"}
+    assert "--config.optimizer.learning_rate=3e-4" in found.flags(0)
+
+    # The same command runs nothing, one without a grid is another experiment, a longer grid runs the rest.
+    assert sweep.main([*command, *grid]) == 0
+    assert len(stub) == 8
+    assert sweep.main(command) == 2
+    assert "holds another experiment as mi" in capsys.readouterr().err
+    longer = [grid[0] + ",2e-3", grid[1]]
+    assert sweep.main([*command, *longer, "--dry_run"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "8 runs, 6 of them done"
+    assert all("learning_rate=2e-3" in line for line in printed[1:])
+    assert len(printed) == 3
+    assert sweep.main([*command, *longer]) == 0
+    assert len(stub) == 10
+
+
+def test_a_grid_with_a_run_that_failed_chooses_nothing(tmp_path, capsys, stub):
+    command = [*TINY, "--methods=dss", "--seeds=0,1", f"--output={tmp_path}"]
+    assert sweep.main([*command, "--grid=optimizer.learning_rate=1e-4,9"]) == 1
+    assert "dss, 100 % of train, optimizer.learning_rate=9, seed 0" in capsys.readouterr().out
+    assert not (tmp_path / "table.json").exists()
+    assert sweep.main([*command, "--grid=optimizer.learning_rate=1e-4"]) == 0
+    assert len(stub) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--grid=seed=1,2"], "--grid: each key once, and not the seed"),
+        (["--grid=train.steps=1", "--grid=train.steps=2"], "--grid: each key once"),
+        (["--grid=train.steps"], "'train.steps' is not like KEY=VALUE,VALUE"),
+    ],
+)
+def test_a_grid_that_is_none_is_refused(tmp_path, capsys, flags, message):
+    with pytest.raises(SystemExit) as caught:
+        sweep.main([*TINY, "--methods=dss", "--seeds=0", f"--output={tmp_path}", *flags])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_every_combination_of_a_grid_is_checked_before_the_first_run(tmp_path, capsys, stub):
+    command = [*TINY, "--methods=dss", "--seeds=0", f"--output={tmp_path}", "--grid=objective.alpha=0.5,2"]
+    assert sweep.main(command) == 2
+    assert capsys.readouterr().err == "error: config.objective.alpha=2.0: must be at most 1.0\n"
+    assert sweep.main([*command[:-1], "--grid=objective.alfa=1"]) == 2
+    assert (
+        "config.objective.alfa: no such key; did you mean config.objective.alpha" in capsys.readouterr().err
+    )
+    assert not stub
+
+
 def _read_csv(file):
     with file.open() as rows:
         return list(csv.DictReader(rows))
 
 
-def _finished(directory, cell, seed, accuracy):
+def _finished(directory, cell, seed, accuracy, **more):
     workdir = directory / cell.path / f"seed{seed}"
     workdir.mkdir(parents=True)
     result = {
@@ -164,6 +264,7 @@ def _finished(directory, cell, seed, accuracy):
         "train_seconds": 1.5,
         "hardware": {"devices": 1, "device_kind": "cpu"},
         "versions": {"jax": "0.10.2"},
+        **more,
     }
     (workdir / "result.json").write_text(json.dumps(result))
     rows = [{"step": step, "loss": 1 / step + seed} for step in range(1, 51)]
@@ -198,6 +299,35 @@ def test_the_report_says_mean_deviation_and_significance(tmp_path, capsys):
     for picture in ("data_size.png", "learning_curves_1.0.png", "losses_0.5.png"):
         assert f"![]({picture})" in (tmp_path / "report.md").read_text()
         assert (tmp_path / picture).stat().st_size > 5000
+
+
+def test_the_report_is_of_the_metric_that_selects_and_names_what_was_chosen(tmp_path, capsys):
+    values = {"data.train_fraction": 1.0}
+    cells = [
+        Cell(row, column, "c.py", values, chosen={"optimizer.learning_rate": rate})
+        for row, rate in (("standard", "1e-4"), ("dss", "3e-4"))
+        for column in ("CoLA", "SST-2")
+    ]
+    Table("A title", tuple(cells)).save(tmp_path)
+    for cell in cells:
+        for seed in (0, 1):
+            mcc = 0.25 if cell.row == "standard" else 0.5 + seed / 4
+            of_cola = {"metric": "mcc", "test/mcc": mcc, "valid/mcc": 0.75} if cell.column == "CoLA" else {}
+            _finished(tmp_path, cell, seed, 0.5, **of_cola)
+    assert compare.main([str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "Test mcc or accuracy in %, mean" in said
+    assert "| method | CoLA (mcc) | SST-2 (accuracy) |" in said
+    assert "| dss | 62.50 ± 17.68 (2) | 50.00 ± 0.00 (2) |" in said
+    assert "| dss | +37.50 | " in said
+    assert (
+        "Chosen on validation, by the first seed:\n\n| method | column | values |\n| --- | --- | --- |\n"
+        in said
+    )
+    assert "| dss | SST-2 | optimizer.learning_rate=3e-4 |" in said
+    row = _read_csv(tmp_path / "report.csv")[0]
+    assert (row["metric"], row["test"], row["valid"]) == ("mcc", "0.25", "0.75")
+    assert row["chosen"] == "optimizer.learning_rate=1e-4"
 
 
 def test_a_directory_without_runs_has_no_report(tmp_path, capsys):

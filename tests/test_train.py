@@ -13,6 +13,8 @@ import jax
 import pytest
 
 from cot_jax.train import main
+from cot_jax.training import loop
+from cot_jax.training.run import Run
 from cot_jax.training.saved import load
 
 ROOT = Path(__file__).parents[1]
@@ -129,6 +131,92 @@ def test_sigterm_saves_and_the_same_command_goes_on(uninterrupted, environment, 
     assert not (workdir / "result.json").exists()
     assert "resuming from step" in _finish(workdir, environment)
     _assert_equal(workdir, uninterrupted[0])
+
+
+EPOCHS = (
+    "--config.objective.method=standard",
+    "--config.train.steps=0",
+    "--config.train.epochs=10",
+    "--config.train.eval_every=0",
+    "--config.train.checkpoint_every=0",
+    "--config.train.patience=2",
+    "--config.data.word_problems.train=16",
+    "--config.optimizer.warmup_steps=0",
+    "--config.optimizer.warmup_ratio=0.1",
+)
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Replaces evaluation: each epoch of two steps has a set accuracy, unless the run is killed there."""
+    kills = set()
+
+    def evaluate(self, params, split):
+        # The sum of all parameters tells how far training is, and that a resumed run equals the whole one.
+        progress = float(sum(leaf.sum() for leaf in jax.tree.leaves(params)))
+        epoch = seen.setdefault((split, progress), sum(name == split for name, _ in seen) + 1)
+        if (split, epoch) in kills:
+            kills.remove((split, epoch))
+            raise _Killed
+        return {f"{split}/accuracy": [0.0, 0.25, 0.5, 0.25, 0.5, 0.75][epoch - 1]}
+
+    seen: dict[tuple[str, float], int] = {}
+    monkeypatch.setattr(Run, "evaluate", evaluate)
+    return kills
+
+
+def test_patience_ends_a_run_by_epochs_at_the_same_step_killed_or_not(tmp_path, scripted, capsys):
+    def train(name):
+        return main(["train", *SMALL, *EPOCHS, f"--workdir={tmp_path / name}"])
+
+    assert train("whole") == 0
+    printed = capsys.readouterr().out
+    assert "20 steps of 8 examples, 10.0 epochs, 10.0 visits of each" in printed
+    # The third epoch is best; the fifth is as good, and so is the second without anything better.
+    assert "step 10: no better valid/accuracy than at step 6, so training stops" in printed
+    rows = _rows(tmp_path / "whole")
+    assert [row["step"] for row in rows if "valid/accuracy" in row] == [2, 4, 6, 8, 10]
+    result = json.loads((tmp_path / "whole" / "result.json").read_text())
+    expected = {
+        "metric": "accuracy",
+        "best_step": 6,
+        "valid/accuracy": 0.5,
+        "steps": 10,
+        "example_visits": 80,
+    }
+    assert result.items() >= expected.items()
+    assert result["stopped_early"] is True
+    saved = json.loads((tmp_path / "whole" / "config.json").read_text())
+    assert (saved["train"]["epochs"], saved["train"]["steps"], saved["train"]["eval_every"]) == (10, 20, 2)
+    assert saved["optimizer"]["warmup_steps"] == 2
+
+    # Before the evaluation that ends it, and behind it.
+    scripted |= {("valid", 2), ("valid", 5), ("test", 1)}
+    for _ in range(3):
+        with pytest.raises(_Killed):
+            train("killed")
+    assert train("killed") == 0
+    assert _rows(tmp_path / "killed") == rows
+    again = json.loads((tmp_path / "killed" / "result.json").read_text())
+    assert {key: again[key] for key in expected} == expected
+    assert again["stopped_early"] is True
+    assert again["test/accuracy"] == result["test/accuracy"]
+    assert "resuming from step 10" in capsys.readouterr().out
+
+
+def test_another_number_of_epochs_is_another_run(tmp_path, scripted, capsys, monkeypatch):
+    monkeypatch.setattr(loop, "_steps", lambda *_: (_ for _ in ()).throw(_Killed))
+    command = ["train", *SMALL, *EPOCHS, f"--workdir={tmp_path / 'run'}"]
+    with pytest.raises(_Killed):
+        main(command)
+    assert main([*command, "--config.train.epochs=5"]) == 2
+    assert re.search(r"holds a run with config\.\w+\.\w+=\d+(\.0)?, not \d+", capsys.readouterr().err)
+    assert main([*command, "--config.train.steps=7"]) == 2
+    assert "config.train.epochs=10 makes 20 steps, but config.train.steps=7: give" in capsys.readouterr().err
 
 
 def _assert_equal(workdir, whole):

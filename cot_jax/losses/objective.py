@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from cot_jax.batch import Batch, Segments, ViewArrays
 from cot_jax.losses.mutual_information import map_length, mutual_information_loss
@@ -68,6 +69,7 @@ def make_objective(
     batch_axes: tuple[str, ...] = (),
     micro_batches: int = 1,
     teacher: Teacher | None = None,
+    class_weights: ArrayLike | None = None,
 ) -> Objective:
     """Builds the loss of a method.
 
@@ -86,6 +88,7 @@ def make_objective(
       batch_axes: axes of the ambient mesh over which batches are divided (see `vocabulary_pass`).
       micro_batches: parts in which the batch goes through the student (`hidden_in_parts`).
       teacher: one that answers in the same step, or None.
+      class_weights: (V,), of the tokens of the term "label"; None: all count the same.
 
     Returns:
       A pure function (params, batch, dropout key or None, last batch or None, the teacher's parameters or
@@ -96,6 +99,7 @@ def make_objective(
     # What a teacher leaves of the cross-entropies.
     share = 1 - teacher.weight if teacher else 1.0
     patient = teacher is not None and bool(teacher.layers)
+    class_weight_V = None if class_weights is None else jnp.asarray(class_weights, jnp.float32)
 
     def objective(params, batch, dropout_rng, last_batch, teacher_params=None):
         hidden, layers = hidden_in_parts(student, params, batch, dropout_rng, micro_batches, patient)
@@ -114,7 +118,8 @@ def make_objective(
             if sd and sd.distills and sd.output == "vmm":
                 wanted["sum"] = VocabularyMap("sum", view.learned)
             options: Any = {"entropy": sd is not None and sd.dynamic, "batch_axes": batch_axes}
-            inputs, weight_GY, nll = (hidden[name], head_DV, view.targets), token_weight(view), None
+            inputs, nll = (hidden[name], head_DV, view.targets), None
+            weight_GY = token_weight(view, class_weight_V if term == "label" else None)
             if (mi and mi.differentiates(name)) or (sd and sd.differentiates_outputs):
                 passed = vocabulary_pass(*inputs, wanted, **options)
             else:
@@ -210,6 +215,13 @@ def hidden_in_parts(
     return jax.tree.map(join, jax.lax.map(jax.checkpoint(whole), jax.tree.map(split, batch)))
 
 
-def token_weight(view: ViewArrays) -> jax.Array:
-    """(G, Y) of the mean over the learned tokens of the whole batch; all 0 if there is none."""
-    return Segments.of(view.targets).within(view.learned) / jnp.maximum(jnp.sum(view.learned), 1)
+def token_weight(view: ViewArrays, class_weight_V: jax.Array | None = None) -> jax.Array:
+    """(G, Y) of the mean over the learned tokens of the whole batch; all 0 if there is none.
+
+    With weights of the tokens it is the weighted mean, as PyTorch's `CrossEntropyLoss(weight=)` takes it.
+    """
+    learned_GY = Segments.of(view.targets).within(view.learned)
+    if class_weight_V is None:
+        return learned_GY / jnp.maximum(jnp.sum(view.learned), 1)
+    weight_GY = learned_GY * class_weight_V[view.targets.ids]
+    return weight_GY / jnp.maximum(jnp.sum(weight_GY), jnp.finfo(jnp.float32).tiny)

@@ -97,11 +97,13 @@ def draw_curves(panels: Mapping[str, Mapping[str, Curve]], picture: Path) -> Non
     figure.savefig(picture, dpi=120)
 
 
-def draw_data_size(methods: Mapping[str, Sequence[tuple[int, Sequence[float]]]], picture: Path) -> None:
-    """Draws accuracy against the number of training examples, with the standard deviation over seeds.
+def draw_data_size(
+    methods: Mapping[str, Sequence[tuple[int, Sequence[float]]]], metric: str, picture: Path
+) -> None:
+    """Draws a test metric against the number of training examples, with the deviation over seeds.
 
     Args:
-      methods: method -> (examples, accuracy in % of each seed).
+      methods: method -> (examples, metric in % of each seed).
       picture: PNG to write.
     """
     from matplotlib.figure import Figure
@@ -110,11 +112,11 @@ def draw_data_size(methods: Mapping[str, Sequence[tuple[int, Sequence[float]]]],
     figure = Figure(figsize=(6, 3.8), layout="constrained")
     panel = figure.subplots()
     for method, points in methods.items():
-        examples, accuracies = zip(*sorted(points), strict=True)
+        examples, scores = zip(*sorted(points), strict=True)
         panel.errorbar(
             examples,
-            [np.mean(values) for values in accuracies],
-            [np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in accuracies],
+            [np.mean(values) for values in scores],
+            [np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in scores],
             color=colors[method],
             marker="o",
             markersize=4,
@@ -126,7 +128,7 @@ def draw_data_size(methods: Mapping[str, Sequence[tuple[int, Sequence[float]]]],
     panel.set_xticks(sizes, [f"{size:,}" for size in sizes])
     panel.minorticks_off()
     panel.set_xlabel("training examples")
-    panel.set_ylabel("test accuracy, %")
+    panel.set_ylabel(f"test {metric}, %")
     panel.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(picture, dpi=120)

@@ -22,9 +22,10 @@ class MetricsWriter:
         them after its last checkpoint and is about to write them again.
       wandb_config: the run's config to log to Weights & Biases, or None for no such logging.
       writes: False in all but one of the processes of a run: these only read what is there.
+      selecting: name of the value that parameters are selected by.
 
     Attributes:
-      evaluated: the last step with an evaluation row and its valid/accuracy; 0 before the first.
+      evaluated: the last step with an evaluation row and its selecting value; 0 before the first.
     """
 
     def __init__(
@@ -33,9 +34,10 @@ class MetricsWriter:
         resumed_step: int,
         wandb_config: dict[str, Any] | None = None,
         writes: bool = True,
+        selecting: str = "valid/accuracy",
     ):
         path = directory / "metrics.jsonl"
-        kept, self.evaluated = _rows_until(path, resumed_step)
+        kept, self.evaluated = _rows_until(path, resumed_step, selecting)
         self._writes = writes
         if not writes:
             return
@@ -77,16 +79,16 @@ class MetricsWriter:
             self._events.flush()
 
 
-def _rows_until(path: Path, step: int) -> tuple[list[str], tuple[int, float]]:
-    """Returns the rows up to a step, and the last one of them that was evaluated, with its accuracy."""
+def _rows_until(path: Path, step: int, selecting: str) -> tuple[list[str], tuple[int, float]]:
+    """Returns the rows up to a step, and the last one of them that was evaluated, with its value."""
     kept, evaluated = [], (0, 0.0)
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
         # A kill can tear the last line; it is beyond the last checkpoint then.
         if not line.endswith("\n") or (row := json.loads(line))["step"] > step:
             break
         kept.append(line)
-        if "valid/accuracy" in row:
-            evaluated = (row["step"], row["valid/accuracy"])
+        if selecting in row:
+            evaluated = (row["step"], row[selecting])
     return kept, evaluated
 
 

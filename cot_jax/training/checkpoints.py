@@ -13,8 +13,6 @@ from cot_jax.training.console import say
 from cot_jax.training.mesh import another_was_lost
 from cot_jax.training.step import TrainState
 
-_ACCURACY = "valid/accuracy"
-
 
 class Checkpoints:
     """Two train states under `directory/latest`, one set of parameters under `directory/best`.
@@ -32,9 +30,7 @@ class Checkpoints:
           clean: whether to remove what a killed run left unfinished; only for the run that writes here.
         """
         latest = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=clean)
-        best = ocp.CheckpointManagerOptions(
-            max_to_keep=1, best_fn=lambda metrics: metrics[_ACCURACY], cleanup_tmp_directories=clean
-        )
+        best = ocp.CheckpointManagerOptions(max_to_keep=1, best_fn=_only, cleanup_tmp_directories=clean)
         self._latest = ocp.CheckpointManager(directory.absolute() / "latest", options=latest)
         self._best = ocp.CheckpointManager(directory.absolute() / "best", options=best)
 
@@ -55,20 +51,27 @@ class Checkpoints:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """Step and validation accuracy of the best parameters; None before the first evaluation."""
+        """Step and selecting metric of the best parameters; None before the first evaluation."""
         _wait(self._best)
         step = self._best.latest_step()
-        return None if step is None else (step, self._best.metrics(step)[_ACCURACY])
+        return None if step is None else (step, _only(self._best.metrics(step)))
 
     def save(self, step: int, state: TrainState) -> None:
         """Makes `state` the one to resume from."""
         _wait(self._best)  # else a run killed now would resume without the best of an earlier step
         _save(self._latest, step, state)
 
-    def save_if_best(self, step: int, params: Params, accuracy: float) -> None:
-        """Keeps `params` if they are better than the best so far; the earlier one of equals stays."""
-        if self.best is None or accuracy > self.best[1]:
-            _save(self._best, step, params, metrics={_ACCURACY: accuracy})
+    def save_if_best(self, step: int, params: Params, value: float, metric: str = "valid/accuracy") -> int:
+        """Keeps `params` if they are better than the best so far; the earlier one of equals stays.
+
+        Returns:
+          The step of the best.
+        """
+        best = self.best
+        if best and not value > best[1]:  # nor is NaN better
+            return best[0]
+        _save(self._best, step, params, metrics={metric: value})
+        return step
 
     def restore_latest(self, like: TrainState) -> TrainState:
         """Returns the newest state that can be read; `like` has its shapes and shardings.
@@ -109,6 +112,11 @@ class Checkpoints:
             if another_was_lost(error):
                 raise
             raise UserError(f"{self._best.directory} cannot be read ({first_line(error)})") from None
+
+
+def _only(metrics: dict[str, float]) -> float:
+    (value,) = metrics.values()
+    return value
 
 
 def _save(manager: ocp.CheckpointManager, step: int, tree: Any, **more) -> None:

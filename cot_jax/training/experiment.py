@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from cot_jax.config import Config
 from cot_jax.data import tasks, views
@@ -52,7 +53,7 @@ class Experiment:
             steps=config.train.steps,
             seed=config.seed,
             order=config.data.order,
-            overlap=distillation is not None and distillation.distills,
+            overlap=_overlaps(distillation),
             groups=groups,
             padded=[view.name for view in self.views if view.term in terms],
             flops=self.student.flops,
@@ -70,6 +71,11 @@ class Experiment:
     def teacher(self) -> Student | None:
         """The teacher in the step, if there is one."""
         return self.teaching.student if self.teaching else None
+
+    @property
+    def steps_an_epoch(self) -> float:
+        """Steps until the new examples of the batches have been all of them."""
+        return _steps_an_epoch(self.config, self.self_distillation, len(self.train_examples))
 
     @property
     def answer_view(self) -> View:
@@ -94,6 +100,7 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
     splits = load_splits(config.data, config.seed, of_family.format)
     format = load_format(config.model, config.data, splits, method, of_family.format)
     train_examples, report = training_examples(config, splits, method)
+    config = config.scheduled(_steps_an_epoch(config, self_distillation, len(train_examples)))
     student, pretrained, found = load_student(config.model, format, weights=weights, platform=platform)
     format = fit(format, method, train_examples, config.data)
     tokenized = tokenize(method, train_examples, format, config.data)
@@ -115,6 +122,15 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
         teaching=load_teacher(config, student, format),
         report=(*splits.report, *report, *tokenized.report, *found, *check_lora(config, weights)),
     )
+
+
+def _overlaps(distillation: SelfDistillation | None) -> bool:
+    """Whether half of each batch was in the one before."""
+    return distillation is not None and distillation.distills
+
+
+def _steps_an_epoch(config: Config, distillation: SelfDistillation | None, examples: int) -> float:
+    return examples / (config.train.batch_size // (2 if _overlaps(distillation) else 1))
 
 
 def _reads_padding(config: Config) -> bool:
@@ -155,7 +171,35 @@ def build_objective(experiment: Experiment, batch_axes: tuple[str, ...] = ()) ->
         batch_axes,
         experiment.config.train.micro_batches,
         experiment.teaching.matched if experiment.teaching else None,
+        _class_weights(experiment),
     )
+
+
+def _class_weights(experiment: Experiment) -> np.ndarray | None:
+    """(V,) n / (K n_c) of each of K classes that n_c of n training examples have; None: all count the same.
+
+    Raises:
+      UserError: a student that has no classes, or a class without an example.
+    """
+    student = experiment.student
+    if experiment.config.objective.class_weights == "none":
+        return None
+    if student.format != "classes":
+        raise UserError(
+            "config.objective.class_weights=balanced is for students that choose among classes, and this one "
+            "writes: take none"
+        )
+    view = next(view.name for view in experiment.views if view.term == "label")
+    targets = experiment.tokenized[view].targets
+    classes = [targets[row][0] for row in np.flatnonzero(targets.lengths).tolist()]
+    count_V = np.bincount(classes, minlength=student.outputs)
+    if not count_V.all():
+        empty = experiment.format.decode(view, [int(np.argmin(count_V))])
+        raise UserError(
+            f"config.objective.class_weights=balanced: class {empty} has no training example; take none, or "
+            "add one to the data"
+        )
+    return len(classes) / (student.outputs * count_V)
 
 
 def _self_distillation(config: Config, method: Sequence[View]) -> SelfDistillation | None:

@@ -92,7 +92,7 @@ class _Profile:
 
 
 def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict[str, Any]:
-    """Trains to the last step; resumes where `workdir` holds a checkpoint.
+    """Trains to the last step, or until patience ends; resumes where `workdir` holds a checkpoint.
 
     `profile_steps` steps are traced to `workdir/profile`.
 
@@ -130,7 +130,11 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
             state = run.restore_latest(checkpoints)
             say(f"resuming from step {int(state.step)} of {workdir}")
         wandb_config = dataclasses.asdict(config) if config.train.wandb else None
-        with MetricsWriter(workdir, int(state.step), wandb_config, leads()) as writer, _StopSignal() as stop:
+        selecting = f"valid/{experiment.splits.metrics[0]}"
+        with (
+            MetricsWriter(workdir, int(state.step), wandb_config, leads(), selecting) as writer,
+            _StopSignal() as stop,
+        ):
             left = config.train.steps - int(state.step)
             if profile_steps and left < _Profile.AFTER + profile_steps:
                 raise UserError(
@@ -138,11 +142,11 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
                     f"config.train.steps={config.train.steps} are left: ask for fewer"
                 )
             profile = _Profile(workdir / "profile", int(state.step), profile_steps)
-            _steps(run, state, checkpoints, writer, stop, clock, profile)
-            result = _conclude(run, checkpoints, workdir, clock)
+            steps = _steps(run, state, checkpoints, writer, stop, clock, profile)
+            result = _conclude(run, checkpoints, workdir, clock, steps)
     if not leads():
         return result
-    if config.train.layer_norms_every:
+    if 0 < config.train.layer_norms_every <= steps:
         draw_layer_norms(workdir / "metrics.jsonl", LAYER_NORM, workdir / "layer_norms.png")
     write_json(result_file, result)  # last: it says that the run is complete
     return result
@@ -156,9 +160,10 @@ def _steps(
     stop: _StopSignal,
     clock: Clock,
     profile: _Profile,
-) -> None:
+) -> int:
+    """Trains; returns the last step."""
     config = run.experiment.config.train
-    first = int(state.step)
+    first, selecting = int(state.step), f"valid/{run.experiment.splits.metrics[0]}"
     splits = ("valid", "test") if run.experiment.config.evaluation.reference_protocol else ("valid",)
 
     def due(step):
@@ -180,18 +185,27 @@ def _steps(
         writer.write(step, row)
         writer.flush()
         say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in row.items()))
-        checkpoints.save_if_best(step, state.params, row["valid/accuracy"])
+        return row[selecting]
+
+    def ends(step, value):
+        """Keeps the parameters if they are best; whether patience is at its end.
+
+        It is counted from what is saved anyway, so a resumed run stops where an uninterrupted one does.
+        """
+        best = checkpoints.save_if_best(step, state.params, value, selecting)
+        if not config.patience or step - best < config.patience * config.eval_every:
+            return False
+        say(f"step {step}: no better {selecting} than at step {best}, so training stops")
+        return True
 
     with (
         Progress(first, config.steps, config.batch_size, config.log_every) as progress,
         run.compiled_ahead(first) as train_step,
     ):
         if due(first):  # it was stopped between saving and the end of the evaluation
-            evaluated, accuracy = writer.evaluated
-            if evaluated == first:
-                checkpoints.save_if_best(first, state.params, accuracy)
-            else:
-                evaluate(first)
+            evaluated, value = writer.evaluated
+            if ends(first, value if evaluated == first else evaluate(first)):
+                return first
         pending = None
         for step in range(first + 1, config.steps + 1):
             with clock:
@@ -210,27 +224,31 @@ def _steps(
                 continue
             writer.flush()
             checkpoints.save(step, state)
-            if due(step) and not stopping:
-                evaluate(step)
             if stopping:
                 raise Preempted(f"stopped at step {step} and saved; the same command resumes from there")
+            if due(step) and ends(step, evaluate(step)):
+                return step
+    return config.steps
 
 
-def _conclude(run: Run, checkpoints: Checkpoints, workdir: Path, clock: Clock) -> dict[str, Any]:
+def _conclude(run: Run, checkpoints: Checkpoints, workdir: Path, clock: Clock, steps: int) -> dict[str, Any]:
     """Evaluates the best parameters on test, the only time it is looked at, and sums up the run."""
     experiment, config = run.experiment, run.experiment.config
     assert checkpoints.best  # the last step is always evaluated
-    step, valid_accuracy = checkpoints.best
+    step, best = checkpoints.best
+    metric = experiment.splits.metrics[0]
     params = run.restore_best(checkpoints)
     tested = run.evaluate(params, "test")
     result = {
+        "metric": metric,
         "best_step": step,
-        "valid/accuracy": valid_accuracy,
+        f"valid/{metric}": best,
         **tested,
         "test/teacher_accuracy": teacher_accuracy(experiment),
-        "steps": config.train.steps,
+        "steps": steps,
+        "stopped_early": steps < config.train.steps,
         "examples": len(experiment.train_examples),
-        "example_visits": config.train.steps * config.train.batch_size,
+        "example_visits": steps * config.train.batch_size,
         "parameters": run.parameters,
         "trained_parameters": run.trained_parameters,
         "wall_seconds": clock.wall,
@@ -241,15 +259,15 @@ def _conclude(run: Run, checkpoints: Checkpoints, workdir: Path, clock: Clock) -
         **hardware(),
     }
     if config.evaluation.reference_protocol:
-        result["reference_protocol"] = _reference_protocol(workdir / "metrics.jsonl")
+        result["reference_protocol"] = _reference_protocol(workdir / "metrics.jsonl", f"test/{metric}")
     return result
 
 
-def _reference_protocol(metrics_file: Path) -> dict[str, float]:
-    """Last and best test accuracy over all evaluations: what the papers' tables seem to report."""
+def _reference_protocol(metrics_file: Path, name: str) -> dict[str, float]:
+    """Last and best of a test metric over all evaluations: what the papers' tables seem to report."""
     rows = (row.values for row in read_json_lines(metrics_file))
-    accuracies = [row["test/accuracy"] for row in rows if "test/accuracy" in row]
-    return {"test/accuracy_last": accuracies[-1], "test/accuracy_best": max(accuracies)}
+    values = [row[name] for row in rows if name in row]
+    return {f"{name}_last": values[-1], f"{name}_best": max(values)}
 
 
 def teacher_accuracy(experiment: Experiment) -> float | None:
@@ -282,6 +300,7 @@ def describe(run: Run) -> list[str]:
         f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}{_arrangement(run.mesh)}, "
         f"{compute_dtype(config.model)} compute",
         f"{config.train.steps} steps of {config.train.batch_size} examples, "
+        f"{config.train.steps / experiment.steps_an_epoch:.1f} epochs, "
         f"{config.train.steps * config.train.batch_size / len(experiment.train_examples):.1f} visits of each",
     ]
     if distillation := experiment.self_distillation:

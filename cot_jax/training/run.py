@@ -15,6 +15,7 @@ from cot_jax.data.examples import Example
 from cot_jax.data.lengths import describe
 from cot_jax.errors import UserError
 from cot_jax.losses.soft_targets import LastBatch
+from cot_jax.metrics.classification import scores
 from cot_jax.models.weights import Params, init, shapes
 from cot_jax.training.checkpoints import Checkpoints
 from cot_jax.training.compiled import CompiledAhead, compiler_options
@@ -257,8 +258,8 @@ class Run:
     def evaluate(self, params: Params, split: str) -> dict[str, float]:
         """Returns figures of a student with `params` on a split, by name.
 
-        `SPLIT/accuracy`; on validation, where the config asks for it, `valid/mutual_information` in nats
-        (`InformationEstimate`).
+        `SPLIT/METRIC` for each of the task's; on validation, where the config asks for it,
+        `valid/mutual_information` in nats (`InformationEstimate`).
         """
         if self.experiment.lora and self._frozen.base:
             params = self.experiment.lora.attach(self._frozen.base, params)
@@ -267,7 +268,12 @@ class Run:
         if answers.cut:
             limit = f"config.evaluation.max_new_tokens={self.experiment.config.evaluation.max_new_tokens}"
             say(f"{split}: {answers.cut} of {len(labels)} answers cut at {limit}")
-        row = {f"{split}/accuracy": accuracy(answers.answers, labels, self.experiment.splits.by_value)}
+        splits = self.experiment.splits
+        if splits.metrics == ("accuracy",):
+            found = {"accuracy": accuracy(answers.answers, labels, splits.by_value)}
+        else:
+            found = scores(splits.metrics, labels, answers.answers, splits.label_set or ())
+        row = {f"{split}/{name}": value for name, value in found.items()}
         if self._information and split == "valid":
             row["valid/mutual_information"] = self._information(params)
         return row

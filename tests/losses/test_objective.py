@@ -198,6 +198,46 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole_whatever_the_method(dro
         np.testing.assert_allclose(part, whole, rtol=2e-5, atol=2e-6 * max(scale, 1e-3))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_class_weights_are_those_of_pytorch(params, layout):
+    """In value and gradient, and of the label term alone; the mean is divided by the sum of the weights."""
+    torch = pytest.importorskip("torch", reason="parity needs PyTorch")
+    lengths = {"predict": [1, 0, 1], "explain": LENGTHS["explain"]}
+    batch = _batch(*layout, lengths=lengths, padded=False)
+    weights_V = np.random.default_rng(2).uniform(0.2, 3.0, V)
+    objective = make_objective(FixedHidden(), TERMS, WEIGHTS, class_weights=weights_V)
+    (_, found), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, None, None)
+    (_, plain), _ = jax.value_and_grad(make_objective(FixedHidden(), TERMS, WEIGHTS), has_aux=True)(
+        params, batch, None, None
+    )
+    assert float(found.terms["rationale"]) == float(plain.terms["rationale"])
+
+    rows, ids = [0, 2], _rectangle(lengths["predict"])[[0, 2], 0]
+    assert ids[0] != ids[1]
+    logits = np.asarray(params["predict"][:, 0] @ params["head"], np.float64)[rows]
+    nll = np.log(np.exp(logits).sum(axis=1)) - logits[[0, 1], ids]
+    expected = (weights_V[ids] * nll).sum() / weights_V[ids].sum()
+    assert float(found.terms["label"]) == pytest.approx(expected, rel=1e-6)
+    assert abs(expected - nll.mean()) > 1e-2
+
+    hidden, head = (
+        torch.tensor(np.asarray(params[name]), requires_grad=True) for name in ("predict", "head")
+    )
+    weight = torch.tensor(weights_V, dtype=torch.float32)
+    loss = torch.nn.CrossEntropyLoss(weight=weight)(hidden[rows, 0] @ head, torch.tensor(ids).long())
+    assert float(found.terms["label"]) == pytest.approx(loss.item(), rel=1e-6)
+    (0.3 * loss).backward()
+    np.testing.assert_allclose(grads["predict"], hidden.grad, atol=1e-6)
+
+
+def test_class_weights_of_a_batch_without_labels_are_no_nan(params):
+    batch = _batch(1, 1, 1, {"predict": [0, 0, 0], "explain": LENGTHS["explain"]}, padded=False)
+    objective = make_objective(FixedHidden(), TERMS, WEIGHTS, class_weights=np.ones(V))
+    (_, found), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, None, None)
+    assert float(found.terms["label"]) == 0
+    assert not np.any(grads["predict"])
+
+
 def test_parts_take_less_memory():
     student, batch = Wide(), _random_batch(8, 8)
 

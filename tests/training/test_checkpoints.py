@@ -34,9 +34,16 @@ def test_latest_and_best_survive_the_process(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step is None
         assert checkpoints.best is None
-        for step, accuracy in [(1, 0.25), (2, 0.5), (3, 0.5), (4, 0.0)]:
-            checkpoints.save(step, _state(step))
-            checkpoints.save_if_best(step, _state(step).params, accuracy)
+        for step, accuracy, best in [
+            (1, 0.25, 1),
+            (2, 0.5, 2),
+            (3, 0.5, 2),
+            (4, float("nan"), 2),
+            (4, 0.0, 2),
+        ]:
+            if step != checkpoints.latest_step:
+                checkpoints.save(step, _state(step))
+            assert checkpoints.save_if_best(step, _state(step).params, accuracy, "valid/f1") == best
         assert checkpoints.best == (2, 0.5)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step == 4

@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from cot_jax.config import Config, DataConfig, WordProblemsConfig
+from cot_jax.config import Config, DataConfig, ObjectiveConfig, WordProblemsConfig
+from cot_jax.data.batches import Ragged, TokenizedView
+from cot_jax.data.views import METHODS
 from cot_jax.errors import UserError
 from cot_jax.models import student as students
 from cot_jax.models.llama import Llama, LlamaConfig
@@ -16,7 +20,7 @@ from cot_jax.models.weights import init
 from cot_jax.text import formats
 from cot_jax.training.data import load_splits
 from cot_jax.training.encoding import encode_questions
-from cot_jax.training.experiment import prepare
+from cot_jax.training.experiment import build_objective, prepare
 from cot_jax.training.students import family
 
 
@@ -205,3 +209,48 @@ def test_a_chat_needs_a_template():
         UserError, match=r"^config\.data\.chat=template: the tokenizer that is trained on word"
     ):
         prepare(config)
+
+
+@pytest.mark.parametrize(("method", "steps"), [("none", 8), ("dynamic", 8), ("dlb", 15)])
+def test_an_epoch_of_overlapping_batches_has_twice_as_many_steps(method, steps):
+    config = Config()
+    config = dataclasses.replace(
+        config,
+        data=DataConfig(word_problems=WordProblemsConfig(train=20, valid=2, test=2)),
+        model=dataclasses.replace(config.model, preset="tiny"),
+        self_distillation=dataclasses.replace(config.self_distillation, method=method),
+        train=dataclasses.replace(config.train, epochs=3.0, batch_size=8, eval_every=0),
+    )
+    experiment = prepare(config)
+    assert (experiment.config.train.steps, experiment.config.train.eval_every) == (steps, -(-steps // 3))
+    seen = np.concatenate([experiment.batches(1).rows(step) for step in range(steps)])
+    least, most = np.unique(seen, return_counts=True)[1].min(), np.bincount(seen).max()
+    assert (least, most) == ((5, 7) if method == "dlb" else (3, 4))
+
+
+class _Classifier:
+    """What class weights are computed from."""
+
+    student = SimpleNamespace(format="classes", outputs=3, hidden=None)
+    views = METHODS["standard"]
+    self_distillation = None
+    format = SimpleNamespace(decode=lambda view, ids: ("no", "yes", "maybe")[ids[0]])
+
+    def __init__(self, targets, student=None):
+        self.student = student or self.student
+        objective = ObjectiveConfig(method="standard", class_weights="balanced")
+        self.config = dataclasses.replace(Config(), objective=objective)
+        self.tokenized = {self.views[0].name: TokenizedView(Ragged([[1]] * len(targets)), Ragged(targets))}
+
+
+def test_balanced_class_weights_are_those_of_the_training_examples(monkeypatch):
+    given = {}
+    monkeypatch.setattr(
+        "cot_jax.training.experiment.make_objective", lambda *arguments: given.update(weights=arguments[-1])
+    )
+    build_objective(_Classifier([[2], [0], [2], [], [1], [2], [2], [0]]))
+    np.testing.assert_allclose(given["weights"], [7 / (3 * 2), 7 / (3 * 1), 7 / (3 * 4)])
+    with pytest.raises(UserError, match=r"class_weights=balanced: class yes has no training example; "):
+        build_objective(_Classifier([[2], [0]]))
+    with pytest.raises(UserError, match=r"class_weights=balanced is for students that choose among classes"):
+        build_objective(_Classifier([[2], [0]], T5(T5Config())))

@@ -37,6 +37,27 @@ def small_decoder(task: str, method: str):
     return config
 
 
+def encoder(pretrained: str, task: str, batch_size: int):
+    """An encoder on `task` of GLUE or SuperGLUE, three epochs, an evaluation after each.
+
+    What is usual for BERT (Devlin et al. 2019; students of Sun et al. 2019): warm-up over a tenth of the
+    steps, weight decay 0.01, 128 tokens.
+    """
+    config = default_config()
+    config.data.task = task
+    config.data.max_input_tokens = 128
+    config.objective.method = "standard"
+    config.model.pretrained = pretrained
+    config.optimizer.learning_rate = 5e-5
+    config.optimizer.warmup_ratio = 0.1
+    config.optimizer.weight_decay = 0.01
+    config.train.epochs = 3.0
+    config.train.batch_size = batch_size
+    config.train.eval_every = 0
+    config.train.checkpoint_every = 0
+    return config
+
+
 def demo(method: str):
     """The embedded default: generated word problems and a tiny T5 from scratch; minutes on two cores."""
     config = default_config()

@@ -1,6 +1,6 @@
 """BERT-base on a task of GLUE.
 
-    python -m cot_jax.train --config=configs/glue.py --config.data.task=rte --config.data.root=DIR
+python -m cot_jax.train --config=configs/glue.py --config.data.task=rte --config.data.root=DIR
 """
 
 from configs import common

@@ -15,6 +15,9 @@ from cot_jax.losses.soft_targets import METHODS as SELF_DISTILLATION_METHODS
 
 _FILE = "table.json"
 
+# In an override: the directory of the table's runs, e.g. for the teacher of a student.
+RUNS = "{runs}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
@@ -45,10 +48,10 @@ class Cell:
         names = (self.row, self.column, *([self.choice] if self.chosen else []))
         return Path(*(re.sub(r"[^\w.+=-]+", "_", name) for name in names))
 
-    def flags(self, seed: int) -> list[str]:
-        """Returns the arguments of `cot_jax.train` for one seed."""
+    def flags(self, seed: int, runs: Path) -> list[str]:
+        """Returns the arguments of `cot_jax.train` for one seed; `runs` is the directory of the table's runs."""
         values = {**self.overrides, **self.chosen}
-        overrides = [f"--config.{key}={value}" for key, value in values.items()]
+        overrides = [f"--config.{key}={str(value).replace(RUNS, str(runs))}" for key, value in values.items()]
         return [f"--config={self.config}", *overrides, f"--config.seed={seed}"]
 
 

@@ -164,7 +164,7 @@ def _plan(cells: Sequence[Cell], seeds: Sequence[int], output: Path, split: str 
     jobs = []
     for seed, cell in itertools.product(seeds, cells):
         workdir = output / cell.path / f"seed{seed}"
-        flags = cell.flags(seed)
+        flags = cell.flags(seed, output)
         # Every run is checked before the first one starts.
         config = parse_command_line(["sweep", *flags], "").config
         if (workdir / "config.json").exists():

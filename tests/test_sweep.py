@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -82,7 +83,7 @@ def test_the_rows_of_the_generation_table_cost_what_they_say(request):
     for (row, column), cell in cells.items():
         student, row = row.split(", ")
         once = cells[f"{student}, fine-tuning", column].overrides["train.steps"]
-        flags = cell.flags(0)
+        flags = cell.flags(0, Path("runs"))
         config = parse_command_line(["train", *flags], "").config.resolved({})
         assert config.train.steps == pytest.approx(once * (1 if row == "fine-tuning" else 2), abs=1)
         assert (config.model.lora_rank, config.model.lora_alpha) == (4, 8)
@@ -195,7 +196,7 @@ def test_a_grid_chooses_on_validation_with_the_first_seed(tmp_path, capsys, stub
     assert [sum(1 for _ in other.iterdir()) for other in cell.iterdir() if other != chosen] == [1] * 5
     (found,) = from_directory(tmp_path).cells
     assert found.chosen == {"optimizer.learning_rate": "3e-4", "objective.beta": "0.1"}
-    assert "--config.optimizer.learning_rate=3e-4" in found.flags(0)
+    assert "--config.optimizer.learning_rate=3e-4" in found.flags(0, Path("runs"))
 
     # The same command runs nothing, one without a grid is another experiment, a longer grid runs the rest.
     assert sweep.main([*command, *grid]) == 0

@@ -59,5 +59,26 @@ def reslora(rows, *, visits=1):
     }
 
 
+def classified(row, task, column, *, file="glue", method="standard", published=None, **overrides):
+    """A cell of an encoder on a task of GLUE or SuperGLUE; `overrides` as in `cell`."""
+    overrides = {key.replace("__", "."): value for key, value in overrides.items()}
+    keys = {**overrides_of(method), "data.task": task, "evaluation.reference_protocol": True, **overrides}
+    return Cell(row, column, str(_CONFIGS / f"{file}.py"), keys, published)
+
+
+def self_distilled(epochs):
+    """Rows of Fu et al. 2024 for encoders -> method and overrides.
+
+    Self-distillation sees an example twice an epoch: it costs what double fine-tuning does.
+    """
+    return {
+        "fine-tuning": ("standard", {"train.epochs": epochs}),
+        "double fine-tuning": ("standard", {"train.epochs": 2 * epochs}),
+        "sequential DLB": ("standard+dlb", {"train.epochs": epochs, "data.order": "sequential"}),
+        "random DLB": ("standard+dlb", {"train.epochs": epochs}),
+        "DynSDPB": ("standard+dynsdpb", {"train.epochs": epochs}),
+    }
+
+
 def table(title, source, cells):
     return Table(title, tuple(cells), source)

@@ -49,7 +49,7 @@ class Cell:
         return Path(*(re.sub(r"[^\w.+=-]+", "_", name) for name in names))
 
     def flags(self, seed: int, runs: Path) -> list[str]:
-        """Returns the arguments of `cot_jax.train` for one seed; `runs` is the directory of the table's runs."""
+        """Returns the arguments of `cot_jax.train` for one seed, of a table whose runs are in `runs`."""
         values = {**self.overrides, **self.chosen}
         overrides = [f"--config.{key}={str(value).replace(RUNS, str(runs))}" for key, value in values.items()]
         return [f"--config={self.config}", *overrides, f"--config.seed={seed}"]

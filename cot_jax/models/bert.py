@@ -227,7 +227,9 @@ class Bert(Encoder):
     def _embed(self, params: Params, sequences: Sequences, key: jax.Array | None) -> jax.Array:
         c, tables = self.config, params["embedding"]
         x_GXE = embed(tables["word"], sequences.ids_GX, self.dtype)
-        x_GXE += embed(tables["position"], sequences.position_GX + c.first_position, self.dtype)
+        # Empty slots have no position: one beyond the table would be NaN, and so would be every gradient.
+        position_GX = jnp.where(sequences.segments_GX.real_GX, sequences.position_GX, 0) + c.first_position
+        x_GXE += embed(tables["position"], position_GX, self.dtype)
         type_GX = sequences.type_GX if c.type_vocab_size > 1 else jnp.zeros_like(sequences.type_GX)
         x_GXE += embed(tables["token_type"], type_GX, self.dtype)
         x_GXE = self.norm(x_GXE, tables["norm"])

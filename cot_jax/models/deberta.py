@@ -28,6 +28,7 @@ from cot_jax.models.encoder import (
     Sequences,
     Table,
     affine,
+    like,
     read_fields,
 )
 from cot_jax.models.layers import Keys, attend, drop, embed, mix
@@ -256,9 +257,9 @@ class Deberta(Encoder):
             keys = [None] * 2 if key is None else list(jax.random.split(key))
             if "qkv" in w:
                 qkv = affine(x_GXD, w, "qkv")
-                k, v = qkv[..., 1, :], qkv[..., 2, :] + w["v_bias"].astype(qkv.dtype)
+                k, v = qkv[..., 1, :], qkv[..., 2, :]
                 q = qkv[..., 0, :] if of is None else sequences.first(qkv[..., 0, :])
-                q += w["q_bias"].astype(q.dtype)
+                q, v = q + like(w["q_bias"], q), v + like(w["v_bias"], v)
             else:
                 q = affine(x_GXD if of is None else of, w, "q")
                 k, v = affine(x_GXD, w, "k"), affine(x_GXD, w, "v")

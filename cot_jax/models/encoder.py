@@ -163,7 +163,7 @@ class Sequences(Layout):
         choices = len(config.labels) if config.multiple_choice else 1
         lengths: Any = _choice_lengths(inputs, config.cls_token_id, choices) if choices > 1 else inputs.length
         numbers = jnp.repeat(jnp.asarray(example_GE), choices, axis=1)
-        numbers = numbers * choices + jnp.arange(numbers.shape[1]) % choices
+        numbers = numbers * choices + jnp.arange(numbers.shape[1])[None] % choices
         super().__init__([dataclasses.replace(inputs, length=lengths, prefix=None)], numbers)
         (self.segments_GX,) = self.segments
         ends_GX = (self.ids_GX == config.sep_token_id).astype(jnp.int32)
@@ -374,8 +374,7 @@ class Encoder:
         if not c.multiple_choice:
             one = jnp.ones((*pooled_GCD.shape[:-1], 1), pooled_GCD.dtype)
             return jnp.concatenate([pooled_GCD, one], axis=-1), read.firsts_NGCD
-        classifier = params["classifier"]
-        scores_GC1 = linear(pooled_GCD, classifier["w"]) + classifier["bias"].astype(pooled_GCD.dtype)
+        scores_GC1 = affine(pooled_GCD, params["classifier"], "w")
         return scores_GC1.reshape(*inputs.length.shape, self.outputs), read.firsts_NGCD
 
     def _read(self, params: Params, sequences: Sequences, embed_key, layers_key) -> Read:
@@ -441,7 +440,12 @@ class Encoder:
 def affine(x: jax.Array, w: Params, name: str, inputs: int = 1) -> jax.Array:
     """The linear map `name`, and its bias where it has one."""
     y, bias = linear(x, w[name], inputs), w.get("bias" if name == "w" else f"{name}_bias")
-    return y if bias is None else y + bias.astype(y.dtype)
+    return y if bias is None else y + like(bias, y)
+
+
+def like(bias: jax.Array, y: jax.Array) -> jax.Array:
+    """A bias of the last axes of `y`, in its dtype and with all of its axes."""
+    return bias.astype(y.dtype).reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
 
 
 class Table:

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from cot_jax.batch import Texts, Work
 from cot_jax.errors import UserError
-from cot_jax.models import pretrained
+from cot_jax.models import deberta, pretrained
 from cot_jax.models.deberta import DebertaConfig
 from cot_jax.models.decoding import greedy
 from cot_jax.models.student import Options, build, from_pretrained, save
@@ -296,6 +296,22 @@ def test_each_dropout_rate_acts(ours):
         assert min(largest(found[-1] - before) for before in found[:-1]) > 0.01
 
 
+def test_dropout_acts_where_transformers_has_it(ours, monkeypatch):
+    """Of DeBERTa's own places: embedding, relative table, convolution, before and behind the pooler."""
+    student, params = ours("deberta-v2")
+    rates = {"hidden_dropout_prob": 0.1, "pooler_dropout": 0.2, "classifier_dropout": 0.3, "dropout_rate": -1}
+    student = dataclasses.replace(student, config=dataclasses.replace(student.config, **rates))
+    found = []
+    monkeypatch.setattr(deberta, "drop", lambda x, rate, *_: found.append((x.shape, rate)) or x)
+    examples = batch({"view": view(texts_of("deberta-v2")[1:3])})
+    jax.eval_shape(student.hidden, params, examples, jax.random.key(0))
+    tokens, S, D = (1, 11, 32), 7, 32
+    heads = [((1, 2, D), 0.2), ((1, 2, D), 0.3)]
+    assert set(found) == {(tokens, 0.1), ((2 * S - 1, D), 0.1), *heads}
+    assert found.count((tokens, 0.1)) == 2
+    assert found[-2:] == heads
+
+
 @pytest.mark.parametrize("kind", ["bert", "deberta", "deberta-v2"])
 def test_bfloat16_is_near_and_scores_are_float32(ours, kind):
     exact, params = ours(kind)
@@ -317,8 +333,10 @@ def test_bfloat16_is_near_and_scores_are_float32(ours, kind):
 
 def test_unrolled_layers_are_looped_layers_and_remat_changes_nothing(ours):
     student, params = ours("deberta-v2")
-    student = dataclasses.replace(student, config=dataclasses.replace(student.config, dropout_rate=0.1))
     examples = batch({"view": view(texts_of("deberta-v2")[1:4])})
+    looped = np.stack(logits_of(student, params, examples))
+    unrolled = np.stack(logits_of(dataclasses.replace(student, unroll=True), params, examples))
+    assert largest(unrolled - looped) < 1e-5 * largest(looped)
 
     def gradient(student):
         def loss(params):
@@ -326,11 +344,11 @@ def test_unrolled_layers_are_looped_layers_and_remat_changes_nothing(ours):
 
         return flatten_dict(jax.jit(jax.grad(loss))(params), sep="/")
 
-    want = gradient(dataclasses.replace(student, unroll=True))
-    got = gradient(dataclasses.replace(student, remat="layers"))
-    for path, g in want.items():
+    student = dataclasses.replace(student, config=dataclasses.replace(student.config, dropout_rate=0.1))
+    again = gradient(dataclasses.replace(student, remat="layers"))
+    for path, g in gradient(student).items():
         if not path.endswith("pos_k_bias"):  # rounding
-            assert largest(got[path] - g) <= 5e-5 * largest(g), path
+            assert largest(again[path] - g) <= 5e-5 * largest(g), path
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "albert", "deberta", "deberta-v2", "deberta-v3"])

@@ -54,7 +54,7 @@ def test_a_method_that_is_none_is_refused(method, capsys, tmp_path):
 def test_every_published_table_is_of_valid_configs(request, tmp_path, capsys):
     files = sorted((request.config.rootpath / "configs" / "tables").glob("*.py"))
     files = [file for file in files if file.name != "common.py"]
-    assert len(files) == 10
+    assert len(files) == 15
     for file in files:
         table = from_file(file)
         assert len({(cell.row, cell.column) for cell in table.cells}) == len(table.cells)
@@ -94,6 +94,44 @@ def test_the_rows_of_the_generation_table_cost_what_they_say(request):
         assert config.objective.method == ("standard" if column in ("SVAMP", "HellaSwag") else "single_task")
     # 40 epochs of 720 examples, 128 a step.
     assert cells["Llama-2-7B, fine-tuning", "SVAMP"].overrides["train.steps"] == 225
+
+
+@pytest.mark.parametrize(
+    ("file", "corners"),
+    [
+        (
+            "dynsdpb_glue",
+            {
+                ("RoBERTa-6, fine-tuning", "RTE"): 60.6,
+                ("RoBERTa-12, DynSDPB", "MRPC"): 91.5,
+                ("BERT-12, sequential DLB", "CoLA"): 56.3,
+                ("ALBERT-12, DynSDPB", "MRPC"): 90.9,
+            },
+        ),
+        (
+            "dynsdpb_superglue",
+            {("DeBERTa-large, fine-tuning", "BoolQ"): 63.6, ("DeBERTa-v3-large, DynSDPB", "WiC"): 76.7},
+        ),
+        ("kd_bert6", {("teacher", "RTE"): 69.3, ("PKD", "QQP"): 88.9}),
+        ("dynsdpb_encoder_ablation", {("BERT-6, dynamic fine-tuning", "CoLA"): 39.5}),
+    ],
+)
+def test_the_tables_of_encoders(request, file, corners):
+    table = from_file(request.config.rootpath / "configs" / "tables" / f"{file}.py")
+    cells = {(cell.row, cell.column): cell for cell in table.cells}
+    for place, published in corners.items():
+        assert cells[place].published == published
+    for (row, column), cell in cells.items():
+        config = parse_command_line(["train", *cell.flags(0, Path("runs"))], "").config
+        assert config.train.steps == 0
+        doubled = (
+            config.train.epochs == 2 * cells[row.replace("double ", ""), column].overrides["train.epochs"]
+        )
+        assert doubled == ("double" in row)
+        assert bool(config.distillation.teacher) == (row in ("KD", "PKD"))
+        if config.distillation.teacher:
+            assert config.distillation.teacher == f"runs/teacher/{column}/seed0"
+            assert cells["teacher", column].path == Path("teacher", column)
 
 
 def test_a_sweep_runs_skips_what_is_done_and_reports(tmp_path, capsys, monkeypatch):

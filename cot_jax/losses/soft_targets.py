@@ -15,10 +15,9 @@ temperature clip(CE_i / mean CE, 1/2, 2). Neither carries a gradient. The form o
 normalisation of u over a sequence are ours, the paper gives none; others can be chosen.
 
 A teacher's term is T**2 KL(teacher at T || student at T), the mean over the learned tokens (Hinton et al.
-2015, "Distilling the Knowledge in a Neural Network"). With patience there is also that of Sun et al. 2019,
-"Patient Knowledge Distillation for BERT Model Compression", Eq. 6: the mean squared difference of the
-normalised states of [CLS] behind some layers. Their code takes the mean of the first over the classes too:
-its weight a is a / K here, of K classes.
+2015, "Distilling the Knowledge in a Neural Network"). With patience there is also that of Sun et al. 2019
+(PKD), Eq. 6: the mean squared difference of the normalised states of [CLS] behind some layers. Their code
+takes the mean of the first over the classes too: its weight a is a / K here, of K classes.
 """
 
 import dataclasses

@@ -4,12 +4,12 @@ Devlin et al. 2019, "BERT" (arXiv:1810.04805); Liu et al. 2019, "RoBERTa" (arXiv
 behind the padding's id, no token types, a head of its own; Lan et al. 2020, "ALBERT" (arXiv:1909.11942):
 layers share weights, embeddings are narrow.
 
-Shape suffixes: those of `models.encoder`, and H heads, K head size, F feed-forward, V vocabulary, P
-positions, T token types, E width of the embeddings.
+Shape suffixes: those of `models.encoder`, and H heads, K head size, F feed-forward, V vocabulary, P rows of
+positions, T token types, E width of the embeddings, S positions of a sequence.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,15 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cot_jax.batch import Texts
+from cot_jax.batch import Work
 from cot_jax.errors import UserError
 from cot_jax.models.encoder import (
     Attend,
     Encoder,
+    EncoderConfig,
     Sequences,
     Table,
     affine,
-    label_fields,
     read_fields,
 )
 from cot_jax.models.layers import Attention, Keys, attend, drop, embed
@@ -71,37 +71,21 @@ _ALBERT = _Names(
 
 
 @dataclasses.dataclass(frozen=True)
-class BertConfig:
+class BertConfig(EncoderConfig):
     """The architecture, in the field names and with the defaults of Hugging Face's config.json.
 
     Attributes:
       embedding_size: of ALBERT; 0: hidden_size.
       num_hidden_groups: of ALBERT: sets of weights that its layers share; 0: each layer has its own.
-      classifier_dropout: before the classifier; -1: hidden_dropout_prob.
-      labels, multiple_choice, cls_token_id, sep_token_id, dropout_rate: see `models.encoder.EncoderConfig`.
     """
 
     model_type: str = "bert"
     vocab_size: int = 30_522
-    hidden_size: int = 768
-    embedding_size: int = 0
-    num_hidden_layers: int = 12
-    num_hidden_groups: int = 0
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
-    max_position_embeddings: int = 512
     type_vocab_size: int = 2
-    layer_norm_eps: float = 1e-12
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    classifier_dropout: float = -1.0
-    pad_token_id: int = 0
+    embedding_size: int = 0
+    num_hidden_groups: int = 0
     cls_token_id: int = 101
     sep_token_id: int = 102
-    labels: tuple[str, ...] = ()
-    multiple_choice: bool = False
-    dropout_rate: float = -1.0
 
     @classmethod
     def from_json(cls, json: Mapping[str, Any]) -> "BertConfig":
@@ -124,41 +108,14 @@ class BertConfig:
         return cls(**read_fields(cls, json, (*needed, "intermediate_size", "max_position_embeddings")))
 
     def to_json(self) -> dict[str, Any]:
-        values = dataclasses.asdict(self)
-        for name in ("labels", "multiple_choice", "dropout_rate", "classifier_dropout"):
-            del values[name]
+        values = super().to_json()
         if self.model_type == "albert":
-            values |= {"classifier_dropout_prob": self.head_dropout, "inner_group_num": 1}
+            values |= {"classifier_dropout_prob": values.pop("classifier_dropout"), "inner_group_num": 1}
         else:
-            values["classifier_dropout"] = self.head_dropout
             del values["embedding_size"], values["num_hidden_groups"]
         if self.model_type == "roberta":
             values |= {"bos_token_id": self.cls_token_id, "eos_token_id": self.sep_token_id}
-        kind = "MultipleChoice" if self.multiple_choice else "SequenceClassification"
-        name = {"bert": "Bert", "roberta": "Roberta", "albert": "Albert"}[self.model_type]
-        return values | label_fields(self.labels) | {"architectures": [f"{name}For{kind}"]}
-
-    def for_texts(self, texts: Texts) -> "BertConfig":
-        """With the ids and classes of some texts."""
-        return dataclasses.replace(
-            self,
-            cls_token_id=texts.begin_id,
-            sep_token_id=texts.end_id,
-            labels=texts.labels,
-            multiple_choice=texts.multiple_choice,
-        )
-
-    def resized(self, vocab_size: int, pad_id: int | None) -> "BertConfig":
-        """With an embedding of so many rows."""
-        return dataclasses.replace(self, vocab_size=vocab_size, pad_token_id=pad_id or 0)
-
-    def with_layers(self, layers: int) -> "BertConfig":
-        """The first layers alone."""
-        return dataclasses.replace(self, num_hidden_layers=layers)
-
-    @property
-    def head_dropout(self) -> float:
-        return self.hidden_dropout_prob if self.classifier_dropout < 0 else self.classifier_dropout
+        return values
 
     @property
     def first_position(self) -> int:
@@ -186,9 +143,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _preset(hidden: int, layers: int, heads: int, **others: Any) -> BertConfig:
-    sizes: Any = {"hidden_size": hidden, "intermediate_size": 4 * hidden}
-    return BertConfig(**sizes, num_hidden_layers=layers, num_attention_heads=heads, **others)
+def _preset(hidden: int, layers: int, heads: int) -> BertConfig:
+    return BertConfig(
+        hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers, num_attention_heads=heads
+    )
 
 
 PRESETS = {
@@ -213,7 +171,7 @@ class Bert(Encoder):
 
     @property
     def leftovers(self) -> tuple[str, ...]:
-        """Other tasks' heads, positions, which are counted here, and RoBERTa's pooler, which is not used."""
+        """Heads of other tasks, positions (counted here), and the pooler that RoBERTa does not use."""
         c = self.config
         found = [
             r"(.*\.)?position_ids",
@@ -262,10 +220,16 @@ class Bert(Encoder):
         table.linear("classifier/w", "DC", (D, outputs), last)
         return table.weights
 
+    def flops(self, works: Sequence[Work]) -> np.ndarray:
+        c = self.config
+        return super().flops(works) + sum(2 * c.embedding_size * c.hidden_size * w.inputs for w in works)
+
     def _embed(self, params: Params, sequences: Sequences, key: jax.Array | None) -> jax.Array:
         c, tables = self.config, params["embedding"]
         x_GXE = embed(tables["word"], sequences.ids_GX, self.dtype)
-        x_GXE += embed(tables["position"], sequences.position_GX + c.first_position, self.dtype)
+        # Empty slots have no position: one beyond the table would be NaN, and so would be every gradient.
+        position_GX = jnp.where(sequences.segments_GX.real_GX, sequences.position_GX, 0) + c.first_position
+        x_GXE += embed(tables["position"], position_GX, self.dtype)
         type_GX = sequences.type_GX if c.type_vocab_size > 1 else jnp.zeros_like(sequences.type_GX)
         x_GXE += embed(tables["token_type"], type_GX, self.dtype)
         x_GXE = self.norm(x_GXE, tables["norm"])

@@ -12,14 +12,14 @@ input slots of a group, Y target slots of a group, D model, K classes, N layers.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from cot_jax.batch import Batch, Segments, Tokens, Work
+from cot_jax.batch import Batch, Segments, Texts, Tokens, Work
 from cot_jax.errors import UserError
 from cot_jax.models.decoding import Prompt
 from cot_jax.models.layers import Layout, by_example, drop, layer_norm, linear, stack
@@ -32,39 +32,78 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
 }
 
 # What Transformers calls a class without a name.
 _NAMELESS = "LABEL_"
 
 
-class EncoderConfig(Protocol):
-    """What `Encoder` asks of a family's config.
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """What the families' configs share, in the field names of Hugging Face's config.json.
 
     Attributes:
+      classifier_dropout: before the classifier; -1: hidden_dropout_prob.
       labels: names of the classes, or of the choices with `multiple_choice`.
       cls_token_id, sep_token_id: begin a sequence and end each of its parts.
-      dropout_rate: of all dropout; -1: the three rates of config.json.
-      positions: no sequence may be longer; 0: any.
+      dropout_rate: of all dropout; -1: the rates of config.json.
     """
 
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    layer_norm_eps: float
-    hidden_dropout_prob: float
-    attention_probs_dropout_prob: float
-    labels: tuple[str, ...]
-    multiple_choice: bool
-    cls_token_id: int
-    sep_token_id: int
-    dropout_rate: float
+    model_type: str = ""
+    vocab_size: int = 0
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    max_position_embeddings: int = 512
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float = -1.0
+    pad_token_id: int = 0
+    cls_token_id: int = 0
+    sep_token_id: int = 0
+    labels: tuple[str, ...] = ()
+    multiple_choice: bool = False
+    dropout_rate: float = -1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields of config.json."""
+        values = dataclasses.asdict(self) | {"classifier_dropout": self.head_dropout}
+        for name in ("labels", "multiple_choice", "dropout_rate"):
+            del values[name]
+        family = self.model_type.title().replace("-", "")
+        kind = "MultipleChoice" if self.multiple_choice else "SequenceClassification"
+        return values | label_fields(self.labels) | {"architectures": [f"{family}For{kind}"]}
+
+    def for_texts(self, texts: Texts) -> Self:
+        """With the ids and classes of some texts."""
+        return dataclasses.replace(
+            self,
+            cls_token_id=texts.begin_id,
+            sep_token_id=texts.end_id,
+            labels=texts.labels,
+            multiple_choice=texts.multiple_choice,
+        )
+
+    def resized(self, vocab_size: int, pad_id: int | None) -> Self:
+        """With an embedding of so many rows."""
+        return dataclasses.replace(self, vocab_size=vocab_size, pad_token_id=pad_id or 0)
+
+    def with_layers(self, layers: int) -> Self:
+        """The first layers alone."""
+        return dataclasses.replace(self, num_hidden_layers=layers)
 
     @property
-    def head_dropout(self) -> float: ...
+    def head_dropout(self) -> float:
+        return self.hidden_dropout_prob if self.classifier_dropout < 0 else self.classifier_dropout
+
     @property
-    def positions(self) -> int: ...
+    def positions(self) -> int:
+        """No sequence may be longer; 0: any."""
+        return self.max_position_embeddings
 
 
 def read_fields(cls: Any, json: Mapping[str, Any], needed: Sequence[str]) -> dict[str, Any]:
@@ -91,7 +130,7 @@ def read_fields(cls: Any, json: Mapping[str, Any], needed: Sequence[str]) -> dic
     heads = given["num_attention_heads"]
     if given["hidden_size"] % heads:
         raise UserError(f"config.json: {heads} heads do not divide hidden_size {given['hidden_size']}")
-    for name in ("hidden_act", "pooler_hidden_act"):
+    for name in ("hidden_act", "pooler_hidden_act", "conv_act"):
         if given.get(name, "gelu") not in ACTIVATIONS:
             raise UserError(f'config.json: {name} is "{given[name]}", known: {", ".join(ACTIVATIONS)}')
     names = json.get("id2label") or {}
@@ -290,11 +329,11 @@ class Encoder:
     def flops(self, works: Sequence[Work]) -> np.ndarray:
         c, total = self.config, np.zeros(np.shape(works[0].inputs))
         D, F, N = c.hidden_size, c.intermediate_size, c.num_hidden_layers
-        # Of the last layer only keys and values are those of all tokens.
-        maps = (N - 1) * (8 * D * D + 4 * D * F) + 4 * D * D
+        # Of the last layer only keys and values are those of all tokens, and one query attends to them.
+        maps = (N - 1) * (8 * D * D + 4 * D * F) + 4 * D * D + 4 * D
         for work in works:
             total += maps * work.inputs + (N - 1) * 4 * D * work.input_pairs
-            total += (6 * D * D + 4 * D * F + 2 * D * self.outputs) * work.targets
+            total += (6 * D * D + 4 * D * F + 2 * (D + 1) * self.outputs) * work.targets
         return total
 
     # --- Parts ---
@@ -319,12 +358,8 @@ class Encoder:
     def _convolve(
         self, params: Params, x_GXD: jax.Array, embedded_GXD: jax.Array, sequences: Sequences, key
     ) -> jax.Array:
-        """The first layer's states with a convolution of the embedded tokens, where there is one."""
+        """The first layer's states and a convolution of the embedded tokens, where that has weights."""
         raise NotImplementedError
-
-    @property
-    def has_convolution(self) -> bool:
-        return False
 
     def rate(self, name: str) -> float:
         """A dropout rate: config.json's own, or the one that replaces all of them."""
@@ -374,7 +409,7 @@ class Encoder:
             return stack(layer, x_GXD, xs, unroll=self.unroll, remat=self.remat)
 
         begin, before = 0, []
-        if self.has_convolution:
+        if "convolution" in params:
             begin, (x_GXD, _) = 1, some(x_GXD, 0, 1)
             x_GXD = self._convolve(params, x_GXD, embedded, sequences, None if keys is None else keys[N])
             before = [sequences.first(x_GXD)[None]]
@@ -411,7 +446,12 @@ class Encoder:
 def affine(x: jax.Array, w: Params, name: str, inputs: int = 1) -> jax.Array:
     """The linear map `name`, and its bias where it has one."""
     y, bias = linear(x, w[name], inputs), w.get("bias" if name == "w" else f"{name}_bias")
-    return y if bias is None else y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape).astype(y.dtype)
+    return y if bias is None else y + like(bias, y)
+
+
+def like(bias: jax.Array, y: jax.Array) -> jax.Array:
+    """A bias of the last axes of `y`, in its dtype and with all of its axes."""
+    return bias.astype(y.dtype).reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
 
 
 class Table:

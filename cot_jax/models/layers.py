@@ -183,7 +183,7 @@ class Keys(NamedTuple):
       k, v: (*lead, T, G, K). They may have fewer heads than the queries: each then serves consecutive heads
         of these. `lead` is the queries' own, or the first of its axes, where rows share keys.
       mask: bool, true where a query may see a key; broadcasts to (*lead of the queries, S, T). None: all.
-      bias: (H, S, T) float32, added to the scores, or None.
+      bias: (H, S, T) float32, or one for each of `lead`, added to the scores; None: nothing.
     """
 
     k: jax.Array
@@ -326,8 +326,9 @@ def _attend(
     scores = jnp.einsum("...SGRK,...TGK->...GSRT", q, keys.k, preferred_element_type=jnp.float32)
     scores = scores * scale if scale != 1 else scores
     if keys.bias is not None:
-        bias = jnp.moveaxis(keys.bias.reshape(heads, H // heads, *keys.bias.shape[1:]), 1, 2)
-        scores += bias.reshape((1,) * len(shared) + bias.shape)
+        *of_lead, _, queries, count = keys.bias.shape
+        bias = jnp.moveaxis(keys.bias.reshape(*of_lead, heads, H // heads, queries, count), -3, -2)
+        scores += bias.reshape((1,) * (scores.ndim - bias.ndim) + bias.shape)
     if keys.mask is not None:
         scores = jnp.where(fold(keys.mask, 2)[..., None, :, None, :], scores, _MASKED)
     weights = jax.nn.softmax(scores).astype(keys.v.dtype)

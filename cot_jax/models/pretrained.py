@@ -167,10 +167,13 @@ def write(directory: Path, config: dict[str, Any], weights: Weights, params: Par
 
 def to_torch(weight: Weight, array: np.ndarray) -> np.ndarray:
     """A layer's part as PyTorch has it: (outputs, inputs) of a linear map."""
-    return (array.reshape(weight.matrix).T if weight.inputs else array).reshape(_torch_shape(weight))
+    shape = _torch_shape(weight)
+    return array.reshape(shape[::-1]).T if weight.inputs else array.reshape(shape)
 
 
 def _torch_shape(weight: Weight) -> tuple[int, ...]:
+    if "W" in weight.axes:  # a convolution: (outputs, inputs, window)
+        return weight.shape[::-1]
     return weight.matrix[::-1] if weight.inputs else weight.matrix
 
 

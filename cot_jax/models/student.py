@@ -12,8 +12,9 @@ from jax.typing import DTypeLike
 
 from cot_jax.batch import Batch, Texts, Tokens, Work
 from cot_jax.errors import UserError
-from cot_jax.models import bert, llama, pretrained, t5
+from cot_jax.models import bert, deberta, llama, pretrained, t5
 from cot_jax.models.bert import Bert
+from cot_jax.models.deberta import Deberta
 from cot_jax.models.decoding import Prompt
 from cot_jax.models.llama import Llama
 from cot_jax.models.t5 import T5
@@ -24,8 +25,9 @@ FAMILIES: dict[str, Any] = (
     {"t5": T5}
     | dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), Llama)
     | dict.fromkeys(("bert", "roberta", "albert"), Bert)
+    | dict.fromkeys(("deberta", "deberta-v2"), Deberta)
 )
-PRESETS: dict[str, Any] = t5.PRESETS | llama.PRESETS | bert.PRESETS
+PRESETS: dict[str, Any] = t5.PRESETS | llama.PRESETS | bert.PRESETS | deberta.PRESETS
 
 
 class Student(Protocol):

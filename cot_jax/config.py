@@ -1,8 +1,8 @@
 """Configuration: a ConfigDict at the border, validated frozen dataclasses inside.
 
 Every key is declared once, below, with its default, its limits and its meaning. `configs/common.py` takes its
-ConfigDict from here; `--help` and docs/config.md list the same keys. A mistake in a key, a type or a value is a
-`UserError` of one line.
+ConfigDict from here; `--help` and docs/config.md list the same keys. A mistake in a key, a type or a value is
+a `UserError` of one line.
 """
 
 import dataclasses

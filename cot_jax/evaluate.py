@@ -271,10 +271,10 @@ def _ask(saved: Saved, splits: Splits, split: str, labels: Sequence[str] | None)
     view, evaluation = saved.views[0], saved.config.evaluation
     answers = _answer(saved, view, examples)
     correct = _correct(answers.answers, examples, splits.by_value)
-    confidences = {
-        "sequence": _Confidence(np.exp(answers.log_probs), correct),
-        "per_token": _Confidence(np.exp(answers.log_probs / answers.lengths), correct),
-    }
+    confidences = {"sequence": _Confidence(np.exp(answers.log_probs), correct)}
+    if answers.lengths.max() > 1:
+        per_token = np.exp(answers.log_probs / answers.lengths)
+        confidences["per_token"] = _Confidence(per_token, correct)
     if labels and view.term == "label":
         scorer = LabelScorer(saved, view, labels, batch_size=min(evaluation.batch_size, len(examples)))
         log_prob_NL = np.asarray(scorer(examples), float)
@@ -410,8 +410,9 @@ def _predictions(asked: _Answered, view: View, written: Mapping[View, Answers]) 
             "label": asked.answers.answers[n],
             "correct": bool(asked.correct[n]),
             "confidence": float(asked.confidences["sequence"].confidence[n]),
-            "confidence_per_token": float(asked.confidences["per_token"].confidence[n]),
         }
+        if "per_token" in asked.confidences:
+            row["confidence_per_token"] = float(asked.confidences["per_token"].confidence[n])
         if view.path == "cot":
             row["rationale"] = rationale_of(view, asked.answers.texts[n])
         for other, answers in written.items():

@@ -1,7 +1,8 @@
 """Write a run's best student for Transformers: python -m cot_jax.export RUN --output=DIR
 
-DIR receives weights, config.json, generation_config.json, the tokenizer, and README.md, the model card of the
-Hugging Face Hub: method, data, measured accuracy and the texts that the student expects before a question.
+DIR receives weights, config.json, the tokenizer, generation_config.json if the student writes, and README.md,
+the model card of the Hugging Face Hub: method, data, measured accuracy and the texts that the student expects
+before a question.
 """
 
 import argparse
@@ -88,7 +89,8 @@ def main(argv: Sequence[str]) -> int:
             print(f"written to {options.output}: PEFT's PeftModel.from_pretrained reads it")
             return 0
         student.export(options.output)
-        _generation_config(student).save_pretrained(options.output)
+        if not student.student.labels:
+            _generation_config(student).save_pretrained(options.output)
         card = _card(student, _result(options.run), options)
         write_text(options.output / "README.md", card)
     except UserError as error:
@@ -128,6 +130,9 @@ def _card(student: Saved, result: dict[str, Any], options: argparse.Namespace) -
     prefixes = []
     for view in student.views:
         name = names[view.term]
+        if labels := student.student.labels:
+            prefixes.append(f"| one of {', '.join(labels)} | nothing | 1 |")
+            continue
         if view.path == "cot":
             name = "rationale, then answer"
         if view.name in student.format.spelled:

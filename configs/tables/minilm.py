@@ -17,8 +17,7 @@ _PKD = _KD | {"distillation.layers": "skip", "distillation.layer_weight": 100.0}
 
 def _cell(row, task, method, keys):
     sizes = {"train.batch_size": 8 if task in _SUPERGLUE else 32, "optimizer.learning_rate": 1e-4}
-    keys = {"evaluation.reference_protocol": False} | sizes | keys
-    return classified(row, task, _TASKS[task], method=method, **keys)
+    return classified(row, task, _TASKS[task], method=method, **sizes, **keys)
 
 
 def get_table():

@@ -2,6 +2,8 @@
 
 import collections
 import dataclasses
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +24,10 @@ from cot_jax.models.layers import mix
 from cot_jax.models.student import Student
 from cot_jax.models.weights import Params
 from cot_jax.text.formats import Format
-from cot_jax.training.mesh import by_example, group_count, replicated, spread
+from cot_jax.training.mesh import by_example, group_count, leads, replicated, spread
+
+# Between lines that say how far a long evaluation is.
+_TELL_SECONDS = 20.0
 
 # (params, questions of B = G * E examples) -> arrays (B, ...)
 Ask = Callable[[Params, Tokens], Any]
@@ -165,7 +170,14 @@ def ask_all(
         given.append(ask(params, questions.tokens(rows, tuple(shape.tolist()), pad_id, groups)))
     order = np.concatenate(batches)
     place = np.argsort(order)[np.sum(order < 0) :]
-    return jax.tree.map(lambda *parts: np.concatenate([np.asarray(part) for part in parts])[place], *given)
+    answered, told = [], time.monotonic()
+    for n, part in enumerate(given, start=1):
+        answered.append(jax.tree.map(np.asarray, part))
+        if n < len(given) and time.monotonic() - told > _TELL_SECONDS:
+            told = time.monotonic()
+            if leads():
+                print(f"answered {n * batch_size:,} of {len(questions):,} questions", file=sys.stderr)
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[place], *answered)
 
 
 def answer_questions(

@@ -202,3 +202,22 @@ def test_a_run_answers_as_the_config_says_and_so_does_what_it_saved(own_data, tm
     searching = _config(own_data, tmp_path / "tokenizer", answers="generate", beams=3)
     Run(dataclasses.replace(experiment, config=searching))
     assert seen == [(4, 3)]
+
+
+def test_a_long_evaluation_says_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(evaluation, "_TELL_SECONDS", -1.0)
+
+    def ask(count):
+        shape = {"batch_size": 8, "shapes": np.array([(8, 8)]), "pad_id": 0}
+        found = evaluation.ask_all(
+            lambda _, tokens: tokens.length.reshape(-1),
+            {},
+            Ragged([[1]] * count),
+            mesh=data_parallel(),
+            **shape,
+        )
+        np.testing.assert_array_equal(found, np.ones(count))
+        return capsys.readouterr().err
+
+    assert ask(5) == ""
+    assert ask(20) == "answered 8 of 20 questions\nanswered 16 of 20 questions\n"

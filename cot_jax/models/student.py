@@ -172,7 +172,7 @@ def from_pretrained(
       UserError: see `build` and `pretrained.read`.
     """
     directory = pretrained.fetch(path_or_id)
-    saved = build(pretrained.read_config(str(directory)), options)
+    saved = _built(str(directory), options)
     student = _adapted(saved, texts, layers)
     read = _tied(student, False)
     leftovers, report = list(student.leftovers), []
@@ -215,7 +215,17 @@ def without_weights(
     path_or_id: str, options: Options, texts: Texts | None = None, layers: int = 0
 ) -> Student:
     """The student of `from_pretrained`, of which config.json alone is read."""
-    return _adapted(build(pretrained.read_config(path_or_id), options), texts, layers)
+    return _adapted(_built(path_or_id, options), texts, layers)
+
+
+def _built(path_or_id: str, options: Options) -> Student:
+    """The student of a directory's or a repository's config.json, which errors name."""
+    try:
+        return build(pretrained.read_config(path_or_id), options)
+    except UserError as error:
+        if str(error).startswith("config.json:"):
+            raise UserError(f"{path_or_id}/{error}") from None
+        raise
 
 
 def _adapted(student: Any, texts: Texts | None, layers: int) -> Student:

@@ -16,6 +16,7 @@ FILES = sorted((ROOT / "cot_jax").rglob("*.py"))
 # From the ground up: a module imports from its own room and from those before it.
 ROOMS = [
     "errors",
+    "imports",
     "files",
     "batch",
     "answers",

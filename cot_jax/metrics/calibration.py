@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, special
+from scipy import special
 
 _MOST = 100.0  # a fitted temperature
 
@@ -120,6 +120,8 @@ def at_limit(temperature: float) -> bool:
 
 def _minimize(loss) -> float:
     """The log of a temperature between 1 / _MOST and _MOST."""
+    from scipy import optimize  # half a second, which commands that fit nothing need not wait for
+
     bounds = (-np.log(_MOST), np.log(_MOST))
     within = optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8}).x
     # Where the loss falls to the end, it is soon flat to rounding, and the search stops anywhere.

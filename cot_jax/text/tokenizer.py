@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
 from cot_jax.errors import UserError, first_line
+from cot_jax.imports import without_torch
+
+with without_torch():
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
 _SPACE = "▁"  # stands for a space in SentencePiece's pieces
 

@@ -134,6 +134,39 @@ def draw_data_size(
     figure.savefig(picture, dpi=120)
 
 
+def draw_heat_map(
+    scores: np.ndarray,
+    rows: tuple[str, Mapping[str, float]],
+    columns: tuple[str, Mapping[str, float]],
+    metric: str,
+    picture: Path,
+) -> None:
+    """Draws a test metric for every pair of two settings.
+
+    Args:
+      scores: (rows, columns), the metric in %; NaN where there is none.
+      rows, columns: name of the setting, and its numbers.
+      picture: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    down, across = scores.shape
+    figure = Figure(figsize=(2.6 + 0.9 * across, 1.4 + 0.5 * down), layout="constrained")
+    panel = figure.subplots()
+    panel.set_facecolor("0.8")  # where there is no score: the least of them is white
+    image = panel.imshow(scores, cmap="Blues", aspect="auto")
+    for row, column in zip(*np.nonzero(np.isfinite(scores)), strict=True):
+        score = scores[row, column]
+        color = "white" if image.norm(score) > 0.6 else "black"
+        panel.text(column, row, f"{score:.1f}", ha="center", va="center", color=color)
+    panel.set_xticks(range(across), [f"{number:g}" for number in columns[1].values()])
+    panel.set_yticks(range(down), [f"{number:g}" for number in rows[1].values()])
+    panel.set_xlabel(columns[0])
+    panel.set_ylabel(rows[0])
+    figure.colorbar(image, label=f"test {metric}, %")
+    figure.savefig(picture, dpi=120)
+
+
 def draw_reliability(before: Sequence[Bin], after: Sequence[Bin] | None, title: str, picture: Path) -> None:
     """Draws accuracy against confidence, and below how many answers have it.
 

@@ -155,9 +155,10 @@ def draw_heat_map(
     panel = figure.subplots()
     panel.set_facecolor("0.8")  # where there is no score: the least of them is white
     image = panel.imshow(scores, cmap="Blues", aspect="auto")
-    for row, column in zip(*np.nonzero(np.isfinite(scores)), strict=True):
+    dark = np.nanmin(scores) + 0.6 * (np.nanmax(scores) - np.nanmin(scores))
+    for row, column in np.argwhere(np.isfinite(scores)).tolist():
         score = scores[row, column]
-        color = "white" if image.norm(score) > 0.6 else "black"
+        color = "white" if score > dark else "black"
         panel.text(column, row, f"{score:.1f}", ha="center", va="center", color=color)
     panel.set_xticks(range(across), [f"{number:g}" for number in columns[1].values()])
     panel.set_yticks(range(down), [f"{number:g}" for number in rows[1].values()])

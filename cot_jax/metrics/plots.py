@@ -35,7 +35,7 @@ def draw_layer_norms(metrics_file: Path, prefix: str, picture: Path) -> None:
             if name.startswith(prefix):
                 stack, number = name.removeprefix(prefix).split("/")
                 stacks[stack][int(number)].append((row.values["step"], value))
-    figure = Figure(figsize=(5 * len(stacks), 3.6), layout="constrained")
+    figure = Figure(figsize=(5 * len(stacks) + 1, 3.6), layout="constrained")
     panels = figure.subplots(1, len(stacks), sharey=True, squeeze=False)[0]
     for panel, (stack, layers) in zip(panels, stacks.items(), strict=True):
         for layer, points in sorted(layers.items()):
@@ -47,7 +47,9 @@ def draw_layer_norms(metrics_file: Path, prefix: str, picture: Path) -> None:
         panel.set_yscale("log")
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("norm of the gradient")
-    panels[-1].legend(frameon=False, fontsize="small", ncols=2 if len(layers) > 6 else 1)
+    handles, labels = panels[-1].get_legend_handles_labels()
+    columns = -(-len(labels) // 12)
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize="small", ncols=columns)
     figure.savefig(picture, dpi=120)
 
 

@@ -255,6 +255,27 @@ def test_a_stopped_run_resumes(world, tmp_path, monkeypatch, capsys):
     assert _rows(tmp_path / "stopped") == _rows(tmp_path / "whole")
 
 
+def test_every_layer_has_a_gradient_norm_in_the_rows_asked_for(world, tmp_path):
+    pytest.importorskip("matplotlib", reason="plots need Matplotlib")
+    keys = SOFT["dynsdpb vmm"] | {"train.layer_norms_every": 2, "model.dropout_rate": 0.0}
+    assert main([*_flags(world, **keys), f"--workdir={tmp_path}"]) == 0
+    norms = [
+        {
+            name.removeprefix("grad_norm/"): value
+            for name, value in row.items()
+            if name.startswith("grad_norm/")
+        }
+        for row in _rows(tmp_path)
+        if "loss" in row
+    ]
+    assert [sorted(row) for row in norms] == 2 * [[], [f"layers/{n}" for n in range(4)]]
+    for row, full in zip(norms[1::2], [row for row in _rows(tmp_path) if "loss" in row][1::2], strict=True):
+        # What is left is that of the embeddings and the head.
+        assert min(row.values()) > 0
+        assert np.linalg.norm(list(row.values())) < full["grad_norm"]
+    assert (tmp_path / "layer_norms.png").read_bytes().startswith(b"\x89PNG")
+
+
 # --- A teacher in the step ---
 
 

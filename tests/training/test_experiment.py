@@ -240,7 +240,7 @@ class _Classifier:
 
     student = SimpleNamespace(format="classes", outputs=3, hidden=None)
     views = METHODS["standard"]
-    self_distillation = None
+    self_distillation = teaching = None
     format = SimpleNamespace(decode=lambda view, ids: ("no", "yes", "maybe")[ids[0]])
 
     def __init__(self, targets, student=None):

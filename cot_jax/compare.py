@@ -21,7 +21,7 @@ from cot_jax import experiments
 from cot_jax.errors import UserError
 from cot_jax.experiments import Cell, Table
 from cot_jax.files import read_json, read_json_lines, write_text
-from cot_jax.metrics.plots import Curve, draw_curves, draw_data_size
+from cot_jax.metrics.plots import Curve, draw_curves, draw_data_size, draw_heat_map
 from cot_jax.metrics.significance import paired_p_value
 
 _FRACTION = "data.train_fraction"
@@ -232,7 +232,7 @@ def _write_csv(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _draw(table: Table, found: Mapping[tuple[str, str], _Runs], directory: Path) -> list[str]:
-    """Returns the names of the pictures drawn: curves of a column, and accuracy against data."""
+    """Returns the names of the pictures drawn: curves of a column, the metric against data, a heat map."""
     pictures = []
     for column in table.columns:
         curves: dict[str, dict[str, Curve]] = defaultdict(dict)
@@ -260,7 +260,28 @@ def _draw(table: Table, found: Mapping[tuple[str, str], _Runs], directory: Path)
         metric = next(runs.metric for runs in found.values() if runs.results)
         draw_data_size(sizes, metric, directory / "data_size.png")
         pictures.append("data_size.png")
+    rows, columns = _numbers(table.rows), _numbers(table.columns)
+    if rows and columns:
+        scores = [[_mean_percent(found.get((row, column))) for column in columns[1]] for row in rows[1]]
+        metric = next(runs.metric for runs in found.values() if runs.results)
+        draw_heat_map(np.array(scores), rows, columns, metric, directory / "heat_map.png")
+        pictures.append("heat_map.png")
     return pictures
+
+
+def _numbers(names: Sequence[str]) -> tuple[str, dict[str, float]] | None:
+    """Returns the key and, in ascending order, the numbers of names KEY=NUMBER; None if they are others."""
+    try:
+        numbers = {name: float(name.split("=", 1)[1]) for name in names}
+    except (IndexError, ValueError):
+        return None
+    keys = {name.split("=", 1)[0] for name in names}
+    return (keys.pop(), dict(sorted(numbers.items(), key=lambda n: n[1]))) if len(keys) == 1 else None
+
+
+def _mean_percent(runs: _Runs | None) -> float:
+    """NaN where no run is finished."""
+    return 100 * float(np.mean(runs.scores())) if runs and runs.results else float("nan")
 
 
 def _curve(seeds: Sequence[Sequence[tuple[int, float]]], window: int) -> Curve:

@@ -217,9 +217,13 @@ class SelfDistillationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DistillationConfig:
-    """Distillation from a teacher student that answers in the same step, on top of any method."""
+    """Distillation from a teacher that answers in the same step, or did before, on top of any method."""
 
-    teacher: str = _key("", "work directory of a run, its export, or a fine-tuned model; empty = no teacher")
+    teacher: str = _key(
+        "",
+        "work directory of a run, its export, a fine-tuned model, or, for encoders, the FILE.jsonl that "
+        "`predict --log_probs` wrote; empty = no teacher",
+    )
     weight: float = _key(
         0.5, "weight of its term; the cross-entropy has 1 - weight (papers: alpha)", low=0.0, high=1.0
     )

@@ -6,7 +6,9 @@ and hypothesis. With --samples=K the label is the one that most of K
 drawn answers agree on; "votes" is their share and "samples" lists all, [{"label", "log_prob"}, ...]. With
 --paths=cot it is what the student's own rationale ends in, with --paths=pot what its program gives (which is
 interpreted, never executed but with --sandbox), with --paths=cot,pot what most of both agree on, with
---samples=K of K of each.
+--samples=K of K of each. A student that chooses among classes also writes, with --log_probs, "log_probs",
+{label: number} of every label; of the training examples (--split=train) they teach another student
+(--config.distillation.teacher=FILE).
 """
 
 import argparse
@@ -20,14 +22,16 @@ from typing import Any, TextIO
 
 from cot_jax.answers.sandbox import make_interpreter
 from cot_jax.answers.voting import vote
-from cot_jax.data.examples import Example
+from cot_jax.data.examples import Example, parts_as_json
+from cot_jax.data.tasks import ALL_SPLITS
 from cot_jax.data.views import View, rationale_of
 from cot_jax.errors import UserError, writing
 from cot_jax.files import Row, read_json_lines, rows_of
 from cot_jax.models.decoding import Sampling
 from cot_jax.training.compiled import keep_compiled
+from cot_jax.training.data import load_splits
 from cot_jax.training.evaluation import Answers
-from cot_jax.training.saved import Answerer, Saved, load
+from cot_jax.training.saved import Answerer, LabelScorer, Saved, load
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,15 +45,46 @@ def main(argv: Sequence[str]) -> int:
             else:
                 rows = read_json_lines(Path(options.input))
             saved = load(options.run)
+            if options.split:
+                rows = _rows_of_split(saved, options.split)
             sink = sys.stdout
             if options.output != "-":
                 with writing(options.output):
                     sink = files.enter_context(open(options.output, "w", encoding="utf-8"))
-            _predict(saved, rows, sink, options)
+            answer = _score if options.log_probs else _predict
+            answer(saved, rows, sink, options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _rows_of_split(saved: Saved, split: str) -> Iterator[Row]:
+    splits = load_splits(saved.config.data, saved.config.seed, saved.student.format)
+    for example in getattr(splits, split):
+        values = {"id": example.id, "input": parts_as_json(example.parts), "rationale": example.rationale}
+        yield Row(split, values)
+
+
+def _score(saved: Saved, rows: Iterator[Row], sink: TextIO, options: argparse.Namespace) -> None:
+    labels = saved.student.labels
+    if not labels:
+        raise UserError(f"--log_probs: {options.run} writes its answers and chooses among no classes")
+    scorer = LabelScorer(saved, saved.views[0], labels, batch_size=options.batch_size)
+    for batch in _batches(rows, options.batch_size):
+        for row, log_probs in zip(batch, scorer([_question(row) for row in batch]).tolist(), strict=True):
+            of_labels = dict(zip(labels, log_probs, strict=True))
+            answer = {"id": row.values["id"], "input": row.values["input"]}
+            answer |= {"label": max(labels, key=of_labels.__getitem__), "log_probs": of_labels}
+            sink.write(json.dumps(answer, ensure_ascii=False) + "\n")
+        sink.flush()
+
+
+def _batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
+    # A row without an id gets its number.
+    named = (Row(row.where, {"id": str(number)} | row.values) for number, row in enumerate(rows, start=1))
+    while batch := list(itertools.islice(named, size)):
+        yield batch
 
 
 def _predict(saved: Saved, rows: Iterator[Row], sink: TextIO, options: argparse.Namespace) -> None:
@@ -76,9 +111,7 @@ def _predict(saved: Saved, rows: Iterator[Row], sink: TextIO, options: argparse.
     draws = {"samples": options.samples, "sampling": options.sampling, "seed": options.seed}
     drawing = answerers(chosen if options.samples else [], **draws)
     writing = answerers([*([] if options.samples else chosen), *explaining], beams=options.beams)
-    # A row without an id gets its number.
-    named = (Row(row.where, {"id": str(number)} | row.values) for number, row in enumerate(rows, start=1))
-    while batch := list(itertools.islice(named, options.batch_size)):
+    for batch in _batches(rows, options.batch_size):
         questions = [_question(row) for row in batch]
         drawn, written = (
             {view: _ask(view, answerer, questions) for view, answerer in some.items()}
@@ -131,6 +164,12 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("run", type=Path, metavar="RUN", help="work directory of a run, or its export")
     parser.add_argument("--input", default="-", help="JSON lines; - is standard input")
     parser.add_argument("--output", default="-", help="JSON lines; - is standard output")
+    parser.add_argument(
+        "--split", choices=ALL_SPLITS, help="ask the questions of its own data instead of --input"
+    )
+    parser.add_argument(
+        "--log_probs", action="store_true", help="write the log-probability of every class as well"
+    )
     parser.add_argument("--explain", action="store_true", help="also write the rationale")
     parser.add_argument(
         "--paths", type=lambda text: text.split(","), help="who answers: label, cot, pot, joined by commas"
@@ -160,6 +199,12 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     options.sampling = Sampling(options.temperature, options.top_k, options.top_p)
     if options.samples and options.beams:
         parser.error("--samples draws answers, --beams searches for one: take either")
+    if options.log_probs and (options.samples or options.beams or options.paths or options.explain):
+        parser.error(
+            "--log_probs is of all classes: take no --samples, --beams, --paths or --explain with it"
+        )
+    if options.split and options.input != "-":
+        parser.error("--split asks what the student's own data ask, --input what a file does: take either")
     if options.sampling != Sampling() and not options.samples:
         parser.error("--temperature, --top_k and --top_p are for draws: say how many with --samples")
     return options

@@ -174,6 +174,12 @@ def test_a_method_without_rationales_cannot_explain(exported, tmp_path, capsys):
     assert "method=standard learned no separate rationale" in capsys.readouterr().err
 
 
+def test_a_student_that_writes_has_no_classes_to_weigh(run, capsys, monkeypatch):
+    status, rows, said = _predict(run, capsys, monkeypatch, "--log_probs")
+    assert (status, rows) == (2, [])
+    assert said == f"error: --log_probs: {run} writes its answers and chooses among no classes\n"
+
+
 def _copy(exported, directory):
     for file in exported.iterdir():
         (directory / file.name).write_bytes(file.read_bytes())
@@ -201,6 +207,9 @@ def test_an_export_needs_to_know_what_is_equal(exported, tmp_path, capsys):
         (["--samples=2", "--top_p=1.5"], "--top_p above 0 and at most 1"),
         (["--samples=2", "--beams=2"], "take either"),
         (["--top_p=0.9"], "say how many with --samples"),
+        (["--log_probs", "--explain"], "--log_probs is of all classes: take no --samples"),
+        (["--log_probs", "--samples=2"], "--log_probs is of all classes: take no --samples"),
+        (["--split=train", "--input=questions.jsonl"], "--input what a file does: take either"),
     ],
 )
 def test_flags_that_do_not_go_together(flags, message, capsys):

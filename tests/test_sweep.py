@@ -54,7 +54,7 @@ def test_a_method_that_is_none_is_refused(method, capsys, tmp_path):
 def test_every_published_table_is_of_valid_configs(request, tmp_path, capsys):
     files = sorted((request.config.rootpath / "configs" / "tables").glob("*.py"))
     files = [file for file in files if file.name != "common.py"]
-    assert len(files) == 15
+    assert len(files) == 16
     for file in files:
         table = from_file(file)
         assert len({(cell.row, cell.column) for cell in table.cells}) == len(table.cells)
@@ -367,6 +367,47 @@ def test_the_report_is_of_the_metric_that_selects_and_names_what_was_chosen(tmp_
     row = _read_csv(tmp_path / "report.csv")[0]
     assert (row["metric"], row["test"], row["valid"]) == ("mcc", "0.25", "0.75")
     assert row["chosen"] == "optimizer.learning_rate=1e-4"
+
+
+def _surface(directory, rows, columns):
+    """Writes a finished run of each cell, of which the scores grow to the right and downwards."""
+    cells = [Cell(row, column, "c.py", {"data.train_fraction": 1.0}) for row in rows for column in columns]
+    Table("A title", tuple(cells)).save(directory)
+    for n, cell in enumerate(cells[1:], start=1):
+        _finished(directory, cell, 0, 0.5 + n / 100)
+
+
+def test_settings_of_two_keys_are_drawn_as_a_heat_map(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(compare, "draw_heat_map", lambda *given: drawn.append(given))
+    _surface(tmp_path / "both", ("tau=10", "tau=2.5"), ("alpha=0.5", "alpha=2"))
+    assert compare.main([str(tmp_path / "both")]) == 0
+    ((scores, rows, columns, metric, picture),) = drawn
+    # In the order of the numbers; the first cell has no run.
+    np.testing.assert_allclose(scores, [[52, 53], [np.nan, 51]])
+    assert (rows[0], list(rows[1].values()), columns[0], list(columns[1].values())) == (
+        ("tau", [2.5, 10], "alpha", [0.5, 2])
+    )
+    assert (metric, picture) == ("accuracy", tmp_path / "both" / "heat_map.png")
+    assert "![](heat_map.png)" in (tmp_path / "both" / "report.md").read_text()
+    for n, rows in enumerate([("tau=1", "beta=2"), ("tau=1", "tau=x"), ("tau=1", "dss")]):
+        _surface(tmp_path / str(n), rows, ("alpha=1", "alpha=2"))
+        assert compare.main([str(tmp_path / str(n))]) == 0
+    assert len(drawn) == 1
+
+
+def test_the_table_of_sensitivity_crosses_two_keys(request):
+    table = from_file(request.config.rootpath / "configs" / "tables" / "sensitivity.py")
+    assert (len(table.rows), len(table.columns), len(table.cells)) == (6, 5, 30)
+    for cell in table.cells:
+        distillation = parse_command_line(
+            ["train", *cell.flags(0, Path("runs"))], ""
+        ).config.self_distillation
+        assert (
+            distillation.method,
+            f"tau={distillation.temperature:g}",
+            f"alpha={distillation.weight:g}",
+        ) == (("dynsdpb", cell.row, cell.column))
 
 
 def test_a_directory_without_runs_has_no_report(tmp_path, capsys):

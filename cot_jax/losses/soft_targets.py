@@ -257,7 +257,8 @@ class Teacher:
     """A teacher in the step and how it is matched.
 
     Attributes:
-      model: a `Student` that reads the same token ids; it is not trained and has no dropout.
+      model: a `Student` that reads the same token ids, or what one said (`training.teachers.Stored`); it is
+        not trained and has no dropout.
       weight: of its term; the view's cross-entropy has 1 - weight (the papers' alpha).
       temperature: T.
       order: column of the teacher's head for each of the student's; None: they are the same.

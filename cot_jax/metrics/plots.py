@@ -35,7 +35,7 @@ def draw_layer_norms(metrics_file: Path, prefix: str, picture: Path) -> None:
             if name.startswith(prefix):
                 stack, number = name.removeprefix(prefix).split("/")
                 stacks[stack][int(number)].append((row.values["step"], value))
-    figure = Figure(figsize=(5 * len(stacks), 3.6), layout="constrained")
+    figure = Figure(figsize=(5 * len(stacks) + 1, 3.6), layout="constrained")
     panels = figure.subplots(1, len(stacks), sharey=True, squeeze=False)[0]
     for panel, (stack, layers) in zip(panels, stacks.items(), strict=True):
         for layer, points in sorted(layers.items()):
@@ -47,7 +47,9 @@ def draw_layer_norms(metrics_file: Path, prefix: str, picture: Path) -> None:
         panel.set_yscale("log")
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("norm of the gradient")
-    panels[-1].legend(frameon=False, fontsize="small", ncols=2 if len(layers) > 6 else 1)
+    handles, labels = panels[-1].get_legend_handles_labels()
+    columns = -(-len(labels) // 12)
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize="small", ncols=columns)
     figure.savefig(picture, dpi=120)
 
 
@@ -131,6 +133,40 @@ def draw_data_size(
     panel.set_ylabel(f"test {metric}, %")
     panel.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False)
+    figure.savefig(picture, dpi=120)
+
+
+def draw_heat_map(
+    scores: np.ndarray,
+    rows: tuple[str, Mapping[str, float]],
+    columns: tuple[str, Mapping[str, float]],
+    metric: str,
+    picture: Path,
+) -> None:
+    """Draws a test metric for every pair of two settings.
+
+    Args:
+      scores: (rows, columns), the metric in %; NaN where there is none.
+      rows, columns: name of the setting, and its numbers.
+      picture: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    down, across = scores.shape
+    figure = Figure(figsize=(2.6 + 0.9 * across, 1.4 + 0.5 * down), layout="constrained")
+    panel = figure.subplots()
+    panel.set_facecolor("0.8")  # where there is no score: the least of them is white
+    image = panel.imshow(scores, cmap="Blues", aspect="auto")
+    dark = np.nanmin(scores) + 0.6 * (np.nanmax(scores) - np.nanmin(scores))
+    for row, column in np.argwhere(np.isfinite(scores)).tolist():
+        score = scores[row, column]
+        color = "white" if score > dark else "black"
+        panel.text(column, row, f"{score:.1f}", ha="center", va="center", color=color)
+    panel.set_xticks(range(across), [f"{number:g}" for number in columns[1].values()])
+    panel.set_yticks(range(down), [f"{number:g}" for number in rows[1].values()])
+    panel.set_xlabel(columns[0])
+    panel.set_ylabel(rows[0])
+    figure.colorbar(image, label=f"test {metric}, %")
     figure.savefig(picture, dpi=120)
 
 

@@ -27,7 +27,8 @@ class Weight(NamedTuple):
 
     Attributes:
       axes: a letter for each dimension: N the layer (only ever first), D model, H heads, G key-value heads,
-        K head size, F feed-forward, V vocabulary, P position buckets, W window of a convolution.
+        K head size, F feed-forward, V vocabulary, P position buckets, W window of a convolution, E examples
+        and C classes of a stored answer.
       shape: their sizes.
       inputs: how many of them, after N, a linear map consumes; 0 for a bias, a norm or a table.
       std: standard deviation of a fresh one; 0 for zeros (a bias), None for ones (a norm's scale).

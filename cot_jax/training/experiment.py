@@ -22,7 +22,7 @@ from cot_jax.text.formats import Format
 from cot_jax.training.data import load_format, load_splits, require_sources, training_examples
 from cot_jax.training.encoding import fit, tokenize
 from cot_jax.training.students import BASE, LORA, check_lora, family, load_student, make_lora
-from cot_jax.training.teachers import Loaded, load_teacher
+from cot_jax.training.teachers import Loaded, Stored, load_teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Experiment:
         return self.student.architecture() | adapts
 
     @property
-    def teacher(self) -> Student | None:
+    def teacher(self) -> Student | Stored | None:
         """The teacher in the step, if there is one."""
         return self.teaching.student if self.teaching else None
 
@@ -119,7 +119,7 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
         views=method,
         train_examples=train_examples,
         self_distillation=self_distillation,
-        teaching=load_teacher(config, student, format),
+        teaching=load_teacher(config, student, format, train_examples),
         report=(*splits.report, *report, *tokenized.report, *found, *check_lora(config, weights)),
     )
 

@@ -1,36 +1,68 @@
-"""A teacher that answers in the student's own step: a run, an export, or a fine-tuned model."""
+"""A teacher in the student's own step: a run, an export, a fine-tuned model, or a file of answers."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from cot_jax.batch import Batch, Segments
 from cot_jax.config import Config
+from cot_jax.data.examples import Example
 from cot_jax.errors import UserError
+from cot_jax.files import read_json_lines
 from cot_jax.losses.soft_targets import Teacher
 from cot_jax.models import student as students
 from cot_jax.models.lora import merged
 from cot_jax.models.student import Options, Student
-from cot_jax.models.weights import Params
+from cot_jax.models.weights import Params, Weight, Weights
 from cot_jax.text.formats import Format
 from cot_jax.training import saved
 from cot_jax.training.students import compute_dtype
+
+# Log-probabilities are divided by temperatures: far from where float32 overflows.
+_LARGEST = 1e30
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """What a teacher said of every training example, in the place of a student that says it.
+
+    Its one parameter is the table, (N, K) float32, which the number of an example looks up: logits up to a
+    constant, which no softmax sees.
+    """
+
+    weights: Weights
+
+    def hidden(self, params: Params, batch: Batch, dropout_rng: jax.Array | None) -> dict[str, jax.Array]:
+        said_GEK = params["log_probs"][batch.example]
+        # A target has one token at most.
+        return {name: Segments.of(view.targets).spread(said_GEK) for name, view in batch.views.items()}
+
+    def head(self, params: Params) -> jax.Array:
+        return jnp.eye(params["log_probs"].shape[1])
 
 
 class Loaded(NamedTuple):
     """A teacher, its parameters as NumPy arrays, and how its answers are matched."""
 
-    student: Student
+    student: Student | Stored
     params: Params
     matched: Teacher
 
 
-def load_teacher(config: Config, student: Any, format: Format) -> Loaded | None:
+def load_teacher(config: Config, student: Any, format: Format, examples: Sequence[Example]) -> Loaded | None:
     """Returns the teacher that `config.distillation` names; None without one.
 
+    Args:
+      examples: those that the student learns from.
+
     Raises:
-      UserError: there is no such teacher, it reads other tokens, or tells other classes apart.
+      UserError: there is no such teacher, it reads other tokens, tells other classes apart, or is a file
+        without what it said of an example.
     """
     section = config.distillation
     if not section.teacher:
@@ -41,6 +73,15 @@ def load_teacher(config: Config, student: Any, format: Format) -> Loaded | None:
             )
         return None
     key, path = f"config.distillation.teacher={section.teacher}", Path(section.teacher)
+    if path.suffix == ".jsonl":
+        if student.format != "classes" or section.layers != "none":
+            raise UserError(
+                f"{key} has log-probabilities of classes: it teaches encoders, with "
+                "--config.distillation.layers=none; others take the teacher itself"
+            )
+        table_NK = _read_log_probs(path, student.labels, examples)
+        model = Stored({"log_probs": Weight("EC", table_NK.shape, 0, 0.0, "")})
+        return Loaded(model, {"log_probs": table_NK}, Teacher(model, section.weight, section.temperature))
     options = Options(dtype=compute_dtype(config.model), unroll=student.unroll)
     if saved.is_pretrained(path):
         teacher, params, _ = students.from_pretrained(str(path), options)
@@ -69,6 +110,33 @@ def load_teacher(config: Config, student: Any, format: Format) -> Loaded | None:
     layers = _layers(section.layers, student, teacher, key)
     matched = Teacher(teacher, section.weight, section.temperature, order, layers, section.layer_weight)
     return Loaded(teacher, params, matched)
+
+
+def _read_log_probs(file: Path, labels: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
+    """(N, K) float32, of each example the log-probabilities of the labels, as `cot_jax.predict` writes them.
+
+    Raises:
+      UserError: there is no such file, it has no row of an example, or a row has not a number for each label.
+    """
+    said: dict[str, list[float]] = {}
+    for row in read_json_lines(file):
+        given = row.values.get("log_probs")
+        if not isinstance(given, dict) or given.keys() != set(labels):
+            found = ", ".join(map(repr, given)) if isinstance(given, dict) else repr(given)
+            raise row.error(f"'log_probs' must map each of {', '.join(labels)} to a number; found {found}")
+        for label, number in given.items():
+            # Written so that NaN fails too.
+            if type(number) not in (int, float) or not abs(number) < _LARGEST:
+                raise row.error(f"the log-probability of {label!r} must be a finite number; found {number!r}")
+        if (key := row.id()) in said:
+            raise row.error(f"a second row of id {key!r}")
+        said[key] = [given[label] for label in labels]
+    if missing := [example.id for example in examples if example.id not in said]:
+        raise UserError(
+            f"{file}: no row of {len(missing)} training examples, {missing[0]} first: write all with "
+            "`python -m cot_jax.predict TEACHER --log_probs --split=train`"
+        )
+    return np.array([said[example.id] for example in examples], np.float32)
 
 
 def _layers(kind: str, student: Any, teacher: Any, key: str) -> tuple[tuple[int, int], ...]:

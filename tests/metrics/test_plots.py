@@ -2,9 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from cot_jax.metrics.plots import draw_layer_norms
+from cot_jax.metrics.plots import draw_heat_map, draw_layer_norms
 
 
 def test_layer_norms_are_drawn(tmp_path):
@@ -18,3 +19,20 @@ def test_layer_norms_are_drawn(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     draw_layer_norms(tmp_path / "metrics.jsonl", "grad_norm/", tmp_path / "norms.png")
     assert (tmp_path / "norms.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_heat_map_is_drawn_with_its_numbers(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure", reason="plots need Matplotlib")
+    written, write = [], figure.Figure.savefig
+
+    def save(self, *given, **how):
+        (panel, _) = self.axes
+        written.extend([panel.get_xlabel(), panel.get_ylabel(), *(text.get_text() for text in panel.texts)])
+        write(self, *given, **how)
+
+    monkeypatch.setattr(figure.Figure, "savefig", save)
+    scores = np.array([[50.0, np.nan], [61.04, 70.0]])
+    rows, columns = ("tau", {"tau=1": 1.0, "tau=2": 2.0}), ("alpha", {"alpha=0": 0.0, "alpha=1": 1.0})
+    draw_heat_map(scores, rows, columns, "accuracy", tmp_path / "map.png")
+    assert written == ["alpha", "tau", "50.0", "61.0", "70.0"]
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")

@@ -255,6 +255,27 @@ def test_a_stopped_run_resumes(world, tmp_path, monkeypatch, capsys):
     assert _rows(tmp_path / "stopped") == _rows(tmp_path / "whole")
 
 
+def test_every_layer_has_a_gradient_norm_in_the_rows_asked_for(world, tmp_path):
+    pytest.importorskip("matplotlib", reason="plots need Matplotlib")
+    keys = SOFT["dynsdpb vmm"] | {"train.layer_norms_every": 2, "model.dropout_rate": 0.0}
+    assert main([*_flags(world, **keys), f"--workdir={tmp_path}"]) == 0
+    norms = [
+        {
+            name.removeprefix("grad_norm/"): value
+            for name, value in row.items()
+            if name.startswith("grad_norm/")
+        }
+        for row in _rows(tmp_path)
+        if "loss" in row
+    ]
+    assert [sorted(row) for row in norms] == 2 * [[], [f"layers/{n}" for n in range(4)]]
+    for row, full in zip(norms[1::2], [row for row in _rows(tmp_path) if "loss" in row][1::2], strict=True):
+        # What is left is that of the embeddings and the head.
+        assert min(row.values()) > 0
+        assert np.linalg.norm(list(row.values())) < full["grad_norm"]
+    assert (tmp_path / "layer_norms.png").read_bytes().startswith(b"\x89PNG")
+
+
 # --- A teacher in the step ---
 
 
@@ -338,6 +359,89 @@ def test_its_own_teacher_asks_for_nothing(world, taught, tmp_path):
     assert abs(found["loss/distillation"][0]) < 1e-5
 
 
+@pytest.fixture(scope="module")
+def said(taught):
+    """What the teacher says of its training examples."""
+    file = taught.parent / "said.jsonl"
+    assert predict.main([str(taught), "--log_probs", "--split=train", f"--output={file}"]) == 0
+    return file
+
+
+def test_log_probs_are_those_of_every_label(world, said):
+    rows = [json.loads(line) for line in said.read_text().splitlines()]
+    data = [json.loads(line) for line in (world / "pairs" / "train.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["input"]) for row in rows] == [(row["id"], row["input"]) for row in data]
+    for row in rows:
+        assert list(row["log_probs"]) == ["no", "open", "yes"]
+        np.testing.assert_allclose(np.exp(list(row["log_probs"].values())).sum(), 1, rtol=1e-5)
+        assert row["log_probs"][row["label"]] == max(row["log_probs"].values())
+    assert len({tuple(row["log_probs"].values()) for row in rows}) > 30
+
+
+def test_what_a_teacher_said_teaches_as_it_does_itself(world, taught, said, tmp_path):
+    rows = [json.loads(line) for line in said.read_text().splitlines()]
+    assert len(rows) == 64
+    # In another order, with labels in another one, and a row that nobody asks for.
+    rows = [
+        {"id": row["id"], "log_probs": dict(reversed(row["log_probs"].items()))} for row in reversed(rows)
+    ]
+    rows.append(rows[0] | {"id": "other"})
+    stored = tmp_path / "stored.jsonl"
+    stored.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = {
+        "model.dropout_rate": 0.0,
+        "model.layers": 2,
+        "data.train_fraction": 0.75,
+        "distillation.weight": 0.7,
+        "distillation.temperature": 2.0,
+    }
+    expected = _losses(_run(world, **keys, **{"distillation.teacher": taught}))
+    assert expected["loss/distillation"].min() > 1e-3
+    for devices, parts in ((1, 1), (2, 2)):
+        places = {"mesh.data": devices, "train.micro_batches": parts}
+        found = _losses(_run(world, devices, **keys, **places, **{"distillation.teacher": stored}))
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+BAD_STORED = {
+    "a missing id": ([{}], "no row of 63 training examples, train1 first: write all with `python -m cot"),
+    "an unknown label": (
+        [{"log_probs": {"no": -1, "open": -1, "maybe": -1}}],
+        "'log_probs' must map each of no, open, yes to a number; found 'no', 'open', 'maybe'",
+    ),
+    "a missing label": ([{"log_probs": {"no": -1, "open": -1}}], "to a number; found 'no', 'open'"),
+    "no labels": ([{"log_probs": None}], "to a number; found None"),
+    "a NaN": (
+        [{"log_probs": {"no": float("nan"), "open": -1, "yes": -1}}],
+        "the log-probability of 'no' must be a finite number; found nan",
+    ),
+    "an infinity": (
+        [{"log_probs": {"no": float("-inf"), "open": -1, "yes": -1}}],
+        "finite number; found -inf",
+    ),
+    "a text": ([{"log_probs": {"no": -1, "open": "-1", "yes": -1}}], "of 'open' must be a finite number"),
+    "no id": ([{"id": None}], "every row needs an 'id'"),
+    "an id twice": ([{}, {}], "a second row of id 'train0'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_STORED)
+def test_bad_rows_of_a_teacher_are_one_line(world, tmp_path, capsys, case):
+    changes, message = BAD_STORED[case]
+    file = tmp_path / "stored.jsonl"
+    row = {"id": "train0", "log_probs": {"no": -1.0, "open": -1.0, "yes": -1.0}}
+    file.write_text("".join(json.dumps(row | change) + "\n" for change in changes))
+    workdir = tmp_path / "run"
+    assert main([*_flags(world, **{"distillation.teacher": file}), f"--workdir={workdir}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    where = str(file) if case == "a missing id" else f"{file}:{len(changes)}"
+    assert line.startswith(f"error: {where}: ")
+    assert message in line
+    assert not workdir.exists()
+
+
 # --- In and out ---
 
 
@@ -380,6 +484,14 @@ BAD = {
         {"distillation.layers": "skip"},
         "name one with --config.distillation.teacher",
     ),
+    "layers of stored answers": (
+        {"distillation.teacher": "stored.jsonl", "distillation.layers": "skip"},
+        "config.distillation.teacher=stored.jsonl has log-probabilities of classes: it teaches encoders, ",
+    ),
+    "stored answers that are not there": (
+        {"distillation.teacher": "nowhere.jsonl"},
+        "nowhere.jsonl: no such file",
+    ),
     "more layers than there are": ({"model.layers": 9}, "config.model.layers=9: the model has 4"),
     "an open set of labels": ({"data.task": "svamp"}, "are equations, an open set"),
     "no room": ({"data.max_input_tokens": 3}, "config.data.max_input_tokens=3 has no room for a question"),
@@ -402,10 +514,8 @@ def test_bad_input_is_one_line(world, taught, chooser, tmp_path, capsys, case):
         for split in ("train", "test"):
             (tmp_path / "svamp" / f"svamp_{split}.json").write_text(20 * (json.dumps(row) + "\n"))
         keys["data.root"] = tmp_path
-    if keys.get("distillation.teacher"):
-        keys["distillation.teacher"] = {"chooser": chooser, "bert": world / "bert"}[
-            keys["distillation.teacher"]
-        ]
+    if teacher := keys.get("distillation.teacher"):
+        keys["distillation.teacher"] = {"chooser": chooser, "bert": world / "bert"}.get(teacher, teacher)
     kind = keys.get("data.root")
     if kind in ("long", "label", "parts"):
         keys["data.root"] = _write(tmp_path / "data", _pair)

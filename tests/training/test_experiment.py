@@ -153,6 +153,13 @@ def test_the_teacher_of_the_config_is_the_one_that_teaches(tmp_path):
         load_splits(data, 1)
 
 
+def test_stored_answers_teach_no_student_that_writes(own_data, tokenizers_root):
+    config = _config(own_data, tokenizers_root / "t5", task="jsonl")
+    distillation = dataclasses.replace(config.distillation, teacher="said.jsonl")
+    with pytest.raises(UserError, match=r"said\.jsonl has log-probabilities of classes: it teaches encoders"):
+        prepare(dataclasses.replace(config, distillation=distillation))
+
+
 def test_a_student_reads_the_format_of_its_family(tmp_path):
     config = Config().model
     assert family(config).format == "seq2seq"
@@ -233,7 +240,7 @@ class _Classifier:
 
     student = SimpleNamespace(format="classes", outputs=3, hidden=None)
     views = METHODS["standard"]
-    self_distillation = None
+    self_distillation = teaching = None
     format = SimpleNamespace(decode=lambda view, ids: ("no", "yes", "maybe")[ids[0]])
 
     def __init__(self, targets, student=None):

@@ -314,13 +314,13 @@ def teacher_loss(
 
 
 def patience_loss(
-    states_GNCD: jax.Array, teacher_GNCD: jax.Array, counts_GC: jax.Array, layers: tuple[tuple[int, int], ...]
+    states_GNCD: jax.Array, teacher_GNCD: jax.Array, counts_GE: jax.Array, layers: tuple[tuple[int, int], ...]
 ) -> jax.Array:
     """The mean squared difference of normalised states, over the sequences that count.
 
     Args:
       states_GNCD, teacher_GNCD: states of the first tokens behind the layers.
-      counts_GC: bool.
+      counts_GE: bool, of the examples; each has as many sequences.
       layers: as in `Teacher`.
     """
     own, others = (jnp.array(which) for which in zip(*layers, strict=True))
@@ -331,6 +331,7 @@ def patience_loss(
             jax.lax.stop_gradient(teacher_GNCD[:, others]).astype(jnp.float32),
         )
     )
+    counts_GC = jnp.repeat(counts_GE, a.shape[2] // counts_GE.shape[1], axis=1)
     return _mean(jnp.mean((a - b) ** 2, axis=(1, 3)), counts_GC)
 
 

@@ -339,6 +339,16 @@ def test_a_teacher_teaches_and_is_not_taught(world, taught):
     assert found["loss/distillation"][-1] < found["loss/distillation"][0]
 
 
+def test_a_teacher_of_choices(world, chooser):
+    keys = {"distillation.teacher": chooser, "distillation.layers": "skip", "model.layers": 2}
+    data = json.loads((chooser / "config.json").read_text())["data"]["root"]
+    found = _losses(
+        _run(world, **keys, **{"data.task": "copa", "data.root": data, "model.dropout_rate": 0.0})
+    )
+    for term in ("distillation", "patience"):
+        assert found[f"loss/{term}"][-1] < found[f"loss/{term}"][0]
+
+
 def test_its_own_teacher_asks_for_nothing(world, taught, tmp_path):
     """Student and teacher are equal, their labels in another order."""
     exported = tmp_path / "exported"

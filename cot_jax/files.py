@@ -1,19 +1,36 @@
 """Files: texts that are written whole or not at all, JSON, and rows of JSON that name their place."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cot_jax.errors import UserError
 
 
+def partial(path: Path) -> Path:
+    """Returns the file beside `path` that is written first."""
+    return path.with_name(path.name + ".partial")
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with whole(path) as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[TextIO]:
+    """Opens a file that takes the place of `path` once all is written; until then it is `partial(path)`."""
+    if path.exists() and not path.is_file():  # a device or a pipe holds nothing to lose
+        with path.open("w", encoding="utf-8") as file:
+            yield file
+        return
+    with partial(path).open("w", encoding="utf-8") as file:
+        yield file
+    partial(path).replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:

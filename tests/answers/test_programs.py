@@ -362,12 +362,16 @@ BOMBS = [
         "math.factorial(10**7)",
         "math.comb(10**7, 10**6)",
         "math.perm(10**6)",
+        "math.perm(10**8, None)",
+        "round(7, ndigits=-10**9)",
+        "round(number=7, ndigits=-10**9)",
         "round(5, -10**9)",
         "round(.5, 10**9)",
     ),
     *(
         "('a'*9999).replace('a', 'b'*9999)",
         "('a'*9999).join(['b']*9999)",
+        "('a'*9999).join(('b',)*9999)",
         "('a '*4999).split() * 3",
         "pow(9, 9**9)",
     ),
@@ -606,6 +610,17 @@ def test_no_escape_has_a_value(text):
     assert failure in harmless
     if "__" in text and not text.startswith("__"):
         assert failure == "Unsupported"
+
+
+@pytest.mark.parametrize("part", ["([0]*9999)[1:]", "x[:]", "x[::2]", "('a'*9999)[1:]", "('a'*9999).join(x)"])
+def test_copies_are_paid_for(part):
+    program = f"x = ('b',) * 9999\nans = len([{part} for i in range(900)])"
+    assert run(program) == (None, "Budget", "size" if "join" in part else "steps")
+
+
+def test_optional_arguments_have_pythons_values():
+    program = "import math\nans = math.perm(4, None) + round(7.25, ndigits=1) + round(1.5, None) + round(2.5)"
+    assert run(program).answer == 24 + 7.2 + 2 + 2
 
 
 def test_values_are_never_shared_between_programs():

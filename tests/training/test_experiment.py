@@ -91,6 +91,13 @@ def test_no_teacher_labels_is_an_error_that_says_so(own_data, tokenizers_root):
         prepare(config)
 
 
+@pytest.mark.parametrize("method", ["dss", "mi"])
+def test_rationales_alone_teach_no_answer(own_data, tokenizers_root, method):
+    config = _config(own_data, tokenizers_root / "t5", task="jsonl", method=method, label_source="teacher")
+    with pytest.raises(UserError, match="no training example has a teacher's label"):
+        prepare(config)
+
+
 def test_truncation_is_counted(own_data, tokenizers_root):
     config = _config(own_data, tokenizers_root / "t5", task="jsonl", max_input_tokens=6, max_target_tokens=5)
     report = prepare(config).report

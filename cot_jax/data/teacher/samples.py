@@ -18,6 +18,8 @@ FILTERS = ("right", "leaks", "duplicates")
 
 # What reasoning models write before they answer, and what chat models make their answers look like.
 _THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+# Bold type in Markdown, but no power: `2**3`, `(1 + r) ** n`.
+_BOLD = re.compile(r"((?<=[\w)])( *)\*\*\2(?=[-+(.]*(?:\d|[A-Za-z]\b)))|\*\*")
 _FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _ANSWER_GIVEN = re.compile(r"\banswer\s*(?:is|:)|\bis the (?:right |correct )?answer\b", re.IGNORECASE)
 
@@ -59,7 +61,7 @@ def read(
 ) -> Sample:
     """Returns what an output says in answer to the question that was asked; `interpreter` runs programs."""
     text, label, failure = None, None, None
-    plain = _THOUGHTS.sub("", output).replace("**", "").strip()
+    plain = _THOUGHTS.sub("", output).strip()
     if finish_reason and finish_reason.startswith("refused"):
         output, failure = finish_reason, "refused by the server"
     elif not plain:
@@ -73,6 +75,7 @@ def read(
         else:
             failure = f"program: {result.failure}"
     else:
+        plain = _BOLD.sub(lambda found: found[1] or "", plain)
         text, label = outputs.parse(style.parser, plain, "corrected")
         label = _among(style.labels or choices(asked.example.text), label)
         if text is None or label is None:

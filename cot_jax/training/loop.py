@@ -23,7 +23,13 @@ from cot_jax.training.experiment import Experiment
 from cot_jax.training.labels import answer_labels
 from cot_jax.training.mesh import leads
 from cot_jax.training.run import Run
-from cot_jax.training.saved import ANSWERS_FILE, STUDENT_FILE, refuse_other_base
+from cot_jax.training.saved import (
+    ANSWERS_FILE,
+    EXAMPLES,
+    STUDENT_FILE,
+    refuse_other_base,
+    refuse_other_examples,
+)
 from cot_jax.training.step import LAYER_NORM, TrainState
 from cot_jax.training.students import BASE, compute_dtype
 
@@ -349,16 +355,18 @@ def _claim(workdir: Path, experiment: Experiment) -> None:
             f"{workdir} has checkpoints, but no config.json of their run: put it back, or choose "
             "another --workdir"
         )
-    architecture = experiment.architecture()
-    if taken and experiment.lora and (workdir / STUDENT_FILE).is_file():
-        refuse_other_base(workdir / STUDENT_FILE, architecture[BASE], experiment.config.model.pretrained)
+    architecture, examples = experiment.architecture(), experiment.checksum()
+    if taken and (workdir / STUDENT_FILE).is_file():
+        if experiment.lora:
+            refuse_other_base(workdir / STUDENT_FILE, architecture[BASE], experiment.config.model.pretrained)
+        refuse_other_examples(workdir / STUDENT_FILE, examples)
     if leads():
         workdir.mkdir(parents=True, exist_ok=True)
         if not taken:
             write_text(workdir / "config.json", to_json(experiment.config))
         answers = {"by_value": experiment.splits.by_value, "labels": answer_labels(experiment)}
         write_json(workdir / ANSWERS_FILE, answers)
-        write_json(workdir / STUDENT_FILE, architecture)
+        write_json(workdir / STUDENT_FILE, architecture | {EXAMPLES: examples})
         experiment.format.save(workdir / "tokenizer")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("claimed")

@@ -1,13 +1,15 @@
-"""Files: texts that are written whole or not at all, JSON, and rows of JSON that name their place."""
+"""Files: texts that are written whole or not at all, JSON, rows of JSON that name their place, and locks."""
 
 import contextlib
 import dataclasses
+import fcntl
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from cot_jax.errors import UserError
+from cot_jax.errors import UserError, writing
 
 
 def partial(path: Path) -> Path:
@@ -31,6 +33,29 @@ def whole(path: Path) -> Iterator[TextIO]:
     with partial(path).open("w", encoding="utf-8") as file:
         yield file
     partial(path).replace(path)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Makes a directory and keeps it from other processes that ask for it; the end of this one frees it.
+
+    Raises:
+      UserError: another one has it.
+    """
+    with contextlib.ExitStack() as stack:
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((directory / ".lock").open("a"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{directory} is in use by another process: wait until it ends, or choose another directory"
+            ) from None
+        except OSError as error:  # some network file systems
+            note = f"note: {directory} cannot be locked ({error.strerror}): start no second command there"
+            print(note, file=sys.stderr)
+        yield
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,9 +1,9 @@
 """Answer questions: python -m cot_jax.predict RUN [--input=FILE] [--output=FILE] [--explain]
 
 Reads JSON lines {"input": ..., "id"?: ..., "rationale"?: ...}, writes {"id", "input", "label", "rationale"?}
-in the same order, a batch as soon as it is there; a file is OUTPUT.partial until it is whole. An input is a text, or a list of several such as premise
-and hypothesis. With --samples=K the label is the one that most of K
-drawn answers agree on; "votes" is their share and "samples" lists all, [{"label", "log_prob"}, ...]. With
+in the same order, a batch as soon as it is there; a file is OUTPUT.partial until it is whole. An input is a
+text, or a list of several such as premise and hypothesis. With --samples=K the label is the one that most of
+K drawn answers agree on; "votes" is their share and "samples" lists all, [{"label", "log_prob"}, ...]. With
 --paths=cot it is what the student's own rationale ends in, with --paths=pot what its program gives (which is
 interpreted, never executed but with --sandbox), with --paths=cot,pot what most of both agree on, with
 --samples=K of K of each.

@@ -62,7 +62,7 @@ def same_value(prediction: str, gold: str) -> bool:
 def in_svamp_notation(equation: str) -> str | None:
     """Returns `equation` as SVAMP writes it, `( ( 17.0 + 15.0 ) + 2.0 )`.
 
-    None if it has no value, or if it has another one so written: too long, or with integers that are no floats.
+    None if it has no value, or so written another one: it is too long, or its integers are no floats.
     """
     if evaluate(equation) is None:
         return None

@@ -1,5 +1,6 @@
 """The loop: dispatch a step, read the metrics of the one before, evaluate, save, stop when told."""
 
+import contextlib
 import dataclasses
 import math
 import signal
@@ -14,7 +15,7 @@ from cot_jax.answers.equality import accuracy
 from cot_jax.config import refuse_other_config, to_json
 from cot_jax.data.lengths import describe as describe_shape
 from cot_jax.errors import UserError
-from cot_jax.files import read_json, read_json_lines, write_json, write_text
+from cot_jax.files import locked, read_json, read_json_lines, write_json, write_text
 from cot_jax.metrics.plots import draw_layer_norms, require_matplotlib
 from cot_jax.metrics.writers import MetricsWriter
 from cot_jax.training.checkpoints import Checkpoints
@@ -106,7 +107,8 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
       What `workdir/result.json` says.
 
     Raises:
-      UserError: the work directory holds a run of another config, or cannot be written.
+      UserError: the work directory holds a run of another config or of other data, is in use, or cannot be
+        written.
       Preempted: stopped by a signal, after saving.
       Diverged: a loss is not finite; the last good checkpoint is kept.
     """
@@ -127,7 +129,11 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
     for line in describe(run):
         say(line)
     clock = Clock()
-    with jax.set_mesh(run.mesh), Checkpoints(workdir / "checkpoints", clean=True) as checkpoints:
+    with (
+        locked(workdir) if leads() else contextlib.nullcontext(),
+        jax.set_mesh(run.mesh),
+        Checkpoints(workdir / "checkpoints", clean=True) as checkpoints,
+    ):
         if checkpoints.latest_step is None:
             if (workdir / "metrics.jsonl").exists():
                 say(f"{workdir} was stopped before its first checkpoint: from the start again")

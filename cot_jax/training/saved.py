@@ -242,8 +242,8 @@ def refuse_other_examples(file: Path, found: int) -> None:
         say(f"{file} is older than {EXAMPLES}: whether the training data has changed since is not known")
     elif recorded != found:
         raise UserError(
-            f"{file}: the training data has changed since the run was started: put it back, or choose another "
-            "--workdir"
+            f"{file}: the training data has changed since the run was started: put it back, or choose "
+            "another --workdir"
         )
 
 

@@ -171,10 +171,14 @@ def answered(value: Any) -> Result:
     if not isinstance(value, int | float | str):
         return Result(None, "NoAnswer", "None" if value is None else type(value).__name__.lstrip("_"))
     try:
+        if isinstance(value, str):
+            value.encode()
         if not isinstance(value, str) and not math.isfinite(value):
             return Result(None, "NoAnswer", str(value))
     except OverflowError as error:  # an integer beyond float64
         return Result(None, "OverflowError", str(error))
+    except UnicodeEncodeError:  # half a character, which no file can hold
+        return Result(None, "NoAnswer", "str")
     return Result(value)
 
 

@@ -128,6 +128,7 @@ def test_programs(program, answer):
         ("ans = open('a')", "Unsupported", "open"),
         ("import numpy as np\nans = np.array([1])", "Unsupported", "numpy.array"),
         ("ans = [1, 2]", "NoAnswer", "list"),
+        (r"ans = '\ud83d'", "NoAnswer", "str"),
         ("x = 1", "NoAnswer", "None"),
         ("", "NoAnswer", "None"),
         ("ans = 1e308 * 10", "NoAnswer", "inf"),

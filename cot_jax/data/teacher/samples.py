@@ -61,6 +61,7 @@ def read(
 ) -> Sample:
     """Returns what an output says in answer to the question that was asked; `interpreter` runs programs."""
     text, label, failure = None, None, None
+    output = output.encode(errors="replace").decode()  # JSON may hold half a character, a file may not
     plain = _THOUGHTS.sub("", output).strip()
     if finish_reason and finish_reason.startswith("refused"):
         output, failure = finish_reason, "refused by the server"
@@ -71,7 +72,7 @@ def read(
         text = (fenced[1] if fenced else plain.split("\nQ:")[0]).strip()
         result = interpreter(text)
         if result.failure is None:
-            label = str(result.answer)
+            label = result.text
         else:
             failure = f"program: {result.failure}"
     else:

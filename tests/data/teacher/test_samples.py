@@ -75,6 +75,7 @@ def test_a_choice_that_is_none_is_no_answer():
         ("Here it is:\n```python\nans = 2 + 3\n```\nIt adds.", "ans = 2 + 3", "5", None),
         ("```\nans = 2 + 4\n```", "ans = 2 + 4", "6", None),
         ("ans = 2**3 - 3", "ans = 2**3 - 3", "5", None),
+        ("ans = 10.0 ** 16", "ans = 10.0 ** 16", "1" + 16 * "0", None),
         ("**Program**\n```python\nans = int(5 * 1.05 ** 0)\n```", "ans = int(5 * 1.05 ** 0)", "5", None),
         ("ans = 1 / 0", "ans = 1 / 0", None, "program: ZeroDivisionError"),
         ("import os\nans = os.getpid()", "import os\nans = os.getpid()", None, "program: Unsupported"),
@@ -137,6 +138,10 @@ def test_filters_say_why():
         "wrong",
         None,
     ]
+
+
+def test_half_a_character_can_be_written():
+    assert read("Two \ud83d. The answer is 5.").output == "Two ?. The answer is 5."
 
 
 def test_the_majority_is_by_value():

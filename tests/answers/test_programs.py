@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import pytest
 
@@ -615,8 +616,12 @@ def test_no_escape_has_a_value(text):
 
 @pytest.mark.parametrize("part", ["([0]*9999)[1:]", "x[:]", "x[::2]", "('a'*9999)[1:]", "('a'*9999).join(x)"])
 def test_copies_are_paid_for(part):
-    program = f"x = ('b',) * 9999\nans = len([{part} for i in range(900)])"
-    assert run(program) == (None, "Budget", "size" if "join" in part else "steps")
+    tracemalloc.start()
+    result = run(f"x = ('b',) * 9999\ny = [{part} for i in range(900)]\nans = 1")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert result == (None, "Budget", "size" if "join" in part else "steps")
+    assert most < 2**24
 
 
 def test_optional_arguments_have_pythons_values():

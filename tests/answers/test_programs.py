@@ -614,7 +614,7 @@ def test_no_escape_has_a_value(text):
         assert failure == "Unsupported"
 
 
-@pytest.mark.parametrize("part", ["([0]*9999)[1:]", "x[:]", "x[::2]", "('a'*9999)[1:]", "('a'*9999).join(x)"])
+@pytest.mark.parametrize("part", ["x[:]", "x[::2]", "('a'*9999).join(x)"])
 def test_copies_are_paid_for(part):
     tracemalloc.start()
     result = run(f"x = ('b',) * 9999\ny = [{part} for i in range(900)]\nans = 1")

@@ -1,19 +1,61 @@
-"""Files: texts that are written whole or not at all, JSON, and rows of JSON that name their place."""
+"""Files: texts that are written whole or not at all, JSON, rows of JSON that name their place, and locks."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from cot_jax.errors import UserError
+from cot_jax.errors import UserError, writing
+
+
+def partial(path: Path) -> Path:
+    """Returns the file beside `path` that is written first."""
+    return path.with_name(path.name + ".partial")
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with whole(path) as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[TextIO]:
+    """Opens a file that takes the place of `path` once all is written; until then it is `partial(path)`."""
+    if path.exists() and not path.is_file():  # a device or a pipe holds nothing to lose
+        with path.open("w", encoding="utf-8") as file:
+            yield file
+        return
+    with partial(path).open("w", encoding="utf-8") as file:
+        yield file
+    partial(path).replace(path)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Makes a directory and keeps it from other processes that ask for it; the end of this one frees it.
+
+    Raises:
+      UserError: another one has it.
+    """
+    with contextlib.ExitStack() as stack:
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((directory / ".lock").open("a"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{directory} is in use by another process: wait until it ends, or choose another directory"
+            ) from None
+        except OSError as error:  # some network file systems
+            note = f"note: {directory} cannot be locked ({error.strerror}): start no second command there"
+            print(note, file=sys.stderr)
+        yield
 
 
 def write_json(path: Path, value: Any) -> None:

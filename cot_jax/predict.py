@@ -1,9 +1,9 @@
 """Answer questions: python -m cot_jax.predict RUN [--input=FILE] [--output=FILE] [--explain]
 
 Reads JSON lines {"input": ..., "id"?: ..., "rationale"?: ...}, writes {"id", "input", "label", "rationale"?}
-in the same order, a batch as soon as it is there. An input is a text, or a list of several such as premise
-and hypothesis. With --samples=K the label is the one that most of K
-drawn answers agree on; "votes" is their share and "samples" lists all, [{"label", "log_prob"}, ...]. With
+in the same order, a batch as soon as it is there; a file is OUTPUT.partial until it is whole. An input is a
+text, or a list of several such as premise and hypothesis. With --samples=K the label is the one that most of
+K drawn answers agree on; "votes" is their share and "samples" lists all, [{"label", "log_prob"}, ...]. With
 --paths=cot it is what the student's own rationale ends in, with --paths=pot what its program gives (which is
 interpreted, never executed but with --sandbox), with --paths=cot,pot what most of both agree on, with
 --samples=K of K of each. A student that chooses among classes also writes, with --log_probs, "log_probs",
@@ -26,7 +26,7 @@ from cot_jax.data.examples import Example, parts_as_json
 from cot_jax.data.tasks import ALL_SPLITS
 from cot_jax.data.views import View, rationale_of
 from cot_jax.errors import UserError, writing
-from cot_jax.files import Row, read_json_lines, rows_of
+from cot_jax.files import Row, partial, read_json_lines, rows_of, whole
 from cot_jax.models.decoding import Sampling
 from cot_jax.training.compiled import keep_compiled
 from cot_jax.training.data import load_splits
@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
     keep_compiled()
     try:
         with contextlib.ExitStack() as files:
+            _refuse_one_file(options)
             if options.input == "-":
                 rows = rows_of((line.encode() for line in sys.stdin), "standard input")
             else:
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
             sink = sys.stdout
             if options.output != "-":
                 with writing(options.output):
-                    sink = files.enter_context(open(options.output, "w", encoding="utf-8"))
+                    sink = files.enter_context(whole(Path(options.output)))
             answer = _score if options.log_probs else _predict
             answer(saved, rows, sink, options)
     except UserError as error:
@@ -85,6 +86,18 @@ def _batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
     named = (Row(row.where, {"id": str(number)} | row.values) for number, row in enumerate(rows, start=1))
     while batch := list(itertools.islice(named, size)):
         yield batch
+
+
+def _refuse_one_file(options: argparse.Namespace) -> None:
+    """
+    Raises:
+      UserError: what is read would be written over.
+    """
+    if "-" in (options.input, options.output) or not Path(options.input).is_file():
+        return
+    for file in (Path(options.output), partial(Path(options.output))):
+        if file.exists() and file.samefile(options.input):
+            raise UserError(f"--output={options.output} would write over --input: choose another file")
 
 
 def _predict(saved: Saved, rows: Iterator[Row], sink: TextIO, options: argparse.Namespace) -> None:

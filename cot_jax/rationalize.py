@@ -26,7 +26,7 @@ from cot_jax.data.teacher.endpoint import Batch, Endpoint, Reply, Request, chat,
 from cot_jax.data.teacher.prompts import Demonstration, Style
 from cot_jax.data.teacher.samples import FILTERS, KINDS, Asked, Sample, drops, majority, read
 from cot_jax.errors import UserError, writing
-from cot_jax.files import Row, read_json_lines, write_json, write_json_lines, write_text
+from cot_jax.files import Row, locked, read_json_lines, write_json, write_json_lines, write_text
 
 _SHOWN = 3  # examples of each reason
 _FIELDS = {"cot": "rationales", "pot": "programs"}  # of a teacher's file
@@ -57,9 +57,7 @@ def _run(options: argparse.Namespace) -> None:
     style, interpreter = _style(options, splits, kinds), make_interpreter(options.sandbox)
     seeds = range(options.seed, options.seed + options.samples)
     asked = [Asked(example, kind, seed) for example in examples for kind in kinds for seed in seeds]
-    with writing(options.output):
-        options.output.mkdir(parents=True, exist_ok=True)
-    with _source(options) as source:
+    with locked(options.output), _source(options) as source:
         replies, samples = _ask(source, asked, style, splits.by_value, interpreter, options)
         if options.hint:
             again = _never_right(samples, options.seed)

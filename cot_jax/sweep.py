@@ -29,7 +29,7 @@ from cot_jax import experiments
 from cot_jax.config import parse_command_line, refuse_other_config
 from cot_jax.errors import UserError
 from cot_jax.experiments import Cell, Table
-from cot_jax.files import read_json
+from cot_jax.files import locked, read_json
 from cot_jax.training.console import say
 from cot_jax.training.students import resolved
 
@@ -140,7 +140,8 @@ def _run(jobs: Sequence[_Job], options: argparse.Namespace) -> int:
             print("python -m cot_jax.train", *job.flags, f"--workdir={job.workdir}")
         return 0
     runner = _Jobs(left)
-    failed = runner.run(options.jobs)
+    with locked(options.output):
+        failed = runner.run(options.jobs)
     if runner.stopped:
         say(f"stopped; {len(failed)} runs are left; the same command resumes")
         return STOPPED

@@ -132,6 +132,22 @@ def test_closed_labels_on_another_data_set(run, classification, tmp_path, capsys
     assert len({tuple(row) for row in log_prob_NL.round(3)}) == 3
 
 
+def test_a_student_that_chose_among_labels_is_evaluated_so(run, classification, tmp_path):
+    """As config.evaluation.answers=score leaves it: it says nothing but labels, whatever it would write."""
+    scored = tmp_path / "run"
+    shutil.copytree(run, scored)
+    (scored / saved.ANSWERS_FILE).write_text(json.dumps({"by_value": False, "labels": LABELS}))
+    evaluation = {}
+    for workdir in (run, scored):
+        command = [str(workdir), "--task=jsonl", f"--root={classification}", f"--output={tmp_path}"]
+        assert evaluate.main([*command, "--no-rationales"]) == 0
+        evaluation[workdir], rows = _read(tmp_path)
+        assert (workdir == scored) == ({row["label"] for row in rows} <= set(LABELS))
+    found = evaluation[scored]
+    assert found["accuracy"] == found["calibration"]["label_set"]["accuracy"]
+    assert sum(row[-1] for row in found["confusion"]["counts"]) == 0
+
+
 @pytest.fixture
 def cola(tmp_path):
     (tmp_path / "CoLA").mkdir()

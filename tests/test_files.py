@@ -1,9 +1,21 @@
 """Files are written whole or not at all, and what is wrong in one is named with its place."""
 
+import errno
+import subprocess
+import sys
+
 import pytest
 
 from cot_jax.errors import UserError, first_line, writing
-from cot_jax.files import read_json, read_json_lines, read_rows, write_json, write_json_lines, write_text
+from cot_jax.files import (
+    locked,
+    read_json,
+    read_json_lines,
+    read_rows,
+    write_json,
+    write_json_lines,
+    write_text,
+)
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path):
@@ -17,6 +29,30 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path):
         writing(tmp_path / "none/a"),
     ):
         write_text(tmp_path / "none/a", "")
+
+
+def test_a_directory_is_one_process_s_until_it_ends(tmp_path, capsys, monkeypatch):
+    hold = "import sys; from pathlib import Path; from cot_jax.files import locked\n"
+    hold += "with locked(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
+    workdir = tmp_path / "a" / "run"
+    command = [sys.executable, "-c", hold, str(workdir)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with (
+            pytest.raises(UserError, match=r"a/run is in use by another process: wait until"),
+            locked(workdir),
+        ):
+            pass
+        other.kill()
+    with locked(workdir), locked(tmp_path):
+        assert capsys.readouterr().err == ""
+
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with locked(workdir):
+        assert "run cannot be locked (No locks available): start no second" in capsys.readouterr().err
 
 
 def test_what_is_written_is_read_back(tmp_path):

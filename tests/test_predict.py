@@ -151,6 +151,35 @@ def test_a_bad_row_is_named(run, text, message, capsys, monkeypatch):
     assert message in capsys.readouterr().err
 
 
+def test_an_answer_file_is_replaced_when_it_is_whole(run, tmp_path, capsys, monkeypatch):
+    asked, answers = tmp_path / "asked.jsonl", tmp_path / "answers.jsonl"
+    rows = "".join(json.dumps({"input": question}) + "\n" for question in QUESTIONS)
+    asked.write_text(rows)
+    answers.write_text("older\n")
+    command = [str(run), f"--input={asked}", f"--output={answers}", "--batch_size=1", "--max_new_tokens=2"]
+    for broken, written in (("{\n" + rows, 0), (rows + "{\n", 3)):
+        asked.write_text(broken)
+        assert predict.main(command) == 2
+        assert answers.read_text() == "older\n"
+        assert len((tmp_path / "answers.jsonl.partial").read_text().splitlines()) == written
+    asked.write_text(rows)
+    assert predict.main(command) == 0
+    assert len(answers.read_text().splitlines()) == 3
+    assert not (tmp_path / "answers.jsonl.partial").exists()
+    assert predict.main([str(run), f"--input={asked}", "--output=/dev/null", "--max_new_tokens=2"]) == 0
+
+
+@pytest.mark.parametrize("output", ["asked.jsonl", "link.jsonl", "half"])
+def test_what_is_read_is_not_written_over(run, tmp_path, capsys, output):
+    asked = tmp_path / ("half.partial" if output == "half" else "asked.jsonl")
+    asked.write_text('{"input": "Tom has 3 pens ."}\n')
+    (tmp_path / "link.jsonl").symlink_to(asked)
+    assert predict.main([str(run), f"--input={asked}", f"--output={tmp_path / output}"]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: --output={tmp_path / output} would write over --input: choose another file\n"
+    assert asked.read_text() == '{"input": "Tom has 3 pens ."}\n'
+
+
 def test_mistakes_are_one_line(run, exported, tmp_path, capsys):
     assert predict.main([str(tmp_path), "--input=-"]) == 2
     assert "is neither a run" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from cot_jax.answers import programs
 from cot_jax.answers.arithmetic import same_value
 from cot_jax.config import DataConfig, WordProblemsConfig
 from cot_jax.data.word_problems import generate
+from cot_jax.files import locked
 from cot_jax.training.data import load_splits
 
 
@@ -241,6 +243,13 @@ def test_mistakes_are_one_line(problems, tmp_path, capsys, more, message):
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+
+
+def test_one_process_a_folder(server, problems, tmp_path, capsys):
+    with locked(tmp_path / "out"):
+        run(tmp_path, f"--endpoint={server.url}", status=2)
+    assert re.fullmatch(r"error: .*/out is in use by another process: .*\n", capsys.readouterr().err)
+    assert not server.seen
 
 
 def test_without_a_sandbox_none_is_promised(problems, tmp_path, capsys, monkeypatch):

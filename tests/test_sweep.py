@@ -12,6 +12,7 @@ import pytest
 from cot_jax import compare, sweep
 from cot_jax.config import parse_command_line
 from cot_jax.experiments import Cell, Table, from_directory, from_file, overrides_of
+from cot_jax.files import locked
 from cot_jax.metrics.classification import METRICS, confusion_matrix
 from cot_jax.metrics.significance import bootstrap_interval, bootstrap_interval_of, paired_p_value
 
@@ -258,6 +259,13 @@ def test_a_grid_with_a_run_that_failed_chooses_nothing(tmp_path, capsys, stub):
     assert not (tmp_path / "table.json").exists()
     assert sweep.main([*command, "--grid=optimizer.learning_rate=1e-4"]) == 0
     assert len(stub) == 3
+
+
+def test_one_process_a_directory(tmp_path, capsys, stub):
+    with locked(tmp_path):
+        assert sweep.main([*TINY, "--methods=mi", "--seeds=0", f"--output={tmp_path}"]) == 2
+    assert re.fullmatch(r"error: .* is in use by another process: .*\n", capsys.readouterr().err)
+    assert not stub
 
 
 @pytest.mark.parametrize(

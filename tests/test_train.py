@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from cot_jax.files import locked
 from cot_jax.train import main
 from cot_jax.training import loop
 from cot_jax.training.run import Run
@@ -270,6 +271,16 @@ def test_another_config_is_refused(uninterrupted, capsys):
         f"error: {workdir} holds a run with config.objective.beta=0.1, not 0.2: "
         "choose another directory, or delete it\n"
     )
+
+
+def test_one_process_a_work_directory(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    with locked(workdir):
+        assert main(["train", *SMALL, f"--workdir={workdir}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {workdir} is in use by another process: ")
+    assert said.count("\n") == 1
+    assert not (workdir / "checkpoints").exists()
 
 
 def test_checkpoints_of_which_nobody_says_of_what_run(tmp_path, capsys):

@@ -19,6 +19,8 @@ import operator
 import re
 from collections.abc import Callable
 
+import numpy as np
+
 _TEXT = re.compile(r"[0-9.+\-*/() ]+(?: and [0-9.+\-*/() ]+)*")
 # The longest equation of SVAMP, gold or PaLM's, has 46 characters. The caps bound the parser's time and
 # stack: no text of any kind takes longer than about a millisecond.
@@ -58,8 +60,16 @@ def same_value(prediction: str, gold: str) -> bool:
 
 
 def in_svamp_notation(equation: str) -> str | None:
-    """Returns `equation` as SVAMP writes it, `( ( 17.0 + 15.0 ) + 2.0 )`, or None if it has no value."""
-    return None if evaluate(equation) is None else _write(_parse(equation))
+    """Returns `equation` as SVAMP writes it, `( ( 17.0 + 15.0 ) + 2.0 )`.
+
+    None if it has no value, or so written another one: it is too long, or its integers are no floats.
+    """
+    if evaluate(equation) is None:
+        return None
+    node = _parse(equation)
+    terms = node.values if isinstance(node, ast.BoolOp) else [node]
+    written = " and ".join(map(_write, terms))
+    return written if same_value(written, equation) else None
 
 
 def _parse(equation: str) -> ast.expr:
@@ -94,11 +104,11 @@ def _value(node: ast.expr, depth: int) -> float:
 def _write(node: ast.expr) -> str:
     match node:
         case ast.Constant(value=int() | float() as number):
-            return str(float(number))
+            return np.format_float_positional(float(number), trim="0")  # an exponent has no value here
         case ast.UnaryOp(op, operand):
             return _UNARY[type(op)][0] + _write(operand)
         case ast.BinOp(left, op, right):
             return f"( {_write(left)} {_BINARY[type(op)][0]} {_write(right)} )"
         case ast.BoolOp(_, operands):
-            return " and ".join(map(_write, operands))
+            return f"( {' and '.join(map(_write, operands))} )"
     raise AssertionError(f"has a value but no notation: {ast.dump(node)}")

@@ -171,10 +171,14 @@ def answered(value: Any) -> Result:
     if not isinstance(value, int | float | str):
         return Result(None, "NoAnswer", "None" if value is None else type(value).__name__.lstrip("_"))
     try:
+        if isinstance(value, str):
+            value.encode()
         if not isinstance(value, str) and not math.isfinite(value):
             return Result(None, "NoAnswer", str(value))
     except OverflowError as error:  # an integer beyond float64
         return Result(None, "OverflowError", str(error))
+    except UnicodeEncodeError:  # half a character, which no file can hold
+        return Result(None, "NoAnswer", "str")
     return Result(value)
 
 
@@ -406,7 +410,10 @@ class _Interpreter:
             case ast.Subscript(owner, index):
                 container, key = self.value(owner), self.key(index)
                 if isinstance(container, str | list | tuple | dict | range):
-                    return container[key]
+                    part = container[key]
+                    if isinstance(key, slice) and not isinstance(part, range):
+                        self.tick(1 + len(part) // 8)  # a copy
+                    return part
             case ast.JoinedStr(parts):
                 return self.native("".join, [self.value(part) for part in parts])
             case ast.FormattedValue(expression, conversion, spec):
@@ -498,20 +505,25 @@ class _Interpreter:
         if isinstance(function, _Function):
             return self.call(function, args, named)
         if function is print:
-            text = self.native(named.get("sep", " ").join, [self.native(str, arg) for arg in args])
+            separator = named.get("sep", " ")
+            _check(len(separator) * len(args), _MAX_SIZE)
+            text = self.native(separator.join, [self.native(str, arg) for arg in args])
             self.output = (self.output + text + named.get("end", "\n"))[-_MAX_SIZE:]
             return None
         if not isinstance(owner, _Module | None) and name not in _CHEAP_METHODS:
             self.pay(owner)
         if isinstance(owner, str):  # replace and join multiply
-            longest = max((len(arg) for arg in args if isinstance(arg, str | list)), default=0)
+            sized = [arg for arg in args if isinstance(arg, str | list | tuple | dict)]
+            longest = max(map(len, sized), default=0)
             _check(len(owner) * longest, 100 * _MAX_SIZE)
         if isinstance(owner, list | dict):
             _check(len(owner) + 1, _MAX_SIZE if isinstance(owner, list) else _MAX_KEYS)
-        if function is round and len(args) > 1:
-            _check(abs(args[1]), 400)
-        if function in _COMBINATORICS and all(isinstance(arg, int) for arg in args):
-            _check(args[0].bit_length() * args[-1], _MAX_BITS)
+        integers = [arg for arg in args if isinstance(arg, int)]
+        if function is round:
+            for places in (*args[1:], *named.values()):
+                _check(abs(places) if isinstance(places, int) else 0, 400)
+        if function in _COMBINATORICS and integers:
+            _check(integers[0].bit_length() * integers[-1], _MAX_BITS)
         if function is dict and args:
             _check(len(args[0]), _MAX_KEYS)
         return self.native(function, *args, **named)

@@ -10,6 +10,9 @@ from cot_jax.answers.arithmetic import evaluate
 _NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)"
 _SUM = rf"(?:[-+(][-+(\s]{{0,9}})?{_NUMBER}(?:[)\s]*[-+*/][-+(\s]*{_NUMBER})*(?:\s*\))*"
 _LAST_RESULT, _LAST_SUM = re.compile(rf"=\s*({_SUM})"), re.compile(rf"(?<![\w.])({_SUM})")
+# What stands before an exponent and behind a base; bold type in Markdown has no such spaces.
+_BASE = re.compile(r"[\w)]( *)(?:\*\*|\^)\1[-+(]*$")
+_EXPONENT = re.compile(r"( *)(?:\*\*|\^)\1[-+(.]*(?:\d|[A-Za-z]\b)")
 _LETTER = re.compile(r"\(([A-E])\)|\b(?:[Aa]nswer|[Oo]ption)\b[^\n.]{0,12}?\b([A-E])\b")
 _CHOICE = re.compile(r"^\([a-z]\) (.+)$", re.MULTILINE)
 # An answer that is one number. No two parts of the pattern can take the same character, so that it takes time
@@ -43,12 +46,13 @@ def final_answer(rationale: str, by_value: bool, candidates: Sequence[str] = ())
     """
     if by_value:
         text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", rationale).replace("$", "")
-        for found in (_LAST_RESULT.findall(text), _LAST_SUM.findall(text)):
-            for sum_ in reversed(found):
+        for pattern in (_LAST_RESULT, _LAST_SUM):
+            for found in reversed(list(pattern.finditer(text))):
                 # A bracket may belong to the sentence: "(12 + 4 = 16)".
-                for answer in (sum_, sum_.strip("() ")):
+                for answer in (found[1], found[1].strip("() ")):
                     if evaluate(answer) is not None:
-                        return answer
+                        # Part of a power, which has no value here, is not what the text arrives at.
+                        return None if _in_power(text, *found.span(1)) else answer
         return None
     if not candidates:
         return None
@@ -59,6 +63,10 @@ def final_answer(rationale: str, by_value: bool, candidates: Sequence[str] = ())
     mention = rf"(?<!\w)({'|'.join(map(re.escape, known))})(?:e?s)?(?!\w)"
     mentioned = re.findall(mention, rationale.casefold())
     return known[mentioned[-1]] if mentioned else None
+
+
+def _in_power(text: str, start: int, end: int) -> bool:
+    return bool(_BASE.search(text[max(start - 20, 0) : start]) or _EXPONENT.match(text[end:]))
 
 
 def number(answer: str) -> str | None:

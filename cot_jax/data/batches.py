@@ -6,6 +6,7 @@ Texts are tokenised once; a batch is then an indexing operation. The order is a 
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -53,6 +54,9 @@ class Ragged:
     def __getitem__(self, row: int) -> np.ndarray:
         """Returns the ids of a sequence behind the prefix."""
         return self._tokens[self._starts[row] :][: self.lengths[row]]
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.prefix, self.lengths, self._tokens
 
     def lengths_of(self, rows: np.ndarray) -> np.ndarray:
         """Returns the lengths, int32, of `rows`; row -1 is an empty sequence."""
@@ -105,6 +109,13 @@ class TokenizedView:
     inputs: Ragged
     targets: Ragged
     first: np.ndarray | None = None
+
+    def checksum(self, crc: int = 0) -> int:
+        """Returns the CRC-32 of all that is learned through the view, and of what `crc` is of."""
+        first = [] if self.first is None else [self.first]
+        for array in (*self.inputs.arrays(), *self.targets.arrays(), *first):
+            crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
+        return crc
 
     def longest_targets(self) -> np.ndarray:
         """(N,) tokens of each example's longest target."""

@@ -194,6 +194,11 @@ def training_examples(
             f"config.objective.method={config.objective.method} has no training example: the data has no "
             f"{data.label_source} labels or rationales that it could learn from"
         )
+    if data.label_source == "teacher" and not any(has[method[0].name]):
+        raise UserError(
+            "config.data.label_source=teacher, but no training example has a teacher's label to learn: add "
+            "them with config.data.teacher=FILE, or take gold"
+        )
     if not any(has.get("program", [True])):
         raise UserError(
             f"config.objective.method={config.objective.method} learns from programs, but no training "

@@ -67,6 +67,13 @@ class Experiment:
             adapts = {BASE: fingerprint(self.pretrained), LORA: self.lora.settings}
         return self.student.architecture() | adapts
 
+    def checksum(self) -> int:
+        """The checksum of the training examples as they are learned."""
+        crc = 0
+        for view in self.tokenized.values():
+            crc = view.checksum(crc)
+        return crc
+
     @property
     def teacher(self) -> Student | Stored | None:
         """The teacher in the step, if there is one."""

@@ -1,5 +1,6 @@
 """The loop: dispatch a step, read the metrics of the one before, evaluate, save, stop when told."""
 
+import contextlib
 import dataclasses
 import math
 import signal
@@ -14,7 +15,7 @@ from cot_jax.answers.equality import accuracy
 from cot_jax.config import refuse_other_config, to_json
 from cot_jax.data.lengths import describe as describe_shape
 from cot_jax.errors import UserError
-from cot_jax.files import read_json, read_json_lines, write_json, write_text
+from cot_jax.files import locked, read_json, read_json_lines, write_json, write_text
 from cot_jax.metrics.plots import draw_layer_norms, require_matplotlib
 from cot_jax.metrics.writers import MetricsWriter
 from cot_jax.training.checkpoints import Checkpoints
@@ -23,7 +24,13 @@ from cot_jax.training.experiment import Experiment
 from cot_jax.training.labels import answer_labels
 from cot_jax.training.mesh import leads
 from cot_jax.training.run import Run
-from cot_jax.training.saved import ANSWERS_FILE, STUDENT_FILE, refuse_other_base
+from cot_jax.training.saved import (
+    ANSWERS_FILE,
+    EXAMPLES,
+    STUDENT_FILE,
+    refuse_other_base,
+    refuse_other_examples,
+)
 from cot_jax.training.step import LAYER_NORM, TrainState
 from cot_jax.training.students import BASE, compute_dtype
 
@@ -100,7 +107,8 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
       What `workdir/result.json` says.
 
     Raises:
-      UserError: the work directory holds a run of another config, or cannot be written.
+      UserError: the work directory holds a run of another config or of other data, is in use, or cannot be
+        written.
       Preempted: stopped by a signal, after saving.
       Diverged: a loss is not finite; the last good checkpoint is kept.
     """
@@ -121,7 +129,11 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
     for line in describe(run):
         say(line)
     clock = Clock()
-    with jax.set_mesh(run.mesh), Checkpoints(workdir / "checkpoints", clean=True) as checkpoints:
+    with (
+        locked(workdir) if leads() else contextlib.nullcontext(),
+        jax.set_mesh(run.mesh),
+        Checkpoints(workdir / "checkpoints", clean=True) as checkpoints,
+    ):
         if checkpoints.latest_step is None:
             if (workdir / "metrics.jsonl").exists():
                 say(f"{workdir} was stopped before its first checkpoint: from the start again")
@@ -349,16 +361,18 @@ def _claim(workdir: Path, experiment: Experiment) -> None:
             f"{workdir} has checkpoints, but no config.json of their run: put it back, or choose "
             "another --workdir"
         )
-    architecture = experiment.architecture()
-    if taken and experiment.lora and (workdir / STUDENT_FILE).is_file():
-        refuse_other_base(workdir / STUDENT_FILE, architecture[BASE], experiment.config.model.pretrained)
+    architecture, examples = experiment.architecture(), experiment.checksum()
+    if taken and (workdir / STUDENT_FILE).is_file():
+        if experiment.lora:
+            refuse_other_base(workdir / STUDENT_FILE, architecture[BASE], experiment.config.model.pretrained)
+        refuse_other_examples(workdir / STUDENT_FILE, examples)
     if leads():
         workdir.mkdir(parents=True, exist_ok=True)
         if not taken:
             write_text(workdir / "config.json", to_json(experiment.config))
         answers = {"by_value": experiment.splits.by_value, "labels": answer_labels(experiment)}
         write_json(workdir / ANSWERS_FILE, answers)
-        write_json(workdir / STUDENT_FILE, architecture)
+        write_json(workdir / STUDENT_FILE, architecture | {EXAMPLES: examples})
         experiment.format.save(workdir / "tokenizer")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("claimed")

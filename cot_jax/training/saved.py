@@ -27,6 +27,7 @@ from cot_jax.models.weights import Params, shapes
 from cot_jax.text import formats
 from cot_jax.text.formats import Format
 from cot_jax.training.checkpoints import Checkpoints
+from cot_jax.training.console import say
 from cot_jax.training.encoding import encode_questions
 from cot_jax.training.evaluation import (
     Answers,
@@ -43,6 +44,7 @@ from cot_jax.training.students import BASE, LORA, compute_dtype
 # In a run: the student's architecture. In an export: the run's config. In both: how answers compare, and the
 # labels that the student chooses among.
 STUDENT_FILE, CONFIG_FILE, ANSWERS_FILE = "student.json", "cot_jax.json", "answers.json"
+EXAMPLES = "examples_crc32"  # in STUDENT_FILE; older runs have none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +229,21 @@ def refuse_other_base(file: Path, found: int, pretrained: str) -> None:
     if read_json(file).get(BASE) != found:
         raise UserError(
             f"config.model.pretrained={pretrained}: not the weights that {file.parent} adapts; put them back"
+        )
+
+
+def refuse_other_examples(file: Path, found: int) -> None:
+    """
+    Raises:
+      UserError: a run, of which `file` is `STUDENT_FILE`, was started on examples of another checksum.
+    """
+    recorded = read_json(file).get(EXAMPLES)
+    if recorded is None:
+        say(f"{file} is older than {EXAMPLES}: whether the training data has changed since is not known")
+    elif recorded != found:
+        raise UserError(
+            f"{file}: the training data has changed since the run was started: put it back, or choose "
+            "another --workdir"
         )
 
 

@@ -136,6 +136,16 @@ def test_svamp_notation():
     assert in_svamp_notation("17+15+2") == "( ( 17.0 + 15.0 ) + 2.0 )"
     assert in_svamp_notation("-5*(3-.5)") == "( -5.0 * ( 3.0 - 0.5 ) )"
     assert in_svamp_notation("+9 and 2") == "9.0 and 2.0"
+    assert in_svamp_notation("1 + (2 and 3)") == "( 1.0 + ( 2.0 and 3.0 ) )"
+    assert in_svamp_notation("-(2 and 3)") == "-( 2.0 and 3.0 )"
+    assert in_svamp_notation("1" + "0" * 16) == "1" + "0" * 16 + ".0"
+    assert in_svamp_notation("0.00001 * 2") == "( 0.00001 * 2.0 )"
+
+
+@pytest.mark.parametrize("equation", ["+".join("1" * 35), "9007199254740993 - 9007199254740992"])
+def test_what_would_have_another_value_has_no_svamp_notation(equation):
+    assert evaluate(equation) is not None
+    assert in_svamp_notation(equation) is None
 
 
 def test_svamp_is_in_svamp_notation(data_root):

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import pytest
 
@@ -128,6 +129,7 @@ def test_programs(program, answer):
         ("ans = open('a')", "Unsupported", "open"),
         ("import numpy as np\nans = np.array([1])", "Unsupported", "numpy.array"),
         ("ans = [1, 2]", "NoAnswer", "list"),
+        (r"ans = '\ud83d'", "NoAnswer", "str"),
         ("x = 1", "NoAnswer", "None"),
         ("", "NoAnswer", "None"),
         ("ans = 1e308 * 10", "NoAnswer", "inf"),
@@ -362,12 +364,16 @@ BOMBS = [
         "math.factorial(10**7)",
         "math.comb(10**7, 10**6)",
         "math.perm(10**6)",
+        "math.perm(10**8, None)",
+        "round(7, ndigits=-10**9)",
+        "round(number=7, ndigits=-10**9)",
         "round(5, -10**9)",
         "round(.5, 10**9)",
     ),
     *(
         "('a'*9999).replace('a', 'b'*9999)",
         "('a'*9999).join(['b']*9999)",
+        "('a'*9999).join(('b',)*9999)",
         "('a '*4999).split() * 3",
         "pow(9, 9**9)",
     ),
@@ -606,6 +612,21 @@ def test_no_escape_has_a_value(text):
     assert failure in harmless
     if "__" in text and not text.startswith("__"):
         assert failure == "Unsupported"
+
+
+@pytest.mark.parametrize("part", ["x[:]", "x[::2]", "('a'*9999).join(x)"])
+def test_copies_are_paid_for(part):
+    tracemalloc.start()
+    result = run(f"x = ('b',) * 9999\ny = [{part} for i in range(900)]\nans = 1")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert result == (None, "Budget", "size" if "join" in part else "steps")
+    assert most < 2**24
+
+
+def test_optional_arguments_have_pythons_values():
+    program = "import math\nans = math.perm(4, None) + round(7.25, ndigits=1) + round(1.5, None) + round(2.5)"
+    assert run(program).answer == 24 + 7.2 + 2 + 2
 
 
 def test_values_are_never_shared_between_programs():

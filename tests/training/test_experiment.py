@@ -18,9 +18,11 @@ from cot_jax.models.llama import Llama, LlamaConfig
 from cot_jax.models.t5 import T5, T5Config
 from cot_jax.models.weights import init
 from cot_jax.text import formats
+from cot_jax.training import loop
 from cot_jax.training.data import load_splits
 from cot_jax.training.encoding import encode_questions
 from cot_jax.training.experiment import build_objective, prepare
+from cot_jax.training.saved import EXAMPLES, STUDENT_FILE
 from cot_jax.training.students import family
 
 
@@ -91,6 +93,13 @@ def test_no_teacher_labels_is_an_error_that_says_so(own_data, tokenizers_root):
         prepare(config)
 
 
+@pytest.mark.parametrize("method", ["dss", "mi"])
+def test_rationales_alone_teach_no_answer(own_data, tokenizers_root, method):
+    config = _config(own_data, tokenizers_root / "t5", task="jsonl", method=method, label_source="teacher")
+    with pytest.raises(UserError, match="no training example has a teacher's label"):
+        prepare(config)
+
+
 def test_truncation_is_counted(own_data, tokenizers_root):
     config = _config(own_data, tokenizers_root / "t5", task="jsonl", max_input_tokens=6, max_target_tokens=5)
     report = prepare(config).report
@@ -98,6 +107,30 @@ def test_truncation_is_counted(own_data, tokenizers_root):
     assert "5 at most, 2 cut at 5" in next(
         line for line in report if line.startswith("view explain: targets")
     )
+
+
+def test_a_run_goes_on_with_the_examples_that_it_began_with(own_data, tokenizers_root, capsys):
+    config = _config(own_data, tokenizers_root / "t5", task="jsonl")
+    workdir, file = own_data / "run", own_data / "train.jsonl"
+    began = file.read_text()
+    for _ in range(2):
+        loop._claim(workdir, prepare(config))
+    lines = began.splitlines(keepends=True)
+    for changed in (
+        began.replace("4 and 5", "5 and 4"), began.replace("6 less 1 is 5", "6 less 1 is 4"),
+        lines[1] + lines[0] + lines[2], "".join(lines[:2]),
+    ):  # fmt: skip
+        file.write_text(changed)
+        with pytest.raises(UserError, match=r"student.json: the training data has changed since") as error:
+            loop._claim(workdir, prepare(config))
+        assert "\n" not in str(error.value)
+    student = json.loads((workdir / STUDENT_FILE).read_text())
+    assert capsys.readouterr().out == ""
+    del student[EXAMPLES]
+    (workdir / STUDENT_FILE).write_text(json.dumps(student))
+    for said in (1, 0):  # from now on it is known
+        loop._claim(workdir, prepare(config))
+        assert capsys.readouterr().out.count("student.json is older than examples_crc32") == said
 
 
 def test_a_smaller_share_is_part_of_a_larger_one(own_data, data_root, tokenizers_root):
@@ -169,7 +202,7 @@ def test_a_student_reads_the_format_of_its_family(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(student.architecture()))
         assert family(pretrained).format == kind
     (tmp_path / "config.json").write_text('{"model_type": "unknown"}')
-    with pytest.raises(UserError, match=r"^config\.json: model_type is 'unknown', known: t5, llama, "):
+    with pytest.raises(UserError, match=r"config\.json: model_type is 'unknown', known: t5, llama, "):
         family(pretrained)
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match=r"config\.json: no such file"):

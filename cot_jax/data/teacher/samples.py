@@ -18,6 +18,8 @@ FILTERS = ("right", "leaks", "duplicates")
 
 # What reasoning models write before they answer, and what chat models make their answers look like.
 _THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+# Bold type in Markdown, but no power: `2**3`, `(1 + r) ** n`.
+_BOLD = re.compile(r"((?<=[\w)])( *)\*\*\2(?=[-+(.]*(?:\d|[A-Za-z]\b)))|\*\*")
 _FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _ANSWER_GIVEN = re.compile(r"\banswer\s*(?:is|:)|\bis the (?:right |correct )?answer\b", re.IGNORECASE)
 
@@ -59,7 +61,8 @@ def read(
 ) -> Sample:
     """Returns what an output says in answer to the question that was asked; `interpreter` runs programs."""
     text, label, failure = None, None, None
-    plain = _THOUGHTS.sub("", output).replace("**", "").strip()
+    output = output.encode(errors="replace").decode()  # JSON may hold half a character, a file may not
+    plain = _THOUGHTS.sub("", output).strip()
     if finish_reason and finish_reason.startswith("refused"):
         output, failure = finish_reason, "refused by the server"
     elif not plain:
@@ -69,10 +72,11 @@ def read(
         text = (fenced[1] if fenced else plain.split("\nQ:")[0]).strip()
         result = interpreter(text)
         if result.failure is None:
-            label = str(result.answer)
+            label = result.text
         else:
             failure = f"program: {result.failure}"
     else:
+        plain = _BOLD.sub(lambda found: found[1] or "", plain)
         text, label = outputs.parse(style.parser, plain, "corrected")
         label = _among(style.labels or choices(asked.example.text), label)
         if text is None or label is None:

@@ -20,6 +20,8 @@ def read(output, example=SUM, kind="cot", style=prompts.MATH, finish="stop"):
     [
         ("Two and three. The answer is (2 + 3).\n\nQ: next", "Two and three.", "(2 + 3)"),
         ("<think>The answer is (1).</think>\nTwo and 3. **The answer is (3 + 2).**", "Two and 3.", "(3 + 2)"),
+        ("**Sum:** **2** and **3**. The answer is **5**.", "Sum: 2 and 3.", "5"),
+        ("2**1 and 1.5 ** (1) * 2, x**n. **The answer is 2+3**", "2**1 and 1.5 ** (1) * 2, x**n.", "2+3"),
     ],
 )
 def test_rationales_are_read(output, text, label):
@@ -50,6 +52,7 @@ def test_labels_are_those_of_the_question(output, example, style, label):
         ("Two and three make 5.", "stop", "no answer"),
         ("The answer is (2 + 3).", "stop", "no rationale"),
         ("Why. The answer is (x + y).", None, "no readable answer"),
+        ("Why. The answer is (2 ** 3).", None, "no readable answer"),
         ("", "refused: 400: too long", "refused by the server"),
     ],
 )
@@ -71,6 +74,9 @@ def test_a_choice_that_is_none_is_no_answer():
         ("a = 2\nans = a + 3\n\nQ: next", "a = 2\nans = a + 3", "5", None),
         ("Here it is:\n```python\nans = 2 + 3\n```\nIt adds.", "ans = 2 + 3", "5", None),
         ("```\nans = 2 + 4\n```", "ans = 2 + 4", "6", None),
+        ("ans = 2**3 - 3", "ans = 2**3 - 3", "5", None),
+        ("ans = 10.0 ** 16", "ans = 10.0 ** 16", "1" + 16 * "0", None),
+        ("**Program**\n```python\nans = int(5 * 1.05 ** 0)\n```", "ans = int(5 * 1.05 ** 0)", "5", None),
         ("ans = 1 / 0", "ans = 1 / 0", None, "program: ZeroDivisionError"),
         ("import os\nans = os.getpid()", "import os\nans = os.getpid()", None, "program: Unsupported"),
     ],
@@ -132,6 +138,10 @@ def test_filters_say_why():
         "wrong",
         None,
     ]
+
+
+def test_half_a_character_can_be_written():
+    assert ascii(read("Two \ud83d. The answer is 5.").output) == "'Two ?. The answer is 5.'"
 
 
 def test_the_majority_is_by_value():

@@ -94,14 +94,15 @@ def _write(folder, make, counts=None, **more):
     return folder
 
 
-def _pretrained(folder, seed=0, **sizes):
+def _pretrained(folder, seed=0, scale=1.0, **sizes):
     """Writes a bare BERT with random weights, and its tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(WORDS))
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     config = BertConfig(**SIZES | sizes, vocab_size=len(WORDS), cls_token_id=1, sep_token_id=2)
     student = Bert(config)
-    students.save(folder, student, init(student.weights, jax.random.key(seed)))
+    params = jax.tree.map(lambda x: scale * x, init(student.weights, jax.random.key(seed)))
+    students.save(folder, student, params)
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(values | {"architectures": ["BertModel"], "id2label": {}}))
     return folder
@@ -298,11 +299,11 @@ def _assert_steps_equal_pytorch(config, tmp_path):
     students.save(tmp_path, run.experiment.student, jax.device_get(run.initial_state().params))
     found, theirs = _losses(run), _torch_losses(torch, run, tmp_path)
     np.testing.assert_allclose(found["loss"], theirs, rtol=1e-3)
-    # It has moved, and clipping and warm-up had a part in it.
-    assert np.ptp(theirs) > 0.05
+    # Clipping and warm-up had a part in it.
     assert found["grad_norm"].max() > config.optimizer.clip_norm
     assert 0 < run.experiment.config.optimizer.warmup_steps < len(theirs)
     print(f"largest relative difference of a step's loss: {np.abs(found['loss'] / theirs - 1).max():.1e}")
+    return theirs
 
 
 RECIPE = {
@@ -314,8 +315,11 @@ RECIPE = {
 
 
 def test_ten_steps_equal_pytorch(world, tmp_path):
-    keys = RECIPE | {"optimizer.warmup_ratio": 0.2, "train.steps": 10}
-    _assert_steps_equal_pytorch(parse_command_line(_flags(world, **keys), "").config, tmp_path)
+    # Usual fresh weights are so small that ten steps change next to nothing.
+    base = _pretrained(tmp_path / "bert", scale=3.0)
+    keys = RECIPE | {"model.pretrained": base, "optimizer.learning_rate": 1e-2, "train.steps": 10}
+    losses = _assert_steps_equal_pytorch(parse_command_line(_flags(world, **keys), "").config, tmp_path)
+    assert losses[-2:].max() < 0.95 * losses[:2].min()
 
 
 def test_thirty_steps_of_minilm_on_rte_equal_pytorch(world, data_root, tmp_path):
@@ -324,9 +328,10 @@ def test_thirty_steps_of_minilm_on_rte_equal_pytorch(world, data_root, tmp_path)
     keys = RECIPE | {
         "data.task": "rte",
         "data.root": data_root,
-        "data.max_input_tokens": 128,
+        "data.max_input_tokens": 64,
         "model.pretrained": Path(models) / "minilm-l6",
         "optimizer.learning_rate": 5e-5,
+        "train.batch_size": 8,
         "train.steps": 30,
     }
     _assert_steps_equal_pytorch(parse_command_line(_flags(world, **keys), "").config, tmp_path)

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import torch
 import transformers
+from transformers import BertTokenizerFast  # type: ignore[attr-defined]
 
 from benchmarks import measure
 from benchmarks.published import device, rectangle
@@ -74,7 +75,7 @@ def _make_up(task: str, vocabulary: int, directory: Path) -> None:
     """Writes a vocabulary of words, so that the embedding has its usual size, and a data set of them."""
     words = [f"w{n}" for n in range(vocabulary - len(_SPECIAL))]
     (directory / "vocab.txt").write_text("\n".join([*_SPECIAL, *words]), encoding="utf-8")
-    transformers.BertTokenizerFast(str(directory / "vocab.txt")).save_pretrained(directory)
+    BertTokenizerFast(str(directory / "vocab.txt")).save_pretrained(directory)
     texts, median, spread, counts = _MADE_UP[task]
     rng = np.random.default_rng(0)
     for split, count in counts.items():

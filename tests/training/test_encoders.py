@@ -322,6 +322,15 @@ def test_ten_steps_equal_pytorch(world, tmp_path):
     assert losses[-2:].max() < 0.95 * losses[:2].min()
 
 
+@pytest.fixture
+def optimized():
+    """The compiler's optimizations, which tests do without: AdamW on a real vocabulary takes seconds else."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.mark.usefixtures("optimized")
 def test_thirty_steps_of_minilm_on_rte_equal_pytorch(world, data_root, tmp_path):
     if not (models := os.environ.get("COT_JAX_MODELS")):
         pytest.skip("COT_JAX_MODELS is not set: no pretrained weights are at hand")

@@ -33,6 +33,7 @@ from peft import PeftModel
 from benchmarks import measure
 from benchmarks.generate import check_equal
 from benchmarks.published import device
+from benchmarks.run_step import RunStep, agreement
 from cot_jax.batch import Batch, Tokens
 from cot_jax.config import LORA_LEARNING_RATE, OptimizerConfig, WordProblemsConfig, default_config, freeze
 from cot_jax.data import word_problems
@@ -46,7 +47,6 @@ from cot_jax.training.encoding import encode_questions
 from cot_jax.training.evaluation import make_generate
 from cot_jax.training.experiment import Experiment, prepare
 from cot_jax.training.run import Run
-from cot_jax.training.step import TrainState
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -90,7 +90,7 @@ def _compare(options: argparse.Namespace) -> None:
         f"{options.rank} on all linear maps, batches of {options.batch} random examples, {_dtype()}, "
         "no dropout"
     )
-    ours = _Ours(experiment)
+    ours = RunStep(experiment)
     batches = [ours.run.batches(n) for n in range(options.repeats)]
     rows = [_rows(batch) for batch in batches]
     with tempfile.TemporaryDirectory() as name:
@@ -103,7 +103,7 @@ def _compare(options: argparse.Namespace) -> None:
         peaks = {side: _peak(side, directory, options.model) for side in _SIDES} if options.memory else {}
     loss, norm = ours.compare(batches[0])
     for kind, side in theirs.items():
-        report.note(f"{kind}: {_agreement((loss, norm), side.compare(rows[0]))}")
+        report.note(f"{kind}: {agreement((loss, norm), side.compare(rows[0]), not measure.on_cpu())}")
     tokens = np.mean([sum(int(t.length.sum()) for t in _sections(batch)) for batch in batches])
     padded = np.mean([len(r) * max(len(x) for x, _ in r) for r in rows])
     report.note(f"slots of a batch: ours {tokens:.0f} tokens and the prefix, theirs {padded:.0f}")
@@ -140,32 +140,6 @@ def _config(options: argparse.Namespace) -> Any:
 
 def _dtype() -> str:
     return "float32" if measure.on_cpu() else "bfloat16"
-
-
-class _Ours:
-    """Our training step."""
-
-    def __init__(self, experiment: Experiment):
-        self.run = Run(experiment)
-        self.state: TrainState = self.run.initial_state()
-        self._step = self.run.compiled_ahead(0)
-
-    def compare(self, batch: Batch) -> tuple[float, float]:
-        """Loss and gradient norm of a batch; the state remains as it is."""
-        state = jax.tree.map(lambda x: x.copy(), self.state)
-        with jax.set_mesh(self.run.mesh):
-            _, metrics = self._step(state, batch)
-        return float(metrics["loss"]), float(metrics["grad_norm"])
-
-    def warm(self, batches: list[Batch]) -> None:
-        """A program's first call takes more: it is no step's time."""
-        for batch in batches:
-            measure.finish(self(batch))
-
-    def __call__(self, batch: Batch) -> jax.Array:
-        with jax.set_mesh(self.run.mesh):
-            self.state, metrics = self._step(self.state, batch)
-        return metrics["loss"]
 
 
 def _load(model: Path, attention: str) -> Any:
@@ -235,14 +209,6 @@ def _split(tokens: Tokens) -> list[np.ndarray]:
     return np.split(ids_X[: length_E.sum()], length_E.cumsum()[:-1])
 
 
-def _agreement(ours: tuple[float, float], theirs: tuple[float, float]) -> str:
-    loss, norm = (abs(a / b - 1) for a, b in zip(ours, theirs, strict=True))
-    line = f"loss {ours[0]:.6g} and {theirs[0]:.6g}, relative difference {loss:.1e}, gradient norm {norm:.1e}"
-    if not (loss < (1e-4 if measure.on_cpu() else 2e-2) and norm < (1e-3 if measure.on_cpu() else 0.1)):
-        raise ValueError(f"the two sides do not compute the same: {line}")
-    return line
-
-
 def _time_generation(
     report: measure.Report, experiment: Experiment, batch_size: int, options: argparse.Namespace
 ) -> None:
@@ -286,7 +252,7 @@ def _time_generation(
 def _take_steps(options: argparse.Namespace) -> None:
     """Three steps of one side, which finds in `options.given` what the other process prepared."""
     if options.side == "ours":
-        ours = _Ours(prepare(_config(options)))
+        ours = RunStep(prepare(_config(options)))
         for n in range(3):
             measure.finish(ours(ours.run.batches(n)))
         return

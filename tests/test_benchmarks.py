@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import experiment, measure, report, startup, step_throughput, workload
+from benchmarks import experiment, measure, report, run_step, startup, step_throughput, workload
 from benchmarks.all import ROWS
 from cot_jax.losses.vocabulary import plain_vocabulary_pass
 from cot_jax.models import student as students
+from cot_jax.models.bert import BertConfig
 from cot_jax.models.t5 import T5, T5Config
 from cot_jax.models.weights import shapes
 from cot_jax.text import tokenizer as tokenizers
@@ -98,6 +99,29 @@ def test_both_sides_compute_the_same_or_it_is_said(method, tmp_path):
         check_agreement(ours, theirs(params), 1e-3)
     with pytest.raises(ValueError, match="nan"):
         check_agreement((float("nan"), ours[1]), ours, 1e-3)
+
+
+def test_an_encoder_is_compared_with_transformers(monkeypatch, tmp_path):
+    pytest.importorskip("torch", reason="the other side needs PyTorch")
+    from benchmarks import encoders
+
+    tiny = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    monkeypatch.setitem(students.PRESETS, "tiny-bert", BertConfig(**tiny, num_hidden_layers=2))
+    monkeypatch.setitem(encoders._MADE_UP, "rte", (2, 12, 0.5, {"train": 64, "valid": 8, "test": 20}))
+    out = tmp_path / "row.json"
+    arguments = ["--preset=tiny-bert", "--tasks=rte", "--batch=8", "--repeats=2", f"--out={out}"]
+    monkeypatch.setattr("sys.argv", ["encoders", *arguments])
+    encoders.main()
+    found = json.loads(out.read_text())
+    assert len(found["samples_s"]) == 8
+    assert {c["name"] for c in found["comparisons"]} == {
+        "times as fast, prediction, rte",
+        "times as fast, training step, rte",
+        "step time of dynsdpb, rte",
+    }
+    assert sum("20 of 20 predictions equal" in note for note in found["notes"]) == 2
+    with pytest.raises(ValueError, match="do not compute the same"):
+        run_step.agreement((0.7, 1.0), (0.7, 1.1), half=False)
 
 
 def test_drawn_lengths_are_like_the_data():

@@ -2,12 +2,14 @@
 
 import io
 import json
+import os
 import signal
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from flat_batches import rectangle
 from transformers import BertTokenizerFast
 
 from cot_jax import evaluate, export, predict
@@ -92,14 +94,15 @@ def _write(folder, make, counts=None, **more):
     return folder
 
 
-def _pretrained(folder, seed=0, **sizes):
+def _pretrained(folder, seed=0, scale=1.0, **sizes):
     """Writes a bare BERT with random weights, and its tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(WORDS))
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     config = BertConfig(**SIZES | sizes, vocab_size=len(WORDS), cls_token_id=1, sep_token_id=2)
     student = Bert(config)
-    students.save(folder, student, init(student.weights, jax.random.key(seed)))
+    params = jax.tree.map(lambda x: scale * x, init(student.weights, jax.random.key(seed)))
+    students.save(folder, student, params)
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(values | {"architectures": ["BertModel"], "id2label": {}}))
     return folder
@@ -274,6 +277,94 @@ def test_every_layer_has_a_gradient_norm_in_the_rows_asked_for(world, tmp_path):
         assert min(row.values()) > 0
         assert np.linalg.norm(list(row.values())) < full["grad_norm"]
     assert (tmp_path / "layer_norms.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- PyTorch ---
+
+
+def _torch_losses(torch, run, directory):
+    """Fine-tuning as Transformers does it: padded batches, no decay of norms and biases."""
+    from transformers import BertForSequenceClassification, get_linear_schedule_with_warmup
+
+    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
+    model = BertForSequenceClassification.from_pretrained(directory, **none).train()
+    config = run.experiment.config
+    decayed, kept = ([p for p in model.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False))
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": config.optimizer.weight_decay}, {"params": kept}],
+        lr=config.optimizer.learning_rate,
+        weight_decay=0.0,
+    )
+    schedule = get_linear_schedule_with_warmup(optimizer, config.optimizer.warmup_steps, config.train.steps)
+    (view,), losses = run.experiment.tokenized.values(), []
+    for step in range(config.train.steps):
+        rows = run.batches.rows(step)
+        ids, mask = rectangle([view.inputs[row] for row in rows])
+        ends = ids == run.experiment.student.config.sep_token_id
+        second = (np.cumsum(ends, axis=1) - ends > 0) & (mask == 1)
+        labels = np.concatenate([view.targets[row] for row in rows])
+        arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": second, "labels": labels}
+        loss = model(**{name: torch.from_numpy(x.astype(np.int64)) for name, x in arrays.items()}).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return np.array(losses)
+
+
+def _assert_steps_equal_pytorch(config, tmp_path):
+    torch = pytest.importorskip("torch", reason="parity needs PyTorch")
+    run = Run(prepare(config), jax.devices()[:1])
+    students.save(tmp_path, run.experiment.student, jax.device_get(run.initial_state().params))
+    found, theirs = _losses(run), _torch_losses(torch, run, tmp_path)
+    np.testing.assert_allclose(found["loss"], theirs, rtol=1e-3)
+    # Clipping and warm-up had a part in it.
+    assert found["grad_norm"].max() > config.optimizer.clip_norm
+    assert 0 < run.experiment.config.optimizer.warmup_steps < len(theirs)
+    print(f"largest relative difference of a step's loss: {np.abs(found['loss'] / theirs - 1).max():.1e}")
+    return theirs
+
+
+RECIPE = {
+    "model.dropout_rate": 0.0,
+    "optimizer.weight_decay": 0.01,
+    "optimizer.warmup_ratio": 0.1,
+    "train.batch_size": 16,
+}
+
+
+def test_ten_steps_equal_pytorch(world, tmp_path):
+    # Usual fresh weights are so small that ten steps change next to nothing.
+    base = _pretrained(tmp_path / "bert", scale=3.0)
+    keys = RECIPE | {"model.pretrained": base, "optimizer.learning_rate": 1e-2, "train.steps": 10}
+    losses = _assert_steps_equal_pytorch(parse_command_line(_flags(world, **keys), "").config, tmp_path)
+    assert losses[-2:].max() < 0.95 * losses[:2].min()
+
+
+@pytest.fixture
+def optimized():
+    """The compiler's optimizations, which tests do without: AdamW on a real vocabulary takes seconds else."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.mark.usefixtures("optimized")
+def test_thirty_steps_of_minilm_on_rte_equal_pytorch(world, data_root, tmp_path):
+    if not (models := os.environ.get("COT_JAX_MODELS")):
+        pytest.skip("COT_JAX_MODELS is not set: no pretrained weights are at hand")
+    keys = RECIPE | {
+        "data.task": "rte",
+        "data.root": data_root,
+        "data.max_input_tokens": 64,
+        "model.pretrained": Path(models) / "minilm-l6",
+        "optimizer.learning_rate": 5e-5,
+        "train.batch_size": 8,
+        "train.steps": 30,
+    }
+    _assert_steps_equal_pytorch(parse_command_line(_flags(world, **keys), "").config, tmp_path)
 
 
 # --- A teacher in the step ---

@@ -1,0 +1,52 @@
+"""The training step of a run, as a side of a comparison."""
+
+import jax
+
+from benchmarks import measure
+from cot_jax.batch import Batch
+from cot_jax.training.experiment import Experiment
+from cot_jax.training.run import Run
+from cot_jax.training.step import TrainState
+
+
+class RunStep:
+    """Our training step on one device."""
+
+    def __init__(self, experiment: Experiment, like: Run | None = None):
+        """`like` is a run whose batches this one has, too."""
+        self.run = Run(experiment, jax.devices()[:1])
+        if like is not None:
+            self.run.batches = like.batches
+        self.state: TrainState = self.run.initial_state()
+        self._step = self.run.compiled_ahead(0)
+
+    def compare(self, batch: Batch) -> tuple[float, float]:
+        """Loss and gradient norm of a batch; the state remains as it is."""
+        state = jax.tree.map(lambda x: x.copy(), self.state)
+        with jax.set_mesh(self.run.mesh):
+            _, metrics = self._step(state, batch)
+        return float(metrics["loss"]), float(metrics["grad_norm"])
+
+    def warm(self, batches: list[Batch]) -> None:
+        """A program's first call takes more: it is no step's time. No others are compiled meanwhile."""
+        with self._step:
+            for batch in batches:
+                measure.finish(self(batch))
+
+    def __call__(self, batch: Batch) -> jax.Array:
+        with jax.set_mesh(self.run.mesh):
+            self.state, metrics = self._step(self.state, batch)
+        return metrics["loss"]
+
+
+def agreement(ours: tuple[float, float], theirs: tuple[float, float], half: bool) -> str:
+    """Says how far losses and gradient norms are apart; `half` is whether a side computes in bfloat16.
+
+    Raises:
+      ValueError: they differ by more than rounding.
+    """
+    loss, norm = (abs(a / b - 1) for a, b in zip(ours, theirs, strict=True))
+    line = f"loss {ours[0]:.6g} and {theirs[0]:.6g}, relative difference {loss:.1e}, gradient norm {norm:.1e}"
+    if not (loss < (2e-2 if half else 1e-4) and norm < (0.1 if half else 1e-3)):
+        raise ValueError(f"the two sides do not compute the same: {line}")
+    return line

@@ -401,6 +401,10 @@ def test_the_terms_are_those_of_pytorch():
         )
     )
     np.testing.assert_allclose(patience_loss(a, b, np.ones((1, B), bool), pairs), mse.item(), rtol=1e-5)
+    # An example without a target, whatever its states, counts in no mean.
+    more = [np.concatenate([x, rng.normal(size=(1, 3, 1, 8)).astype(np.float32)], axis=2) for x in (a, b)]
+    counts = np.arange(B + 1)[None] < B
+    np.testing.assert_allclose(patience_loss(*more, counts, pairs), mse.item(), rtol=1e-5)
 
 
 def test_the_slots_of_a_long_text_are_taken_in_turn(monkeypatch):

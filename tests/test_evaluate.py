@@ -390,7 +390,7 @@ def test_an_encoder_decoder_has_no_likelihood_of_a_continuation(run, pretrained,
         assert evaluate.main([str(student), "--task=hellaswag_likelihood", f"--root={tmp_path}"]) == 2
         said, error = capsys.readouterr()
         assert (said, error.count("\n")) == ("", 1)
-        assert "the student is an encoder-decoder: it answers a text and has no likelihood of what" in error
+        assert "the student is an encoder-decoder: it has no likelihood of what" in error
 
 
 def test_a_limit_asks_the_first_questions(run, tmp_path):

@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from cot_jax.batch import Texts
 from cot_jax.errors import UserError
@@ -49,36 +49,50 @@ class Encoded(NamedTuple):
     prefix: tuple[int, ...] = ()
 
 
-class Format(Protocol):
+@dataclasses.dataclass(frozen=True)
+class Format:
     """Text to token ids and back.
+
+    What is here is what most formats do: a question and its targets are encoded one apart from the other, and
+    there is no place for shots and no likelihood of a continuation.
 
     Attributes:
       tokenizer: of the inputs.
       spelled: names of the views whose targets are spelled by `codec`.
     """
 
-    @property
-    def tokenizer(self) -> Tokenizer: ...
-    @property
-    def spelled(self) -> tuple[str, ...]: ...
+    tokenizer: Tokenizer
+    spelled: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+
+    reader: ClassVar[str]  # whose format it is, for an error
+    needs: ClassVar[tuple[str, ...]]  # special tokens that the tokenizer must have
+    words: ClassVar[tuple[str, ...]] = ()  # texts of the format's own, for a tokenizer's training
+
     @property
     def texts(self) -> Texts:
         """What a student must know of the texts."""
+        return Texts(self.tokenizer.size, self.tokenizer.hf.pad_token_id, self.tokenizer.eos_id)
 
-    def fit(self, targets: Mapping[str, Sequence[str]], exact: Collection[str]) -> "Format":
+    def fit(self, targets: Mapping[str, Sequence[str]], exact: Collection[str]) -> Self:
         """Returns the format for views that learn these targets.
 
         Args:
           targets: by the view's name.
           exact: views whose targets must be decoded to the letter; others may lose white space.
         """
+        return dataclasses.replace(
+            self, spelled=_to_spell(dataclasses.replace(self, spelled=()), targets, exact)
+        )
 
-    def with_shots(self, shots: Sequence[Shot]) -> "Format":
+    def with_shots(self, shots: Sequence[Shot]) -> Self:
         """Returns the format that shows these examples before every question. They are not saved.
 
         Raises:
           UserError: the format has no place for them.
         """
+        if shots:
+            raise UserError(f"{len(shots)} shots: {self.reader} reads a question alone; show it none")
+        return self
 
     def pairs(
         self,
@@ -105,6 +119,8 @@ class Format(Protocol):
         Raises:
           UserError: `most_input` has no room for a question.
         """
+        texts = [text for its in targets for text in its or (None,)]
+        return self.inputs(prefix, questions, most_input), self.targets(view, texts, most_target)
 
     def inputs(self, prefix: str, questions: Sequence[tuple[str, ...] | None], most: int) -> Encoded:
         """Returns at most `most` ids of each question, which has one part or several, behind the prefix.
@@ -112,9 +128,11 @@ class Format(Protocol):
         Raises:
           UserError: `most` has no room for a question.
         """
+        raise NotImplementedError
 
     def targets(self, view: str, texts: Sequence[str | None], most: int) -> Encoded:
         """Returns at most `most` ids of each text as a target of a view that follows any question."""
+        raise NotImplementedError
 
     def continued(
         self, contexts: Sequence[str], continuations: Sequence[str]
@@ -125,11 +143,13 @@ class Format(Protocol):
         is the continuation's, as in `_encode_pair` of lm-evaluation-harness.
 
         Raises:
-          UserError: students of the format do not go on with a text.
+          UserError: students of the format do not continue a text.
         """
+        raise UserError(f"the student is {self.reader}: it has no likelihood of what continues a text")
 
     def decode(self, view: str, ids: Sequence[int]) -> str:
         """Returns the text of a target's ids; ids that stand for nothing are left out."""
+        raise NotImplementedError
 
     def sample(self, view: str, prefix: str, hf_class: str) -> str:
         """Returns a program that asks an exported student a question through a view, for a model card.
@@ -137,6 +157,7 @@ class Format(Protocol):
         It needs PyTorch and Transformers, which has `hf_class`, runs beside the student's files, finds the
         `question`, a text, and prints what the student writes, as `decode` does.
         """
+        raise NotImplementedError
 
     def save(self, directory: Path) -> None:
         """Writes what `load` reads.
@@ -144,47 +165,24 @@ class Format(Protocol):
         Raises:
           OSError: it cannot be written.
         """
+        self.tokenizer.save(directory)
+        write_json(directory / _FILE, self._saved() | {"spelled": self.spelled})
+
+    def _saved(self) -> dict[str, Any]:
+        """The kind and what else `load` cannot find in the tokenizer."""
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
-class Seq2Seq:
+class Seq2Seq(Format):
     """Inputs and targets of an encoder-decoder: a text, then the end token (Raffel et al. 2020).
 
     The text of the end token joins the parts of a question, `premise</s>hypothesis`, as in the released code
     of Hsieh et al. 2023. A text that is cut keeps its end token.
     """
 
-    tokenizer: Tokenizer
-    spelled: tuple[str, ...] = ()
-
+    reader: ClassVar[str] = "an encoder-decoder"
     needs: ClassVar[tuple[str, ...]] = ("pad_token", "eos_token")
-    words: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def texts(self) -> Texts:
-        return _written(self.tokenizer)
-
-    def fit(self, targets: Mapping[str, Sequence[str]], exact: Collection[str]) -> "Seq2Seq":
-        return dataclasses.replace(
-            self, spelled=_to_spell(dataclasses.replace(self, spelled=()), targets, exact)
-        )
-
-    def with_shots(self, shots: Sequence[Shot]) -> "Seq2Seq":
-        if shots:
-            raise UserError(f"{len(shots)} shots: an encoder-decoder reads a question alone; show it none")
-        return self
-
-    def pairs(
-        self,
-        view: str,
-        prefix: str,
-        questions: Sequence[tuple[str, ...] | None],
-        targets: Sequence[Sequence[str]],
-        most_input: int,
-        most_target: int,
-    ) -> tuple[Encoded, Encoded]:
-        texts = [text for its in targets for text in its or (None,)]
-        return self.inputs(prefix, questions, most_input), self.targets(view, texts, most_target)
 
     def inputs(self, prefix: str, questions: Sequence[tuple[str, ...] | None], most: int) -> Encoded:
         end = self.tokenizer.eos_token
@@ -198,13 +196,6 @@ class Seq2Seq:
         ids, report, _ = self._encode([None if text is None else codec.encode(text) for text in texts], most)
         return Encoded(ids, report + _SPELLED)
 
-    def continued(
-        self, contexts: Sequence[str], continuations: Sequence[str]
-    ) -> tuple[list[list[int]], list[list[int]]]:
-        raise UserError(
-            "the student is an encoder-decoder: it answers a text and has no likelihood of what continues it"
-        )
-
     def decode(self, view: str, ids: Sequence[int]) -> str:
         text = self.tokenizer.decode(ids)
         return codec.decode(text) if view in self.spelled else text
@@ -216,9 +207,8 @@ class Seq2Seq:
         )
         return _program(hf_class, asking, spelled=view in self.spelled)
 
-    def save(self, directory: Path) -> None:
-        self.tokenizer.save(directory)
-        write_json(directory / _FILE, {"kind": "seq2seq", "spelled": self.spelled})
+    def _saved(self) -> dict[str, Any]:
+        return {"kind": "seq2seq"}
 
     def _encode(self, texts: Sequence[str | None], most: int) -> Encoded:
         present = iter(self.tokenizer.encode([text for text in texts if text is not None]))
@@ -226,7 +216,7 @@ class Seq2Seq:
 
 
 @dataclasses.dataclass(frozen=True)
-class Causal:
+class Causal(Format):
     """Prompts and completions of a decoder, which goes on writing where the prompt ends.
 
     A plain prompt is the question, its parts one below the other, then "Answer:" on a line of its own; a chat
@@ -241,24 +231,14 @@ class Causal:
       shots: examples shown before every question: as earlier turns of a chat, or with a blank line between.
     """
 
-    tokenizer: Tokenizer
     chat: bool
-    spelled: tuple[str, ...] = ()
     shots: tuple[Shot, ...] = ()
 
+    reader: ClassVar[str] = "a decoder"
     needs: ClassVar[tuple[str, ...]] = ("eos_token",)
     words: ClassVar[tuple[str, ...]] = (_ASK.strip(),)
 
-    @property
-    def texts(self) -> Texts:
-        return _written(self.tokenizer)
-
-    def fit(self, targets: Mapping[str, Sequence[str]], exact: Collection[str]) -> "Causal":
-        return dataclasses.replace(
-            self, spelled=_to_spell(dataclasses.replace(self, spelled=()), targets, exact)
-        )
-
-    def with_shots(self, shots: Sequence[Shot]) -> "Causal":
+    def with_shots(self, shots: Sequence[Shot]) -> Self:
         return dataclasses.replace(self, shots=tuple(shots))
 
     def pairs(
@@ -348,9 +328,8 @@ class Causal:
             asking += f"written = written.removeprefix({self._lead!r})\n"
         return _program(hf_class, asking, "import torch\n", spelled=view in self.spelled)
 
-    def save(self, directory: Path) -> None:
-        self.tokenizer.save(directory)
-        write_json(directory / _FILE, {"kind": "causal", "spelled": self.spelled, "chat": self.chat})
+    def _saved(self) -> dict[str, Any]:
+        return {"kind": "causal", "chat": self.chat}
 
     def _prompt(self, prefix: str, parts: Sequence[str]) -> str:
         question = prefix + "\n".join(parts)
@@ -437,7 +416,7 @@ class _Prompt(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Classes:
+class Classes(Format):
     """Questions of an encoder, which has a class for each label and writes nothing.
 
     A question of one or several texts is `[CLS] A [SEP] B [SEP]`, of RoBERTa `<s> A </s></s> B </s>`; one
@@ -451,14 +430,12 @@ class Classes:
       multiple_choice: whether the texts after the first are what is chosen among.
     """
 
-    tokenizer: Tokenizer
     labels: tuple[str, ...]
     parts: int
     multiple_choice: bool = False
-    spelled: tuple[str, ...] = ()
 
+    reader: ClassVar[str] = "an encoder"
     needs: ClassVar[tuple[str, ...]] = ("cls_token", "sep_token")
-    words: ClassVar[tuple[str, ...]] = ()
 
     @property
     def texts(self) -> Texts:
@@ -466,25 +443,8 @@ class Classes:
         ids = (hf.pad_token_id, hf.sep_token_id, hf.cls_token_id)
         return Texts(self.tokenizer.size, *ids, self.labels, self.multiple_choice)
 
-    def fit(self, targets: Mapping[str, Sequence[str]], exact: Collection[str]) -> "Classes":
+    def fit(self, targets: Mapping[str, Sequence[str]], exact: Collection[str]) -> Self:
         return self
-
-    def with_shots(self, shots: Sequence[Shot]) -> "Classes":
-        if shots:
-            raise UserError(f"{len(shots)} shots: an encoder reads a question alone; show it none")
-        return self
-
-    def pairs(
-        self,
-        view: str,
-        prefix: str,
-        questions: Sequence[tuple[str, ...] | None],
-        targets: Sequence[Sequence[str]],
-        most_input: int,
-        most_target: int,
-    ) -> tuple[Encoded, Encoded]:
-        texts = [text for its in targets for text in its or (None,)]
-        return self.inputs(prefix, questions, most_input), self.targets(view, texts, most_target)
 
     def inputs(self, prefix: str, questions: Sequence[tuple[str, ...] | None], most: int) -> Encoded:
         sequences: list[tuple[str, ...]] = []
@@ -532,11 +492,6 @@ class Classes:
         rows = [[] if text is None else [self.labels.index(text.strip())] for text in texts]
         return Encoded(rows, f"{len(present)} classes: {report}")
 
-    def continued(
-        self, contexts: Sequence[str], continuations: Sequence[str]
-    ) -> tuple[list[list[int]], list[list[int]]]:
-        raise UserError("the student is an encoder: it has no likelihood of what continues a text")
-
     def decode(self, view: str, ids: Sequence[int]) -> str:
         return self.labels[ids[0]] if len(ids) else ""
 
@@ -568,10 +523,9 @@ class Classes:
             asking += f"written = model.config.id2label[model({call}).logits.argmax().item()]\n"
         return _program(hf_class, asking, "import torch\n", spelled=False)
 
-    def save(self, directory: Path) -> None:
-        self.tokenizer.save(directory)
+    def _saved(self) -> dict[str, Any]:
         values = {"labels": self.labels, "parts": self.parts, "multiple_choice": self.multiple_choice}
-        write_json(directory / _FILE, {"kind": "classes", "spelled": self.spelled} | values)
+        return {"kind": "classes"} | values
 
 
 def _shortened(lengths: Sequence[int], most: int) -> list[int]:
@@ -623,12 +577,12 @@ def load(
         if getattr(loaded.hf, role) is None:
             raise UserError(f"tokenizer {path_or_id}: no {role}; name it in its tokenizer_config.json")
     if kind == "causal":
-        return Causal(loaded, _chats(path_or_id, loaded, chat, saved), spelled)
+        return Causal(loaded, _chats(path_or_id, loaded, chat, saved), spelled=spelled)
     if chat == "template":
         raise UserError("config.data.chat=template: the student is no decoder, it reads no chat")
     if kind == "classes":
         return Classes(loaded, **(classes or _read_classes(file, saved)))
-    return Seq2Seq(loaded, spelled)
+    return Seq2Seq(loaded, spelled=spelled)
 
 
 def _read_classes(file: Path, saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -636,10 +590,6 @@ def _read_classes(file: Path, saved: Mapping[str, Any]) -> dict[str, Any]:
         case {"labels": [_, *_] as labels, "parts": int() as parts, "multiple_choice": bool() as choice}:
             return {"labels": tuple(map(str, labels)), "parts": parts, "multiple_choice": choice}
     raise UserError(f"{file}: no labels of an encoder's classes; it must be trained first")
-
-
-def _written(tokenizer: Tokenizer) -> Texts:
-    return Texts(tokenizer.size, tokenizer.hf.pad_token_id, tokenizer.eos_id)
 
 
 def _chats(path_or_id: str | Path, loaded: Tokenizer, chat: str, saved: Mapping[str, Any]) -> bool:

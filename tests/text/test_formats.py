@@ -408,5 +408,5 @@ def test_a_text_and_what_follows_it_are_tokenised_together(trained, tmp_path, to
     for n in range(2):
         whole = started.tokenizer.encode([contexts[n] + continuations[n]])[0]
         assert [*inputs[n], *targets[n]] == [begin, *whole]
-    with pytest.raises(UserError, match=r"^the student is an encoder-decoder: it answers a text and has no"):
+    with pytest.raises(UserError, match=r"^the student is an encoder-decoder: it has no likelihood"):
         trained.continued(contexts, continuations)

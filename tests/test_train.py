@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,6 +208,36 @@ def test_patience_ends_a_run_by_epochs_at_the_same_step_killed_or_not(tmp_path, 
     assert again["stopped_early"] is True
     assert again["test/accuracy"] == result["test/accuracy"]
     assert "resuming from step 10" in capsys.readouterr().out
+
+
+def test_what_a_run_has_lost_is_never_made_up(uninterrupted, tmp_path, scripted, capsys):
+    workdir, metrics = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
+    shutil.copytree(uninterrupted[0], workdir)
+    (workdir / "result.json").unlink()
+    best, latest, away = (workdir / "checkpoints" / name for name in ("best", "latest", "away"))
+    rows = metrics.read_bytes()
+
+    def refused():
+        assert main(["train", *SMALL, f"--workdir={workdir}"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    metrics.unlink()
+    assert "its rows end at step 0, the checkpoint is of step 12: put the file back" in refused()
+    metrics.write_bytes(rows)
+    best.rename(away)
+    assert "best has not the parameters of step 6, the best by metrics.jsonl: put them back" in refused()
+    shutil.rmtree(best)
+    away.rename(best)
+    latest.rename(away)
+    assert "latest has no checkpoint, but metrics.jsonl has rows until step 12: put it back" in refused()
+    shutil.rmtree(latest)
+    away.rename(latest)
+    assert metrics.read_bytes() == rows
+    # On purpose, as the line says.
+    metrics.write_text('{"step": 12}\n')
+    assert main(["train", *SMALL, f"--workdir={workdir}"]) == 0
+    assert [row["step"] for row in _rows(workdir)] == [12, 12]
 
 
 def test_another_number_of_epochs_is_another_run(tmp_path, scripted, capsys, monkeypatch):

@@ -5,6 +5,7 @@ import math
 import shutil
 import sys
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,12 @@ class Checkpoints:
         self._latest = _manager(directory.absolute() / "latest", max_to_keep=2, cleanup_tmp_directories=clean)
         best = directory.absolute() / "best"
         try:
-            self._best = _manager(best, max_to_keep=1, best_fn=_rank, cleanup_tmp_directories=clean)
+            self._best = _manager(
+                best,
+                max_to_keep=1,
+                best_fn=lambda metrics: _rank(_only(metrics)),
+                cleanup_tmp_directories=clean,
+            )
             if clean and self.best:  # now, and not when training has come to its end
                 _verify(best / str(self.best[0]))
         except Exception as error:  # whatever Orbax raises for a file that is no JSON
@@ -87,7 +93,7 @@ class Checkpoints:
           The step of the best.
         """
         best = self.best
-        if best and not _rank({metric: value}) > _rank({metric: best[1]}):
+        if best and not _rank(value) > _rank(best[1]):
             return best[0]
         _save(self._best, step, params, metrics={metric: value})
         return step
@@ -189,14 +195,18 @@ def _unreadable_best(path: Path, error: Exception) -> Exception:
     )
 
 
+def best_of(values: Mapping[int, float]) -> int:
+    """Returns the step with the highest value, the earlier one of equals; NaN is below all others."""
+    return max(sorted(values), key=lambda step: _rank(values[step]))
+
+
+def _rank(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
+
+
 def _only(metrics: dict[str, float]) -> float:
     (value,) = metrics.values()
     return value
-
-
-def _rank(metrics: dict[str, float]) -> float:
-    """The value that is to be high; NaN is below all others."""
-    return -math.inf if math.isnan(value := _only(metrics)) else value
 
 
 def _save(manager: ocp.CheckpointManager, step: int, tree: Any, **more) -> None:

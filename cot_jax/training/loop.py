@@ -12,13 +12,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cot_jax.answers.equality import accuracy
-from cot_jax.config import refuse_other_config, to_json
+from cot_jax.config import TrainConfig, refuse_other_config, to_json
 from cot_jax.data.lengths import describe as describe_shape
 from cot_jax.errors import UserError
 from cot_jax.files import locked, read_json, read_json_lines, write_json, write_text
 from cot_jax.metrics.plots import draw_layer_norms, require_matplotlib
-from cot_jax.metrics.writers import MetricsWriter
-from cot_jax.training.checkpoints import Checkpoints
+from cot_jax.metrics.writers import MetricsWriter, last_step, only_row
+from cot_jax.training.checkpoints import Checkpoints, best_of
 from cot_jax.training.console import Clock, Progress, hardware, say
 from cot_jax.training.experiment import Experiment
 from cot_jax.training.labels import answer_labels
@@ -136,6 +136,7 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
     ):
         if checkpoints.latest_step is None:
             if (workdir / "metrics.jsonl").exists():
+                _refuse_lost_checkpoints(workdir, config.train)
                 say(f"{workdir} was stopped before its first checkpoint: from the start again")
             state = run.initial_state()
         else:
@@ -147,6 +148,7 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
             MetricsWriter(workdir, int(state.step), wandb_config, leads(), selecting) as writer,
             _StopSignal() as stop,
         ):
+            _refuse_lost_best(workdir, int(state.step), writer.evaluated, checkpoints.best)
             left = config.train.steps - int(state.step)
             if profile_steps and left < _Profile.AFTER + profile_steps:
                 raise UserError(
@@ -162,6 +164,34 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
         draw_layer_norms(workdir / "metrics.jsonl", LAYER_NORM, workdir / "layer_norms.png")
     write_json(result_file, result)  # last: it says that the run is complete
     return result
+
+
+def _refuse_lost_checkpoints(workdir: Path, config: TrainConfig) -> None:
+    """
+    Raises:
+      UserError: there are rows behind the first checkpoint, which is waited for: there was one.
+    """
+    if (last := last_step(workdir)) > min(config.checkpoint_every, config.eval_every):
+        raise UserError(
+            f"{workdir / 'checkpoints' / 'latest'} has no checkpoint, but metrics.jsonl has rows until step "
+            f"{last}: put it back, or delete {workdir / 'metrics.jsonl'} to train from the start"
+        )
+
+
+def _refuse_lost_best(
+    workdir: Path, step: int, evaluated: dict[int, float], best: tuple[int, float] | None
+) -> None:
+    """
+    Raises:
+      UserError: `best` is not of the evaluations before `step`, nor of a later one.
+    """
+    before = {n: value for n, value in evaluated.items() if n < step}  # that of `step` may not be saved yet
+    if not before or (best and (best[0] >= step or best[0] == best_of(before))):
+        return
+    raise UserError(
+        f"{workdir / 'checkpoints' / 'best'} has not the parameters of step {best_of(before)}, the best by "
+        f"metrics.jsonl: put them back or, to go on without them, {only_row(step)}"
+    )
 
 
 def _steps(
@@ -215,8 +245,8 @@ def _steps(
         run.compiled_ahead(first) as train_step,
     ):
         if due(first):  # it was stopped between saving and the end of the evaluation
-            evaluated, value = writer.evaluated
-            if ends(first, value if evaluated == first else evaluate(first)):
+            value = writer.evaluated[first] if first in writer.evaluated else evaluate(first)
+            if ends(first, value):
                 return first
         pending = None
         for step in range(first + 1, config.steps + 1):

@@ -25,11 +25,11 @@ from cot_jax.training.labels import answer_labels
 from cot_jax.training.mesh import leads
 from cot_jax.training.run import Run
 from cot_jax.training.saved import (
-    ANSWERS_FILE,
     EXAMPLES,
     STUDENT_FILE,
     refuse_other_base,
     refuse_other_examples,
+    write_answers,
 )
 from cot_jax.training.step import LAYER_NORM, TrainState
 from cot_jax.training.students import BASE, compute_dtype
@@ -400,8 +400,7 @@ def _claim(workdir: Path, experiment: Experiment) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         if not taken:
             write_text(workdir / "config.json", to_json(experiment.config))
-        answers = {"by_value": experiment.splits.by_value, "labels": answer_labels(experiment)}
-        write_json(workdir / ANSWERS_FILE, answers)
+        write_answers(workdir, experiment.format, experiment.splits.by_value, answer_labels(experiment))
         write_json(workdir / STUDENT_FILE, architecture | {EXAMPLES: examples})
         experiment.format.save(workdir / "tokenizer")
     if jax.process_count() > 1:

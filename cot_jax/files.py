@@ -84,6 +84,9 @@ def read_json(path: Path, kind: type[dict] | type[list] = dict) -> Any:
     return value
 
 
+MOST_CHARACTERS = 10**6  # of a text in a row: tokenizers take minutes and gigabytes for ten times as many
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A row of a file of JSON objects; its errors name its place."""
@@ -104,7 +107,14 @@ class Row:
     def text(self, key: str) -> str:
         if not isinstance(value := self.values.get(key), str):
             raise self.error(f"{key!r} must be a text in quotes; found {value!r}")
-        return value
+        return self._bounded(key, value)
+
+    def _bounded(self, key: str, text: str) -> str:
+        if len(text) > MOST_CHARACTERS:
+            raise self.error(
+                f"{key!r} has {len(text):,} characters, more than {MOST_CHARACTERS:,}: shorten it"
+            )
+        return text
 
     def parts(self, key: str) -> tuple[str, ...]:
         """Returns the text, or the texts of the list, under `key`."""
@@ -112,7 +122,7 @@ class Row:
         texts = value if isinstance(value, list) else [value]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise self.error(f"{key!r} must be a text in quotes or a list of texts; found {value!r}")
-        return tuple(texts)
+        return tuple(self._bounded(key, text) for text in texts)
 
     def optional_text(self, key: str) -> str | None:
         """Returns the text, or None where it is absent, null or blank."""

@@ -25,7 +25,7 @@ from cot_jax.data.teacher import prompts
 from cot_jax.data.teacher.endpoint import Batch, Endpoint, Reply, Request, chat, completion
 from cot_jax.data.teacher.prompts import Demonstration, Style
 from cot_jax.data.teacher.samples import FILTERS, KINDS, Asked, Sample, drops, majority, read
-from cot_jax.errors import UserError, writing
+from cot_jax.errors import UserError, printable, writing
 from cot_jax.files import Row, locked, read_json_lines, write_json, write_json_lines, write_text
 
 _SHOWN = 3  # examples of each reason
@@ -298,7 +298,9 @@ def _left_out(report: dict[str, Any]) -> list[str]:
             lines += ["", f"## {name}: {reason} ({found['count']:,})"]
             for example in found["examples"]:
                 lines += ["", f"{example['id']}, gold `{example['gold']}`:", ""]
-                lines += [f"    {line}" for line in example["output"].splitlines() or ["(no text)"]]
+                lines += [
+                    f"    {printable(line)}" for line in example["output"].splitlines() or ["(no text)"]
+                ]
     return lines
 
 

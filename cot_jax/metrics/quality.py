@@ -72,8 +72,8 @@ def similarity(rationales: Sequence[str], references: Sequence[str], encoder: st
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(encoder)
-        model = AutoModel.from_pretrained(encoder, use_safetensors=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
+        model = AutoModel.from_pretrained(encoder, use_safetensors=True, trust_remote_code=False).eval()
     except (OSError, ValueError) as error:
         why = first_line(error)
         raise UserError(f"{encoder}: not a sentence encoder that Transformers loads ({why})") from None

@@ -22,6 +22,8 @@ from cot_jax.training.mesh import another_was_lost, leads
 from cot_jax.training.step import TrainState
 
 SUMS = "crc32.json"  # in a checkpoint: the checksum of every file that the arrays are read from
+# Orbax ends a save that takes longer by the clock of the wall, which may be set in the middle of it.
+_MONTH = 30 * 24 * 60 * 60
 _ITEM = "default"  # where Orbax keeps what is saved; named, lest it guess from whatever lies beside it
 
 
@@ -152,7 +154,12 @@ def _manager(directory: Path, **options) -> ocp.CheckpointManager:
         directory,
         item_names=(_ITEM,),
         options=ocp.CheckpointManagerOptions(
-            async_options=ocp.AsyncOptions(post_finalization_callback=add_sums), **options
+            async_options=ocp.AsyncOptions(
+                timeout_secs=_MONTH,
+                post_finalization_callback=add_sums,
+                create_directories_asynchronously=False,  # they are waited for by that clock, too
+            ),
+            **options,
         ),
     )
 

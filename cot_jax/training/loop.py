@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,33 @@ from cot_jax.training.step import LAYER_NORM, TrainState
 from cot_jax.training.students import BASE, compute_dtype
 
 PREEMPTED = 75  # exit status: saved, start me again (EX_TEMPFAIL)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Preempted(Exception):
-    """SIGTERM or Ctrl-C came; the state is saved."""
+class Preempted(BaseException):  # what catches every error of a library is not to catch it
+    """SIGTERM or Ctrl-C came; the state is saved, or there is none yet."""
 
 
 class Diverged(Exception):
     """A loss is not finite."""
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Has SIGTERM and SIGINT raise `Preempted` where no state is to be saved: before training and after it.
+
+    Several processes are left to JAX's coordination service, as in `_StopSignal`.
+    """
+
+    def stop(*_):
+        raise Preempted("stopped outside of training; the same command goes on from the last checkpoint")
+
+    previous = [(number, signal.signal(number, stop)) for number in _SIGNALS]
+    try:
+        yield
+    finally:
+        for number, handler in previous:
+            signal.signal(number, handler)
 
 
 class _StopSignal:
@@ -52,11 +72,9 @@ class _StopSignal:
     coordination service listens for it, once they are joined.
     """
 
-    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
     def __enter__(self) -> "_StopSignal":
         self._received = False
-        signals = () if jax.distributed.is_initialized() else self._SIGNALS
+        signals = () if jax.distributed.is_initialized() else _SIGNALS
         self._previous = [(number, signal.signal(number, self._note)) for number in signals]
         return self
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cot_jax.errors import UserError, writing
+from cot_jax.limits import MOST_CHARACTERS
 
 
 def partial(path: Path) -> Path:
@@ -84,9 +85,6 @@ def read_json(path: Path, kind: type[dict] | type[list] = dict) -> Any:
     return value
 
 
-MOST_CHARACTERS = 10**6  # of a text in a row: tokenizers take minutes and gigabytes for ten times as many
-
-
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A row of a file of JSON objects; its errors name its place."""
@@ -140,7 +138,7 @@ class Row:
         found = self.values[several]
         if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
             raise self.error(f"{several!r} must be a list of texts; found {found!r}")
-        return tuple(dict.fromkeys(text for text in found if text.strip()))
+        return tuple(dict.fromkeys(self._bounded(several, text) for text in found if text.strip()))
 
 
 def read_json_lines(path: Path) -> Iterator[Row]:

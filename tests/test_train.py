@@ -13,6 +13,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from cot_jax import train
+from cot_jax.errors import UserError
 from cot_jax.files import locked
 from cot_jax.train import main
 from cot_jax.training import loop
@@ -133,6 +135,22 @@ def test_sigterm_saves_and_the_same_command_goes_on(uninterrupted, environment, 
     assert not (workdir / "result.json").exists()
     assert "resuming from step" in _finish(workdir, environment)
     _assert_equal(workdir, uninterrupted[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_loading_is_no_failure_either(tmp_path, monkeypatch, capsys, number):
+    def load(_):
+        try:
+            os.kill(os.getpid(), number)
+        except Exception:  # as libraries do
+            raise UserError("cannot be loaded") from None
+
+    monkeypatch.setattr(train, "prepare", load)
+    before = signal.getsignal(number)
+    assert main(["train", *SMALL, f"--workdir={tmp_path / 'run'}"]) == 75
+    expected = "stopped outside of training; the same command goes on from the last checkpoint\n"
+    assert capsys.readouterr().err == expected
+    assert signal.getsignal(number) is before
 
 
 EPOCHS = (

@@ -153,6 +153,24 @@ def test_a_signal_while_loading_is_no_failure_either(tmp_path, monkeypatch, caps
     assert signal.getsignal(number) is before
 
 
+def test_a_signal_before_all_is_imported_is_none(environment, tmp_path):
+    command = [
+        sys.executable,
+        "-X",
+        "importtime",
+        "-m",
+        "cot_jax.train",
+        *SMALL,
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        next(line for line in process.stderr if "numpy" in line)
+        process.terminate()
+        process.stderr.read()
+    assert process.returncode == 75
+    assert not (tmp_path / "run").exists()
+
+
 EPOCHS = (
     "--config.objective.method=standard",
     "--config.train.steps=0",

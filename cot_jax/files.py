@@ -103,11 +103,11 @@ class Row:
         return str(value)
 
     def text(self, key: str) -> str:
-        if not isinstance(value := self.values.get(key), str):
-            raise self.error(f"{key!r} must be a text in quotes; found {value!r}")
-        return self._bounded(key, value)
+        return self._bounded(key, self.values.get(key))
 
-    def _bounded(self, key: str, text: str) -> str:
+    def _bounded(self, key: str, text: Any) -> str:
+        if not isinstance(text, str):
+            raise self.error(f"{key!r} must be a text in quotes; found {text!r}")
         if len(text) > MOST_CHARACTERS:
             raise self.error(
                 f"{key!r} has {len(text):,} characters, more than {MOST_CHARACTERS:,}: shorten it"

@@ -118,7 +118,7 @@ class Tokenizer:
 
     def fingerprint(self) -> int:
         """Returns a checksum of every token in the order of the ids, and of the ids of a sample."""
-        tokens = self.hf.convert_ids_to_tokens(range(self.size))
+        tokens = self.hf.convert_ids_to_tokens(list(range(self.size)))
         return zlib.crc32(json.dumps([tokens, self.encode([_SAMPLE])]).encode())
 
     def save(self, directory: str | Path) -> None:

@@ -16,7 +16,7 @@ MOST = {
     "samples": 10**4,
     "seed": 2**32 - 1,
     "seeds": 10**4,
-    "steps": 10**8,
+    "steps": 10**7,
 }
 
 

@@ -179,8 +179,9 @@ def _verify(checkpoint: Path) -> None:
         files, and all of them raise.
     """
     if not (checkpoint / SUMS).exists():
-        note = f"note: {checkpoint} is older than {SUMS}: whether it is damaged is not known"
-        print(note, file=sys.stderr) if leads() else None
+        if leads():
+            note = f"note: {checkpoint} is older than {SUMS}: whether it is damaged is not known"
+            print(note, file=sys.stderr)
         return
     sums = sorted(read_json(checkpoint / SUMS).items())
     damaged = -1

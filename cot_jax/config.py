@@ -26,6 +26,7 @@ from cot_jax.data.tasks import TASKS
 from cot_jax.data.views import METHODS
 from cot_jax.errors import UserError
 from cot_jax.files import read_json
+from cot_jax.limits import MOST
 from cot_jax.losses.mutual_information import DETACHABLE, REDUCTIONS, VARIANTS
 from cot_jax.losses.soft_targets import (
     DIFFICULTIES,
@@ -62,12 +63,12 @@ def _key(
 class WordProblemsConfig:
     """The embedded generator of arithmetic word problems (task=word_problems)."""
 
-    train: int = _key(20_000, "training problems", low=1)
-    valid: int = _key(200, "validation problems", low=1)
-    test: int = _key(1000, "test problems", low=1)
+    train: int = _key(20_000, "training problems", low=1, high=MOST["examples"])
+    valid: int = _key(200, "validation problems", low=1, high=MOST["examples"])
+    test: int = _key(1000, "test problems", low=1, high=MOST["examples"])
     max_steps: int = _key(2, "most arithmetic steps of a solution", low=1)
     distractors: int = _key(1, "most sentences with a number that does not matter", low=0)
-    max_number: int = _key(20, "largest number, given or worked out", low=1)
+    max_number: int = _key(20, "largest number, given or worked out", low=1, high=10**5)
     teacher_error_rate: float = _key(
         0.0, "chance that the teacher overlooks the last step", low=0.0, high=1.0
     )
@@ -101,8 +102,8 @@ class DataConfig:
         "how a decoder is asked: by its chat template, in plain text; auto = by the template it has, if any",
         choices=("auto", "plain", "template"),
     )
-    max_input_tokens: int = _key(1024, "inputs are cut here", low=2)
-    max_target_tokens: int = _key(256, "targets are cut here", low=2)
+    max_input_tokens: int = _key(1024, "inputs are cut here", low=2, high=MOST["max_tokens"])
+    max_target_tokens: int = _key(256, "targets are cut here", low=2, high=MOST["max_tokens"])
     order: str = _key(
         "random",
         "random: a fresh permutation for each epoch; sequential: the order of the data",
@@ -261,9 +262,11 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    steps: int = _key(0, f"optimizer steps; 0 = by epochs, or {STEPS:,} without them", low=0)
+    steps: int = _key(
+        0, f"optimizer steps; 0 = by epochs, or {STEPS:,} without them", low=0, high=MOST["steps"]
+    )
     epochs: float = _key(0.0, "visits of every training example, in place of steps; 0 = by these", low=0.0)
-    batch_size: int = _key(64, "examples a step, over all devices", low=1)
+    batch_size: int = _key(64, "examples a step, over all devices", low=1, high=MOST["batch_size"])
     micro_batches: int = _key(
         1,
         "parts in which a batch goes through the student: less memory, same gradient, forward pass twice",
@@ -294,14 +297,14 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    batch_size: int = _key(64, "examples generated at once, over all devices", low=1)
-    max_new_tokens: int = _key(64, "longest generated answer", low=1)
+    batch_size: int = _key(64, "examples generated at once, over all devices", low=1, high=MOST["batch_size"])
+    max_new_tokens: int = _key(64, "longest generated answer", low=1, high=MOST["max_new_tokens"])
     answers: str = _key(
         "generate",
         "how: written, or the most probable of all labels, where a task has a closed set of them",
         choices=("generate", "score"),
     )
-    beams: int = _key(1, "beams of the search (answers=generate); 1 = greedy", low=1)
+    beams: int = _key(1, "beams of the search (answers=generate); 1 = greedy", low=1, high=MOST["beams"])
     max_examples: int = _key(0, "validation examples used during training; 0 = all", low=0)
     mutual_information: bool = _key(
         False, "also estimate what label and rationale side know of each other (InfoNCE, on validation)"
@@ -315,7 +318,9 @@ class EvaluationConfig:
 class Config:
     """Everything a run depends on but its work directory."""
 
-    seed: int = _key(0, "seed of initialisation, dropout, data order and generated data", low=0)
+    seed: int = _key(
+        0, "seed of initialisation, dropout, data order and generated data", low=0, high=MOST["seed"]
+    )
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
@@ -374,7 +379,9 @@ def _as_steps(share: float, name: str, whole: float, given: int, key: str) -> in
     if not share:
         return given
     # 0.07 * 100 is a little more than 7.
-    steps = max(1, math.ceil(round(share * whole, 6)))
+    steps = max(1, math.ceil(round(min(share * whole, 2.0 * MOST["steps"]), 6)))
+    if steps > MOST["steps"]:
+        raise UserError(f"config.{name}={share:g} makes more than {MOST['steps']:,} steps: ask for fewer")
     if given not in (0, steps):
         raise UserError(
             f"config.{name}={share:g} makes {steps:,} steps, but config.{key}={given}: give one of the two "

@@ -35,6 +35,7 @@ from cot_jax.data.tasks import TASKS, Splits
 from cot_jax.data.views import View, rationale_of
 from cot_jax.errors import UserError, writing
 from cot_jax.files import write_json, write_json_lines
+from cot_jax.limits import refuse_too_much
 from cot_jax.metrics import calibration
 from cot_jax.metrics.classification import METRICS, confusion_matrix, per_class, scores
 from cot_jax.metrics.multiple_choice import choices, likelihood_accuracy
@@ -558,6 +559,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         "--sandbox", action="store_true", help="run programs that the interpreter refuses, in bubblewrap"
     )
     options = parser.parse_args(argv)
+    refuse_too_much(parser, options)
     if min(options.samples, options.seed, options.limit, options.shots or 0, options.max_new_tokens) < 0:
         parser.error("--samples, --seed, --limit, --shots and --max_new_tokens are not negative")
     if not options.temperature > 0:

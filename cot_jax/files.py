@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cot_jax.errors import UserError, writing
+from cot_jax.limits import MOST_CHARACTERS
 
 
 def partial(path: Path) -> Path:
@@ -102,9 +103,16 @@ class Row:
         return str(value)
 
     def text(self, key: str) -> str:
-        if not isinstance(value := self.values.get(key), str):
-            raise self.error(f"{key!r} must be a text in quotes; found {value!r}")
-        return value
+        return self._bounded(key, self.values.get(key))
+
+    def _bounded(self, key: str, text: Any) -> str:
+        if not isinstance(text, str):
+            raise self.error(f"{key!r} must be a text in quotes; found {text!r}")
+        if len(text) > MOST_CHARACTERS:
+            raise self.error(
+                f"{key!r} has {len(text):,} characters, more than {MOST_CHARACTERS:,}: shorten it"
+            )
+        return text
 
     def parts(self, key: str) -> tuple[str, ...]:
         """Returns the text, or the texts of the list, under `key`."""
@@ -112,7 +120,7 @@ class Row:
         texts = value if isinstance(value, list) else [value]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise self.error(f"{key!r} must be a text in quotes or a list of texts; found {value!r}")
-        return tuple(texts)
+        return tuple(self._bounded(key, text) for text in texts)
 
     def optional_text(self, key: str) -> str | None:
         """Returns the text, or None where it is absent, null or blank."""
@@ -130,7 +138,7 @@ class Row:
         found = self.values[several]
         if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
             raise self.error(f"{several!r} must be a list of texts; found {found!r}")
-        return tuple(dict.fromkeys(text for text in found if text.strip()))
+        return tuple(dict.fromkeys(self._bounded(several, text) for text in found if text.strip()))
 
 
 def read_json_lines(path: Path) -> Iterator[Row]:

@@ -21,6 +21,7 @@ from cot_jax.answers.reading import choices, final_answer
 from cot_jax.data.teacher.endpoint import Endpoint, chat
 from cot_jax.errors import UserError, writing
 from cot_jax.files import Row, read_json, read_json_lines, write_json, write_json_lines, write_text
+from cot_jax.limits import refuse_too_much
 from cot_jax.metrics import quality
 
 # The scale is that of Chen et al. 2024; the words around it are ours.
@@ -379,6 +380,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, default=8, help="requests under way at once")
     parser.add_argument("--seed", type=int, default=0, help="of the examples drawn and of the judge")
     options = parser.parse_args(argv)
+    refuse_too_much(parser, options)
     if bool(options.endpoint) != bool(options.model):
         parser.error("--endpoint and --model belong together")
     if min(options.examples, options.samples, options.concurrency) < 1:

@@ -27,6 +27,7 @@ from cot_jax.data.tasks import ALL_SPLITS
 from cot_jax.data.views import View, rationale_of
 from cot_jax.errors import UserError, writing
 from cot_jax.files import Row, partial, read_json_lines, rows_of, whole
+from cot_jax.limits import refuse_too_much
 from cot_jax.models.decoding import Sampling
 from cot_jax.training.compiled import keep_compiled
 from cot_jax.training.data import load_splits
@@ -203,6 +204,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         "--sandbox", action="store_true", help="run programs that the interpreter refuses, in bubblewrap"
     )
     options = parser.parse_args(argv)
+    refuse_too_much(parser, options)
     numbers = (options.beams, options.samples, options.top_k, options.seed, options.max_new_tokens)
     if options.batch_size < 1 or min(numbers) < 0:
         parser.error("--batch_size is at least 1, and no number is negative")

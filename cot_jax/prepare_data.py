@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from cot_jax.data import glue
 from cot_jax.data.tasks import DATA_SETS, Options, count
-from cot_jax.errors import UserError
+from cot_jax.errors import UserError, printable
 
 ARCHIVE_URL = "https://github.com/google-research/distilling-step-by-step/raw/main/datasets.zip"
 ASDIV_URL = "https://raw.githubusercontent.com/chaochun/nlu-asdiv-dataset/master/dataset"
@@ -32,7 +32,13 @@ ASDIV_SHA256 = {
     "ASDiv.xml": "ef8904068482919ac48c8eeaaf6df344b8a308ba66d048c2d4d87eab82dc4929",
     "nfolds/asdiv-w/fold4.txt": "e5e89a52d9d53ad9cd35587e6c41c6c3d3bf2ef1fdeb01f60c19639f193ca558",
 }
-MAX_UNPACKED_BYTES = 2 << 30  # several times what the published files need
+MAX_BYTES = 2 << 30  # of what is fetched, and unpacked: several times what the published files need
+
+# Of the names and contents of the teacher's outputs, file by file. Of ANLI and e-SNLI we had only parts.
+OUTPUTS_SHA256 = {
+    "svamp": "5f467bee0036e6f81317f6239efadce951897ada708b59f724634c28e49dac65",
+    "cqa": "55d736e7114df95e9ddeb12ca25bdfcdc135de27b5450453c31762e4d87780c8",
+}
 
 # (examples, rationales, teacher labels, right ones) as the released parser has them, counted on the published
 # files. None is not counted: of ANLI's training set we had the teacher's outputs but not the gold labels, of
@@ -94,7 +100,7 @@ def prepare(names: Sequence[str], root: Path, url: str) -> None:
 
 
 def verify(name: str, root: Path) -> str:
-    """Compares a data set with `KNOWN`; returns the number of examples in words.
+    """Compares a data set with `KNOWN` and `OUTPUTS_SHA256`; returns the number of examples in words.
 
     Raises:
       UserError: it is incomplete or different.
@@ -106,6 +112,11 @@ def verify(name: str, root: Path) -> str:
             if expected is not None and value != expected:
                 raise UserError(f"{name} {split} has {value:,} {what.replace('_', ' ')}, not {expected:,}")
         sizes.append(f"{split} {found.examples:,}")
+    outputs = hashlib.sha256()
+    for path in sorted((root / name / "llm").glob("*_CoT_*.json")):
+        outputs.update(path.name.encode() + path.read_bytes())
+    if OUTPUTS_SHA256.get(name) not in (None, outputs.hexdigest()):
+        raise UserError(f"{name}/llm has other teacher outputs: their sha256 is not {OUTPUTS_SHA256[name]}")
     return ", ".join(sizes)
 
 
@@ -121,8 +132,11 @@ def download(url: str, path: Path) -> None:
                     file.write(block)
                     bar.update(len(block))
                     before, done = done, done + len(block)
+                    if done > MAX_BYTES:
+                        raise UserError(f"{url} is not what was published: over {MAX_BYTES:,} bytes")
                     if size and not terminal and 10 * done // size > 10 * before // size:
-                        print(f"{url}: {done / 1e6:.1f} of {size / 1e6:.1f} MB", file=sys.stderr, flush=True)
+                        line = f"{printable(url)}: {done / 1e6:.1f} of {size / 1e6:.1f} MB"
+                        print(line, file=sys.stderr, flush=True)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise UserError(
             f"cannot fetch {url} ({error}): where there is no network, bring the file and pass --url file:///PATH"
@@ -149,10 +163,8 @@ def unpack(archive: Path, names: Sequence[str], into: Path) -> None:
                 for split in DATA_SETS[name].splits:
                     if (path := f"{name}/{name}_{split}.json") not in wanted:
                         raise UserError(f"this is not the authors' archive: it has no {path}")
-            if sum(entry.file_size for entry in wanted.values()) > MAX_UNPACKED_BYTES:
-                raise UserError(
-                    f"this is not the authors' archive: over {MAX_UNPACKED_BYTES:,} bytes unpacked"
-                )
+            if sum(entry.file_size for entry in wanted.values()) > MAX_BYTES:
+                raise UserError(f"this is not the authors' archive: over {MAX_BYTES:,} bytes unpacked")
             for target, entry in wanted.items():
                 (into / target).parent.mkdir(parents=True, exist_ok=True)
                 with entries.open(entry) as source, (into / target).open("wb") as file:

@@ -25,8 +25,9 @@ from cot_jax.data.teacher import prompts
 from cot_jax.data.teacher.endpoint import Batch, Endpoint, Reply, Request, chat, completion
 from cot_jax.data.teacher.prompts import Demonstration, Style
 from cot_jax.data.teacher.samples import FILTERS, KINDS, Asked, Sample, drops, majority, read
-from cot_jax.errors import UserError, writing
+from cot_jax.errors import UserError, printable, writing
 from cot_jax.files import Row, locked, read_json_lines, write_json, write_json_lines, write_text
+from cot_jax.limits import refuse_too_much
 
 _SHOWN = 3  # examples of each reason
 _FIELDS = {"cot": "rationales", "pot": "programs"}  # of a teacher's file
@@ -298,7 +299,9 @@ def _left_out(report: dict[str, Any]) -> list[str]:
             lines += ["", f"## {name}: {reason} ({found['count']:,})"]
             for example in found["examples"]:
                 lines += ["", f"{example['id']}, gold `{example['gold']}`:", ""]
-                lines += [f"    {line}" for line in example["output"].splitlines() or ["(no text)"]]
+                lines += [
+                    f"    {printable(line)}" for line in example["output"].splitlines() or ["(no text)"]
+                ]
     return lines
 
 
@@ -365,6 +368,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     add("--timeout", type=float, default=120.0, help="seconds without an answer before the next attempt")
     add("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="of a million tokens: adds the cost")
     options = parser.parse_args(argv)
+    refuse_too_much(parser, options)
     if min(options.samples, options.concurrency) < 1:
         parser.error("--samples and --concurrency are at least 1")
     numbers = ("limit", "temperature", "max_tokens", "seed", "max_words", "per_minute")

@@ -30,6 +30,7 @@ from cot_jax.config import parse_command_line, refuse_other_config
 from cot_jax.errors import UserError
 from cot_jax.experiments import Cell, Table
 from cot_jax.files import locked, read_json
+from cot_jax.limits import MOST
 from cot_jax.training.console import say
 from cot_jax.training.students import resolved
 
@@ -242,7 +243,10 @@ def _values(text: str) -> tuple[str, list[str]]:
 
 def _seeds(text: str) -> list[int]:
     if match := re.fullmatch(r"(\d+)\.\.(\d+)", text):
-        return list(range(int(match[1]), int(match[2]) + 1))
+        seeds = range(int(match[1]), int(match[2]) + 1)
+        if not 0 < len(seeds) <= MOST["seeds"]:
+            raise argparse.ArgumentTypeError(f"{text!r} must be 1 to {MOST['seeds']:,} seeds")
+        return list(seeds)
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is neither like 0..3 nor like 0,7")
     return [int(seed) for seed in text.split(",")]

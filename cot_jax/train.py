@@ -1,9 +1,14 @@
 """Train a student: python -m cot_jax.train --config=configs/demo_mi.py [--workdir=DIR] [--config.x=y]"""
 
+import contextlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+
+if __name__ == "__main__":  # here, since what follows takes seconds to import
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 
 import jax
 
@@ -12,7 +17,7 @@ from cot_jax.errors import UserError, first_line, writing
 from cot_jax.training.compiled import keep_compiled, unlimit_stack
 from cot_jax.training.console import say
 from cot_jax.training.experiment import prepare
-from cot_jax.training.loop import PREEMPTED, Diverged, Preempted, dry_run, train
+from cot_jax.training.loop import PREEMPTED, Diverged, Preempted, dry_run, stoppable, train
 from cot_jax.training.mesh import another_was_lost, join, leads
 
 
@@ -23,12 +28,13 @@ def main(argv: Sequence[str]) -> int:
         if command.processes:
             join(command.processes)
         keep_compiled()
-        experiment = prepare(command.config)
-        if command.dry_run:
-            print(*dry_run(experiment), sep="\n")
-            return 0
-        with writing(command.workdir):
-            result = train(experiment, command.workdir, command.profile_steps)
+        with stoppable() if not command.processes else contextlib.nullcontext():
+            experiment = prepare(command.config)
+            if command.dry_run:
+                print(*dry_run(experiment), sep="\n")
+                return 0
+            with writing(command.workdir):
+                result = train(experiment, command.workdir, command.profile_steps)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -13,7 +13,7 @@ from cot_jax.models.t5 import T5, T5Config
 from cot_jax.models.weights import shapes
 from cot_jax.text import formats
 from cot_jax.training.checkpoints import Checkpoints
-from cot_jax.training.saved import ANSWERS_FILE, STUDENT_FILE
+from cot_jax.training.saved import STUDENT_FILE, write_answers
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -54,7 +54,7 @@ def save_random_run(workdir: Path, config: Config, texts: list[str], pieces: int
     params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), like)
     (workdir / "config.json").write_text(to_json(config))
     (workdir / STUDENT_FILE).write_text(json.dumps(student.architecture()))
-    (workdir / ANSWERS_FILE).write_text('{"by_value": true, "labels": null}')
+    write_answers(workdir, format, by_value=True, labels=None)
     format.save(workdir / "tokenizer")
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         checkpoints.save_if_best(1, jax.device_put(params), 0.5)

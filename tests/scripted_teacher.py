@@ -41,14 +41,12 @@ class Server(http.server.ThreadingHTTPServer):
                 self.server.busiest = max(self.server.busiest, self.server.busy)
             if self.server.delay:
                 time.sleep(self.server.delay)
-            try:
-                if fault is None:
-                    self.say(200, completion(self.server.answer, json.loads(body)))
-                else:
-                    fault(self)
-            finally:
-                with self.server.lock:
-                    self.server.busy -= 1
+            with self.server.lock:  # before the answer, which the next request may follow at once
+                self.server.busy -= 1
+            if fault is None:
+                self.say(200, completion(self.server.answer, json.loads(body)))
+            else:
+                fault(self)
 
         def say(self, status, values, headers=(), length=None):
             content = values if isinstance(values, bytes) else json.dumps(values).encode()

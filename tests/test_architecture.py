@@ -17,6 +17,7 @@ FILES = sorted((ROOT / "cot_jax").rglob("*.py"))
 ROOMS = [
     "errors",
     "imports",
+    "limits",
     "files",
     "batch",
     "answers",

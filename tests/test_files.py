@@ -1,6 +1,7 @@
 """Files are written whole or not at all, and what is wrong in one is named with its place."""
 
 import errno
+import json
 import subprocess
 import sys
 
@@ -86,6 +87,22 @@ def test_what_is_wrong_is_named(tmp_path, read, content, message):
         (tmp_path / "f").write_bytes(content)
     with pytest.raises(UserError, match=message):
         read(tmp_path / "f")
+
+
+def test_a_text_that_no_tokenizer_should_see_is_refused(tmp_path):
+    (tmp_path / "f").write_text(json.dumps({"a": 1_000_001 * "x", "b": ["y", 1_000_001 * "x"]}))
+    (row,) = read_json_lines(tmp_path / "f")
+    for read in (lambda: row.text("a"), lambda: row.parts("b"), lambda: row.texts("a")):
+        with pytest.raises(
+            UserError, match=r"f:1: '[ab]' has 1,000,001 characters, more than 1,000,000: sho"
+        ):
+            read()
+
+
+def test_an_error_is_one_line_that_shows_no_password_and_does_nothing_to_a_terminal():
+    said = str(UserError("http://me:p@ss@host/v1 and https://a.b/c@d:\x1b[31m\r\nno\x9b\u202e"))
+    assert said == "http://host/v1 and https://a.b/c@d: [31m  no  "
+    assert first_line(ValueError("\x1b]0;x\x07")) == "ValueError:  ]0;x "
 
 
 def test_first_line():

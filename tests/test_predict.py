@@ -4,15 +4,17 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
 import pytest
 import yaml
 
-from cot_jax import export, predict
+from cot_jax import evaluate, export, predict
 from cot_jax.answers.voting import vote
 from cot_jax.config import Config
+from cot_jax.text import formats
 from cot_jax.training.saved import ANSWERS_FILE, load
 
 QUESTIONS = ["Tom has 3 pens .", "Ann buys 12 apples and 3 pens .", "How many pens has Tom ?"]
@@ -225,11 +227,51 @@ def test_an_export_needs_to_know_what_is_equal(exported, tmp_path, capsys):
     assert "answers.json: no such file" in capsys.readouterr().err
 
 
+def test_another_tokenizer_is_refused(run, exported, tmp_path, capsys):
+    other = formats.train(["Anne hat 17 Birnen ; wie viele hat Tom ?"], 64, tmp_path / "other", "seq2seq")
+    copied = tmp_path / "run", tmp_path / "exported"
+    for source, copy in zip((run, exported), copied, strict=True):
+        shutil.copytree(source, copy)
+    for directory, student in ((copied[0] / "tokenizer", copied[0]), (copied[1], copied[1])):
+        other.save(directory)
+        for command in (predict, evaluate, export):
+            assert command.main([str(student), f"--output={tmp_path / 'out'}"]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            expected = (
+                f"{directory}: the tokenizer is not the one that {student} was trained with; put it back"
+            )
+            assert line == f"error: {expected}"
+        for file in directory.glob("tokenizer*"):
+            file.unlink()
+        assert predict.main([str(student)]) == 2
+        assert "tokenizer" in capsys.readouterr().err
+
+
+def test_a_damaged_student_is_refused(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    arrays = max((copy / "checkpoints").rglob("d/*"), key=lambda file: file.stat().st_size)
+    content = bytearray(arrays.read_bytes())
+    content[len(content) // 2] ^= 1
+    arrays.write_bytes(content)
+    for command in (predict, evaluate, export):
+        assert command.main([str(copy), f"--output={tmp_path / 'out'}"]) == 2
+        assert re.fullmatch(
+            rf"error: {copy}/checkpoints/best/1 cannot be read \(ValueError: default/\S+ is damaged: .*\n",
+            capsys.readouterr().err,
+        )
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--batch_size=0"], "--batch_size is at least 1"),
         (["--samples=-1"], "no number is negative"),
+        (["--samples=1000000000"], "--samples=1000000000: at most 1,000"),
+        (["--beams=1000000000"], "--beams=1000000000: at most 100"),
+        (["--max_new_tokens=1000000000"], "--max_new_tokens=1000000000: at most 8,192"),
+        (["--batch_size=1000000000"], "--batch_size=1000000000: at most 65,536"),
+        (["--samples=2", "--seed=4294967296"], "--seed=4294967296: at most 4,294,967,295"),
         (["--samples=2", "--seed=-1"], "no number is negative"),
         (["--samples=2", "--temperature=0"], "--temperature is above 0"),
         (["--samples=2", "--temperature=nan"], "--temperature is above 0"),

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import urllib.request
 import zipfile
 
 import pytest
@@ -176,6 +177,15 @@ FAULTS = {
         lambda e, z: _zip([(k, v.replace(b"answer is", b"result is")) for k, v in e.items()]),
         "svamp train has 0 rationales, not 789",
     ),
+    "a word of a rationale": (
+        lambda e, z: _zip(
+            [
+                (k, v.replace(b"Each", b"each", 1) if k.endswith("train_CoT_1.json") else v)
+                for k, v in e.items()
+            ]
+        ),
+        r"published data \(svamp/llm has other teacher outputs: their sha256 is not \w{64}\)",
+    ),
     "no rationales": (
         lambda e, z: _zip([(k, v) for k, v in e.items() if "/llm/" not in k]),
         "svamp train has 0 rationales, not 789",
@@ -207,12 +217,22 @@ def test_a_fault_is_one_line_and_leaves_nothing(server, entries, archive, tmp_pa
     assert not (tmp_path / "evil.json").exists()
 
 
-def test_an_archive_that_unpacks_to_too_much(server, archive, tmp_path, capsys, monkeypatch):
-    server.files["/a"] = archive
-    monkeypatch.setattr(prepare_data, "MAX_UNPACKED_BYTES", 500_000)
-    assert _run("svamp", "--root", tmp_path, "--url", f"{server.url}/a") == 2
-    assert "over 500,000 bytes unpacked" in capsys.readouterr().err
+def test_an_archive_that_is_or_unpacks_to_too_much(server, archive, tmp_path, capsys, monkeypatch):
+    server.files["/a"] = (archive, None)
+    monkeypatch.setattr(prepare_data, "MAX_BYTES", len(archive))
+    assert _run("svamp", "cqa", "--root", tmp_path, "--url", f"{server.url}/a") == 2
+    assert re.search(r"authors' archive: over [\d,]+ bytes unpacked", capsys.readouterr().err)
+    monkeypatch.setattr(prepare_data, "MAX_BYTES", 500_000)
+    url = server.url.replace("://", "://me:pass@")
+    monkeypatch.setattr(urllib.request, "urlopen", _without_name(urllib.request.urlopen))
+    assert _run("svamp", "--root", tmp_path, "--url", f"{url}/a") == 2
+    expected = f"{server.url}/a is not what was published: over 500,000 bytes\n"
+    assert capsys.readouterr().err == expected
     assert list(tmp_path.iterdir()) == []
+
+
+def _without_name(urlopen):
+    return lambda url, **options: urlopen(url.replace("me:pass@", ""), **options)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/datasets.zip", "file:///nowhere.zip", "nonsense"])

@@ -269,6 +269,8 @@ def test_without_a_sandbox_none_is_promised(problems, tmp_path, capsys, monkeypa
         ("--endpoint=http://x/v1", "--task=word_problems", "--limit=3", "--split=test"),
         ("--endpoint=http://x/v1", "--samples=0"),
         ("--endpoint=http://x/v1", "--timeout=0"),
+        ("--endpoint=http://x/v1", "--timeout=inf"),
+        ("--endpoint=http://x/v1", "--samples=1000000000"),
         ("--endpoint=http://x/v1", "--max_words=-1"),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from cot_jax import train
+from cot_jax.errors import UserError
 from cot_jax.files import locked
 from cot_jax.train import main
 from cot_jax.training import loop
@@ -134,6 +137,40 @@ def test_sigterm_saves_and_the_same_command_goes_on(uninterrupted, environment, 
     _assert_equal(workdir, uninterrupted[0])
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_loading_is_no_failure_either(tmp_path, monkeypatch, capsys, number):
+    def load(_):
+        try:
+            os.kill(os.getpid(), number)
+        except Exception:  # as libraries do
+            raise UserError("cannot be loaded") from None
+
+    monkeypatch.setattr(train, "prepare", load)
+    before = signal.getsignal(number)
+    assert main(["train", *SMALL, f"--workdir={tmp_path / 'run'}"]) == 75
+    expected = "stopped outside of training; the same command goes on from the last checkpoint\n"
+    assert capsys.readouterr().err == expected
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_before_all_is_imported_is_none(environment, tmp_path):
+    command = [
+        sys.executable,
+        "-X",
+        "importtime",
+        "-m",
+        "cot_jax.train",
+        *SMALL,
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        next(line for line in process.stderr if "numpy" in line)
+        process.terminate()
+        process.stderr.read()
+    assert process.returncode == 75
+    assert not (tmp_path / "run").exists()
+
+
 EPOCHS = (
     "--config.objective.method=standard",
     "--config.train.steps=0",
@@ -207,6 +244,36 @@ def test_patience_ends_a_run_by_epochs_at_the_same_step_killed_or_not(tmp_path, 
     assert again["stopped_early"] is True
     assert again["test/accuracy"] == result["test/accuracy"]
     assert "resuming from step 10" in capsys.readouterr().out
+
+
+def test_what_a_run_has_lost_is_never_made_up(uninterrupted, tmp_path, scripted, capsys):
+    workdir, metrics = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
+    shutil.copytree(uninterrupted[0], workdir)
+    (workdir / "result.json").unlink()
+    best, latest, away = (workdir / "checkpoints" / name for name in ("best", "latest", "away"))
+    rows = metrics.read_bytes()
+
+    def refused():
+        assert main(["train", *SMALL, f"--workdir={workdir}"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    metrics.unlink()
+    assert "its rows end at step 0, the checkpoint is of step 12: put the file back" in refused()
+    metrics.write_bytes(rows)
+    best.rename(away)
+    assert "best has not the parameters of step 6, the best by metrics.jsonl: put them back" in refused()
+    shutil.rmtree(best)
+    away.rename(best)
+    latest.rename(away)
+    assert "latest has no checkpoint, but metrics.jsonl has rows until step 12: put it back" in refused()
+    shutil.rmtree(latest)
+    away.rename(latest)
+    assert metrics.read_bytes() == rows
+    # On purpose, as the line says.
+    metrics.write_text('{"step": 12}\n')
+    assert main(["train", *SMALL, f"--workdir={workdir}"]) == 0
+    assert [row["step"] for row in _rows(workdir)] == [12, 12]
 
 
 def test_another_number_of_epochs_is_another_run(tmp_path, scripted, capsys, monkeypatch):

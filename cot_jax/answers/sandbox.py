@@ -22,9 +22,9 @@ import tempfile
 
 from cot_jax.answers import programs
 from cot_jax.answers.programs import Interpreter, Result, answered
-from cot_jax.errors import UserError
+from cot_jax.errors import UserError, printable
 
-_MAX_SECONDS = 5  # of the processor; by the clock four times as long
+_MAX_SECONDS = 5  # of the processor, and by the clock, since a program that waits takes none of it
 _MAX_MEMORY = 2**30  # bytes of address space
 _MAX_OUTPUT = 2**16  # bytes
 
@@ -138,7 +138,7 @@ class Sandbox:
                     stdout=out,
                     stderr=err,
                     pass_fds=(rules,),
-                    timeout=4 * _MAX_SECONDS,
+                    timeout=_MAX_SECONDS,
                     check=False,
                 )
             except subprocess.TimeoutExpired:
@@ -154,10 +154,10 @@ class Sandbox:
                 case {"answer": bool() | int() | float() | str() | None as value}:
                     return answered(value)
                 case {"failure": str(failure), "detail": str(detail)}:
-                    return Result(None, failure[:100], detail[:100])
+                    return Result(None, printable(failure[:100]), printable(detail[:100]))
         except (ValueError, RecursionError):
             pass
-        return Result(None, "Killed", complaint.strip().rpartition("\n")[2][:100])
+        return Result(None, "Killed", printable(complaint.strip().rpartition("\n")[2][:100]))
 
     def command(self, rules: int) -> list[str]:
         """Returns the command line; `rules` is a descriptor to read the seccomp filter from."""

@@ -1,6 +1,7 @@
 """How good a rationale is: like a teacher's, at one with the label, correlated with correctness."""
 
 import importlib.util
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ class Likeness(NamedTuple):
 
     corpus: dict[str, float]
     each: dict[str, list[float]]
+
+
+_MOST_CELLS = 5 * 10**7  # of ROUGE-L's table: 400 MB
 
 
 def require_quality() -> None:
@@ -30,7 +34,7 @@ def likeness(rationales: Sequence[str], references: Sequence[str]) -> Likeness:
     for the corpus; its tokens are words and numbers, no signs.
 
     Raises:
-      UserError: the libraries are not installed.
+      UserError: the libraries are not installed, or a pair is too long; names it by its number.
       ValueError: no rationales, or not as many references.
     """
     require_quality()
@@ -40,6 +44,13 @@ def likeness(rationales: Sequence[str], references: Sequence[str]) -> Likeness:
     if not rationales:
         raise ValueError("likeness of no rationales")
     pairs = list(zip(rationales, references, strict=True))
+    for number, pair in enumerate(pairs, start=1):
+        said, meant = (len(re.findall("[a-z0-9]+", text.lower())) for text in pair)
+        if said * meant > _MOST_CELLS:
+            raise UserError(
+                f"rationale {number} of those with a reference has {said:,} words, its reference {meant:,}: "
+                f"ROUGE-L of so many takes gigabytes; leave it out"
+            )
     bleu, chrf = BLEU(effective_order=True), CHRF()
     rouge = RougeScorer(["rougeL"], use_stemmer=False)
     each = {
@@ -72,8 +83,8 @@ def similarity(rationales: Sequence[str], references: Sequence[str], encoder: st
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(encoder)
-        model = AutoModel.from_pretrained(encoder, use_safetensors=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
+        model = AutoModel.from_pretrained(encoder, use_safetensors=True, trust_remote_code=False).eval()
     except (OSError, ValueError) as error:
         why = first_line(error)
         raise UserError(f"{encoder}: not a sentence encoder that Transformers loads ({why})") from None

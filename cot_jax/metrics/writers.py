@@ -1,6 +1,8 @@
 """Metrics rows: `metrics.jsonl` always, TensorBoard events beside it, Weights & Biases on request."""
 
 import json
+import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,10 @@ class MetricsWriter:
       selecting: name of the value that parameters are selected by.
 
     Attributes:
-      evaluated: the last step with an evaluation row and its selecting value; 0 before the first.
+      evaluated: the selecting value of every step with an evaluation row.
+
+    Raises:
+      UserError: `metrics.jsonl` lacks the rows until `resumed_step`.
     """
 
     def __init__(
@@ -39,7 +44,12 @@ class MetricsWriter:
         selecting: str = "valid/accuracy",
     ):
         path = directory / "metrics.jsonl"
-        kept, self.evaluated = _rows_until(path, resumed_step, selecting)
+        kept, last, self.evaluated = _rows_until(path, resumed_step, selecting)
+        if last != resumed_step:
+            raise UserError(
+                f"{path}: its rows end at step {last}, the checkpoint is of step {resumed_step}: put the "
+                f"file back or, to go on without the rows that are lost, {only_row(resumed_step)}"
+            )
         self._writes = writes
         if not writes:
             return
@@ -78,20 +88,36 @@ class MetricsWriter:
     def flush(self) -> None:
         if self._writes:
             self._rows.flush()
+            os.fsync(self._rows.fileno())  # else the disk may keep a checkpoint and lose rows before it
             self._events.flush()
 
 
-def _rows_until(path: Path, step: int, selecting: str) -> tuple[list[str], tuple[int, float]]:
-    """Returns the rows up to a step, and the last one of them that was evaluated, with its value."""
-    kept, evaluated = [], (0, 0.0)
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
-        # A kill can tear the last line; it is beyond the last checkpoint then.
-        if not line.endswith("\n") or (row := json.loads(line))["step"] > step:
+def last_step(directory: Path) -> int:
+    """Returns the step of the last row that a run wrote to `directory`; 0 where there is none."""
+    return _rows_until(directory / "metrics.jsonl", math.inf, "")[1]
+
+
+def only_row(step: int) -> str:
+    """Returns what to do, so that a run resumes from `step` though what it wrote before is lost."""
+    return f'make {{"step": {step}}} the only line of metrics.jsonl'
+
+
+def _rows_until(path: Path, step: float, selecting: str) -> tuple[list[str], int, dict[int, float]]:
+    """Returns the rows up to a step, the step of the last of them, and the evaluated ones' values."""
+    kept: list[str] = []
+    last, evaluated = 0, {}
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        try:
+            row = json.loads(line)
+            if row["step"] > step or not line.endswith(b"\n"):
+                break
+        except (ValueError, TypeError, KeyError):  # a kill can tear the last line, a disk lose all
             break
-        kept.append(line)
+        kept.append(line.decode())
+        last = row["step"]
         if selecting in row:
-            evaluated = (row["step"], row[selecting])
-    return kept, evaluated
+            evaluated[last] = row[selecting]
+    return kept, last, evaluated
 
 
 def _start_wandb(directory: Path, config: dict[str, Any]):

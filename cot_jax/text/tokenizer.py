@@ -3,8 +3,10 @@
 import collections
 import dataclasses
 import io
+import json
 import re
 import tempfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ with without_torch():
     from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
 _SPACE = "▁"  # stands for a space in SentencePiece's pieces
+# Where tokenizers of one vocabulary differ.
+_SAMPLE = "Tom's 2 cats ate 31.5 kg - naïvely,\n  THE end: 1/2 * (x = 7) ?"
 
 # For templates that would else put today's date into a prompt, or let the model think before it writes.
 TEMPLATE_OPTIONS: dict[str, Any] = {"date_string": "26 Jul 2024", "enable_thinking": False}
@@ -111,6 +115,11 @@ class Tokenizer:
         """Returns the share of unknown tokens: of text that a student can neither read nor write."""
         unknown = [token == self.unk_id for row in ids for token in row]
         return sum(unknown) / max(len(unknown), 1)
+
+    def fingerprint(self) -> int:
+        """Returns a checksum of every token in the order of the ids, and of the ids of a sample."""
+        tokens = self.hf.convert_ids_to_tokens(list(range(self.size)))
+        return zlib.crc32(json.dumps([tokens, self.encode([_SAMPLE])]).encode())
 
     def save(self, directory: str | Path) -> None:
         """Writes the files that `load`, and Transformers' AutoTokenizer, read it back from.

@@ -1,27 +1,42 @@
 """Checkpoints: the newest states, to resume from, and the parameters best on validation."""
 
+import json
+import math
 import shutil
+import sys
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from cot_jax.errors import UserError, first_line
+from cot_jax.files import read_json
 from cot_jax.models.weights import Params
 from cot_jax.training.console import say
-from cot_jax.training.mesh import another_was_lost
+from cot_jax.training.mesh import another_was_lost, leads
 from cot_jax.training.step import TrainState
+
+SUMS = "crc32.json"  # in a checkpoint: the checksum of every file that the arrays are read from
+# Orbax ends a save that takes longer by the clock of the wall, which may be set in the middle of it.
+_MONTH = 30 * 24 * 60 * 60
+_ITEM = "default"  # where Orbax keeps what is saved; named, lest it guess from whatever lies beside it
 
 
 class Checkpoints:
     """Two train states under `directory/latest`, one set of parameters under `directory/best`.
 
-    All are written in the background, and each is complete or absent. The older state is there in case that
-    the disk lost part of the newer one. A context manager; leaving it waits for what is being written.
+    All but the first are written in the background, and each is complete or absent. Its files have checksums,
+    which are compared before it is read. The older state is there in case that the newer one is damaged. A
+    context manager; leaving it waits for what is being written.
 
     Raises:
-      UserError: at the next call or on leaving, one could not be written; those before it are whole.
+      UserError: at once, the best parameters are damaged; at the next call or on leaving, one could not be
+        written; those before it are whole.
     """
 
     def __init__(self, directory: Path, *, clean: bool = False):
@@ -29,10 +44,19 @@ class Checkpoints:
         Args:
           clean: whether to remove what a killed run left unfinished; only for the run that writes here.
         """
-        latest = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=clean)
-        best = ocp.CheckpointManagerOptions(max_to_keep=1, best_fn=_only, cleanup_tmp_directories=clean)
-        self._latest = ocp.CheckpointManager(directory.absolute() / "latest", options=latest)
-        self._best = ocp.CheckpointManager(directory.absolute() / "best", options=best)
+        self._latest = _manager(directory.absolute() / "latest", max_to_keep=2, cleanup_tmp_directories=clean)
+        best = directory.absolute() / "best"
+        try:
+            self._best = _manager(
+                best,
+                max_to_keep=1,
+                best_fn=lambda metrics: _rank(_only(metrics)),
+                cleanup_tmp_directories=clean,
+            )
+            if clean and self.best:  # now, and not when training has come to its end
+                _verify(best / str(self.best[0]))
+        except Exception as error:  # whatever Orbax raises for a file that is no JSON
+            raise _unreadable_best(best, error) from None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -53,13 +77,16 @@ class Checkpoints:
     def best(self) -> tuple[int, float] | None:
         """Step and selecting metric of the best parameters; None before the first evaluation."""
         _wait(self._best)
-        step = self._best.latest_step()
+        step = self._best.best_step()  # of those with a metric: other directories may have come between
         return None if step is None else (step, _only(self._best.metrics(step)))
 
     def save(self, step: int, state: TrainState) -> None:
         """Makes `state` the one to resume from."""
+        first = self.latest_step is None
         _wait(self._best)  # else a run killed now would resume without the best of an earlier step
         _save(self._latest, step, state)
+        if first:  # so that later rows of metrics tell that there was one
+            _wait(self._latest)
 
     def save_if_best(self, step: int, params: Params, value: float, metric: str = "valid/accuracy") -> int:
         """Keeps `params` if they are better than the best so far; the earlier one of equals stays.
@@ -68,7 +95,7 @@ class Checkpoints:
           The step of the best.
         """
         best = self.best
-        if best and not value > best[1]:  # nor is NaN better
+        if best and not _rank(value) > _rank(best[1]):
             return best[0]
         _save(self._best, step, params, metrics={metric: value})
         return step
@@ -95,8 +122,8 @@ class Checkpoints:
                 self._latest.delete(damaged)
             return state
         raise UserError(
-            f"{self._latest.directory}: no checkpoint can be read; delete {self._latest.directory.parent} to "
-            "train again from the start, or choose another --workdir"
+            f"{self._latest.directory}: no checkpoint can be read, for the reasons above; put one back, or "
+            "choose another --workdir to train from the start"
         )
 
     def restore_best(self, like: Params) -> Params:
@@ -106,12 +133,83 @@ class Checkpoints:
           UserError: they cannot be read.
         """
         _wait(self._best)
+        step = self._best.best_step()
         try:
-            return _restore(self._best, self._best.latest_step(), like)
+            return _restore(self._best, step, like)
         except Exception as error:
-            if another_was_lost(error):
-                raise
-            raise UserError(f"{self._best.directory} cannot be read ({first_line(error)})") from None
+            raise _unreadable_best(Path(self._best.directory) / str(step), error) from None
+
+
+def _manager(directory: Path, **options) -> ocp.CheckpointManager:
+    """Returns what keeps the checkpoints of `directory`; before one is complete it has its `SUMS`."""
+
+    def add_sums():
+        for unfinished in directory.glob("*.orbax-checkpoint-tmp*"):
+            # But for those beside them, which Orbax completes later: no array depends on them.
+            files = (path for path in sorted(unfinished.glob("*/**/*")) if path.is_file())
+            sums = {str(path.relative_to(unfinished)): _crc32(path) for path in files}
+            (unfinished / SUMS).write_text(json.dumps(sums))
+
+    return ocp.CheckpointManager(
+        directory,
+        item_names=(_ITEM,),
+        options=ocp.CheckpointManagerOptions(
+            async_options=ocp.AsyncOptions(
+                timeout_secs=_MONTH,
+                post_finalization_callback=add_sums,
+                create_directories_asynchronously=False,  # they are waited for by that clock, too
+            ),
+            **options,
+        ),
+    )
+
+
+def _crc32(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _verify(checkpoint: Path) -> None:
+    """
+    Raises:
+      ValueError: a file of `checkpoint` is not as it was written. Of several processes each reads some of the
+        files, and all of them raise.
+    """
+    if not (checkpoint / SUMS).exists():
+        if leads():
+            note = f"note: {checkpoint} is older than {SUMS}: whether it is damaged is not known"
+            print(note, file=sys.stderr)
+        return
+    sums = sorted(read_json(checkpoint / SUMS).items())
+    damaged = -1
+    for n in range(jax.process_index(), len(sums), jax.process_count()):
+        name, crc = sums[n]
+        if not (checkpoint / name).is_file() or _crc32(checkpoint / name) != crc:
+            damaged = n
+    if jax.process_count() > 1:
+        damaged = int(np.max(multihost_utils.process_allgather(np.int32(damaged))))
+    if damaged >= 0:
+        raise ValueError(f"{sums[damaged][0]} is damaged: its checksum is not the one in {SUMS}")
+
+
+def _unreadable_best(path: Path, error: Exception) -> Exception:
+    if another_was_lost(error):
+        return error
+    return UserError(
+        f"{path} cannot be read ({first_line(error)}); put it back, or train again with another --workdir"
+    )
+
+
+def best_of(values: Mapping[int, float]) -> int:
+    """Returns the step with the highest value, the earlier one of equals; NaN is below all others."""
+    return max(sorted(values), key=lambda step: _rank(values[step]))
+
+
+def _rank(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
 
 
 def _only(metrics: dict[str, float]) -> float:
@@ -129,9 +227,14 @@ def _save(manager: ocp.CheckpointManager, step: int, tree: Any, **more) -> None:
             f"{free / 2**20:.1f} are free; make room and run the same command again"
         )
     try:
-        manager.save(step, args=ocp.args.StandardSave(tree), **more)
+        saved = manager.save(step, args=ocp.args.Composite(**{_ITEM: ocp.args.StandardSave(tree)}), **more)
     except Exception as error:
         raise _unwritten(manager, error) from None
+    if not saved:
+        raise UserError(
+            f"{manager.directory}: step {step} is not saved because there is a later one, "
+            f"{manager.latest_step()}; move that away and run the same command again"
+        )
 
 
 def _wait(manager: ocp.CheckpointManager) -> None:
@@ -151,4 +254,5 @@ def _unwritten(manager: ocp.CheckpointManager, error: Exception) -> Exception:
 
 
 def _restore(manager: ocp.CheckpointManager, step: int | None, like: Any) -> Any:
-    return manager.restore(step, args=ocp.args.StandardRestore(like))
+    _verify(Path(manager.directory) / str(step))
+    return manager.restore(step, args=ocp.args.Composite(**{_ITEM: ocp.args.StandardRestore(like)}))[_ITEM]

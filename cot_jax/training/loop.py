@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +13,56 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cot_jax.answers.equality import accuracy
-from cot_jax.config import refuse_other_config, to_json
+from cot_jax.config import TrainConfig, refuse_other_config, to_json
 from cot_jax.data.lengths import describe as describe_shape
 from cot_jax.errors import UserError
 from cot_jax.files import locked, read_json, read_json_lines, write_json, write_text
 from cot_jax.metrics.plots import draw_layer_norms, require_matplotlib
-from cot_jax.metrics.writers import MetricsWriter
-from cot_jax.training.checkpoints import Checkpoints
+from cot_jax.metrics.writers import MetricsWriter, last_step, only_row
+from cot_jax.training.checkpoints import Checkpoints, best_of
 from cot_jax.training.console import Clock, Progress, hardware, say
 from cot_jax.training.experiment import Experiment
 from cot_jax.training.labels import answer_labels
 from cot_jax.training.mesh import leads
 from cot_jax.training.run import Run
 from cot_jax.training.saved import (
-    ANSWERS_FILE,
     EXAMPLES,
     STUDENT_FILE,
     refuse_other_base,
     refuse_other_examples,
+    write_answers,
 )
 from cot_jax.training.step import LAYER_NORM, TrainState
 from cot_jax.training.students import BASE, compute_dtype
 
 PREEMPTED = 75  # exit status: saved, start me again (EX_TEMPFAIL)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Preempted(Exception):
-    """SIGTERM or Ctrl-C came; the state is saved."""
+class Preempted(BaseException):  # what catches every error of a library is not to catch it
+    """SIGTERM or Ctrl-C came; the state is saved, or there is none yet."""
 
 
 class Diverged(Exception):
     """A loss is not finite."""
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Has SIGTERM and SIGINT raise `Preempted` where no state is to be saved: before training and after it.
+
+    Several processes are left to JAX's coordination service, as in `_StopSignal`.
+    """
+
+    def stop(*_):
+        raise Preempted("stopped outside of training; the same command goes on from the last checkpoint")
+
+    previous = [(number, signal.signal(number, stop)) for number in _SIGNALS]
+    try:
+        yield
+    finally:
+        for number, handler in previous:
+            signal.signal(number, handler)
 
 
 class _StopSignal:
@@ -52,11 +72,9 @@ class _StopSignal:
     coordination service listens for it, once they are joined.
     """
 
-    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
     def __enter__(self) -> "_StopSignal":
         self._received = False
-        signals = () if jax.distributed.is_initialized() else self._SIGNALS
+        signals = () if jax.distributed.is_initialized() else _SIGNALS
         self._previous = [(number, signal.signal(number, self._note)) for number in signals]
         return self
 
@@ -136,6 +154,7 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
     ):
         if checkpoints.latest_step is None:
             if (workdir / "metrics.jsonl").exists():
+                _refuse_lost_checkpoints(workdir, config.train)
                 say(f"{workdir} was stopped before its first checkpoint: from the start again")
             state = run.initial_state()
         else:
@@ -147,6 +166,7 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
             MetricsWriter(workdir, int(state.step), wandb_config, leads(), selecting) as writer,
             _StopSignal() as stop,
         ):
+            _refuse_lost_best(workdir, int(state.step), writer.evaluated, checkpoints.best)
             left = config.train.steps - int(state.step)
             if profile_steps and left < _Profile.AFTER + profile_steps:
                 raise UserError(
@@ -162,6 +182,34 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
         draw_layer_norms(workdir / "metrics.jsonl", LAYER_NORM, workdir / "layer_norms.png")
     write_json(result_file, result)  # last: it says that the run is complete
     return result
+
+
+def _refuse_lost_checkpoints(workdir: Path, config: TrainConfig) -> None:
+    """
+    Raises:
+      UserError: there are rows behind the first checkpoint, which is waited for: there was one.
+    """
+    if (last := last_step(workdir)) > min(config.checkpoint_every, config.eval_every):
+        raise UserError(
+            f"{workdir / 'checkpoints' / 'latest'} has no checkpoint, but metrics.jsonl has rows until step "
+            f"{last}: put it back, or delete {workdir / 'metrics.jsonl'} to train from the start"
+        )
+
+
+def _refuse_lost_best(
+    workdir: Path, step: int, evaluated: dict[int, float], best: tuple[int, float] | None
+) -> None:
+    """
+    Raises:
+      UserError: `best` is not of the evaluations before `step`, nor of a later one.
+    """
+    before = {n: value for n, value in evaluated.items() if n < step}  # that of `step` may not be saved yet
+    if not before or (best and (best[0] >= step or best[0] == best_of(before))):
+        return
+    raise UserError(
+        f"{workdir / 'checkpoints' / 'best'} has not the parameters of step {best_of(before)}, the best by "
+        f"metrics.jsonl: put them back or, to go on without them, {only_row(step)}"
+    )
 
 
 def _steps(
@@ -215,8 +263,8 @@ def _steps(
         run.compiled_ahead(first) as train_step,
     ):
         if due(first):  # it was stopped between saving and the end of the evaluation
-            evaluated, value = writer.evaluated
-            if ends(first, value if evaluated == first else evaluate(first)):
+            value = writer.evaluated[first] if first in writer.evaluated else evaluate(first)
+            if ends(first, value):
                 return first
         pending = None
         for step in range(first + 1, config.steps + 1):
@@ -370,8 +418,7 @@ def _claim(workdir: Path, experiment: Experiment) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         if not taken:
             write_text(workdir / "config.json", to_json(experiment.config))
-        answers = {"by_value": experiment.splits.by_value, "labels": answer_labels(experiment)}
-        write_json(workdir / ANSWERS_FILE, answers)
+        write_answers(workdir, experiment.format, experiment.splits.by_value, answer_labels(experiment))
         write_json(workdir / STUDENT_FILE, architecture | {EXAMPLES: examples})
         experiment.format.save(workdir / "tokenizer")
     if jax.process_count() > 1:

@@ -41,10 +41,11 @@ from cot_jax.training.evaluation import (
 from cot_jax.training.mesh import abstract, arrangement, by_weights, group_count, spread
 from cot_jax.training.students import BASE, LORA, compute_dtype
 
-# In a run: the student's architecture. In an export: the run's config. In both: how answers compare, and the
-# labels that the student chooses among.
+# In a run: the student's architecture. In an export: the run's config. In both: how answers compare, the
+# labels that the student chooses among, and the checksum of its tokenizer.
 STUDENT_FILE, CONFIG_FILE, ANSWERS_FILE = "student.json", "cot_jax.json", "answers.json"
 EXAMPLES = "examples_crc32"  # in STUDENT_FILE; older runs have none
+TOKENIZER = "tokenizer_crc32"  # in ANSWERS_FILE; older ones have none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Saved:
         directory.mkdir(parents=True, exist_ok=True)
         self.format.save(directory)
         write_text(directory / CONFIG_FILE, to_json(self.config))
-        write_json(directory / ANSWERS_FILE, {"by_value": self.by_value, "labels": self.labels})
+        write_answers(directory, self.format, self.by_value, self.labels)
         students.save(directory, self.student, merged(self.params))
 
     def export_adapter(self, directory: Path) -> None:
@@ -138,7 +139,7 @@ def load(path: Path) -> Saved:
     if file.name == CONFIG_FILE:
         student, read, _ = students.from_pretrained(str(path), options)
         mesh, shardings = arrangement(config.mesh, read, student.weights)
-        format = formats.load(path, student.format)
+        format = _load_format(path, path, student.format)
         return Saved(config, student, spread(read, shardings), mesh, format, *answers)
     architecture = read_json(path / STUDENT_FILE)
     student = students.build(architecture, options)
@@ -158,7 +159,7 @@ def load(path: Path) -> Saved:
     if LORA in architecture:
         adapter = (lora, params)
         params = lora.attach(spread(base, by_weights(mesh, base, student.weights)), params)
-    format = formats.load(path / "tokenizer", student.format)
+    format = _load_format(path / "tokenizer", path, student.format)
     return Saved(config, student, params, mesh, format, *answers, adapter)
 
 
@@ -245,6 +246,27 @@ def refuse_other_examples(file: Path, found: int) -> None:
             f"{file}: the training data has changed since the run was started: put it back, or choose "
             "another --workdir"
         )
+
+
+def write_answers(directory: Path, format: Format, by_value: bool, labels: Sequence[str] | None) -> None:
+    """Writes `ANSWERS_FILE` of a student that reads and writes `format`."""
+    values = {"by_value": by_value, "labels": labels, TOKENIZER: format.tokenizer.fingerprint()}
+    write_json(directory / ANSWERS_FILE, values)
+
+
+def _load_format(directory: Path, student: Path, kind: str) -> Format:
+    """
+    Raises:
+      UserError: as `formats.load`, or the tokenizer in `directory` is not the one `student` was trained with.
+    """
+    format, recorded = formats.load(directory, kind), read_json(student / ANSWERS_FILE).get(TOKENIZER)
+    if recorded is None:
+        print(f"{student / ANSWERS_FILE} is older than {TOKENIZER}: not compared", file=sys.stderr)
+    elif recorded != format.tokenizer.fingerprint():
+        raise UserError(
+            f"{directory}: the tokenizer is not the one that {student} was trained with; put it back"
+        )
+    return format
 
 
 def _read_answers(file: Path) -> tuple[bool, tuple[str, ...] | None]:

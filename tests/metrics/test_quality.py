@@ -55,6 +55,13 @@ def test_likeness_of_nothing_or_of_texts_that_do_not_pair_is_a_mistake():
         quality.likeness(["a", "b"], ["a"])
 
 
+def test_a_pair_that_would_take_gigabytes_is_refused():
+    with pytest.raises(
+        UserError, match="rationale 2 of those with a reference has 10,000 words, its reference"
+    ):
+        quality.likeness(["a", 10_000 * "a "], ["a", 10_000 * "b."])
+
+
 def test_missing_libraries_are_named_with_the_fix(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'cot-jax\[quality\]'"):

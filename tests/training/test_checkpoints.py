@@ -1,6 +1,9 @@
 """Checkpoints: the newest state and the best parameters come back as they were."""
 
 import gc
+import itertools
+import re
+import time
 from types import SimpleNamespace
 
 import jax
@@ -11,7 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from cot_jax.errors import UserError
-from cot_jax.training.checkpoints import Checkpoints
+from cot_jax.training.checkpoints import Checkpoints, _verify
 from cot_jax.training.step import init_state
 
 OPTIMIZER = optax.adamw(1e-3)
@@ -148,6 +151,78 @@ def test_what_a_lost_process_keeps_from_being_written_is_no_fault_of_the_disk(tm
         monkeypatch.undo()
 
 
+def test_every_bit_that_flips_is_noticed(tmp_path, capsys):
+    like, draw = _placed(_state(0)), np.random.default_rng(0)
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (3, 4):
+            checkpoints.save(step, _state(step))
+        checkpoints.save_if_best(4, _state(4).params, 0.5)
+    for directory in (tmp_path / "latest" / "4", tmp_path / "best" / "4"):
+        files = [path for path in directory.glob("*/**/*") if path.is_file()] + [directory / "crc32.json"]
+        for n in range(100):
+            file = files[n % len(files)]
+            whole = file.read_bytes()
+            _flip(file, int(draw.integers(8 * len(whole))))
+            with pytest.raises((ValueError, UserError)):
+                _verify(directory)
+            file.write_bytes(whole)
+        _verify(directory)
+        arrays = max(files[:-1], key=lambda file: file.stat().st_size)
+        _flip(arrays, 4 * arrays.stat().st_size)
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(UserError, match=r"best/4 cannot be read \(ValueError: default/\S+ is damaged"):
+            checkpoints.restore_best(like.params)
+        assert int(checkpoints.restore_latest(like).step) == 3
+    assert re.search(r"latest/4 cannot be read \(ValueError: default/\S+ is damaged", capsys.readouterr().out)
+    # Nor does a run go on for hours before it says that its best parameters are lost.
+    with pytest.raises(UserError, match="is damaged"):
+        Checkpoints(tmp_path, clean=True)
+
+
+def _flip(file, bit):
+    content = bytearray(file.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+
+
+def test_one_without_checksums_is_read_and_says_so(tmp_path, capsys):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, _state(3))  # the first one is waited for
+        (tmp_path / "latest" / "3" / "crc32.json").unlink()
+        assert int(checkpoints.restore_latest(_placed(_state(0))).step) == 3
+    assert "latest/3 is older than crc32.json: whether it is damaged is not known" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["2", "99", "4 (copy)", "5.orbax-checkpoint-tmp"])
+def test_a_stray_directory_keeps_nobody_from_sound_checkpoints(tmp_path, name):
+    like = _placed(_state(0))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(4, _state(4))
+        checkpoints.save_if_best(4, _state(4).params, 0.5)
+    for kind in ("latest", "best"):
+        (tmp_path / kind / name / "half").mkdir(parents=True)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.best == (4, 0.5)
+        assert checkpoints.restore_best(like.params)["layer"]["w"][0, 0] == 4.0
+        assert int(checkpoints.restore_latest(like).step) == 4
+        checkpoints.save(6, _state(6))
+        if name == "99":
+            with pytest.raises(UserError, match="best: step 6 is not saved because there is a later one, 99"):
+                checkpoints.save_if_best(6, _state(6).params, 0.75)
+    assert (tmp_path / "latest" / "6").is_dir()
+
+
+def test_a_best_of_nan_gives_way(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert [
+            checkpoints.save_if_best(n, _state(n).params, value)
+            for n, value in enumerate((float("nan"), float("nan"), 0.0, float("nan")))
+        ] == [0, 0, 2, 2]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.best == (2, 0.0)
+        assert [path.name for path in (tmp_path / "best").iterdir()] == ["2"]
+
+
 @_IGNORE
 def test_those_of_another_student_stay_as_they_are(tmp_path, capsys, broken_reads):
     with Checkpoints(tmp_path) as checkpoints:
@@ -183,6 +258,16 @@ def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatc
         assert not any((tmp_path / "latest").iterdir())
 
 
+def test_a_clock_that_is_set_during_a_save_ends_nothing(tmp_path, monkeypatch):
+    clock, hours = time.time, itertools.count()
+    with Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(time, "time", lambda: clock() + 5 * 3600 * next(hours))
+        checkpoints.save(1, _state(1))
+        checkpoints.save(2, _state(2))
+    assert next(hours) > 10
+    assert (tmp_path / "latest" / "2").is_dir()
+
+
 def test_a_failure_in_the_background_is_said(tmp_path, monkeypatch):
     def fail(_):
         raise ValueError("RESOURCE_EXHAUSTED: Disk quota exceeded")
@@ -206,8 +291,8 @@ def test_never_from_the_start_if_no_checkpoint_can_be_read(tmp_path):
     for name in ("latest/3", "latest/4", "best/3"):
         _cut(tmp_path / name)
     with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(UserError, match="no checkpoint can be read; delete"):
+        with pytest.raises(UserError, match="no checkpoint can be read, for the reasons above; put"):
             checkpoints.restore_latest(like)
-        with pytest.raises(UserError, match="best cannot be read"):
+        with pytest.raises(UserError, match=r"best/3 cannot be read \(ValueError: default/\S+ is damaged"):
             checkpoints.restore_best(like.params)
         assert checkpoints.latest_step == 4  # nothing was deleted

@@ -6,10 +6,12 @@ returned, under a hash of all that was asked, so that the same program run again
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import os
 import random
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +22,7 @@ from typing import Any, NamedTuple, Self
 import httpx2
 from tqdm import tqdm
 
-from cot_jax.errors import UserError, writing
+from cot_jax.errors import UserError, printable, writing
 from cot_jax.files import read_json_lines, write_text
 
 Request = dict[str, Any]  # the body of a (chat) completion
@@ -28,6 +30,8 @@ Request = dict[str, Any]  # the body of a (chat) completion
 _AGAIN_LATER = (408, 429)  # besides 5xx
 _NOT_THIS_ONE = (400, 413, 422)  # too long, or against a rule
 _LONGEST_PAUSE = 600.0  # seconds
+_MOST_BYTES = 2**24  # of an answer: a hundred times the longest
+_SHORTEST_KEY = 8  # shorter ones, as EMPTY, are no secrets, and may be words of an answer
 _HINTS = {401: "; is OPENAI_API_KEY right?", 404: "; the URL ends as in http://localhost:8000/v1"}
 
 
@@ -103,14 +107,15 @@ class _Cache:
 class Endpoint(_Cache):
     """A server, and what it has answered so far; a context manager.
 
-    The API key is the environment variable OPENAI_API_KEY, if that is set; it is written nowhere.
+    The API key is the environment variable OPENAI_API_KEY, if that is set; it is written nowhere, not even
+    where the server repeats it.
 
     Args:
       url: what `/chat/completions` or `/completions` follows, `http://localhost:8000/v1`.
       cache: JSON lines with every request and its answer, appended to by one process at a time.
       concurrency: most requests under way at once.
       per_minute: most requests sent in a minute, evenly; 0 = any number.
-      timeout: seconds without a byte after which a request is tried again.
+      timeout: seconds without a whole answer after which a request is tried again.
       attempts: most attempts of one request.
       pause: most seconds before the second attempt; they double with each further one, up to a minute, and
         half of them is left to chance. A server's Retry-After is waited for in any case.
@@ -134,8 +139,12 @@ class Endpoint(_Cache):
         self.sent, self._reached, self._next = 0, False, time.monotonic()
         self._url, self._interval = url.rstrip("/"), 60 / per_minute if per_minute else 0.0
         self._concurrency, self._attempts, self._pause = concurrency, attempts, pause
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        limits = httpx2.Limits(max_connections=concurrency)
+        self._key, self._timeout = key if len(key) >= _SHORTEST_KEY else "", timeout
+        # Not compressed: a short answer could unpack to any length.
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        headers |= {"Authorization": f"Bearer {key}"} if key else {}
+        # Each request has a connection of its own, which its deadline can end.
+        limits = httpx2.Limits(max_connections=concurrency, max_keepalive_connections=0)
         self._client = httpx2.Client(headers=headers, timeout=timeout, limits=limits)
 
     def __exit__(self, *_) -> None:
@@ -175,11 +184,13 @@ class Endpoint(_Cache):
             if stop.wait(self._turn()):
                 return
             try:
-                response = self._client.post(url, content=body)
+                response, content = self._post(url, body)
                 self._reached, status = True, response.status_code
-                problem = f"{status}: {_message(response)}"
+                problem = f"{status}: {self._without_key(_message(content))[:300]}"
                 if status == 200:
-                    self._keep(key, _reply(response.json()), request=request)
+                    reply = _reply(json.loads(content))
+                    said = self._without_key(reply.text), self._without_key(reply.finish_reason)
+                    self._keep(key, reply._replace(text=said[0], finish_reason=said[1]), request=request)
                     bar.update()
                     return
                 if status in _NOT_THIS_ONE and self._replies:
@@ -189,12 +200,12 @@ class Endpoint(_Cache):
                 if status < 500 and status not in _AGAIN_LATER:
                     raise UserError(f"{self._url}: {problem}{_HINTS.get(status, '')}")
                 wait = max(wait, _retry_after(response))
-            except ValueError:  # cut in two, or no completion: `problem` quotes it
+            except (ValueError, RecursionError):  # cut in two, or no completion: `problem` quotes it
                 pass
             except httpx2.InvalidURL as error:
                 raise UserError(f"{self._url}: {error}") from None
             except httpx2.RequestError as error:
-                problem = f"{type(error).__name__}: {error}"
+                problem = f"{type(error).__name__}: {self._without_key(str(error))}"
                 if isinstance(error, httpx2.ConnectError) and not self._reached:
                     raise UserError(f"{self._url}: no server there ({error})") from None
             if wait > _LONGEST_PAUSE:
@@ -204,6 +215,47 @@ class Endpoint(_Cache):
                 return
         fix = f"run again later, {self._path} keeps what is answered"
         raise UserError(f"{self._url}: no answer after {attempt} attempts, the last: {problem}; {fix}")
+
+    def _post(self, url: str, body: str) -> tuple[httpx2.Response, bytes]:
+        """Returns the answer's head and its content.
+
+        Raises:
+          httpx2.RequestError: there is no whole answer after `timeout` seconds, or it is too long.
+        """
+        streams: list[Any] = []
+
+        def note(event: str, info: dict[str, Any]) -> None:
+            if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+                streams.append(info["return_value"])
+
+        def end() -> None:
+            for stream in streams:
+                with contextlib.suppress(OSError):  # it has ended by itself
+                    stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+
+        # The client's own timeout begins anew with every byte, also of the head.
+        deadline, began = threading.Timer(self._timeout, end), time.monotonic()
+        deadline.daemon = True
+        deadline.start()
+        content = bytearray()
+        try:
+            with self._client.stream("POST", url, content=body, extensions={"trace": note}) as response:
+                if response.headers.get("Content-Encoding", "identity") != "identity":
+                    raise httpx2.DecodingError("the answer is compressed, which was not asked for")
+                for block in response.iter_raw():
+                    content += block
+                    if len(content) > _MOST_BYTES:
+                        raise httpx2.ReadError(f"the answer has more than {_MOST_BYTES:,} bytes")
+                return response, bytes(content)
+        except httpx2.RequestError as error:
+            if time.monotonic() - began < self._timeout:
+                raise
+            raise httpx2.ReadTimeout(f"no whole answer after {self._timeout:g} s") from error
+        finally:
+            deadline.cancel()
+
+    def _without_key(self, text: str | None) -> Any:
+        return text.replace(self._key, "[OPENAI_API_KEY]") if text and self._key else text
 
     def _turn(self) -> float:
         """Counts one more request, and returns how many seconds it has to wait."""
@@ -301,14 +353,14 @@ def _reply(values: Any) -> Reply:
         raise ValueError("no completion") from None
 
 
-def _message(response: httpx2.Response) -> str:
+def _message(content: bytes) -> str:
     """Returns what the server says is wrong, on one line."""
     try:
-        message = response.json()["error"]
+        message = json.loads(content)["error"]
         message = message["message"] if isinstance(message, dict) else message
-    except (ValueError, KeyError, TypeError):
-        message = response.text
-    return " ".join(str(message).split())[:300]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        message = content.decode(errors="replace")
+    return " ".join(printable(str(message)).split())
 
 
 def _retry_after(response: httpx2.Response) -> float:

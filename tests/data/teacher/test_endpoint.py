@@ -1,7 +1,9 @@
 """A server that refuses, stalls and tears: no request is lost, none that was answered is sent again."""
 
 import collections
+import contextlib
 import email.utils
+import gzip
 import json
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 import scripted_teacher
 from scripted_teacher import Server, cut, refuses, stalls, torn
 
+from cot_jax.data.teacher import endpoint
 from cot_jax.data.teacher.endpoint import Batch, Endpoint, chat, completion
 from cot_jax.errors import UserError
 
@@ -165,6 +168,65 @@ def test_a_refusal_of_the_model_is_an_empty_text(server, tmp_path):
     server.faults = [lambda handler: handler.say(200, {"choices": [{"message": {"content": None}}]})]
     replies, sent = ask(server, tmp_path / "cache.jsonl", asks(1))
     assert (replies, sent) == ([("", None, 0, 0)], 1)
+
+
+def test_a_key_that_the_server_repeats_is_written_nowhere(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
+    server.answer = lambda request: "Bearer secret-key it is"
+    server.faults = [refuses(500, {"error": {"message": 280 * "." + "secret-key"}})]
+    ((reply,), _) = ask(server, tmp_path / "cache.jsonl", asks(1))
+    assert reply.text == "Bearer [OPENAI_API_KEY] it is"
+    assert "secret" not in (tmp_path / "cache.jsonl").read_text()
+    server.faults = [refuses(403, {"error": {"message": 280 * "." + "secret-key"}})]
+    with pytest.raises(UserError, match=r"\.\[OPENAI_API_KEY\]$") as raised:
+        ask(server, tmp_path / "other.jsonl", asks(1))
+    assert "secret" not in str(raised.value)
+
+
+def test_what_a_server_says_does_nothing_to_a_terminal(server, tmp_path):
+    server.faults = [refuses(403, {"error": {"message": "\x1b]0;pwned\x07\x9b31mno\r\u202eon"}})]
+    url = server.url.replace("://", "://me:pass@")
+    with pytest.raises(UserError) as raised, Endpoint(url, tmp_path / "cache.jsonl") as asked:
+        list(asked.ask(asks(1)))
+    assert str(raised.value) == f"{server.url}: 403: ]0;pwned 31mno on"
+
+
+def _sends(*heads, of=b"x", pause=0.0, count=10**9):
+    """Says the lines of a head, and then the same bytes again and again until nobody listens."""
+
+    def fault(handler):
+        with contextlib.suppress(OSError):
+            handler.wfile.write("\r\n".join(("HTTP/1.1 200 OK", *heads, "")).encode())
+            for _ in range(count):
+                handler.wfile.write(of)
+                time.sleep(pause)
+        handler.close_connection = True
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (_sends("Content-Length: 999", "", pause=0.05), "ReadTimeout: no whole answer after 0.4 s"),
+        (_sends(of=b"X", pause=0.05), "ReadTimeout: no whole answer after 0.4 s"),
+        (_sends("", of=bytes(2**16)), "ReadError: the answer has more than 1,048,576 bytes"),
+        (
+            _sends("Content-Encoding: gzip", "", of=gzip.compress(bytes(2**20)), count=1),
+            "DecodingError: the answer is compressed, which was not asked for",
+        ),
+        (_sends("", of=b"[" * 10**5, count=1), r"200: \[{300}"),
+    ],
+)
+def test_an_answer_without_end_is_ended(server, tmp_path, monkeypatch, fault, message):
+    monkeypatch.setattr(endpoint, "_MOST_BYTES", 2**20)
+    server.faults = [fault]
+    began = time.monotonic()
+    with pytest.raises(UserError, match=f"no answer after 1 attempts, the last: {message}; run again later"):
+        ask(server, tmp_path / "cache.jsonl", asks(1), attempts=1, timeout=0.4)
+    assert time.monotonic() - began < 5
+    replies, _ = ask(server, tmp_path / "cache.jsonl", asks(1))
+    assert replies[0].text == "q0 by 0"
 
 
 @pytest.mark.parametrize(

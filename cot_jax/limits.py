@@ -1,0 +1,29 @@
+"""The most that may be asked for: far above what anybody needs, and below what takes all memory."""
+
+import argparse
+
+MOST_CHARACTERS = 10**6  # of a text in a row: tokenizers take minutes and gigabytes for ten times as many
+
+# Of flags, and of the keys of the config that are called alike.
+MOST = {
+    "batch_size": 2**16,
+    "beams": 100,
+    "concurrency": 1000,
+    "examples": 10**7,
+    "limit": 10**7,
+    "max_new_tokens": 2**13,
+    "max_tokens": 2**20,
+    "samples": 1000,
+    "seed": 2**32 - 1,
+    "seeds": 10**4,
+    "steps": 10**7,
+    "timeout": 10**6,
+}
+
+
+def refuse_too_much(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends the command with a line where a flag is above `MOST`."""
+    for name, most in MOST.items():
+        value = getattr(options, name, 0)
+        if isinstance(value, int | float) and value > most:
+            parser.error(f"--{name}={value}: at most {most:,}")

@@ -1,0 +1,49 @@
+"""Rows of metrics: what was written before a checkpoint is there, or the run is not resumed."""
+
+import re
+
+import pytest
+
+from cot_jax.errors import UserError
+from cot_jax.metrics.writers import MetricsWriter, last_step
+
+
+@pytest.fixture
+def rows(tmp_path):
+    with MetricsWriter(tmp_path, 0) as writer:
+        for step in range(1, 5):
+            writer.write(step, {"loss": 1.0})
+            if step % 2 == 0:
+                writer.write(step, {"valid/accuracy": step / 8})
+    return tmp_path / "metrics.jsonl"
+
+
+def test_rows_behind_the_checkpoint_are_written_again(rows):
+    with MetricsWriter(rows.parent, 3) as writer:
+        assert writer.evaluated == {2: 0.25}
+        writer.write(4, {"loss": 2.0})
+    assert rows.read_text().splitlines()[3:] == ['{"step": 3, "loss": 1.0}', '{"step": 4, "loss": 2.0}']
+    assert last_step(rows.parent) == 4
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: bytes(len(content)),
+        lambda content: content[:30] + bytes(8) + content[38:],
+        lambda content: content[: content.index(b'{"step": 3')],
+        lambda content: content.replace(b"2", b"\xff"),
+    ],
+)
+def test_lost_rows_are_not_resumed_from(rows, damage):
+    rows.write_bytes(damaged := damage(rows.read_bytes()))
+    with pytest.raises(
+        UserError, match=r"its rows end at step [0-2], the checkpoint is of step 4: put the"
+    ) as e:
+        MetricsWriter(rows.parent, 4)
+    assert rows.read_bytes() == damaged
+    (row,) = re.findall("{.*}", str(e.value))
+    rows.write_text(row + "\n")
+    with MetricsWriter(rows.parent, 4) as writer:
+        assert writer.evaluated == {}

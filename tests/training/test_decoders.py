@@ -23,8 +23,7 @@ from cot_jax.config import DataConfig, WordProblemsConfig, parse_command_line
 from cot_jax.data import batches
 from cot_jax.data.lengths import describe
 from cot_jax.data.views import METHODS, WITH_MUTUAL_INFORMATION
-from cot_jax.losses.mutual_information import REDUCTIONS, VARIANTS
-from cot_jax.losses.soft_targets import OUTPUTS
+from cot_jax.losses.choices import OUTPUTS, REDUCTIONS, VARIANTS
 from cot_jax.models import student as students
 from cot_jax.models.llama import Llama, LlamaConfig
 from cot_jax.models.lora import merged

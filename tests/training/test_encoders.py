@@ -14,7 +14,8 @@ from transformers import BertTokenizerFast
 
 from cot_jax import evaluate, export, predict
 from cot_jax.config import parse_command_line
-from cot_jax.losses.soft_targets import OUTPUTS, patience_loss, teacher_loss
+from cot_jax.losses.choices import OUTPUTS
+from cot_jax.losses.soft_targets import patience_loss, teacher_loss
 from cot_jax.models import student as students
 from cot_jax.models.bert import Bert, BertConfig
 from cot_jax.models.weights import init

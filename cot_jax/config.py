@@ -82,7 +82,7 @@ class DataConfig:
     task: str = _key("word_problems", "data set", choices=sorted([*TASKS, "word_problems"]))
     root: str = _key(
         "",
-        "folder with the data sets, in the published layout; of GLUE and SuperGLUE also their id on the Hub",
+        "folder with the data sets, as published; of GLUE, SuperGLUE and jsonl also an id on the Hub",
     )
     label_source: str = _key("gold", "whose label is trained on", choices=("gold", "teacher"))
     parser: str = _key("corrected", "parser of the teacher's outputs", choices=("corrected", "reference"))

@@ -79,3 +79,17 @@ def test_extras_that_are_named_are_there():
             named |= {extra for names in found for extra in names.split(",") if extra}
     assert named >= {"dev", "hub", "parity", "plots"}
     assert named <= extras.keys()
+
+
+def test_the_version_and_the_least_jax_are_said_once_and_repeated_truly():
+    yaml = pytest.importorskip("yaml", reason="needs PyYAML")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
+    assert re.findall(r"(?m)^## (\d\S*)$", (ROOT / "CHANGELOG.md").read_text())[0] == __version__
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yaml").read_text())
+    matrix = workflow["jobs"]["tests"]["strategy"]["matrix"]
+    assert f"jax>={matrix['jax'][0]}" in project["dependencies"]
+    assert project["requires-python"] == f">={matrix['python'][0]}"
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    said = (ROOT / ".ci" / "run").read_text()
+    assert all(hook["entry"].removesuffix(" --fix") in said for hook in hooks)

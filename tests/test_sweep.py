@@ -148,6 +148,7 @@ def test_the_tables_of_encoders(request, file, corners):
             assert cells["teacher", column].path == Path("teacher", column)
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_skips_what_is_done_and_reports(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)

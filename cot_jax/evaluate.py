@@ -56,9 +56,7 @@ def _options(argv: Sequence[str]) -> dict[str, Any]:
         help="longest answer; 0 = the run's, or of a pretrained model 256 with reasons and 64 without",
     )
     parser.add_argument(
-        "--chat",
-        choices=("auto", "plain", "template"),
-        help="how a pretrained model is asked, as config.data.chat; auto if not said",
+        "--chat", help="auto, plain or template: how a pretrained model is asked; auto if not said"
     )
     parser.add_argument("--output", type=Path, help="directory to write, if not RUN/evaluation/TASK_SPLIT")
     parser.add_argument(

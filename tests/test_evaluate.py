@@ -241,6 +241,7 @@ def test_what_stands_before_an_answer_is_a_rationale(text, rationale, label):
     [
         (["--task=svamp"], "config.data.task=svamp reads files: give their folder"),
         (["--task=svanp"], "--task=svanp: must be one of anli1, "),
+        (["--chat=html"], "--chat=html: must be auto, plain or template"),
         (["--split=train"], "--split=train: must be valid or test"),
     ],
 )

@@ -21,14 +21,13 @@ def _imported(*arguments):
 @pytest.mark.parametrize(
     "command",
     [
-        ["train", "--config=svamp_mi"],
-        ["export", "nonesuch", "--output=nonesuch"],
+        ["cot_jax.train", "--config=svamp_mi"],
+        ["cot_jax", "export", "nonesuch", "--output=nonesuch"],
     ],
     ids=lambda command: command[0],
 )
 def test_a_command_imports_no_torch(command):
-    name, *flags = command
-    found = _imported("-m", f"cot_jax.{name}", *flags)
+    found = _imported("-m", *command)
     assert {"jax", "transformers"} <= found
     assert not [module for module in found if module.startswith("torch.")]
 

@@ -60,11 +60,11 @@ def test_every_published_table_is_of_valid_configs(request, tmp_path, capsys):
         table = from_file(str(file))
         assert len({(cell.row, cell.column) for cell in table.cells}) == len(table.cells)
         assert len({cell.path for cell in table.cells}) == len(table.cells)
-        status = sweep.main([f"--table={file}", "--seeds=0..1", f"--output={tmp_path}", "--dry_run"])
+        status = sweep.main([f"--table={file}", "--seeds=3", f"--output={tmp_path}", "--dry_run"])
         assert status == 0
         lines = capsys.readouterr().out.splitlines()
-        assert lines[0] == f"{2 * len(table.cells)} runs, 0 of them done"
-        assert len(lines) == 1 + 2 * len(table.cells)
+        assert lines[0] == f"{len(table.cells)} runs, 0 of them done"
+        assert len(lines) == 1 + len(table.cells)
     assert not list(tmp_path.iterdir())
 
 

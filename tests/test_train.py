@@ -77,6 +77,7 @@ def uninterrupted(tmp_path_factory, environment):
     return workdir, _finish(workdir, environment)
 
 
+@pytest.mark.slow
 def test_what_a_run_prints_and_writes(uninterrupted):
     workdir, printed = uninterrupted
     for words in (
@@ -108,6 +109,7 @@ def test_what_a_run_prints_and_writes(uninterrupted):
     assert not list(workdir.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_run_again(uninterrupted, capsys):
     workdir, _ = uninterrupted
     before = (workdir / "metrics.jsonl").stat().st_mtime_ns
@@ -267,6 +269,7 @@ def test_a_full_disk_is_one_line_and_with_more_room_the_same_command_goes_on(
     _assert_equal(tmp_path / "kept" / "run", uninterrupted[0])
 
 
+@pytest.mark.slow
 def test_another_config_is_refused(uninterrupted, capsys):
     workdir, _ = uninterrupted
     assert main(["train", *SMALL, f"--workdir={workdir}", "--config.objective.beta=0.2"]) == 2

@@ -58,12 +58,12 @@ class Options:
     run: Path
     split: str = "test"
     task: str = ""
-    root: Path | None = None
+    root: str | Path | None = None
     limit: int = 0
     shots: int | None = None
     max_new_tokens: int = 0
     chat: str = ""
-    output: Path | None = None
+    output: str | Path | None = None
     rationales: bool = True
     samples: int = 0
     paths: Sequence[str] = ()
@@ -77,6 +77,8 @@ class Options:
             raise UserError(f"--split={self.split}: must be valid or test")
         if self.task and self.task not in (known := sorted([*TASKS, "word_problems", _LIKELIHOOD])):
             raise UserError(f"--task={self.task}: must be one of {', '.join(known)}")
+        if self.chat not in ("", "auto", "plain", "template"):
+            raise UserError(f"--chat={self.chat}: must be auto, plain or template")
         if min(self.samples, self.seed, self.limit, self.shots or 0, self.max_new_tokens) < 0:
             raise UserError("--samples, --seed, --limit, --shots and --max_new_tokens are not negative")
         if not self.temperature > 0:
@@ -123,7 +125,12 @@ def evaluate(options: Options, student: Saved | None = None) -> dict[str, Any]:
     saved, splits = _load(options, student)
     saved = _with_longest(saved, options.max_new_tokens)
     name = f"{splits.task}_{options.split}" + (f"_{options.shots or 0}_shots" if saved.prompted else "")
-    return _evaluate(saved, splits, options, options.output or options.run / "evaluation" / name)
+    return _evaluate(saved, splits, options, _directory(options, name))
+
+
+def _directory(options: Options, name: str) -> Path:
+    """Where files go, of a data set, a split and a way of asking with this `name`."""
+    return Path(options.output) if options.output else options.run / "evaluation" / name
 
 
 def _load(options: Options, student: Saved | None) -> tuple[Saved, Splits]:
@@ -270,7 +277,7 @@ def _compare_endings(options: Options) -> dict[str, Any]:
         | {f"chosen_by_{name}": int(numbers[n]) for name, numbers in chosen.items()}
         for n, question in enumerate(questions)
     ]
-    directory = options.output or options.run / "evaluation" / f"{_LIKELIHOOD}_{options.split}"
+    directory = _directory(options, f"{_LIKELIHOOD}_{options.split}")
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / "evaluation.json", evaluation)

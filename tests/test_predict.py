@@ -5,6 +5,7 @@ import io
 import json
 import re
 
+import httpx2
 import huggingface_hub
 import jax
 import numpy as np
@@ -112,13 +113,13 @@ def test_a_student_goes_to_the_hub_with_its_card(run, tmp_path, capsys, monkeypa
     assert files >= {"README.md", "config.json", "model.safetensors", "tokenizer.json", "cot_jax.json"}
 
     def refuse(*_, **__):
-        raise huggingface_hub.errors.LocalTokenNotFoundError("Token is required")
+        raise httpx2.ConnectError("Name or service not known")
 
     monkeypatch.setattr(huggingface_hub, "create_repo", refuse)
     command[1] = f"--output={tmp_path / 'again'}"
     assert export.main(command) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: --push_to_hub=me/student: LocalTokenNotFoundError: Token is required; ")
+    assert said.startswith("error: --push_to_hub=me/student: ConnectError: Name or service not known; ")
     assert said.count("\n") == 1
     assert (tmp_path / "again" / "README.md").is_file()
     assert export.main([*command, "--adapter"]) == 2

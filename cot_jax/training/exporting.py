@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 from transformers import GenerationConfig
 
 from cot_jax import __version__
@@ -94,15 +95,12 @@ def export(student: Saved, run: Path, options: Options) -> None:
 
 
 def _push(directory: Path, repository: str) -> None:
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-
     try:
         huggingface_hub.create_repo(repository, exist_ok=True)
         url = huggingface_hub.upload_folder(
             repo_id=repository, folder_path=directory, commit_message="Student of cot_jax"
         )
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+    except Exception as error:  # whatever the network and the Hub's client come up with
         raise UserError(
             f"--push_to_hub={repository}: {first_line(error)}; {directory} is written: log in with "
             "`hf auth login` and upload it with `hf upload`"

@@ -26,9 +26,9 @@ from transformers import BertTokenizerFast  # type: ignore[attr-defined]
 from benchmarks import measure
 from benchmarks.published import device, rectangle
 from benchmarks.run_step import RunStep, agreement
-from configs import common
 from cot_jax.batch import Batch, Tokens
 from cot_jax.config import OptimizerConfig, freeze
+from cot_jax.configs import common
 from cot_jax.data.batches import evaluation_rows
 from cot_jax.models import student as students
 from cot_jax.training.encoding import encode_questions

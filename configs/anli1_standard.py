@@ -5,7 +5,7 @@ Published test accuracy: 43.58 % (as reported by Chen et al. 2024; theirs, not r
     python -m cot_jax.train --config=configs/anli1_standard.py --config.data.root=DIR
 """
 
-from configs import common
+from cot_jax.configs import common
 
 
 def get_config():

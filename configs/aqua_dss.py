@@ -5,7 +5,7 @@ Its students also answer MathQA: python -m cot_jax.evaluate RUN --task=mathqa
     python -m cot_jax.train --config=configs/aqua_dss.py --config.data.root=DIR
 """
 
-from configs import common
+from cot_jax.configs import common
 
 
 def get_config():

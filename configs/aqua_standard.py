@@ -5,7 +5,7 @@ The human rationales are not; `aqua_dss.py` learns them too.
     python -m cot_jax.train --config=configs/aqua_standard.py --config.data.root=DIR
 """
 
-from configs import common
+from cot_jax.configs import common
 
 
 def get_config():

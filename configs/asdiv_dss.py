@@ -7,7 +7,7 @@ The student writes SVAMP's equations; the test set is the authors' fold 4.
     python -m cot_jax.train --config=configs/asdiv_dss.py --config.data.root=DIR
 """
 
-from configs import common
+from cot_jax.configs import common
 
 
 def get_config():

@@ -6,7 +6,7 @@ program; the others teach their label.
     python -m cot_jax.train --config=configs/asdiv_mixed.py --config.data.root=DIR
 """
 
-from configs import common
+from cot_jax.configs import common
 
 
 def get_config():

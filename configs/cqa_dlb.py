@@ -6,7 +6,7 @@ visits in as many steps: it is the papers' "double fine-tuning", the fair compar
     python -m cot_jax.train --config=configs/cqa_dlb.py --config.data.root=DIR
 """
 
-from configs import common
+from cot_jax.configs import common
 
 
 def get_config():

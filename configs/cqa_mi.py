@@ -5,7 +5,7 @@ Published test accuracy: 63.88 % (Chen et al. 2024, max reduction; theirs, not r
     python -m cot_jax.train --config=configs/cqa_mi.py --config.data.root=DIR
 """
 
-from configs import common
+from cot_jax.configs import common
 
 
 def get_config():

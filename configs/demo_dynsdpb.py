@@ -3,7 +3,7 @@
 python -m cot_jax.train --config=configs/demo_dynsdpb.py
 """
 
-from configs import common
+from cot_jax.configs import common
 
 
 def get_config():

@@ -4,7 +4,7 @@ python -m cot_jax.train --config=configs/demo_mixed.py
 python -m cot_jax.evaluate runs/demo_mixed --samples=8
 """
 
-from configs import common
+from cot_jax.configs import common
 
 
 def get_config():

@@ -3,7 +3,7 @@
 python -m cot_jax.train --config=configs/glue.py --config.data.task=rte --config.data.root=DIR
 """
 
-from configs import common
+from cot_jax.configs import common
 
 
 def get_config():

@@ -5,7 +5,7 @@ Another teacher's outputs in gsm8k/llm/train_CoT_{k}.json, in row order, take th
     python -m cot_jax.train --config=configs/gsm8k_dss.py --config.data.root=DIR
 """
 
-from configs import common
+from cot_jax.configs import common
 
 
 def get_config():

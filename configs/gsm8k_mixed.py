@@ -8,7 +8,7 @@ solutions and without programs, so that a teacher is asked first:
         --config.data.teacher=OUT/teacher.jsonl
 """
 
-from configs import common
+from cot_jax.configs import common
 
 
 def get_config():

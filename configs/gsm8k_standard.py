@@ -5,7 +5,7 @@ The human solutions are not; `gsm8k_dss.py` learns them too.
     python -m cot_jax.train --config=configs/gsm8k_standard.py --config.data.root=DIR
 """
 
-from configs import common
+from cot_jax.configs import common
 
 
 def get_config():

@@ -5,7 +5,7 @@ Training needs the authors' hellaswag_train.jsonl; test is their validation file
     python -m cot_jax.train --config=configs/hellaswag_standard.py --config.data.root=DIR
 """
 
-from configs import common
+from cot_jax.configs import common
 
 
 def get_config():

@@ -5,7 +5,7 @@ Training needs the authors' train.json, dev.json and test.json.
     python -m cot_jax.train --config=configs/mathqa_standard.py --config.data.root=DIR
 """
 
-from configs import common
+from cot_jax.configs import common
 
 
 def get_config():

@@ -5,7 +5,7 @@ r"""SVAMP by a decoder of 135 M parameters with LoRA: the rationale, then the an
         --config.objective.method=dss
 """
 
-from configs import common
+from cot_jax.configs import common
 
 
 def get_config():

@@ -5,7 +5,7 @@
 Half of the usual learning rate: He et al. 2021 fine-tune large models at 5e-6 to 1e-5.
 """
 
-from configs import common
+from cot_jax.configs import common
 
 
 def get_config():

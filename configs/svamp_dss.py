@@ -6,7 +6,7 @@ Chen et al. 2024; theirs, not reproduced here).
     python -m cot_jax.train --config=configs/svamp_dss.py --config.data.root=DIR
 """
 
-from configs import common
+from cot_jax.configs import common
 
 
 def get_config():

@@ -7,7 +7,7 @@ none is published for T5).
     python -m cot_jax.evaluate runs/svamp_mixed --samples=8
 """
 
-from configs import common
+from cot_jax.configs import common
 
 
 def get_config():

@@ -11,7 +11,6 @@ import importlib.util
 import json
 import math
 import re
-import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,25 +20,30 @@ import ml_collections
 from absl import flags
 from ml_collections.config_flags import config_flags
 
-from cot_jax.data.batches import ORDERS
+from cot_jax.data.examples import ORDERS
 from cot_jax.data.tasks import TASKS
 from cot_jax.data.views import METHODS
 from cot_jax.errors import UserError
 from cot_jax.files import read_json
+from cot_jax.imports import make_callable
 from cot_jax.limits import MOST
-from cot_jax.losses.mutual_information import DETACHABLE, REDUCTIONS, VARIANTS
-from cot_jax.losses.soft_targets import (
+from cot_jax.losses.choices import (
+    DETACHABLE,
     DIFFICULTIES,
     MAP_LOGITS,
     OUTPUTS,
+    REDUCTIONS,
+    SELF_DISTILLATION,
     UNCERTAINTIES,
+    VARIANTS,
 )
-from cot_jax.losses.soft_targets import METHODS as SELF_DISTILLATION_METHODS
-from cot_jax.models.layers import REMAT
-from cot_jax.models.student import PRESETS
+from cot_jax.models.choices import PRESETS, REMAT
 
 # The published recipe of Hsieh et al. 2023, and that of Raffel et al. 2020, section 3.1.2.
 LEARNING_RATES = {"adamw": 5e-5, "adafactor": 1e-3}
+# The files of configs/, which a package contains as well.
+SHIPPED = Path(__file__).parent / "configs"
+TABLES = SHIPPED / "tables"
 STEPS = 10_000  # of both papers on rationales, Hsieh et al. and Chen et al. 2024
 # Hu et al. 2022, appendix D.1, as others since: about ten times that of all weights.
 LORA_LEARNING_RATE = 5e-4
@@ -79,7 +83,7 @@ class DataConfig:
     task: str = _key("word_problems", "data set", choices=sorted([*TASKS, "word_problems"]))
     root: str = _key(
         "",
-        "folder with the data sets, in the published layout; of GLUE and SuperGLUE also their id on the Hub",
+        "folder with the data sets, as published; of GLUE, SuperGLUE and jsonl also an id on the Hub",
     )
     label_source: str = _key("gold", "whose label is trained on", choices=("gold", "teacher"))
     parser: str = _key("corrected", "parser of the teacher's outputs", choices=("corrected", "reference"))
@@ -195,7 +199,7 @@ class SelfDistillationConfig:
         "none",
         "dlb = fixed weight and temperature; dynsdpb = per example; dynamic = dynsdpb's weights on the "
         "cross-entropy, nothing distilled (the paper's ablation)",
-        choices=("none", *SELF_DISTILLATION_METHODS),
+        choices=("none", *SELF_DISTILLATION),
     )
     views: str = _key(
         "all", "views it acts on, by what they learn", choices=("label", "rationale", "program", "all")
@@ -498,7 +502,7 @@ class Processes:
 
 
 def parse_command_line(argv: Sequence[str], summary: str) -> CommandLine:
-    """Reads `--config=FILE --config.x=y ...` and the other flags of `cot_jax.train`.
+    """Reads `--config=NAME --config.x=y ...` and the other flags of `cot_jax.train`.
 
     Args:
       argv: the program's name, then its arguments.
@@ -514,14 +518,14 @@ def parse_command_line(argv: Sequence[str], summary: str) -> CommandLine:
         raise SystemExit(0)
     files = [a.split("=", 1)[1] for a in arguments if re.match("--?config=", a)]
     if len(files) != 1:
-        raise UserError("one --config=FILE is needed, e.g. --config=configs/demo_mi.py")
+        raise UserError("one --config=NAME or --config=FILE is needed, e.g. --config=demo_mi")
     arguments = [program, *(a for a in arguments if not re.match("--?config=", a))]
     known = {name for name, _, _ in describe_keys()}
     for argument in arguments:
         override = re.match(r"--?(?:no)?(config\.[^=]*)", argument)
         if override and override[1] not in known:
             raise UserError(_unknown_key(override[1]))
-    file = Path(files[0])
+    file = find_config(files[0])
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_dict(
         "config", load_config_module(file, "get_config"), flag_values=values, sys_argv=arguments
@@ -544,6 +548,20 @@ def parse_command_line(argv: Sequence[str], summary: str) -> CommandLine:
     )
 
 
+def make(given: str, **overrides: Any) -> Config:
+    """Returns a config with some keys changed, as `--config=GIVEN --config.KEY=VALUE` does on a command line.
+
+    Args:
+      given: a name such as "svamp_mi", or a config file.
+      overrides: by key, e.g. **{"data.root": "data", "train.steps": 200}.
+
+    Raises:
+      UserError: there is no such config or key, or a value of the wrong type or out of its range.
+    """
+    keys = [f"--config.{key}={value}" for key, value in overrides.items()]
+    return parse_command_line(["config", f"--config={given}", *keys], "").config
+
+
 def _processes(values: flags.FlagValues) -> Processes | None:
     explicit = (values.coordinator, values.processes, values.process)
     if explicit == (None, None, None):
@@ -555,23 +573,42 @@ def _processes(values: flags.FlagValues) -> Processes | None:
     return Processes(*explicit)
 
 
+def find_config(given: str, folder: Path = SHIPPED) -> Path:
+    """Returns the config file that `given` means: a path, or the name of one that is shipped in `folder`.
+
+    Raises:
+      UserError: it is neither.
+    """
+    file = Path(given)
+    if file.is_file():
+        return file
+    if (named := folder / f"{given}.py").is_file():
+        return named
+    by_name = file.name == given and not file.suffix
+    others = folder if by_name else file.parent
+    close = difflib.get_close_matches(
+        file.name, [f.stem if by_name else f.name for f in others.glob("*.py")], 1
+    )
+    hint = f"; did you mean {close[0] if by_name else others / close[0]}?" if close else ""
+    raise UserError(f"{given}: no such config file{hint}")
+
+
+def name_of(given: str) -> str:
+    """Returns the name of the shipped config that `given` means, if it means one; else `given`."""
+    file = Path(given).resolve()
+    return file.stem if file.is_file() and file.parent == SHIPPED.resolve() else given
+
+
 def load_config_module(file: Path, function: str) -> Any:
     """Returns what `function`, e.g. "get_config", of a config file returns.
 
     Raises:
-      UserError: there is no such file, or it fails.
+      UserError: it fails.
     """
-    if not file.is_file():
-        close = difflib.get_close_matches(file.name, [f.name for f in file.parent.glob("*.py")], n=1)
-        hint = f"; did you mean {file.parent / close[0]}?" if close else ""
-        raise UserError(f"{file}: no such config file{hint}")
     spec = importlib.util.spec_from_file_location("config_file", file)
     if spec is None or spec.loader is None:
         raise UserError(f"{file}: a config file ends in .py and defines {function}()")
     module = importlib.util.module_from_spec(spec)
-    # It starts from its neighbour common.py, from whichever directory we are run.
-    package = next((folder for folder in file.resolve().parents if folder.name == "configs"), None)
-    sys.path.insert(0, str(package.parent if package else file.resolve().parent.parent))
     try:
         spec.loader.exec_module(module)
         return getattr(module, function)()
@@ -579,8 +616,6 @@ def load_config_module(file: Path, function: str) -> Any:
         raise
     except Exception as error:  # a config file is a program: anything can be wrong with it
         raise UserError(f"{file}: {type(error).__name__}: {_one_line(error)}") from None
-    finally:
-        sys.path.pop(0)
 
 
 def refuse_other_config(workdir: Path, config: Config) -> bool:
@@ -622,7 +657,7 @@ def _help(summary: str) -> str:
     keys = "\n".join(f"  --{name}={default!r}\n      {doc}" for name, default, doc in describe_keys())
     return (
         f"{summary}\n\n"
-        "  --config=FILE      experiment to run, e.g. configs/demo_mi.py\n"
+        "  --config=NAME      experiment to run: one that is shipped, e.g. demo_mi, or a file\n"
         "  --workdir=DIR      where the run is written and resumed from (default: runs/NAME of the config)\n"
         "  --dry_run          print what would run, with one decoded example a view, and stop\n"
         "  --profile_steps=N  write a trace of N steps, after ten others, to DIR/profile\n"
@@ -644,6 +679,8 @@ def reference() -> str:
 def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
+
+make_callable(__name__, make)
 
 if __name__ == "__main__":
     print(reference(), end="")

@@ -13,543 +13,65 @@ compared, as lm-evaluation-harness does it for HellaSwag (acc, acc_norm). It nee
 """
 
 import argparse
-import dataclasses
-import importlib.util
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-from scipy import special
-
-from cot_jax.answers.equality import is_correct
-from cot_jax.answers.programs import Interpreter
-from cot_jax.answers.sandbox import make_interpreter
-from cot_jax.answers.voting import Ballots, elect
-from cot_jax.config import Config, DataConfig
-from cot_jax.data import continuations
-from cot_jax.data.examples import Example, parts_as_json
-from cot_jax.data.tasks import TASKS, Splits
-from cot_jax.data.views import View, rationale_of
-from cot_jax.errors import UserError, writing
-from cot_jax.files import write_json, write_json_lines
-from cot_jax.limits import refuse_too_much
-from cot_jax.metrics import calibration
-from cot_jax.metrics.classification import METRICS, confusion_matrix, per_class, scores
-from cot_jax.metrics.multiple_choice import choices, likelihood_accuracy
-from cot_jax.metrics.plots import draw_confusion, draw_reliability, draw_votes
-from cot_jax.metrics.significance import bootstrap_interval, bootstrap_interval_of
-from cot_jax.models.decoding import Sampling
-from cot_jax.training.compiled import keep_compiled
-from cot_jax.training.data import load_splits
-from cot_jax.training.encoding import tokenize
-from cot_jax.training.evaluation import Answers
-from cot_jax.training.information import InformationEstimate
-from cot_jax.training.likelihood import likelihoods
-from cot_jax.training.saved import (
-    Answerer,
-    LabelScorer,
-    Saved,
-    is_pretrained,
-    load,
-    load_pretrained,
-    read_pretrained,
-)
-
-# A task with more distinct labels than this is not a classification.
-_MOST_LABELS = 20
-
-# HellaSwag by the likelihood of its endings, which is not the task `hellaswag`.
-_LIKELIHOOD = "hellaswag_likelihood"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Confidence:
-    """A student's confidence in its own answers: (N,) each, and (N, L) where it chose among labels."""
-
-    confidence: np.ndarray
-    correct: np.ndarray
-    log_probs: np.ndarray | None = None
-    gold: np.ndarray | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Answered:
-    """A split, its answers, and every kind of confidence in them."""
-
-    examples: Sequence[Example]
-    answers: Answers
-    correct: np.ndarray
-    confidences: dict[str, _Confidence]
+from cot_jax.errors import UserError
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, or 2 for a mistake in its arguments or files."""
     options = _options(argv)
-    keep_compiled()
+    from cot_jax.training.assessment import Options, evaluate  # --help does not wait for JAX
+
     try:
-        if options.task == _LIKELIHOOD:
-            _compare_endings(options)
-            return 0
-        saved, splits = _load(options)
-        saved = _with_longest(saved, options.max_new_tokens)
-        name = f"{splits.task}_{options.split}" + (f"_{options.shots or 0}_shots" if saved.prompted else "")
-        directory = options.output or options.run / "evaluation" / name
-        _evaluate(saved, splits, options, directory)
+        evaluate(Options(**options))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _load(options: argparse.Namespace) -> tuple[Saved, Splits]:
-    """The student, and the data set whose questions it is asked."""
-    if is_pretrained(options.run):
-        if not options.task:
-            raise UserError(
-                f"{options.run} was not trained here: say what to ask it with --task=T --root=DIR"
-            )
-        config = Config()
-        data = dataclasses.replace(config.data, chat=options.chat or "auto")
-        config = dataclasses.replace(config, data=_asked_data(data, options))
-        splits = load_splits(config.data, config.seed)
-        saved = load_pretrained(options.run, config, splits, options.shots or 0)
-        return saved, _limited(splits, options.limit)
-    if options.shots is not None or options.chat:
-        raise UserError(
-            f"--shots and --chat are for a pretrained model, which {options.run} is not: a student is "
-            "asked as it was trained"
-        )
-    saved = load(options.run)
-    data = _asked_data(saved.config.data, options)
-    splits = load_splits(data, saved.config.seed, saved.student.format)
-    return saved, _limited(splits, options.limit)
-
-
-def _with_longest(saved: Saved, most: int) -> Saved:
-    """With `most` tokens to answer in; 0 leaves it as it is."""
-    evaluation = saved.config.evaluation
-    evaluation = dataclasses.replace(evaluation, max_new_tokens=most or evaluation.max_new_tokens)
-    return dataclasses.replace(saved, config=dataclasses.replace(saved.config, evaluation=evaluation))
-
-
-def _asked_data(data: DataConfig, options: argparse.Namespace) -> DataConfig:
-    if options.task:
-        data = dataclasses.replace(data, task=options.task, compare="auto", teacher="")
-    if options.root:
-        data = dataclasses.replace(data, root=str(options.root))
-    return data
-
-
-def _limited(splits: Splits, limit: int) -> Splits:
-    """With the first questions of validation and test only; 0 is all."""
-    most = limit or None
-    return dataclasses.replace(splits, valid=splits.valid[:most], test=splits.test[:most])
-
-
-def _evaluate(saved: Saved, splits: Splits, options: argparse.Namespace, directory: Path) -> None:
-    if not getattr(splits, options.split):
-        raise UserError(f"task={splits.task} has no {options.split} set: take --split=test")
-    labels, interpreter = _closed_labels(splits), make_interpreter(options.sandbox)
-    asked = _ask(saved, splits, options.split, labels)
-    # Temperatures are fitted where the student was chosen, never where it is judged; one that was not trained
-    # was not chosen, and is asked half as much.
-    fits = options.split == "test" and splits.valid and not saved.prompted
-    fitted_on = _ask(saved, splits, "valid", labels) if fits else None
-    low, high = bootstrap_interval(asked.correct)
-    evaluation: dict[str, Any] = {
-        "task": splits.task,
-        "split": options.split,
-        "trained_on": None if saved.prompted else saved.config.data.task,
-        "method": saved.config.objective.method,
-        "examples": len(asked.examples),
-        "by_value": splits.by_value,
-        "sandbox": options.sandbox,
-        "labels": labels,
-        "accuracy": float(asked.correct.mean()),
-        "accuracy_interval_95": [low, high],
-        "metrics": {"accuracy": float(asked.correct.mean())},
-        "calibration": {
-            name: _calibration(found, fitted_on.confidences[name] if fitted_on else None)
-            for name, found in asked.confidences.items()
-        },
-    }
-    if saved.prompted:
-        evaluation["shots"] = options.shots or 0
-        evaluation["unmarked_answers"] = asked.answers.unmarked / len(asked.examples)
-    if labels:
-        golds, answers = [e.label for e in asked.examples], asked.answers.answers
-        counts = confusion_matrix(golds, answers, labels)
-        evaluation["metrics"] = scores(splits.metrics, golds, answers, labels)
-        if (chosen_by := splits.metrics[0]) != "accuracy":
-            interval = bootstrap_interval_of(METRICS[chosen_by], counts)
-            evaluation[f"{chosen_by}_interval_95"] = list(interval)
-        evaluation["per_class"] = per_class(counts, labels)
-        evaluation["confusion"] = {"columns": [*labels, "other"], "counts": counts.tolist()}
-    if options.mutual_information:
-        evaluation["mutual_information"] = _information(saved, splits, asked.examples)
-    reasoned = {}
-    for view in saved.views[1:] if options.rationales else ():
-        reasoned[view] = _answer(saved, view, asked.examples, interpreter=interpreter)
-    evaluation |= _paths(saved, asked, reasoned, splits.by_value)
-    if options.samples:
-        evaluation["votes"] = _votes(saved, asked, splits.by_value, interpreter, options)
-    with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / "evaluation.json", evaluation)
-        write_json_lines(directory / "predictions.jsonl", _predictions(asked, saved.views[0], reasoned))
-    for line in _summary(evaluation):
-        print(line)
-    written = ["evaluation.json", "predictions.jsonl"]
-    if importlib.util.find_spec("matplotlib"):
-        written += _draw(evaluation, asked, fitted_on, directory)
-    else:
-        print("no pictures: pip install 'cot-jax[plots]'", file=sys.stderr)
-    print(f"written to {directory}: {', '.join(written)}")
-
-
-def _compare_endings(options: argparse.Namespace) -> None:
-    """Prints and writes how often the right ending of HellaSwag is the most probable."""
-    for name in ("shots", "chat", "samples", "max_new_tokens", "mutual_information", "sandbox"):
-        if getattr(options, name):
-            raise UserError(f"--{name}: of --task={_LIKELIHOOD} texts are read as they are; leave it out")
-    untrained = is_pretrained(options.run)
-    saved = read_pretrained(options.run, Config()) if untrained else load(options.run)
-    if not (root := options.root or saved.config.data.root):
-        raise UserError(f"--task={_LIKELIHOOD} reads files: give their folder with --root=DIR")
-    questions, notes = continuations.hellaswag(Path(root), options.split)
-    print(*notes, sep="\n", end="\n" * bool(notes), file=sys.stderr)
-    questions = questions[: options.limit or None]
-    found = likelihoods(
-        saved,
-        [question.context for question in questions for _ in question.endings],
-        [f" {ending}" for question in questions for ending in question.endings],
-    )
-    print(found.report, file=sys.stderr)
-    log_probs_NC = found.log_probs.reshape(len(questions), -1)
-    characters_NC = np.array([[*map(len, question.endings)] for question in questions])
-    golds = [question.gold for question in questions]
-    evaluation: dict[str, Any] = {
-        "task": _LIKELIHOOD,
-        "split": options.split,
-        "trained_on": None if untrained else saved.config.data.task,
-        "examples": len(questions),
-    }
-    chosen = choices(log_probs_NC, characters_NC)._asdict()
-    for name, share in likelihood_accuracy(log_probs_NC, characters_NC, golds)._asdict().items():
-        low, high = bootstrap_interval(chosen[name] == golds)
-        evaluation |= {name: share, f"{name}_interval_95": [low, high]}
-    rows = [
-        question._asdict()
-        | {"log_probs": log_probs_NC[n].tolist()}
-        | {f"chosen_by_{name}": int(numbers[n]) for name, numbers in chosen.items()}
-        for n, question in enumerate(questions)
-    ]
-    directory = options.output or options.run / "evaluation" / f"{_LIKELIHOOD}_{options.split}"
-    with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / "evaluation.json", evaluation)
-        write_json_lines(directory / "predictions.jsonl", rows)
-    print(f"{_LIKELIHOOD} {options.split}, {len(questions)} questions (95 % bootstrap interval):")
-    for name in chosen:
-        low, high = evaluation[f"{name}_interval_95"]
-        print(f"  {name} {100 * evaluation[name]:.2f} % ({100 * low:.2f} to {100 * high:.2f})")
-    print(f"written to {directory}: evaluation.json, predictions.jsonl")
-
-
-def _closed_labels(splits: Splits) -> list[str] | None:
-    """The labels of a classification; None where answers are open."""
-    if splits.label_set:
-        return list(splits.label_set)
-    labels = {example.label.strip() for example in (*splits.train, *splits.valid, *splits.test)}
-    return None if splits.by_value or len(labels) > _MOST_LABELS else sorted(labels)
-
-
-def _ask(saved: Saved, splits: Splits, split: str, labels: Sequence[str] | None) -> _Answered:
-    examples = getattr(splits, split)
-    view, evaluation = saved.views[0], saved.config.evaluation
-    answers = _answer(saved, view, examples)
-    correct = _correct(answers.answers, examples, splits.by_value)
-    confidences = {"sequence": _Confidence(np.exp(answers.log_probs), correct)}
-    if answers.lengths.max() > 1:
-        per_token = np.exp(answers.log_probs / answers.lengths)
-        confidences["per_token"] = _Confidence(per_token, correct)
-    if labels and view.term == "label":
-        scorer = LabelScorer(saved, view, labels, batch_size=min(evaluation.batch_size, len(examples)))
-        log_prob_NL = np.asarray(scorer(examples), float)
-        chosen = [labels[n] for n in log_prob_NL.argmax(axis=1)]
-        confidences["label_set"] = _Confidence(
-            special.softmax(log_prob_NL, axis=1).max(axis=1),
-            _correct(chosen, examples, by_value=False),
-            log_prob_NL,
-            np.array([labels.index(example.label.strip()) for example in examples]),
-        )
-    return _Answered(examples, answers, correct, confidences)
-
-
-def _answer(saved: Saved, view: View, examples: Sequence[Example], **draws: Any) -> Answers:
-    """Returns greedy answers, or as the run's config asks for; `draws` as in `Answerer`."""
-    evaluation = saved.config.evaluation
-    answerer = Answerer(
-        saved,
-        view,
-        batch_size=min(evaluation.batch_size, len(examples)),
-        max_new_tokens=saved.most_tokens(view),
-        **draws,
-    )
-    answers, line = answerer(examples)
-    print(f"{view.name}: {line}", file=sys.stderr)
-    return answers
-
-
-def _correct(answers: Sequence[str], examples: Sequence[Example], by_value: bool) -> np.ndarray:
-    pairs = zip(answers, examples, strict=True)
-    return np.array([is_correct(answer, example.label, by_value) for answer, example in pairs], float)
-
-
-def _paths(
-    saved: Saved, asked: _Answered, written: Mapping[View, Answers], by_value: bool
-) -> dict[str, dict[str, Any]]:
-    """The accuracy of every single path, where there are several, and how many texts answer nothing."""
-    given = {view: answers for view, answers in written.items() if view.path}
-    paths = {}
-    for view, answers in {saved.views[0]: asked.answers, **given}.items():
-        correct = _correct(answers.answers, asked.examples, by_value)
-        paths[str(view.path)] = {
-            "accuracy": float(correct.mean()),
-            "accuracy_interval_95": list(bootstrap_interval(correct)),
-            "answers_nothing": dict(answers.failures.most_common()),
-        }
-    return {"paths": paths} if given else {}
-
-
-def _votes(
-    saved: Saved, asked: _Answered, by_value: bool, interpreter: Interpreter, options: argparse.Namespace
-) -> dict[str, Any]:
-    """The accuracy of 1, 2, ... samples' vote, of each path by itself and of all together."""
-    reasoned = [path for path in saved.paths if path != "label"]
-    chosen = saved.choose(options.paths or reasoned or [*saved.paths])
-    draws = {"samples": options.samples, "sampling": Sampling(options.temperature), "seed": options.seed}
-    given = {
-        str(view.path): _answer(saved, view, asked.examples, interpreter=interpreter, **draws)
-        for view in chosen
-    }
-    ballots = {path: Ballots(said.answers, said.log_probs.tolist()) for path, said in given.items()}
-    voters = {path: [its] for path, its in ballots.items()}
-    voters["+".join(ballots)] = [*ballots.values()]
-    return {
-        "samples": options.samples,
-        "temperature": options.temperature,
-        "seed": options.seed,
-        "answers_nothing": {path: dict(said.failures.most_common()) for path, said in given.items()},
-        "accuracy": {
-            name: [
-                float(_correct(elected, asked.examples, by_value).mean())
-                for elected in elect(paths, len(asked.examples), by_value)
-            ]
-            for name, paths in voters.items()
-        },
-    }
-
-
-def _information(saved: Saved, splits: Splits, examples: Sequence[Example]) -> dict[str, float]:
-    """The InfoNCE bound between label side and rationale side, and what it was measured with."""
-    views = [view for view in saved.views if view.term in ("label", "rationale")]
-    if len(views) != 2:
-        raise UserError(
-            "--mutual_information compares a label view with a rationale view; "
-            f"method={saved.config.objective.method} has not both"
-        )
-    if not splits.train:
-        raise UserError(f"--mutual_information trains on a training set, which task={splits.task} has not")
-    batch_size = -(-saved.config.evaluation.batch_size // jax.device_count()) * jax.device_count()
-    train, held_out = (
-        tokenize(views, some, saved.format, saved.config.data).views for some in (splits.train, examples)
-    )
-    estimate = InformationEstimate(saved.student, saved.mesh, train, held_out, batch_size=batch_size)
-    trained_on, judged_on = estimate.counts
-    return {
-        "nats": estimate(saved.params),
-        "most_nats": estimate.most,
-        "training_pairs": trained_on,
-        "held_out_pairs": judged_on,
-    }
-
-
-def _calibration(asked: _Confidence, fitted_on: _Confidence | None) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "accuracy": float(asked.correct.mean()),
-        "as_trained": calibration.summary(asked.confidence, asked.correct),
-    }
-    if fitted_on:
-        temperature = _temperature(fitted_on)
-        found["temperature"] = temperature
-        found["scaled"] = calibration.summary(_scaled(asked, temperature), asked.correct)
-    return found
-
-
-def _temperature(fitted_on: _Confidence) -> float:
-    if fitted_on.log_probs is not None and fitted_on.gold is not None:
-        return calibration.fit_temperature(fitted_on.log_probs, fitted_on.gold)
-    return calibration.fit_binary_temperature(fitted_on.confidence, fitted_on.correct)
-
-
-def _scaled(asked: _Confidence, temperature: float) -> np.ndarray:
-    if asked.log_probs is not None:
-        return special.softmax(asked.log_probs / temperature, axis=1).max(axis=1)
-    return calibration.scale_confidence(asked.confidence, temperature)
-
-
-def _predictions(asked: _Answered, view: View, written: Mapping[View, Answers]) -> Iterator[dict[str, Any]]:
-    for n, example in enumerate(asked.examples):
-        row: dict[str, Any] = {
-            "id": example.id,
-            "input": parts_as_json(example.parts),
-            "gold": example.label,
-            "label": asked.answers.answers[n],
-            "correct": bool(asked.correct[n]),
-            "confidence": float(asked.confidences["sequence"].confidence[n]),
-        }
-        if "per_token" in asked.confidences:
-            row["confidence_per_token"] = float(asked.confidences["per_token"].confidence[n])
-        if view.path == "cot":
-            row["rationale"] = rationale_of(view, asked.answers.texts[n])
-        for other, answers in written.items():
-            row[other.term] = rationale_of(other, answers.texts[n])
-            if other.path:
-                row[other.path] = answers.answers[n]
-        row["teacher_rationale"] = example.rationale
-        yield row
-
-
-def _summary(evaluation: dict[str, Any]) -> list[str]:
-    low, high = evaluation["accuracy_interval_95"]
-    lines = [
-        f"{evaluation['task']} {evaluation['split']}, {evaluation['examples']} questions: accuracy "
-        f"{100 * evaluation['accuracy']:.2f} % (95 % bootstrap interval {100 * low:.2f} to {100 * high:.2f})"
-    ]
-    for name, value in evaluation["metrics"].items():
-        if name != "accuracy":
-            interval = ""
-            if found := evaluation.get(f"{name}_interval_95"):
-                interval = " (95 % bootstrap interval {:.3f} to {:.3f})".format(*found)
-            lines.append(f"  {name} {value:.3f}{interval}")
-    if evaluation["by_value"] and "unmarked_answers" in evaluation:
-        share = 100 * evaluation["unmarked_answers"]
-        lines.append(f"  {share:.2f} % of the answers are the last number of a text that marks none")
-    for row in evaluation.get("per_class", ()):
-        lines.append(
-            f"  {row['label']}: precision {row['precision']:.3f}, recall {row['recall']:.3f}, "
-            f"F1 {row['f1']:.3f}, {row['questions']} questions"
-        )
-    for name, found in evaluation["calibration"].items():
-        trained = found["as_trained"]
-        line = (
-            f"confidence by {name}: mean {trained['mean_confidence']:.3f} at accuracy "
-            f"{found['accuracy']:.3f}, expected calibration error {trained['expected_calibration_error']:.3f}"
-        )
-        if "scaled" in found:
-            line += (
-                f", {found['scaled']['expected_calibration_error']:.3f} at temperature "
-                f"{found['temperature']:.2f} fitted on validation"
-            )
-            if calibration.at_limit(found["temperature"]):
-                line += " (an end of its range: the fit has no optimum)"
-        lines.append(line)
-    for path, found in evaluation.get("paths", {}).items():
-        low, high = found["accuracy_interval_95"]
-        line = f"path {path}: accuracy {100 * found['accuracy']:.2f} % ({100 * low:.2f} to {100 * high:.2f})"
-        lines.append(line + _nothing(found["answers_nothing"]))
-    if votes := evaluation.get("votes"):
-        for name, accuracies in votes["accuracy"].items():
-            shown = ", ".join(
-                f"{100 * accuracies[k - 1]:.2f} % of {k}"
-                for k in sorted({1, votes["samples"], *(2**n for n in range(votes["samples"].bit_length()))})
-            )
-            nothing = votes["answers_nothing"].get(name, {})
-            lines.append(f"vote of {name}, samples of each path: {shown}" + _nothing(nothing))
-    if found := evaluation.get("mutual_information"):
-        lines.append(
-            f"mutual information of label and rationale side: at least {found['nats']:.2f} nats (InfoNCE, "
-            f"which can show {found['most_nats']:.2f}; {found['held_out_pairs']} pairs)"
-        )
-    return lines
-
-
-def _nothing(failures: dict[str, int]) -> str:
-    why = ", ".join(f"{reason} {count:,}" for reason, count in failures.items())
-    return f"; {sum(failures.values()):,} answer nothing ({why})" if failures else ""
-
-
-def _draw(
-    evaluation: dict[str, Any], asked: _Answered, fitted_on: _Answered | None, directory: Path
-) -> list[str]:
-    pictures = []
-    for name, found in asked.confidences.items():
-        after = None
-        if fitted_on:
-            scaled = _scaled(found, evaluation["calibration"][name]["temperature"])
-            after = calibration.equal_width_bins(scaled, found.correct)
-        before = calibration.equal_width_bins(found.confidence, found.correct)
-        pictures.append(f"reliability_{name}.png")
-        title = f"{evaluation['task']} {evaluation['split']}, confidence by {name}"
-        draw_reliability(before, after, title, directory / pictures[-1])
-    if votes := evaluation.get("votes"):
-        pictures.append("votes.png")
-        alone = {path: found["accuracy"] for path, found in evaluation.get("paths", {}).items()}
-        draw_votes(votes["accuracy"], alone, directory / pictures[-1])
-    if "confusion" in evaluation:
-        confusion = evaluation["confusion"]
-        pictures.append("confusion.png")
-        draw_confusion(confusion["columns"], np.array(confusion["counts"]), directory / pictures[-1])
-    return pictures
-
-
-def _options(argv: Sequence[str]) -> argparse.Namespace:
+def _options(argv: Sequence[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(
         "python -m cot_jax.evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
     parser.add_argument(
         "run", type=Path, metavar="RUN", help="work directory of a run, its export, or a pretrained model"
     )
-    parser.add_argument("--split", choices=("valid", "test"), default="test")
-    parser.add_argument(
-        "--task", choices=sorted([*TASKS, "word_problems", _LIKELIHOOD]), help="another data set"
-    )
+    parser.add_argument("--split", help="valid or test, which is the usual one")
+    parser.add_argument("--task", help="another data set")
     parser.add_argument("--root", type=Path, help="folder with the data sets, if not the run's")
-    parser.add_argument("--limit", type=int, default=0, help="ask the first so many questions; 0 = all")
+    parser.add_argument("--limit", type=int, help="ask the first so many questions; 0 = all")
     parser.add_argument("--shots", type=int, help="examples that a pretrained model is shown; 0 if not said")
     parser.add_argument(
         "--max_new_tokens",
         type=int,
-        default=0,
         help="longest answer; 0 = the run's, or of a pretrained model 256 with reasons and 64 without",
     )
     parser.add_argument(
-        "--chat",
-        choices=("auto", "plain", "template"),
-        help="how a pretrained model is asked, as config.data.chat; auto if not said",
+        "--chat", help="auto, plain or template: how a pretrained model is asked; auto if not said"
     )
     parser.add_argument("--output", type=Path, help="directory to write, if not RUN/evaluation/TASK_SPLIT")
     parser.add_argument(
         "--rationales",
         action=argparse.BooleanOptionalAction,
-        default=True,
         help="also let the student write its rationales and programs, where it was taught any",
     )
-    parser.add_argument("--samples", type=int, default=0, help="answers drawn to vote on; 0 = none are drawn")
+    parser.add_argument("--samples", type=int, help="answers drawn to vote on; 0 = none are drawn")
     parser.add_argument(
         "--paths",
         type=lambda text: text.split(","),
         help="whose samples vote: label, cot, pot, joined by commas; if not said, cot and pot, or else label",
     )
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the draws; above 0")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--temperature", type=float, help="of the draws; above 0")
+    parser.add_argument("--seed", type=int, help="of the draws")
     parser.add_argument(
         "--mutual_information",
         action="store_true",
@@ -558,15 +80,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--sandbox", action="store_true", help="run programs that the interpreter refuses, in bubblewrap"
     )
-    options = parser.parse_args(argv)
-    refuse_too_much(parser, options)
-    if min(options.samples, options.seed, options.limit, options.shots or 0, options.max_new_tokens) < 0:
-        parser.error("--samples, --seed, --limit, --shots and --max_new_tokens are not negative")
-    if not options.temperature > 0:
-        parser.error("--temperature is above 0")
-    if not options.samples and (options.paths or options.temperature != 1):
-        parser.error("--paths and --temperature are for draws: say how many with --samples")
-    return options
+    return vars(parser.parse_args(argv))
 
 
 if __name__ == "__main__":

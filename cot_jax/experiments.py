@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cot_jax.config import load_config_module
+from cot_jax.config import TABLES, find_config, load_config_module, name_of
 from cot_jax.data.views import METHODS, WITH_MUTUAL_INFORMATION
 from cot_jax.errors import UserError
 from cot_jax.files import read_json, write_json
-from cot_jax.losses.mutual_information import VARIANTS
-from cot_jax.losses.soft_targets import METHODS as SELF_DISTILLATION_METHODS
+from cot_jax.losses.choices import SELF_DISTILLATION, VARIANTS
 
 _FILE = "table.json"
 
@@ -24,7 +23,8 @@ class Cell:
     """One experiment, run with several seeds.
 
     Attributes:
-      config: config file.
+      config: config file, or name of one that is shipped; a shipped one is known by its name whichever was
+        given, so that the same sweep resumes from another installation.
       overrides: config keys that differ from the file, without `config.`, e.g. {"objective.method": "mi"}.
       published: accuracy in %, the authors' and not ours; None where there is none.
       chosen: further keys, whose values a sweep chose on validation.
@@ -36,6 +36,9 @@ class Cell:
     overrides: Mapping[str, Any]
     published: float | None = None
     chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        object.__setattr__(self, "config", name_of(self.config))
 
     @property
     def choice(self) -> str:
@@ -107,20 +110,21 @@ def overrides_of(method: str) -> dict[str, str]:
         name not in METHODS
         or variant not in (None, *VARIANTS)
         or (variant and name not in WITH_MUTUAL_INFORMATION)
-        or distillation not in (None, *SELF_DISTILLATION_METHODS)
+        or distillation not in (None, *SELF_DISTILLATION)
     ):
         raise UserError(
             f"--methods: no {method!r}; METHOD[:MI_VARIANT][+SELF_DISTILLATION] with METHOD one of "
             f"{', '.join(METHODS)}; of {' and '.join(WITH_MUTUAL_INFORMATION)} a variant "
             f"{', '.join(VARIANTS)}; "
-            f"SELF_DISTILLATION {', '.join(SELF_DISTILLATION_METHODS)}"
+            f"SELF_DISTILLATION {', '.join(SELF_DISTILLATION)}"
         )
     overrides = {"objective.method": name, "self_distillation.method": distillation or "none"}
     return overrides | ({"objective.mi_variant": variant} if variant else {})
 
 
-def from_file(file: Path) -> Table:
-    """Returns what `get_table()` of a file such as those in configs/tables returns."""
+def from_file(given: str) -> Table:
+    """Returns what `get_table()` of a file returns; `given` is its path, or the name of a shipped table."""
+    file = find_config(given, TABLES)
     table = load_config_module(file, "get_table")
     if not isinstance(table, Table):
         raise UserError(f"{file}: get_table() must return a Table, not {type(table).__name__}")

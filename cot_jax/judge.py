@@ -83,6 +83,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, or 2 for a mistake in its arguments or files."""
     options = _options(argv)
     try:
+        refuse_too_much(vars(options))
         evaluation = _read(_place(options.run, options))
         if all(prediction.rationale is None for prediction in evaluation.predictions):
             raise UserError(f"{evaluation.where}: this student wrote no rationale that could be measured")
@@ -380,7 +381,6 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, default=8, help="requests under way at once")
     parser.add_argument("--seed", type=int, default=0, help="of the examples drawn and of the judge")
     options = parser.parse_args(argv)
-    refuse_too_much(parser, options)
     if bool(options.endpoint) != bool(options.model):
         parser.error("--endpoint and --model belong together")
     if min(options.examples, options.samples, options.concurrency) < 1:

@@ -1,6 +1,9 @@
 """The most that may be asked for: far above what anybody needs, and below what takes all memory."""
 
-import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from cot_jax.errors import UserError
 
 MOST_CHARACTERS = 10**6  # of a text in a row: tokenizers take minutes and gigabytes for ten times as many
 
@@ -21,9 +24,12 @@ MOST = {
 }
 
 
-def refuse_too_much(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Ends the command with a line where a flag is above `MOST`."""
+def refuse_too_much(options: Mapping[str, Any]) -> None:
+    """
+    Raises:
+      UserError: a flag is above `MOST`.
+    """
     for name, most in MOST.items():
-        value = getattr(options, name, 0)
+        value = options.get(name, 0)
         if isinstance(value, int | float) and value > most:
-            parser.error(f"--{name}={value}: at most {most:,}")
+            raise UserError(f"--{name}={value}: at most {most:,}")

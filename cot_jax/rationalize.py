@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, 2 for a mistake in arguments or files, 130 stopped."""
     options = _options(argv)
     try:
+        refuse_too_much(vars(options))
         _run(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -368,7 +369,6 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     add("--timeout", type=float, default=120.0, help="seconds without an answer before the next attempt")
     add("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="of a million tokens: adds the cost")
     options = parser.parse_args(argv)
-    refuse_too_much(parser, options)
     if min(options.samples, options.concurrency) < 1:
         parser.error("--samples and --concurrency are at least 1")
     numbers = ("limit", "temperature", "max_tokens", "seed", "max_words", "per_minute")

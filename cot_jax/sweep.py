@@ -1,7 +1,7 @@
 """Run an experiment over seeds, methods and shares of the data, or a whole published table.
 
-python -m cot_jax.sweep --config=configs/demo_mi.py --seeds=0..3 --methods=standard,dss,mi --output=DIR
-python -m cot_jax.sweep --table=configs/tables/mi_base.py --seeds=0..3 --output=DIR --config.data.root=DATA
+python -m cot_jax.sweep --config=demo_mi --seeds=0..3 --methods=standard,dss,mi --output=DIR
+python -m cot_jax.sweep --table=mi_base --seeds=0..3 --output=DIR --config.data.root=DATA
     --grid optimizer.learning_rate=1e-4,3e-4,1e-3
 
 With a grid, every combination of its values is run with the first seed, and the best one on validation with
@@ -14,6 +14,7 @@ for all.
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import re
 import signal
@@ -31,8 +32,8 @@ from cot_jax.errors import UserError
 from cot_jax.experiments import Cell, Table
 from cot_jax.files import locked, read_json
 from cot_jax.limits import MOST
-from cot_jax.training.console import say
-from cot_jax.training.students import resolved
+
+say = functools.partial(print, flush=True)
 
 STOPPED = 75  # exit status, as of `cot_jax.train`: start me again
 
@@ -170,6 +171,8 @@ def _plan(cells: Sequence[Cell], seeds: Sequence[int], output: Path, split: str 
         # Every run is checked before the first one starts.
         config = parse_command_line(["sweep", *flags], "").config
         if (workdir / "config.json").exists():
+            from cot_jax.training.students import resolved  # --help does not wait for JAX
+
             refuse_other_config(workdir, resolved(config))
         name = ", ".join(filter(None, (cell.row, cell.column, cell.choice, f"seed {seed}")))
         jobs.append(_Job(name, workdir, flags, split))
@@ -184,8 +187,8 @@ def _options(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
         allow_abbrev=False,
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--table", type=Path, help="file with get_table(), e.g. configs/tables/mi_base.py")
-    what.add_argument("--config", help="config file that all runs start from")
+    what.add_argument("--table", help="published table, e.g. mi_base, or a file with get_table()")
+    what.add_argument("--config", help="what all runs start from, e.g. demo_mi, or a file")
     parser.add_argument("--methods", help="e.g. standard,dss,mi:masked,standard+dlb,mi+dynsdpb")
     parser.add_argument("--fractions", help="shares of the training data, e.g. 0.25,1.0")
     parser.add_argument(

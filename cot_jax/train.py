@@ -1,4 +1,4 @@
-"""Train a student: python -m cot_jax.train --config=configs/demo_mi.py [--workdir=DIR] [--config.x=y]"""
+"""Train a student: python -m cot_jax.train --config=demo_mi [--workdir=DIR] [--config.x=y]"""
 
 import contextlib
 import os
@@ -6,35 +6,37 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-
-if __name__ == "__main__":  # here, since what follows takes seconds to import
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-
-import jax
+from typing import TYPE_CHECKING, Any
 
 from cot_jax.config import parse_command_line
-from cot_jax.errors import UserError, first_line, writing
-from cot_jax.training.compiled import keep_compiled, unlimit_stack
-from cot_jax.training.console import say
-from cot_jax.training.experiment import prepare
-from cot_jax.training.loop import PREEMPTED, Diverged, Preempted, dry_run, stoppable, train
-from cot_jax.training.mesh import another_was_lost, join, leads
+from cot_jax.errors import UserError, first_line
+from cot_jax.imports import make_callable, unlimit_stack
+
+if TYPE_CHECKING:
+    from cot_jax.api import Trained
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, 1 diverged, 2 usage, 75 stopped and saved."""
     try:
         command = parse_command_line(argv, __doc__)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    from cot_jax import api  # --help does not wait for JAX
+    from cot_jax.training.console import say
+    from cot_jax.training.experiment import prepare
+    from cot_jax.training.loop import PREEMPTED, Diverged, Preempted, dry_run, stoppable
+    from cot_jax.training.mesh import another_was_lost, join, leads
+
+    try:
         if command.processes:
             join(command.processes)
-        keep_compiled()
         with stoppable() if not command.processes else contextlib.nullcontext():
-            experiment = prepare(command.config)
             if command.dry_run:
-                print(*dry_run(experiment), sep="\n")
+                print(*dry_run(prepare(command.config)), sep="\n")
                 return 0
-            with writing(command.workdir):
-                result = train(experiment, command.workdir, command.profile_steps)
+            result = api.train(command.config, command.workdir, command.profile_steps).result
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -63,16 +65,32 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _train(*arguments: Any, **options: Any) -> "Trained":
+    from cot_jax import api
+
+    return api.train(*arguments, **options)
+
+
+def _joined() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
+make_callable(__name__, _train)
+
 if __name__ == "__main__":
     unlimit_stack()
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(75)
+    )  # while libraries are imported, which takes seconds
     try:
         status = main(sys.argv)
     except Exception:
-        if not jax.distributed.is_initialized():
+        if not _joined():
             raise
         traceback.print_exc()
         status = 1
-    if status in (1, 2) and jax.distributed.is_initialized():
+    if status in (1, 2) and _joined():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)  # the others may be lost: JAX would wait for them and then abort

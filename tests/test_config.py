@@ -11,6 +11,7 @@ from cot_jax.config import (
     default_config,
     describe_keys,
     freeze,
+    name_of,
     parse_command_line,
     reference,
     refuse_other_config,
@@ -53,6 +54,19 @@ def test_every_config_file_is_a_valid_experiment():
             assert f"configs/{file.name}" in file.read_text()
 
 
+def test_a_shipped_config_has_a_name_in_every_directory(tmp_path, monkeypatch):
+    by_file = _parse(DEMO)
+    monkeypatch.chdir(tmp_path)
+    assert _parse("--config=demo_mi") == by_file
+    (tmp_path / "demo_mi.py").write_text("from cot_jax.configs.demo_dss import get_config")
+    assert _parse("--config=demo_mi.py").config.objective.method == "dss"
+    assert [name_of(given) for given in (str(CONFIGS / "demo_mi.py"), "demo_mi", "demo_mi.py")] == [
+        "demo_mi",
+        "demo_mi",
+        "demo_mi.py",
+    ]
+
+
 def test_overrides_reach_the_dataclass():
     command = _parse(
         DEMO,
@@ -73,9 +87,10 @@ def test_overrides_reach_the_dataclass():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "one --config=FILE is needed"),
+        ([], "one --config=NAME or --config=FILE is needed"),
         (["--config=configs/nowhere.py"], "configs/nowhere.py: no such config file"),
         ([f"--config={CONFIGS}/demo_m.py"], "did you mean .*/demo_mi.py"),
+        (["--config=demo_m"], "demo_m: no such config file; did you mean demo_mi?"),
         (
             [DEMO, "--config.train.stepz=7"],
             "config.train.stepz: no such key; did you mean config.train.steps",

@@ -1,4 +1,4 @@
-"""A command does not wait for PyTorch; a process of somebody else's has it as it is."""
+"""A command waits neither for PyTorch nor, before it is asked to do something, for JAX."""
 
 import importlib.util
 import subprocess
@@ -12,12 +12,39 @@ def _python(*arguments):
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("command", ["train", "predict", "export"])
+def _imported(*arguments):
+    """What Python imports; a module that is refused is listed, too."""
+    said = _python("-X", "importtime", *arguments)
+    return {line.split("|")[-1].strip() for line in said.splitlines() if line.startswith("import time:")}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["cot_jax.train", "--config=svamp_mi"],
+        ["cot_jax", "export", "nonesuch", "--output=nonesuch"],
+    ],
+    ids=lambda command: command[0],
+)
 def test_a_command_imports_no_torch(command):
-    said = _python("-X", "importtime", "-m", f"cot_jax.{command}", "--help")
-    assert "cot_jax.errors" in said
-    # An import that is refused is listed, too.
-    assert not [line for line in said.splitlines() if line.split("|")[-1].strip().startswith("torch.")]
+    found = _imported("-m", *command)
+    assert {"jax", "transformers"} <= found
+    assert not [module for module in found if module.startswith("torch.")]
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "export", "sweep"])
+def test_help_waits_for_no_jax(command):
+    found = _imported("-m", "cot_jax", command, "--help")
+    assert "cot_jax.errors" in found
+    assert not found & {"jax", "transformers", "flax", "scipy"}
+
+
+def test_a_config_waits_for_no_jax():
+    asked = (
+        "import cot_jax as cj; print(cj.config('demo_mi', **{'train.steps': 7}).train.steps, cj.UserError)"
+    )
+    assert not _imported("-c", asked) & {"jax", "transformers", "flax", "scipy"}
+    assert _python("-c", asked).startswith("7 ")
 
 
 def test_a_program_that_imports_us_has_torch():

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from cot_jax import evaluate, experiments
+from cot_jax import api, evaluate, experiments
 from cot_jax.config import Config, to_json
 from cot_jax.losses.mutual_information import map_length
 from cot_jax.losses.vocabulary import VocabularyMap, plain_vocabulary_pass
@@ -26,12 +26,13 @@ jupytext = pytest.importorskip("jupytext", reason="notebooks need cot-jax[notebo
 for package in ("pandas", "rouge_score", "sacrebleu"):
     pytest.importorskip(package, reason="notebooks need cot-jax[notebooks]")
 
+NAMES = ("quickstart", "mi_curves", "calibration", "rationales")
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 METHODS = ("standard", "dss", "mi", "mi:normalized", "mi:kl")
 SPLIT = Path("evaluation", "word_problems_test")
 
 
-@pytest.mark.parametrize("name", ["mi_curves", "calibration", "rationales"])
+@pytest.mark.parametrize("name", NAMES)
 def test_committed_outputs_are_those_of_the_code(name):
     scripted = jupytext.read(NOTEBOOKS / f"{name}.py")
     executed = jupytext.read(NOTEBOOKS / f"{name}.ipynb")
@@ -42,7 +43,10 @@ def test_committed_outputs_are_those_of_the_code(name):
     code = [cell for cell in executed.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell.outputs]
-    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert not [o for o in outputs if o.output_type == "error"]
+    # Of questions, what was counted; no warning.
+    warned = "".join(o.text for o in outputs if o.get("name") == "stderr").splitlines()
+    assert all(re.match(r"(predict|explain): [\d,]+ texts, ", line) for line in warned), warned
     pictures = [o.data["image/png"] for o in outputs if "image/png" in o.get("data", {})]
     assert pictures
     assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
@@ -56,7 +60,7 @@ def test_committed_outputs_are_those_of_the_code(name):
 
 def test_every_script_has_its_notebook_and_the_other_way_round():
     scripts, notebooks = ({f.stem for f in NOTEBOOKS.glob(f"*.{kind}")} for kind in ("py", "ipynb"))
-    assert scripts == notebooks == {"mi_curves", "calibration", "rationales"}
+    assert scripts == notebooks == {*NAMES}
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +115,21 @@ def run_notebook(runs, monkeypatch):
     plt.switch_backend("Agg")
     yield run
     plt.close("all")
+
+
+def test_quickstart(runs, run_notebook, monkeypatch, capsys):
+    run, asked = runs[0] / "quickstart", []
+    shutil.copytree(runs[1]["dss"], run)
+    # The command's tests train.
+    monkeypatch.setattr(api, "train", lambda *arguments: asked.append(arguments) or api.load(run))
+    found = run_notebook("quickstart")
+    ((config, directory),) = asked
+    assert (config.train.steps, config.objective.method, directory) == (600, "dss", run)
+    assert found["same"] == found["answers"]
+    assert [row["input"] for row in found["answers"]] == found["questions"]
+    assert all(isinstance(row["rationale"], str) for row in found["answers"])
+    assert found["evaluation"] == json.loads((run / SPLIT / "evaluation.json").read_text())
+    assert "8 questions: accuracy" in capsys.readouterr().out
 
 
 def test_mi_curves(runs, run_notebook, monkeypatch):

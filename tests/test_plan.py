@@ -58,6 +58,7 @@ def test_an_adapter_has_no_moments_for_what_is_frozen(experiment):
     assert lora.optimizer < 0.1 * whole.optimizer
 
 
+@pytest.mark.slow
 def test_activations_are_what_the_compiler_says(experiment):
     need = measure(experiment, jax.devices(), memory=GIB)
     assert need.rest is not None

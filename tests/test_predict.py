@@ -6,11 +6,14 @@ import json
 import re
 import shutil
 
+import httpx2
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
 import yaml
 
+import cot_jax as cj
 from cot_jax import evaluate, export, predict
 from cot_jax.answers.voting import vote
 from cot_jax.config import Config
@@ -77,6 +80,52 @@ def test_a_run_and_its_export_agree_whatever_the_batch(run, exported, capsys, mo
     assert whole == one_by_one
     _, beams, _ = _predict(exported, capsys, monkeypatch, "--beams=3")
     assert [row["id"] for row in beams] == ["q0", "q1", "q2"]
+
+
+def test_python_says_what_the_command_says(run, tmp_path, capsys, monkeypatch):
+    _, rows, _ = _predict(run, capsys, monkeypatch, "--explain", rows=[{"input": q} for q in QUESTIONS])
+    options = {"batch_size": 8, "max_new_tokens": 6, "explain": True}
+    student = cj.load(run)
+    listed = {"id": 7, "input": [QUESTIONS[0]]}
+    assert student.predict([*QUESTIONS, listed], **options) == [*rows, rows[0] | listed]
+    assert student.result == {}
+    for question, message in ((3, "question 2: 'input' must be"), ({"id": 1}, "question 2: .*'input'")):
+        with pytest.raises(cj.UserError, match=message):
+            student.predict([QUESTIONS[0], question], **options)
+    with pytest.raises(TypeError, match="sample"):
+        student.predict(QUESTIONS, sample=3)
+    with pytest.raises(cj.UserError, match="is neither a run"):
+        cj.load(tmp_path)
+
+
+def test_a_student_goes_to_the_hub_with_its_card(run, tmp_path, capsys, monkeypatch):
+    uploaded, command = [], [str(run), f"--output={tmp_path / 'student'}", "--push_to_hub=me/student"]
+
+    def upload(repo_id, folder_path, commit_message):
+        uploaded.append((repo_id, {file.name for file in folder_path.iterdir()}))
+        return "https://huggingface.co/me/student/tree/main"
+
+    monkeypatch.setattr(huggingface_hub, "create_repo", lambda *given, **how: uploaded.append((given, how)))
+    monkeypatch.setattr(huggingface_hub, "upload_folder", upload)
+    assert export.main(command) == 0
+    assert "uploaded: https://huggingface.co/me/student" in capsys.readouterr().out
+    created, (repository, files) = uploaded
+    assert created == (("me/student",), {"exist_ok": True})
+    assert repository == "me/student"
+    assert files >= {"README.md", "config.json", "model.safetensors", "tokenizer.json", "cot_jax.json"}
+
+    def refuse(*_, **__):
+        raise httpx2.ConnectError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "create_repo", refuse)
+    command[1] = f"--output={tmp_path / 'again'}"
+    assert export.main(command) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --push_to_hub=me/student: ConnectError: Name or service not known; ")
+    assert said.count("\n") == 1
+    assert (tmp_path / "again" / "README.md").is_file()
+    assert export.main([*command, "--adapter"]) == 2
+    assert "take either" in capsys.readouterr().err
 
 
 def test_an_input_of_several_parts_is_a_list_in_and_out(run, capsys, monkeypatch):
@@ -208,7 +257,7 @@ def test_a_method_without_rationales_cannot_explain(exported, tmp_path, capsys):
 def test_a_student_that_writes_has_no_classes_to_weigh(run, capsys, monkeypatch):
     status, rows, said = _predict(run, capsys, monkeypatch, "--log_probs")
     assert (status, rows) == (2, [])
-    assert said == f"error: --log_probs: {run} writes its answers and chooses among no classes\n"
+    assert said == "error: --log_probs: the student writes its answers and chooses among no classes\n"
 
 
 def _copy(exported, directory):
@@ -280,11 +329,15 @@ def test_a_damaged_student_is_refused(run, tmp_path, capsys):
         (["--top_p=0.9"], "say how many with --samples"),
         (["--log_probs", "--explain"], "--log_probs is of all classes: take no --samples"),
         (["--log_probs", "--samples=2"], "--log_probs is of all classes: take no --samples"),
-        (["--split=train", "--input=questions.jsonl"], "--input what a file does: take either"),
     ],
 )
 def test_flags_that_do_not_go_together(flags, message, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        predict.main(["anything", *flags])
-    assert stopped.value.code == 2
+    assert predict.main(["anything", *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_questions_come_from_one_place(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        predict.main(["anything", "--split=train", "--input=questions.jsonl"])
+    assert stopped.value.code == 2
+    assert "--input what a file does: take either" in capsys.readouterr().err

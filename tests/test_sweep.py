@@ -11,7 +11,7 @@ import pytest
 
 from cot_jax import compare, sweep
 from cot_jax.config import parse_command_line
-from cot_jax.experiments import Cell, Table, from_directory, from_file, overrides_of
+from cot_jax.experiments import Cell, Table, from_directory, from_file, grid, merged, overrides_of
 from cot_jax.files import locked
 from cot_jax.metrics.classification import METRICS, confusion_matrix
 from cot_jax.metrics.significance import bootstrap_interval, bootstrap_interval_of, paired_p_value
@@ -57,19 +57,32 @@ def test_every_published_table_is_of_valid_configs(request, tmp_path, capsys):
     files = [file for file in files if file.name != "common.py"]
     assert len(files) == 16
     for file in files:
-        table = from_file(file)
+        table = from_file(str(file))
         assert len({(cell.row, cell.column) for cell in table.cells}) == len(table.cells)
         assert len({cell.path for cell in table.cells}) == len(table.cells)
-        status = sweep.main([f"--table={file}", "--seeds=0..1", f"--output={tmp_path}", "--dry_run"])
+        status = sweep.main([f"--table={file}", "--seeds=3", f"--output={tmp_path}", "--dry_run"])
         assert status == 0
         lines = capsys.readouterr().out.splitlines()
-        assert lines[0] == f"{2 * len(table.cells)} runs, 0 of them done"
-        assert len(lines) == 1 + 2 * len(table.cells)
+        assert lines[0] == f"{len(table.cells)} runs, 0 of them done"
+        assert len(lines) == 1 + len(table.cells)
     assert not list(tmp_path.iterdir())
 
 
+def test_another_clone_resumes_a_sweep(request, tmp_path):
+    """A shipped config is recorded by its name, whichever way it was given."""
+    by_file, by_name = (
+        grid(config, ["dss"], [1.0])
+        for config in (str(request.config.rootpath / "configs" / "demo_mi.py"), "demo_mi")
+    )
+    by_file.save(tmp_path)
+    assert '"config": "demo_mi"' in (tmp_path / "table.json").read_text()
+    assert merged(by_name, tmp_path) == by_name == by_file
+    for name in ("mi_base", "minilm"):
+        assert not [cell for cell in from_file(name).cells if "/" in cell.config]
+
+
 def test_the_rows_of_the_generation_table_cost_what_they_say(request):
-    table = from_file(request.config.rootpath / "configs/tables/dynsdpb_nlg.py")
+    table = from_file("dynsdpb_nlg")
     assert (len(table.rows), table.columns) == (16, ["GSM8K", "SVAMP", "HellaSwag", "AQuA", "MathQA"])
     cells = {(cell.row, cell.column): cell for cell in table.cells}
     # The corners of Table 4.
@@ -118,7 +131,7 @@ def test_the_rows_of_the_generation_table_cost_what_they_say(request):
     ],
 )
 def test_the_tables_of_encoders(request, file, corners):
-    table = from_file(request.config.rootpath / "configs" / "tables" / f"{file}.py")
+    table = from_file(file)
     cells = {(cell.row, cell.column): cell for cell in table.cells}
     for place, published in corners.items():
         assert cells[place].published == published
@@ -135,6 +148,7 @@ def test_the_tables_of_encoders(request, file, corners):
             assert cells["teacher", column].path == Path("teacher", column)
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_skips_what_is_done_and_reports(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
@@ -407,7 +421,7 @@ def test_settings_of_two_keys_are_drawn_as_a_heat_map(tmp_path, monkeypatch):
 
 
 def test_the_table_of_sensitivity_crosses_two_keys(request):
-    table = from_file(request.config.rootpath / "configs" / "tables" / "sensitivity.py")
+    table = from_file("sensitivity")
     assert (len(table.rows), len(table.columns), len(table.cells)) == (6, 5, 30)
     for cell in table.cells:
         distillation = parse_command_line(

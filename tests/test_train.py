@@ -80,6 +80,7 @@ def uninterrupted(tmp_path_factory, environment):
     return workdir, _finish(workdir, environment)
 
 
+@pytest.mark.slow
 def test_what_a_run_prints_and_writes(uninterrupted):
     workdir, printed = uninterrupted
     for words in (
@@ -111,6 +112,7 @@ def test_what_a_run_prints_and_writes(uninterrupted):
     assert not list(workdir.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_run_again(uninterrupted, capsys):
     workdir, _ = uninterrupted
     before = (workdir / "metrics.jsonl").stat().st_mtime_ns
@@ -119,6 +121,7 @@ def test_a_finished_run_is_not_run_again(uninterrupted, capsys):
     assert (workdir / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on(uninterrupted, environment, tmp_path):
     """SIGKILL: tests/kill_and_resume.py."""
     workdir = tmp_path / "stopped"
@@ -207,6 +210,7 @@ def scripted(monkeypatch):
     return kills
 
 
+@pytest.mark.slow
 def test_patience_ends_a_run_by_epochs_at_the_same_step_killed_or_not(tmp_path, scripted, capsys):
     def train(name):
         return main(["train", *SMALL, *EPOCHS, f"--workdir={tmp_path / name}"])
@@ -306,6 +310,7 @@ done && cp -r disk kept
     subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode != 0,
     reason="a small disk needs unprivileged namespaces (unshare -rm)",
 )
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_with_more_room_the_same_command_goes_on(
     uninterrupted, environment, tmp_path
 ):
@@ -331,6 +336,7 @@ def test_a_full_disk_is_one_line_and_with_more_room_the_same_command_goes_on(
     _assert_equal(tmp_path / "kept" / "run", uninterrupted[0])
 
 
+@pytest.mark.slow
 def test_another_config_is_refused(uninterrupted, capsys):
     workdir, _ = uninterrupted
     assert main(["train", *SMALL, f"--workdir={workdir}", "--config.objective.beta=0.2"]) == 2
@@ -357,6 +363,7 @@ def test_checkpoints_of_which_nobody_says_of_what_run(tmp_path, capsys):
     assert "has checkpoints, but no config.json" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, environment):
     workdir = tmp_path / "diverged"
     process = _start(

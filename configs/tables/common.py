@@ -1,7 +1,5 @@
 """Rows and columns that the published tables share."""
 
-from pathlib import Path
-
 from cot_jax.experiments import Cell, Table, overrides_of
 
 CHEN = "Chen et al., Findings of ACL 2024"
@@ -27,18 +25,17 @@ _RESLORA = {
     "data.max_input_tokens": 500,
 }
 
-_CONFIGS = Path(__file__).resolve().parent.parent
-
 
 def cell(row, task, method, published=None, column=None, base="standard", **overrides):
     """A cell of the published recipe on `task`; `method` as in `cot_jax.experiments.overrides_of`.
 
     Keys of `overrides` have `__` for the dot: `data__train_fraction=0.5`. `base` is the method whose config
-    file the run starts from.
+    the run starts from.
     """
     overrides = {key.replace("__", "."): value for key, value in overrides.items()}
-    config = str(_CONFIGS / f"{task}_{base}.py")
-    return Cell(row, column or TASKS[task], config, {**overrides_of(method), **overrides}, published)
+    return Cell(
+        row, column or TASKS[task], f"{task}_{base}", {**overrides_of(method), **overrides}, published
+    )
 
 
 def reslora(rows, *, visits=1):
@@ -63,7 +60,7 @@ def classified(row, task, column, *, file="glue", method="standard", published=N
     """A cell of an encoder on a task of GLUE or SuperGLUE; `overrides` as in `cell`."""
     overrides = {key.replace("__", "."): value for key, value in overrides.items()}
     keys = {**overrides_of(method), "data.task": task, "evaluation.reference_protocol": True, **overrides}
-    return Cell(row, column, str(_CONFIGS / f"{file}.py"), keys, published)
+    return Cell(row, column, file, keys, published)
 
 
 def self_distilled(epochs):

@@ -5,7 +5,7 @@ Both papers draw such curves and print no figures.
 python -m cot_jax.sweep --table=configs/tables/data_size.py --seeds=0..3 --output=DIR --config.data.root=DATA
 """
 
-from configs.tables.common import CHEN, HSIEH, cell, table
+from cot_jax.configs.tables.common import CHEN, HSIEH, cell, table
 
 _METHODS = {"standard": "standard", "DSS": "dss", "MI": "mi"}
 _FRACTIONS = (0.125, 0.25, 0.5, 1.0)

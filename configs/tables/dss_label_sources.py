@@ -6,7 +6,7 @@ python -m cot_jax.sweep --table=configs/tables/dss_label_sources.py --seeds=0..3
     --config.data.root=DATA
 """
 
-from configs.tables.common import HSIEH, TASKS, cell, table
+from cot_jax.configs.tables.common import HSIEH, TASKS, cell, table
 
 _ROWS = {
     "standard, gold labels": ("standard", "gold"),

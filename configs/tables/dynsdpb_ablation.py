@@ -7,7 +7,7 @@ python -m cot_jax.sweep --table=configs/tables/dynsdpb_ablation.py --seeds=0..3 
     --config.data.root=DATA
 """
 
-from configs.tables.common import FU, TASKS, cell, table
+from cot_jax.configs.tables.common import FU, TASKS, cell, table
 
 _ROWS = {
     "fine-tuning": "standard",

@@ -6,8 +6,8 @@ python -m cot_jax.sweep --table=configs/tables/dynsdpb_encoder_ablation.py --see
     --config.data.root=nyu-mll/glue
 """
 
-from configs.tables.common import FU, classified, table
-from configs.tables.dynsdpb_glue import _STUDENTS
+from cot_jax.configs.tables.common import FU, classified, table
+from cot_jax.configs.tables.dynsdpb_glue import _STUDENTS
 
 _TASKS = {"rte": "RTE", "cola": "CoLA"}
 # Student, layers -> RTE, CoLA

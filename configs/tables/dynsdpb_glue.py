@@ -9,7 +9,7 @@ python -m cot_jax.sweep --table=configs/tables/dynsdpb_glue.py --seeds=0..2 --ou
     --grid optimizer.learning_rate=2e-5,5e-5 --config.data.root=nyu-mll/glue
 """
 
-from configs.tables.common import FU, classified, self_distilled, table
+from cot_jax.configs.tables.common import FU, classified, self_distilled, table
 
 _TASKS = {
     "rte": "RTE",

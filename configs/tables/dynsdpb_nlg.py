@@ -16,7 +16,7 @@ rows, 40,000 of them used). The weights of Llama 2 and 3 are behind a licence on
 python -m cot_jax.sweep --table=configs/tables/dynsdpb_nlg.py --seeds=0 --output=DIR --config.data.root=DATA
 """
 
-from configs.tables.common import FU, cell, reslora, table
+from cot_jax.configs.tables.common import FU, cell, reslora, table
 
 _STUDENTS = {
     "Llama-1-7B": "huggyllama/llama-7b",

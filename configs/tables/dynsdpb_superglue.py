@@ -7,7 +7,7 @@ python -m cot_jax.sweep --table=configs/tables/dynsdpb_superglue.py --seeds=0..2
     --config.data.root=aps/super_glue
 """
 
-from configs.tables.common import FU, classified, self_distilled, table
+from cot_jax.configs.tables.common import FU, classified, self_distilled, table
 
 _TASKS = {"boolq": "BoolQ", "cb": "CB", "copa": "COPA", "superglue_rte": "RTE", "wic": "WiC"}
 _STUDENTS = {

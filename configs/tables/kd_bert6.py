@@ -9,7 +9,7 @@ python -m cot_jax.sweep --table=configs/tables/kd_bert6.py --seeds=0..2 --output
     --config.data.root=nyu-mll/glue
 """
 
-from configs.tables.common import FU, classified, self_distilled, table
+from cot_jax.configs.tables.common import FU, classified, self_distilled, table
 
 _TASKS = {
     "rte": "RTE",

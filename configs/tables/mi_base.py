@@ -3,7 +3,7 @@
 python -m cot_jax.sweep --table=configs/tables/mi_base.py --seeds=0..3 --output=DIR --config.data.root=DATA
 """
 
-from configs.tables.common import CHEN, cell, table
+from cot_jax.configs.tables.common import CHEN, cell, table
 
 _PUBLISHED = {
     ("standard", "standard"): {"esnli": 88.38, "anli1": 43.58, "cqa": 62.19, "svamp": 62.63},

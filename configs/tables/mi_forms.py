@@ -6,7 +6,7 @@ are ours and have no published figures.
 python -m cot_jax.sweep --table=configs/tables/mi_forms.py --seeds=0..3 --output=DIR --config.data.root=DATA
 """
 
-from configs.tables.common import CHEN, TASKS, cell, table
+from cot_jax.configs.tables.common import CHEN, TASKS, cell, table
 
 _PUBLISHED = {
     ("max", "mi", "max"): {"esnli": 89.50, "anli1": 51.20, "cqa": 63.88, "svamp": 68.00},

@@ -3,7 +3,7 @@
 python -m cot_jax.sweep --table=configs/tables/mi_small.py --seeds=0..3 --output=DIR --config.data.root=DATA
 """
 
-from configs.tables.common import CHEN, SMALL, cell, table
+from cot_jax.configs.tables.common import CHEN, SMALL, cell, table
 
 _PUBLISHED = {
     ("standard", "standard"): {"esnli": 82.90, "anli1": 42.00, "cqa": 43.16, "svamp": 45.00},

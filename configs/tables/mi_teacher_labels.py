@@ -4,7 +4,7 @@ python -m cot_jax.sweep --table=configs/tables/mi_teacher_labels.py --seeds=0..3
     --config.data.root=DATA
 """
 
-from configs.tables.common import CHEN, cell, table
+from cot_jax.configs.tables.common import CHEN, cell, table
 
 _PUBLISHED = {
     ("DSS", "dss"): {"esnli": 82.65, "anli1": 42.80},

@@ -7,7 +7,7 @@ python -m cot_jax.sweep --table=configs/tables/minilm.py --seeds=0..4 --output=D
     --config.model.pretrained=DIR_OF_MINILM --config.data.root=DATA
 """
 
-from configs.tables.common import classified, self_distilled, table
+from cot_jax.configs.tables.common import classified, self_distilled, table
 
 _TASKS = {"cb": "CB", "copa": "COPA", "rte": "RTE", "cola": "CoLA"}
 _SUPERGLUE = ("cb", "copa")

@@ -16,7 +16,7 @@ python -m cot_jax.sweep --table=configs/tables/mixed_distillation.py --seeds=0 -
     --config.data.root=DATA
 """
 
-from configs.tables.common import LI, cell, reslora, table
+from cot_jax.configs.tables.common import LI, cell, reslora, table
 
 _STUDENTS = {
     "Mistral-7B": "mistralai/Mistral-7B-v0.1",

@@ -7,7 +7,7 @@ python -m cot_jax.sweep --table=configs/tables/right_rationales.py --seeds=0..3 
     --config.data.root=DATA
 """
 
-from configs.tables.common import TASKS, cell, table
+from cot_jax.configs.tables.common import TASKS, cell, table
 
 _METHODS = {"DSS": "dss", "MI": "mi"}
 

@@ -7,7 +7,7 @@ python -m cot_jax.sweep --table=configs/tables/sensitivity.py --seeds=0 --output
     --config.model.pretrained=DIR_OF_MINILM --config.data.root=nyu-mll/glue
 """
 
-from configs.tables.common import FU, classified, table
+from cot_jax.configs.tables.common import FU, classified, table
 
 _TAUS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 _ALPHAS = (0.25, 0.5, 1.0, 1.5, 2.0)

@@ -23,8 +23,6 @@ from cot_jax.data.lengths import (
     real_work,
 )
 
-ORDERS = ("random", "sequential")
-
 # What compiling one more program costs: in training as much as this many steps (most of it is hidden behind
 # them), in evaluation this share of the arithmetic.
 _COMPILE_STEPS, _COMPILE_SHARE = 100, 0.03
@@ -173,7 +171,7 @@ class Batches:
           batch_size: B, examples a step; `groups` divides it.
           steps: how many batches will be asked for.
           seed: of the order.
-          order: one of `ORDERS`.
+          order: one of `examples.ORDERS`.
           overlap: whether a batch shares half of its examples with the one before; B is even then.
           groups: G.
           padded: views whose targets are decoded up to the longest of the batch (`make_batch`).

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+ORDERS = ("random", "sequential")  # in which a run sees them
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:

@@ -14,19 +14,18 @@ the training set is for validation. Students that read one text read the wording
 """
 
 import dataclasses
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from cot_jax.data import hub
 from cot_jax.data.examples import Example
-from cot_jax.errors import UserError, first_line
+from cot_jax.errors import UserError
 from cot_jax.files import Row, read_json_lines
 
 _GLUE = "https://gluebenchmark.com/tasks, or nyu-mll/glue on the Hub"
 _SUPERGLUE = "https://super.gluebenchmark.com/tasks, or aps/super_glue on the Hub"
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 # jiant's words for COPA's two questions.
 _COPA_QUESTIONS = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}
@@ -260,53 +259,31 @@ def _parquet(task: Task, folder: Path, pattern: str) -> Iterator[Row]:
     files = sorted(map(str, folder.glob(pattern)))
     if not files:
         raise UserError(f"{folder / pattern}: no such file; it is from {task.source}")
-    library = _library(str(folder))
+    library = hub.library(str(folder))
     # The library reads a copy in a folder of its own; what changes under the same name is read again.
     with tempfile.TemporaryDirectory() as cache:
         try:
             data = library.Dataset.from_parquet(files, cache_dir=cache, keep_in_memory=True)
         except Exception as error:  # the library's and Arrow's are of many classes
-            raise UserError(f"{folder / pattern}: cannot be read ({_reason(error)})") from None
-    return _hub_rows(data, str(folder / pattern))
+            raise UserError(f"{folder / pattern}: cannot be read ({hub.reason(error)})") from None
+    return hub.rows(data, str(folder / pattern))
 
 
 def _hub(task: Task, root: str) -> _Found:
-    if not _REPOSITORY.fullmatch(root):
+    if not hub.REPOSITORY.fullmatch(root):
         raise UserError(f"{root}: no such folder; {task.name} is from {task.source}")
-    library = _library(root)
+    library = hub.library(root)
     found: _Found = {}
     for split, name in (("train", "train"), ("test", f"validation{task.dev}")):
         try:
             data = library.load_dataset(root, task.hub, split=name)
         except Exception as error:  # of the network, the Hub and the library
             raise UserError(
-                f"{root}: no such folder, and the Hub gives no {task.hub} {name} ({_reason(error)}); "
+                f"{root}: no such folder, and the Hub gives no {task.hub} {name} ({hub.reason(error)}); "
                 f"{task.name} is from {task.source}"
             ) from None
-        found[split] = (name, _hub_rows(data, f"{root} {task.hub} {name}"))
+        found[split] = (name, hub.rows(data, f"{root} {task.hub} {name}"))
     return found
-
-
-def _library(where: str) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(f"{where}: the Hub's files need `datasets`: pip install 'cot-jax[hub]'") from None
-    return datasets
-
-
-def _reason(error: Exception) -> str:
-    return first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
-
-
-def _hub_rows(data: Any, where: str) -> Iterator[Row]:
-    """Yields the rows of a `datasets.Dataset`; labels that have names there go by them."""
-    names = getattr(data.features.get("label"), "names", None)
-    for number, values in enumerate(data, start=1):
-        label = values.get("label")
-        if names and type(label) is int and 0 <= label < len(names):
-            values["label"] = names[label]
-        yield Row(f"{where}: row {number}", values)
 
 
 def _examples(task: Task, split: str, rows: Iterable[Row], notes: list[str]) -> Iterator[Example]:

@@ -7,15 +7,15 @@ teacher's raw outputs in `NAME/llm/{split}_CoT_{k}.json`. `jsonl` is a user's ow
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from cot_jax.answers.arithmetic import evaluate
 from cot_jax.answers.equality import is_correct
-from cot_jax.data import glue, problems
+from cot_jax.data import glue, hub, problems
 from cot_jax.data.examples import Example
 from cot_jax.data.problems import Problem
 from cot_jax.data.teacher import outputs, published_programs
@@ -304,6 +304,9 @@ def _svamp_asdiv(root: Path, options: Options) -> Splits:
 def _jsonl(root: Path, options: Options) -> Splits:
     """`{split}.jsonl` with rows `{id, input, label, rationale?, program?}`; no two have the same id.
 
+    A row may instead have a question and its answer as `prompt` and `completion` or as `messages`
+    (`_as_own`). `root` may be a data set of the Hub, whose splits have such rows.
+
     An input of several parts is a list of texts. Several rationales or programs of one question are lists,
     `rationales` and `programs`.
 
@@ -313,17 +316,85 @@ def _jsonl(root: Path, options: Options) -> Splits:
     """
     rows: dict[str, Row] = {}
     read: dict[str, list[Example]] = {}
-    for split in ALL_SPLITS:
-        path = root / f"{split}.jsonl"
-        if path.is_file():
-            read[split] = [_own_example(row, rows) for row in read_json_lines(path)]
-        elif split != "valid":
-            raise UserError(f"{path}: no such file; jsonl reads train.jsonl, test.jsonl and any valid.jsonl")
+    for split, its in _own_rows(root).items():
+        read[split] = [_own_example(_as_own(row, f"{split}-{n}"), rows) for n, row in enumerate(its, start=1)]
     words = next((row for row in rows.values() if evaluate(row.text("label")) is None), None)
     if options.compare == "value" and words:
         raise words.error(f"the label {words.text('label')!r} has no value: compare as text")
     by_value = options.compare != "text" and words is None
     return as_splits("jsonl", _join_teacher(read, rows, root), None, by_value)
+
+
+def _own_rows(root: Path) -> dict[str, Iterator[Row]]:
+    """The rows of a folder, or of a data set of the Hub, where rows without an id go by their number."""
+    if root.is_dir() or not hub.REPOSITORY.fullmatch(str(root).partition(":")[0]):
+        paths = {split: root / f"{split}.jsonl" for split in ALL_SPLITS}
+        for split, path in paths.items():
+            if split != "valid" and not path.is_file():
+                raise UserError(
+                    f"{path}: no such file; jsonl reads train.jsonl, test.jsonl and any valid.jsonl"
+                )
+        return {split: read_json_lines(path) for split, path in paths.items() if path.is_file()}
+    found = hub.splits(str(root))
+    if not {"train", "test"} <= found.keys():
+        raise UserError(
+            f"{root}: a train and a test split are needed, and validation if there is one; "
+            f"found {', '.join(found)}"
+        )
+    names = {"train": "train", "valid": "validation", "test": "test"}
+    return {split: _numbered(found[name], split) for split, name in names.items() if name in found}
+
+
+def _numbered(rows: Iterator[Row], split: str) -> Iterator[Row]:
+    for n, row in enumerate(rows, start=1):
+        yield dataclasses.replace(row, values={"id": f"{split}-{n}"} | row.values)
+
+
+def _as_own(row: Row, name: str) -> Row:
+    """Returns `row` with `input` and `label`, which it may have as `prompt` and `completion` or `messages`.
+
+    Prompt and completion are texts or messages themselves. Without an id, `name` is the row's.
+    """
+    match row.values:
+        case {"messages": messages}:
+            question, answer = _question_and_answer(row, messages)
+        case {"prompt": list() as prompt, "completion": list() as completion}:
+            question, answer = _question_and_answer(row, prompt + completion)
+        case {"prompt": _, "completion": _}:
+            question, answer = row.text("prompt"), row.text("completion")
+        case _:
+            return row
+    if taken := {"input", "label"} & row.values.keys():
+        raise row.error(
+            f"has {' and '.join(sorted(taken))} beside a prompt or messages: leave one of them out"
+        )
+    return dataclasses.replace(
+        row, values={"id": name, "input": question, "label": answer.strip()} | row.values
+    )
+
+
+def _question_and_answer(row: Row, messages: Any) -> tuple[str, str]:
+    """Returns what the user asks, after the system's text where there is one, and what the assistant says."""
+    match messages:
+        case [
+            *before,
+            {"role": "user", "content": str(question)},
+            {"role": "assistant", "content": str(answer)},
+        ]:
+            match before:
+                case []:
+                    return question, answer
+                case [{"role": "system", "content": str(system)}]:
+                    return f"{system}\n\n{question}", answer
+    roles = (
+        [m.get("role") if isinstance(m, dict) else m for m in messages]
+        if isinstance(messages, list)
+        else messages
+    )
+    raise row.error(
+        "messages must be a text of the user and one of the assistant, after one of the system or none; "
+        f"found the roles {roles!r}"
+    )
 
 
 def _own_example(row: Row, earlier: dict[str, Row]) -> Example:

@@ -17,10 +17,6 @@ from jax.typing import ArrayLike
 
 from cot_jax.batch import ViewArrays
 
-VARIANTS = ("reference", "masked", "normalized", "kl")
-REDUCTIONS = ("max", "mean")
-DETACHABLE = ("label", "rationale", "none")
-
 
 def map_length(variant: str, view: ViewArrays) -> ArrayLike:
     """Returns (G, E), how many tokens of each target enter its map.
@@ -45,8 +41,8 @@ def mutual_information_loss(
       label_map_GEV: probabilities reduced over the label's positions, float32, entries in [0, 1].
       rationale_map_GEV: the same for the rationale.
       counts_GE: bool, examples that have both a label and a rationale.
-      variant: one of `VARIANTS`.
-      detach: the map that carries no gradient, one of `DETACHABLE` (the released code: "label").
+      variant: one of `choices.VARIANTS`.
+      detach: the map that carries no gradient, one of `choices.DETACHABLE` (the released code: "label").
     """
     p_GEV = jax.lax.stop_gradient(label_map_GEV) if detach == "label" else label_map_GEV
     q_GEV = jax.lax.stop_gradient(rationale_map_GEV) if detach == "rationale" else rationale_map_GEV

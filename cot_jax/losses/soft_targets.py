@@ -31,12 +31,6 @@ from jax.typing import DTypeLike
 from cot_jax.batch import Segments, ViewArrays
 from cot_jax.losses.vocabulary import VocabularyPass, logits
 
-METHODS = ("dlb", "dynamic", "dynsdpb")
-OUTPUTS = ("vmm", "full", "top_k")
-MAP_LOGITS = ("log", "minmax")
-DIFFICULTIES = ("clip", "sqrt", "none")
-UNCERTAINTIES = ("log_vocabulary", "batch_maximum")
-
 # Below every probability that matters and far from where its reciprocal, the logarithm's slope, overflows.
 _LEAST = 1e-30
 
@@ -385,7 +379,7 @@ def relative_temperature(nll_GE: jax.Array, counts_GE: jax.Array, form: str) -> 
     Args:
       nll_GE: mean negative log-likelihood of each example.
       counts_GE: bool, those that have a target.
-      form: one of `DIFFICULTIES`.
+      form: one of `choices.DIFFICULTIES`.
     """
     mean = _mean(nll_GE, counts_GE)
     relative_GE = nll_GE / jnp.where(mean > 0, mean, 1)
@@ -405,7 +399,7 @@ def divergence(stored_logits: jax.Array, logits: jax.Array, temperature: jax.Arr
 
 
 def map_logits(map_hV: jax.Array, kind: str) -> jax.Array:
-    """The logits that a vocabulary map stands for; `kind` is one of `MAP_LOGITS`."""
+    """The logits that a vocabulary map stands for; `kind` is one of `choices.MAP_LOGITS`."""
     if kind == "log":
         return jnp.log(jnp.maximum(map_hV, _LEAST))
     low_h1, high_h1 = map_hV.min(-1, keepdims=True), map_hV.max(-1, keepdims=True)

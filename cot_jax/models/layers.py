@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from cot_jax.batch import Segments, Tokens
+from cot_jax.models import choices
 
 # Not -inf: a row in which everything is masked must stay finite.
 _MASKED = float(np.finfo(np.float32).min)
@@ -29,11 +30,12 @@ _WHOLE, _QUERIES = 512 * 512, 128
 
 # What a layer keeps for the backward pass, beside its input, and does not compute again (Chen et al. 2016,
 # "Training Deep Nets with Sublinear Memory Cost"): everything, the outputs of its linear maps, nothing.
-REMAT = {
-    "none": jax.checkpoint_policies.everything_saveable,
-    "elementwise": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "layers": jax.checkpoint_policies.nothing_saveable,
-}
+_KEPT = (
+    jax.checkpoint_policies.everything_saveable,
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.nothing_saveable,
+)
+REMAT = dict(zip(choices.REMAT, _KEPT, strict=True))
 
 # Multiplied with it, consecutive numbers are spread over all of uint32 (2**32 over the golden ratio, odd).
 _GOLDEN = np.uint32(0x9E3779B1)

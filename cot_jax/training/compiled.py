@@ -1,10 +1,8 @@
 """Compiled programs: ready before they are needed, and kept after the run."""
 
 import functools
-import importlib.util
 import os
 import platform
-import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -53,17 +51,6 @@ def keep_compiled() -> None:
         print(f"{directory} cannot be written ({error.strerror}): every run compiles anew", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(directory))
-
-
-def unlimit_stack() -> None:
-    """Restarts this command with the largest stack that it may have, where the TPU's compiler is installed.
-
-    The compiler overflows the usual 8 MiB: libtpu 0.0.42.1 did on preset base with model.remat=layers.
-    """
-    stack, most = resource.getrlimit(resource.RLIMIT_STACK)
-    if stack != most and importlib.util.find_spec("libtpu"):
-        resource.setrlimit(resource.RLIMIT_STACK, (most, most))
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # it is read when a process starts
 
 
 class CompiledAhead:

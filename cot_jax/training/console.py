@@ -40,7 +40,7 @@ class Clock:
 
 
 class Progress:
-    """A progress bar on a terminal, a line every `every` steps elsewhere."""
+    """A progress bar on a terminal, a line every `every` steps elsewhere, with the time that is left."""
 
     def __init__(self, first: int, steps: int, batch_size: int, every: int):
         self._bar = tqdm(
@@ -50,7 +50,7 @@ class Progress:
             disable=not sys.stdout.isatty() or not leads(),
             leave=False,
         )
-        self._every, self._batch_size = every, batch_size
+        self._every, self._batch_size, self._steps = every, batch_size, steps
         self._seen = (first, time.monotonic())
 
     def __enter__(self) -> "Progress":
@@ -64,11 +64,12 @@ class Progress:
         if step % self._every:
             return
         seen, now = self._seen, time.monotonic()
-        speed = (step - seen[0]) * self._batch_size / (now - seen[1])
+        seconds = (now - seen[1]) / (step - seen[0])
+        speed, left = self._batch_size / seconds, tqdm.format_interval((self._steps - step) * seconds)
         self._seen = (step, now)
         losses = ", ".join(f"{name} {value:.4f}" for name, value in row.items() if name.startswith("loss"))
         if self._bar.disable:
-            say(f"step {step}: {losses}, {speed:.0f} examples/s")
+            say(f"step {step}: {losses}, {speed:.0f} examples/s, {left} left")
         else:
             self._bar.set_postfix_str(f"{losses}, {speed:.0f} examples/s")
 

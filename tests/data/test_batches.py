@@ -8,7 +8,6 @@ import pytest
 from cot_jax.config import DataConfig
 from cot_jax.data import tasks
 from cot_jax.data.batches import (
-    ORDERS,
     Batches,
     Ragged,
     TokenizedView,
@@ -18,6 +17,7 @@ from cot_jax.data.batches import (
     stream_shapes,
     view_lengths,
 )
+from cot_jax.data.examples import ORDERS
 from cot_jax.data.lengths import ViewShape, as_shape, cheapest, needed
 from cot_jax.data.views import METHODS
 from cot_jax.text.formats import load

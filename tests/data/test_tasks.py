@@ -5,14 +5,17 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from cot_jax.config import DataConfig
 from cot_jax.data import tasks
 from cot_jax.data.examples import Example
 from cot_jax.data.tasks import Counts
 from cot_jax.data.teacher import outputs
 from cot_jax.errors import UserError
+from cot_jax.training.data import load_splits
 
 # (rows, rationales, teacher labels, right ones) of each file, in both forms. The released parser's 1,000 rows
 # with 9 unparsed and 66.8 % right are Counts(1000, 991, 991, 668).
@@ -274,6 +277,79 @@ def test_own_data_inline(tmp_path):
         Example("2", ("premise", "hypothesis"), "3"),
     )
     assert (len(splits.valid), len(splits.test)) == (1, 2)
+
+
+def _turns(*texts, roles=("system", "user", "assistant")):
+    return [{"role": role, "content": text} for role, text in zip(roles[-len(texts) :], texts, strict=True)]
+
+
+def test_own_data_as_others_have_them(tmp_path):
+    train = [
+        {"prompt": "1 + 1?", "completion": " 2", "rationale": "r"},
+        {"messages": _turns("2 + 1?", "3")},
+        {"id": "mine", "messages": _turns("Be brief.", "3 + 1?", "4")},
+        {"prompt": _turns("4 + 1?", "", roles=("user", "assistant"))[:1], "completion": _turns("5")},
+    ]
+    splits = tasks.load("jsonl", _own(tmp_path, train=train, valid=_rows("valid", 1), test=_rows("test", 2)))
+    assert splits.train == (
+        Example("train-1", ("1 + 1?",), "2", None, ("r",)),
+        Example("train-2", ("2 + 1?",), "3"),
+        Example("mine", ("Be brief.\n\n3 + 1?",), "4"),
+        Example("train-4", ("4 + 1?",), "5"),
+    )
+    assert splits.by_value
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"messages": _turns("2 + 1?", "3") * 2},
+            r"found the roles \['user', 'assistant', 'user', 'assistant'\]",
+        ),
+        ({"messages": _turns("3")}, r"a text of the user and one of the assistant, .*\['assistant'\]"),
+        ({"messages": "3"}, r"found the roles '3'"),
+        ({"prompt": "1?", "completion": 2}, r"'completion' must be a text in quotes; found 2"),
+        ({"prompt": "1?", "completion": " "}, r"the label is blank"),
+        ({"prompt": "1?", "completion": "2", "label": "3"}, r"has label beside a prompt or messages"),
+    ],
+)
+def test_what_is_no_question_with_its_answer_is_named(tmp_path, row, message):
+    _own(tmp_path, train=[*_rows("train", 2), row], test=_rows("test", 2))
+    with pytest.raises(UserError, match=r"train\.jsonl:3: .*" + message):
+        tasks.load("jsonl", tmp_path)
+
+
+def test_own_data_of_the_hub(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="reads the Hub's data sets")
+    rows = {
+        split: [{"prompt": f"{n} + 1?", "completion": f"{n + 1}"} for n in range(20)]
+        for split in ("train", "test")
+    }
+    rows["validation"] = [{"id": "v", "input": "1?", "label": "1"}]
+    asked = []
+
+    def load_dataset(repository, subset):
+        asked.append((repository, subset))
+        if repository == "no/such":
+            raise ConnectionError("Couldn't reach the Hub")
+        return datasets.DatasetDict({split: datasets.Dataset.from_list(its) for split, its in rows.items()})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.chdir(tmp_path)
+    splits = load_splits(DataConfig(task="jsonl", root="me/sums:small"), 0)
+    assert asked == [("me/sums", "small")]
+    assert splits.train[0] == Example("train-1", ("0 + 1?",), "1")
+    assert (len(splits.train), splits.valid, len(splits.test)) == (20, (Example("v", ("1?",), "1"),), 20)
+    del rows["test"]
+    with pytest.raises(
+        UserError, match=r"me/sums: a train and a test split are needed, .*; found train, val"
+    ):
+        tasks.load("jsonl", Path("me/sums"))
+    with pytest.raises(
+        UserError, match=r"no/such: no such folder, and the Hub gives no such data set \(Conn"
+    ):
+        tasks.load("jsonl", Path("no/such"))
 
 
 def test_own_data_gives_a_tenth_for_validation(tmp_path):

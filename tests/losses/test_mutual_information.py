@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cot_jax.batch import Tokens, ViewArrays
-from cot_jax.losses.mutual_information import VARIANTS, map_length, mutual_information_loss
+from cot_jax.losses.choices import VARIANTS
+from cot_jax.losses.mutual_information import map_length, mutual_information_loss
 
 LABEL_LOGITS = jnp.array([[[2.0, 0, -1], [0, 1, 0]]])
 RATIONALE_LOGITS = jnp.array([[[0.0, 0, 3], [1, 0, 0], [0, 2, 0]]])

@@ -10,7 +10,7 @@ from flat_batches import batch, by_example, sequences
 
 from cot_jax.batch import Texts
 from cot_jax.errors import UserError
-from cot_jax.models import pretrained
+from cot_jax.models import choices, pretrained
 from cot_jax.models import student as students
 from cot_jax.models.student import Options, from_pretrained, from_scratch, without_weights
 from cot_jax.models.weights import Weight, shapes
@@ -92,3 +92,7 @@ def test_a_weight_without_a_name_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="new has no name"):
         pretrained.write(tmp_path / "out", {}, weights, params)
     assert not (tmp_path / "out").exists()
+
+
+def test_every_preset_is_a_choice():
+    assert sorted(choices.PRESETS) == sorted(students.PRESETS)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import pytest
 
 from cot_jax.config import MeshConfig
-from cot_jax.training.compiled import CompiledAhead, keep_compiled, unlimit_stack
+from cot_jax.imports import unlimit_stack
+from cot_jax.training.compiled import CompiledAhead, keep_compiled
 from cot_jax.training.mesh import make_mesh
 
 

@@ -23,8 +23,7 @@ from cot_jax.config import DataConfig, WordProblemsConfig, parse_command_line
 from cot_jax.data import batches
 from cot_jax.data.lengths import describe
 from cot_jax.data.views import METHODS, WITH_MUTUAL_INFORMATION
-from cot_jax.losses.mutual_information import REDUCTIONS, VARIANTS
-from cot_jax.losses.soft_targets import OUTPUTS
+from cot_jax.losses.choices import OUTPUTS, REDUCTIONS, VARIANTS
 from cot_jax.models import student as students
 from cot_jax.models.llama import Llama, LlamaConfig
 from cot_jax.models.lora import merged
@@ -166,6 +165,7 @@ LEARNED |= {
 
 
 @pytest.mark.parametrize("case", LEARNED)
+@pytest.mark.slow
 def test_every_method_trains_and_is_evaluated(case, tmp_path):
     assert main([*FLAGS, *LEARNED[case], f"--workdir={tmp_path / 'run'}"]) == 0
     rows = _rows(tmp_path / "run")
@@ -237,6 +237,7 @@ def _steps(run):
 
 
 @pytest.mark.parametrize(("method", "mesh", "parts"), PLACES)
+@pytest.mark.slow
 def test_losses_are_those_of_one_device_and_of_a_whole_batch(losses, method, mesh, parts):
     expected, found = losses(method, "one device", 1), losses(method, mesh, parts)
     assert found.keys() == expected.keys()
@@ -255,6 +256,7 @@ def test_prompts_of_a_chat_begin_alike(base):
         assert text == f"<|user|>\n{view.prefix.rstrip()}"
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(tmp_path, monkeypatch, capsys):
     flags = [*FLAGS, *COUPLED, "--config.train.steps=4", "--config.train.eval_every=4"]
     assert main([*flags, f"--workdir={tmp_path / 'whole'}"]) == 0
@@ -272,6 +274,7 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch, capsys):
     assert _rows(tmp_path / "stopped") == _rows(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_program_is_compiled_once(base, monkeypatch):
     monkeypatch.setattr(batches, "_COMPILE_STEPS", 1e-3)
     run = Run(prepare(_config(f"--config.model.pretrained={base('chat')}", "--config.train.steps=8", *LORA)))

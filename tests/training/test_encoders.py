@@ -14,7 +14,8 @@ from transformers import BertTokenizerFast
 
 from cot_jax import evaluate, export, predict
 from cot_jax.config import parse_command_line
-from cot_jax.losses.soft_targets import OUTPUTS, patience_loss, teacher_loss
+from cot_jax.losses.choices import OUTPUTS
+from cot_jax.losses.soft_targets import patience_loss, teacher_loss
 from cot_jax.models import student as students
 from cot_jax.models.bert import Bert, BertConfig
 from cot_jax.models.weights import init
@@ -153,6 +154,7 @@ def _run(world, devices=1, **keys):
 # --- What is learned ---
 
 
+@pytest.mark.slow
 def test_a_student_learns_classes(world, tmp_path, capsys):
     _write(tmp_path / "data", _pair, {"train": 400, "valid": 40, "test": 60})
     keys = {"data.root": tmp_path / "data", "train.steps": 120, "train.eval_every": 60}
@@ -176,6 +178,7 @@ def chooser(world, tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_a_student_learns_to_choose(chooser):
     assert json.loads((chooser / "result.json").read_text())["test/accuracy"] > 0.9
 
@@ -198,6 +201,7 @@ def soft(world):
     )
 
 
+@pytest.mark.slow
 def test_of_one_token_every_stored_output_is_the_same(soft):
     """A vocabulary map of one token is its distribution; all of three classes are the top three."""
     expected = soft("dynsdpb full")
@@ -227,6 +231,7 @@ PLACES_OF_WORK = [
 @pytest.mark.parametrize(
     ("mesh", "devices", "parts"), PLACES_OF_WORK, ids=["data", "fsdp and model", "parts"]
 )
+@pytest.mark.slow
 def test_losses_are_those_of_one_device_and_of_a_whole_batch(world, taught, mesh, devices, parts):
     keys = {
         "self_distillation.method": "dynsdpb",
@@ -242,6 +247,7 @@ def test_losses_are_those_of_one_device_and_of_a_whole_batch(world, taught, mesh
         np.testing.assert_allclose(found[name], values, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes(world, tmp_path, monkeypatch, capsys):
     flags = _flags(world, **SOFT["dynsdpb vmm"])
     assert main([*flags, f"--workdir={tmp_path / 'whole'}"]) == 0

@@ -80,6 +80,7 @@ def _rows(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_only_the_adapter_is_learned_and_a_stopped_run_goes_on(trained, tmp_path, monkeypatch, capsys):
     flags, workdir = trained
     batch, seen = Run.batch, []

@@ -1,0 +1,197 @@
+"""A student for Transformers and the Hub, with its model card; `cot_jax.export`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from transformers import GenerationConfig
+
+from cot_jax import __version__
+from cot_jax.config import Config, flattened
+from cot_jax.errors import UserError, first_line
+from cot_jax.files import read_json, write_text
+from cot_jax.training.saved import Saved
+
+_CARD = """\
+---
+library_name: transformers
+license: {license}
+{base}tags:
+- chain-of-thought
+- distillation
+- cot_jax
+datasets:
+- {task}
+---
+
+# {title}
+
+{origin}, taught {task} with `{method}`{self_distillation} by cot_jax {version}: {steps} steps of
+{batch_size} examples, {label_source} labels, seed {seed}.
+
+| split | {metric} | how |
+|---|---|---|
+| validation | {valid} | the checkpoint was chosen by it |
+| test | {test} | looked at once |
+
+## What to ask it
+
+| to get | put before the question | longest answer, in tokens |
+|---|---|---|
+{prefixes}
+
+```python
+{sample}
+```
+
+`python -m cot_jax.predict . --input=questions.jsonl` answers without PyTorch. `cot_jax.json` holds
+the whole configuration; `python -m cot_jax.train` with these values trains the student again:
+
+```text
+{flags}
+```
+
+The licences of the base weights and of the data apply; `license` above is what the exporter said.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a student is written: the flags of `cot_jax.export`, which says what each means."""
+
+    output: Path
+    license: str = "other"
+    adapter: bool = False
+    push_to_hub: str = ""
+
+    def __post_init__(self):
+        if self.adapter and self.push_to_hub:
+            raise UserError(
+                "--push_to_hub uploads a model with its card, which --adapter writes not: take either"
+            )
+        if self.output.exists() and any(self.output.iterdir()):
+            raise UserError(f"{self.output} is not empty: choose another --output")
+
+
+def export(student: Saved, run: Path, options: Options) -> None:
+    """Writes the student of `run` to `options.output`, and prints what reads it.
+
+    Raises:
+      UserError: there is no adapter to write, or the Hub refuses the model.
+    """
+    output = options.output
+    if options.adapter:
+        student.export_adapter(output)
+        print(f"written to {output}: PEFT's PeftModel.from_pretrained reads it")
+        return
+    student.export(output)
+    if not student.student.labels:
+        _generation_config(student).save_pretrained(output)
+    write_text(output / "README.md", _card(student, _result(run), options))
+    print(f"written to {output}: Transformers' {student.student.hf_class} and AutoTokenizer read it")
+    if options.push_to_hub:
+        _push(output, options.push_to_hub)
+
+
+def _push(directory: Path, repository: str) -> None:
+    try:
+        huggingface_hub.create_repo(repository, exist_ok=True)
+        url = huggingface_hub.upload_folder(
+            repo_id=repository, folder_path=directory, commit_message="Student of cot_jax"
+        )
+    except Exception as error:  # whatever the network and the Hub's client come up with
+        raise UserError(
+            f"--push_to_hub={repository}: {first_line(error)}; {directory} is written: log in with "
+            "`hf auth login` and upload it with `hf upload`"
+        ) from None
+    print(f"uploaded: {url}")
+
+
+def _result(workdir: Path) -> dict[str, Any]:
+    """What the run measured; nothing of one that is not finished."""
+    file = workdir / "result.json"
+    return read_json(file) if file.is_file() else {}
+
+
+def _generation_config(student: Saved) -> GenerationConfig:
+    """Decoding as the student was evaluated."""
+    evaluation, architecture = student.config.evaluation, student.student.architecture()
+    return GenerationConfig(
+        max_new_tokens=evaluation.max_new_tokens,
+        num_beams=evaluation.beams,
+        do_sample=False,
+        decoder_start_token_id=architecture.get("decoder_start_token_id"),
+        eos_token_id=list(student.student.ends),
+        pad_token_id=student.student.pad_id,
+    )
+
+
+def _card(student: Saved, result: dict[str, Any], options: Options) -> str:
+    config = student.config
+    names = {
+        "label": "the answer",
+        "rationale": "its rationale",
+        "joint": "rationale, then answer",
+        "program": "a program that gives it",
+    }
+    prefixes = []
+    for view in student.views:
+        name = names[view.term]
+        if labels := student.student.labels:
+            prefixes.append(f"| one of {', '.join(labels)} | nothing | 1 |")
+            continue
+        if view.path == "cot":
+            name = "rationale, then answer"
+        if view.name in student.format.spelled:
+            name += ", spelled by `cot_jax.text.codec`"
+        prefix = f"`{view.prefix}`" if view.prefix else "nothing"
+        prefixes.append(f"| {name} | {prefix} | {student.most_tokens(view)} |")
+    base, distillation = config.model.pretrained, config.self_distillation.method
+    first, hf_class = student.views[0], student.student.hf_class
+    metric = result.get("metric", "accuracy")
+    measured = {split: result.get(f"{split}/{metric}") for split in ("valid", "test")}
+    return _CARD.format(
+        license=options.license,
+        base=f"base_model: {base}\n" if base else "",
+        task=config.data.task,
+        title=options.output.resolve().name,
+        origin=_origin(student),
+        method=config.objective.method,
+        self_distillation="" if distillation == "none" else f" and `{distillation}`",
+        version=result.get("versions", {}).get("cot_jax", __version__),
+        steps=result.get("steps", config.train.steps),
+        batch_size=config.train.batch_size,
+        label_source=config.data.label_source,
+        seed=config.seed,
+        metric=metric,
+        valid=_percent(measured["valid"]),
+        test=_percent(measured["test"]),
+        prefixes="\n".join(prefixes),
+        sample=student.format.sample(first.name, first.prefix, hf_class),
+        flags="\n".join(_flags(config)),
+    )
+
+
+def _origin(student: Saved) -> str:
+    """What was trained, and how much of it."""
+    model = student.config.model
+    if not model.pretrained:
+        return f"A student from scratch (preset `{model.preset}`)"
+    if not model.has_lora:
+        return f"`{model.pretrained}`"
+    merged = "an adapter of LoRA merged into its weights"
+    if student.adapter:
+        lora, _ = student.adapter
+        merged += f" (rank {lora.rank}, alpha {lora.alpha:g}, {len(lora.modules)} matrices)"
+    return f"`{model.pretrained}` with {merged}"
+
+
+def _percent(share: float | None) -> str:
+    return "not measured" if share is None else f"{100 * share:.2f} %"
+
+
+def _flags(config: Config) -> list[str]:
+    """The keys that differ from their defaults, as flags."""
+    values = dict(flattened(config))
+    return [f"--config.{key}={values[key]}" for key, value in flattened(Config()) if values[key] != value]

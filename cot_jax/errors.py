@@ -1,7 +1,10 @@
-"""The one error a user is meant to read."""
+"""The one error a user is meant to read, and the frame around every command."""
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 
@@ -11,6 +14,60 @@ class UserError(Exception):
     The message is one line that names what is wrong, where it is, and the fix. Commands print it to
     standard error and exit with status 2; they write nothing else.
     """
+
+
+Main = Callable[[Sequence[str]], int]
+
+
+def command(main: Main) -> Main:
+    """Returns `main`, the body of a command, with errors of the user's and the machine's in one line.
+
+    A `UserError` gives exit status 2; what the machine refuses (files, memory, depth, text that cannot be
+    written) status 1. Other exceptions are mistakes of ours and keep their traceback. With `--debug` among
+    the arguments all have one.
+    """
+
+    @functools.wraps(main)
+    def framed(argv: Sequence[str]) -> int:
+        debugs = "--debug" in argv
+        try:
+            return main([argument for argument in argv if argument != "--debug"])
+        except UserError as error:
+            said, status = str(error), 2
+        except Exception as error:
+            if not _is_the_machine_s(error):
+                raise
+            said, status = f"{_refused(error)}; --debug shows where", 1
+        if debugs:
+            traceback.print_exc()
+        print("error:", " ".join(said.split()), file=sys.stderr)
+        return status
+
+    return framed
+
+
+def _is_the_machine_s(error: Exception) -> bool:
+    # XLA has a class of its own for all that goes wrong; without memory it says this.
+    return isinstance(error, OSError | MemoryError | RecursionError | UnicodeError) or str(error).startswith(
+        "RESOURCE_EXHAUSTED"
+    )
+
+
+def _refused(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return first_line(error)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns an error of the file system, such as a folder in a file's place, into a `UserError`."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ from cot_jax.data import continuations
 from cot_jax.data.examples import Example, parts_as_json
 from cot_jax.data.tasks import TASKS, Splits
 from cot_jax.data.views import View, rationale_of
-from cot_jax.errors import UserError, writing
+from cot_jax.errors import UserError, command, writing
 from cot_jax.files import write_json, write_json_lines
 from cot_jax.metrics import calibration
 from cot_jax.metrics.classification import METRICS, confusion_matrix, per_class, scores
@@ -84,22 +84,19 @@ class _Answered:
     confidences: dict[str, _Confidence]
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, or 2 for a mistake in its arguments or files."""
     options = _options(argv)
     keep_compiled()
-    try:
-        if options.task == _LIKELIHOOD:
-            _compare_endings(options)
-            return 0
-        saved, splits = _load(options)
-        saved = _with_longest(saved, options.max_new_tokens)
-        name = f"{splits.task}_{options.split}" + (f"_{options.shots or 0}_shots" if saved.prompted else "")
-        directory = options.output or options.run / "evaluation" / name
-        _evaluate(saved, splits, options, directory)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.task == _LIKELIHOOD:
+        _compare_endings(options)
+        return 0
+    saved, splits = _load(options)
+    saved = _with_longest(saved, options.max_new_tokens)
+    name = f"{splits.task}_{options.split}" + (f"_{options.shots or 0}_shots" if saved.prompted else "")
+    directory = options.output or options.run / "evaluation" / name
+    _evaluate(saved, splits, options, directory)
     return 0
 
 

@@ -15,9 +15,10 @@ from transformers import GenerationConfig
 
 from cot_jax import __version__
 from cot_jax.config import Config, flattened
-from cot_jax.errors import UserError
-from cot_jax.files import read_json, write_text
+from cot_jax.errors import command
+from cot_jax.files import whole_directory, write_text
 from cot_jax.training import saved
+from cot_jax.training.result import metric_of, read_result
 from cot_jax.training.saved import Saved
 
 _CARD = """\
@@ -63,6 +64,7 @@ The licences of the base weights and of the data apply; `license` above is what 
 """
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, or 2 for a mistake in its arguments or files."""
     parser = argparse.ArgumentParser(
@@ -80,30 +82,22 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--license", default="other", help="for the model card, e.g. apache-2.0")
     options = parser.parse_args(argv)
-    try:
-        if options.output.exists() and any(options.output.iterdir()):
-            raise UserError(f"{options.output} is not empty: choose another --output")
-        student = saved.load(options.run)
+    student = saved.load(options.run)
+    result = read_result(options.run, shape={"versions?": {str: str}, "steps?": int})
+    card = _card(student, result or {}, options)
+    with whole_directory(options.output):
         if options.adapter:
             student.export_adapter(options.output)
-            print(f"written to {options.output}: PEFT's PeftModel.from_pretrained reads it")
-            return 0
-        student.export(options.output)
-        if not student.student.labels:
-            _generation_config(student).save_pretrained(options.output)
-        card = _card(student, _result(options.run), options)
-        write_text(options.output / "README.md", card)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"written to {options.output}: Transformers' {student.student.hf_class} and AutoTokenizer read it")
+        else:
+            student.export(options.output)
+            if not student.student.labels:
+                _generation_config(student).save_pretrained(options.output)
+            write_text(options.output / "README.md", card)
+    reader = f"Transformers' {student.student.hf_class} and AutoTokenizer read"
+    if options.adapter:
+        reader = "PEFT's PeftModel.from_pretrained reads"
+    print(f"written to {options.output}: {reader} it")
     return 0
-
-
-def _result(workdir: Path) -> dict[str, Any]:
-    """What the run measured; nothing of one that is not finished."""
-    file = workdir / "result.json"
-    return read_json(file) if file.is_file() else {}
 
 
 def _generation_config(student: Saved) -> GenerationConfig:
@@ -120,6 +114,7 @@ def _generation_config(student: Saved) -> GenerationConfig:
 
 
 def _card(student: Saved, result: dict[str, Any], options: argparse.Namespace) -> str:
+    """The model card; `result` is empty of a run that is not finished."""
     config = student.config
     names = {
         "label": "the answer",
@@ -141,7 +136,7 @@ def _card(student: Saved, result: dict[str, Any], options: argparse.Namespace) -
         prefixes.append(f"| {name} | {prefix} | {student.most_tokens(view)} |")
     base, distillation = config.model.pretrained, config.self_distillation.method
     first, hf_class = student.views[0], student.student.hf_class
-    metric = result.get("metric", "accuracy")
+    metric = metric_of(result)
     measured = {split: result.get(f"{split}/{metric}") for split in ("valid", "test")}
     return _CARD.format(
         license=options.license,
@@ -151,7 +146,7 @@ def _card(student: Saved, result: dict[str, Any], options: argparse.Namespace) -
         origin=_origin(student),
         method=config.objective.method,
         self_distillation="" if distillation == "none" else f" and `{distillation}`",
-        version=result.get("versions", {}).get("cot_jax", __version__),
+        version=result["versions"].get("cot_jax", __version__) if result.get("versions") else __version__,
         steps=result.get("steps", config.train.steps),
         batch_size=config.train.batch_size,
         label_source=config.data.label_source,

@@ -25,7 +25,7 @@ from cot_jax.answers.voting import vote
 from cot_jax.data.examples import Example, parts_as_json
 from cot_jax.data.tasks import ALL_SPLITS
 from cot_jax.data.views import View, rationale_of
-from cot_jax.errors import UserError, writing
+from cot_jax.errors import UserError, command, writing
 from cot_jax.files import Row, partial, read_json_lines, rows_of, whole
 from cot_jax.models.decoding import Sampling
 from cot_jax.training.compiled import keep_compiled
@@ -34,29 +34,26 @@ from cot_jax.training.evaluation import Answers
 from cot_jax.training.saved import Answerer, LabelScorer, Saved, load
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, or 2 for a mistake in its arguments or files."""
     options = _options(argv)
     keep_compiled()
-    try:
-        with contextlib.ExitStack() as files:
-            _refuse_one_file(options)
-            if options.input == "-":
-                rows = rows_of((line.encode() for line in sys.stdin), "standard input")
-            else:
-                rows = read_json_lines(Path(options.input))
-            saved = load(options.run)
-            if options.split:
-                rows = _rows_of_split(saved, options.split)
-            sink = sys.stdout
-            if options.output != "-":
-                with writing(options.output):
-                    sink = files.enter_context(whole(Path(options.output)))
-            answer = _score if options.log_probs else _predict
-            answer(saved, rows, sink, options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with contextlib.ExitStack() as files:
+        _refuse_one_file(options)
+        if options.input == "-":
+            rows = rows_of(sys.stdin.buffer, "standard input")
+        else:
+            rows = read_json_lines(Path(options.input))
+        saved = load(options.run)
+        if options.split:
+            rows = _rows_of_split(saved, options.split)
+        sink = sys.stdout
+        if options.output != "-":
+            files.enter_context(writing(options.output))
+            sink = files.enter_context(whole(Path(options.output)))
+        answer = _score if options.log_probs else _predict
+        answer(saved, rows, sink, options)
     return 0
 
 

@@ -8,30 +8,29 @@ from collections.abc import Sequence
 import jax
 
 from cot_jax.config import parse_command_line
-from cot_jax.errors import UserError, first_line, writing
+from cot_jax.errors import command, first_line, writing
 from cot_jax.training.compiled import keep_compiled, unlimit_stack
 from cot_jax.training.console import say
 from cot_jax.training.experiment import prepare
 from cot_jax.training.loop import PREEMPTED, Diverged, Preempted, dry_run, train
 from cot_jax.training.mesh import another_was_lost, join, leads
+from cot_jax.training.result import RESULT_FILE, metric_of
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, 1 diverged, 2 usage, 75 stopped and saved."""
     try:
-        command = parse_command_line(argv, __doc__)
-        if command.processes:
-            join(command.processes)
+        given = parse_command_line(argv, __doc__)
+        if given.processes:
+            join(given.processes)
         keep_compiled()
-        experiment = prepare(command.config)
-        if command.dry_run:
+        experiment = prepare(given.config)
+        if given.dry_run:
             print(*dry_run(experiment), sep="\n")
             return 0
-        with writing(command.workdir):
-            result = train(experiment, command.workdir, command.profile_steps)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        with writing(given.workdir):
+            result = train(experiment, given.workdir, given.profile_steps)
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -48,11 +47,11 @@ def main(argv: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    metric = result.get("metric", "accuracy")  # older runs have none
+    metric = metric_of(result)
     say(
         f"best on validation: step {result['best_step']}, {metric} {result[f'valid/{metric}']:.4f}\n"
         f"test {metric}: {result[f'test/{metric}']:.4f}\n"
-        f"written to {command.workdir / 'result.json'}"
+        f"written to {given.workdir / RESULT_FILE}"
     )
     return 0
 

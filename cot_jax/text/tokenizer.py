@@ -12,11 +12,13 @@ from typing import Any
 import sentencepiece
 
 from cot_jax.errors import UserError, first_line
+from cot_jax.files import read_json
 from cot_jax.imports import without_torch
 
 with without_torch():
     from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
+_EXTRA_IDS = range(2**16)  # Transformers makes a token of each
 _SPACE = "▁"  # stands for a space in SentencePiece's pieces
 
 # For templates that would else put today's date into a prompt, or let the model think before it writes.
@@ -130,6 +132,8 @@ def load(path_or_id: str | Path) -> Tokenizer:
     Raises:
       UserError: there is none, it is out of reach, or it is not a fast tokenizer.
     """
+    if (file := Path(path_or_id) / "tokenizer_config.json").exists():
+        read_json(file, {"extra_ids?": _EXTRA_IDS})
     try:
         hf = AutoTokenizer.from_pretrained(path_or_id, trust_remote_code=False)
     # The Hub, Transformers and tokenizers raise a dozen types between them, a bare Exception among them.

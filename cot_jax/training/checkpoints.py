@@ -1,5 +1,6 @@
 """Checkpoints: the newest states, to resume from, and the parameters best on validation."""
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from cot_jax.models.weights import Params
 from cot_jax.training.console import say
 from cot_jax.training.mesh import another_was_lost
 from cot_jax.training.step import TrainState
+
+# Of several reads that fail Orbax takes one error; asyncio would print the others, a traceback each.
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -51,10 +55,22 @@ class Checkpoints:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """Step and selecting metric of the best parameters; None before the first evaluation."""
+        """Step and selecting metric of the best parameters; None before the first evaluation.
+
+        Raises:
+          UserError: they cannot be read.
+        """
         _wait(self._best)
-        step = self._best.latest_step()
-        return None if step is None else (step, _only(self._best.metrics(step)))
+        if (step := self._best.latest_step()) is None:
+            return None
+        try:
+            return step, float(_only(self._best.metrics(step)))
+        except Exception as error:
+            if another_was_lost(error):
+                raise
+            raise UserError(
+                f"{self._best.directory}: its metrics cannot be read ({first_line(error)})"
+            ) from None
 
     def save(self, step: int, state: TrainState) -> None:
         """Makes `state` the one to resume from."""

@@ -29,17 +29,17 @@ def command(main: Main) -> Main:
 
     @functools.wraps(main)
     def framed(argv: Sequence[str]) -> int:
-        debugs = "--debug" in argv
         try:
             return main([argument for argument in argv if argument != "--debug"])
-        except UserError as error:
-            said, status = str(error), 2
         except Exception as error:
-            if not _is_the_machine_s(error):
+            if isinstance(error, UserError):
+                said, status = str(error), 2
+            elif _is_the_machine_s(error):
+                said, status = f"{_refused(error)}; --debug shows where", 1
+            else:
                 raise
-            said, status = f"{_refused(error)}; --debug shows where", 1
-        if debugs:
-            traceback.print_exc()
+            if "--debug" in argv:
+                traceback.print_exc()
         print("error:", " ".join(said.split()), file=sys.stderr)
         return status
 

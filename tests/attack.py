@@ -1,9 +1,10 @@
 """Broken inputs for every command: python -m tests.attack --cases=500 [--seed=0] [--only=predict] [--keep]
 
-Draws what a user could feed a command by accident, one case after another: a command, one of the files that it
-reads, and what is wrong with it. A case fails if it ends in a traceback or in more than one line of error,
-takes too long or too much memory, or if the command takes for sound what is known to be damaged, or for damaged
-what is sound. Case n of a seed is the same whatever the others are: `--first=n --cases=1 --keep` repeats it.
+Draws what a user could feed a command by accident, one case after another: a command, one of the files that
+it reads, and what is wrong with it. A case fails if it ends in a traceback or in more than one line of error,
+takes too long or too much memory, or if the command takes for sound what is known to be damaged, or for
+damaged what is sound. Case n of a seed is the same whatever the others are: `--first=n --cases=1 --keep`
+repeats it.
 """
 
 import argparse
@@ -151,28 +152,30 @@ _PYTHON: dict[str, Damage] = {
 }
 
 
+_KEYS = (
+    *(
+        "data",
+        "data.task",
+        "data.root",
+        "data.teacher",
+        "model",
+        "model.pretrained",
+        "model.tokenizer",
+        "seed",
+    ),
+    *("model.preset", "train.steps", "train.batch_size", "optimizer.learning_rate", "objective.method"),
+    *("evaluation", "evaluation.beams", "nothing"),
+)
+
+
 def _other_keys(rng: random.Random, content: bytes) -> bytes:
-    key = rng.choice(
-        [
-            "data",
-            "data.task",
-            "data.root",
-            "model",
-            "model.pretrained",
-            "model.tokenizer",
-            "train.steps",
-            "seed",
-        ]
-        + ["train.batch_size", "optimizer.learning_rate", "objective.method", "evaluation", "nothing"]
-    )
+    value = repr(rng.choice(_ODD)).replace("nan", "1e999")
     return content.replace(
-        b"return config", f"config.{key} = {rng.choice(_ODD)!r}\n    return config".encode()
+        b"return config", f"config.{rng.choice(_KEYS)} = {value}\n    return config".encode()
     )
 
 
-_CONFIG = _PYTHON | {
-    "other keys": (lambda rng, content: _other_keys(rng, content).replace(b"nan", b"1e999"), None)
-}
+_CONFIG = _PYTHON | {"other keys": (_other_keys, None)}
 
 
 def _of_families(rng: random.Random, content: bytes) -> bytes:
@@ -475,7 +478,7 @@ class World:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def attack(self, case: Case, rng: random.Random, place: Path) -> str:
-        """Returns why a case failed, empty if it did not; `place` is made, and holds what it read and wrote."""
+        """Returns why a case failed, empty if it did not; what it read and wrote is in `place`."""
         shutil.copytree(self.directory, place, symlinks=True)
         arguments = [str(argument) for argument in case.target.arguments]
         stdin, says, most = b"", (200, json.dumps(self.reply).encode(), ""), None

@@ -45,6 +45,8 @@ _ARCHITECTURE: Shape = {
     **dict.fromkeys(("pad_token_id?", "bos_token_id?", "decoder_start_token_id?", "embedding_size?"), _IDS),
     "num_hidden_groups?": range(2**12),
     "type_vocab_size?": range(2**24),
+    "relative_attention_num_buckets?": range(4, 2**16),
+    "relative_attention_max_distance?": _SIZES,
     "position_buckets?": _IDS,
     "max_relative_positions?": _IDS,
     "sliding_window?": _SIZES,

@@ -35,8 +35,13 @@ class Checkpoints:
         """
         latest = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=clean)
         best = ocp.CheckpointManagerOptions(max_to_keep=1, best_fn=_only, cleanup_tmp_directories=clean)
-        self._latest = ocp.CheckpointManager(directory.absolute() / "latest", options=latest)
-        self._best = ocp.CheckpointManager(directory.absolute() / "best", options=best)
+        try:  # it reads the metrics of all that is there
+            self._best = ocp.CheckpointManager(directory.absolute() / "best", options=best)
+            self._latest = ocp.CheckpointManager(directory.absolute() / "latest", options=latest)
+        except Exception as error:
+            if another_was_lost(error):
+                raise
+            raise UserError(f"{directory} cannot be read ({first_line(error)})") from None
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -30,7 +30,9 @@ def command(main: Main) -> Main:
     @functools.wraps(main)
     def framed(argv: Sequence[str]) -> int:
         try:
-            return main([argument for argument in argv if argument != "--debug"])
+            status = main([argument for argument in argv if argument != "--debug"])
+            sys.stdout.flush()  # a full disk, while it can be said
+            return status
         except Exception as error:
             if isinstance(error, UserError):
                 said, status = str(error), 2

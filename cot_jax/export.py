@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from cot_jax import __version__
 from cot_jax.config import Config, flattened
 from cot_jax.errors import command
-from cot_jax.files import whole_directory, write_text
+from cot_jax.files import refuse_full, whole_directory, write_text
 from cot_jax.training import saved
 from cot_jax.training.result import metric_of, read_result
 from cot_jax.training.saved import Saved
@@ -82,6 +82,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--license", default="other", help="for the model card, e.g. apache-2.0")
     options = parser.parse_args(argv)
+    refuse_full(options.output)
     student = saved.load(options.run)
     result = read_result(options.run, shape={"versions?": {str: str}, "steps?": int})
     card = _card(student, result or {}, options)
@@ -146,8 +147,8 @@ def _card(student: Saved, result: dict[str, Any], options: argparse.Namespace) -
         origin=_origin(student),
         method=config.objective.method,
         self_distillation="" if distillation == "none" else f" and `{distillation}`",
-        version=result["versions"].get("cot_jax", __version__) if result.get("versions") else __version__,
-        steps=result.get("steps", config.train.steps),
+        version=(result.get("versions") or {}).get("cot_jax", __version__),
+        steps=result.get("steps") or config.train.steps,
         batch_size=config.train.batch_size,
         label_source=config.data.label_source,
         seed=config.seed,

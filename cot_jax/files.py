@@ -61,6 +61,16 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
+def refuse_full(directory: Path) -> None:
+    """
+    Raises:
+      UserError: something is in the directory, or it is none.
+    """
+    with reading(directory):
+        if directory.exists() and any(directory.iterdir()):
+            raise UserError(f"{directory} is not empty: choose another directory")
+
+
 @contextlib.contextmanager
 def whole_directory(directory: Path) -> Iterator[None]:
     """Makes a directory that is empty again where not all of it can be written.
@@ -68,10 +78,9 @@ def whole_directory(directory: Path) -> Iterator[None]:
     Raises:
       UserError: something is in it already, or it cannot be written.
     """
+    refuse_full(directory)
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        if any(directory.iterdir()):
-            raise UserError(f"{directory} is not empty: choose another directory")
         try:
             yield
         except BaseException:
@@ -105,8 +114,7 @@ def misfit(value: Any, shape: Shape, path: str = "") -> str:
     """Returns what of a value of JSON has not the shape, and which it should have; empty if it has."""
     if isinstance(shape, list) and isinstance(value, list):
         (each,) = shape
-        found = (misfit(item, each, f"{path}[{n}]") for n, item in enumerate(value))
-        return next(filter(None, found), "")
+        return next(filter(None, (misfit(item, each, f"{path}[{n}]") for n, item in enumerate(value))), "")
     if isinstance(shape, dict) and isinstance(value, dict):
         required = {name for name in shape if name is not str and not name.endswith("?")}
         if missing := sorted(required - value.keys()):

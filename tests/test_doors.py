@@ -6,6 +6,7 @@ import io
 import json
 import random
 import sys
+from pathlib import Path
 
 import attack
 import numpy as np
@@ -177,6 +178,11 @@ def test_a_directory_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(UserError, match="is not empty"):
         write("b")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a"]
+
+
+def test_weights_on_a_full_disk_are_an_error_of_the_file_system():
+    with pytest.raises(OSError, match="No space left"):
+        pretrained.write_tensors(Path("/dev/full"), {"w": np.zeros((300, 300), np.float32)})
 
 
 @pytest.mark.parametrize("preset", sorted(students.PRESETS))

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Self
 import httpx2
 from tqdm import tqdm
 
-from cot_jax.errors import UserError, writing
+from cot_jax.errors import UserError, reading, writing
 from cot_jax.files import Shape, misfit, parse_json, read_json_lines, write_text
 
 Request = dict[str, Any]  # the body of a (chat) completion
@@ -204,8 +204,8 @@ class Endpoint(_Cache):
                 if status < 500 and status not in _AGAIN_LATER:
                     raise UserError(f"{self._url}: {problem}{_HINTS.get(status, '')}")
                 wait = max(wait, _retry_after(response))
-            except ValueError:  # cut in two, or no completion: `problem` quotes it
-                pass
+            except ValueError as error:  # cut in two, or no completion: `problem` quotes it
+                problem = f"no completion ({error}), {problem}"
             except httpx2.InvalidURL as error:
                 raise UserError(f"{self._url}: {error}") from None
             except httpx2.RequestError as error:
@@ -293,7 +293,8 @@ def _read_cache(path: Path) -> dict[str, Reply]:
     replies: dict[str, Reply] = {}
     if not path.exists():
         return replies
-    text = path.read_bytes()
+    with reading(path):
+        text = path.read_bytes()
     whole = text.rfind(b"\n") + 1
     if whole < len(text):  # the line that a killed run was writing
         os.truncate(path, whole)

@@ -455,10 +455,12 @@ def with_defaults(
 
 def _check(value: Any, kind: type, limits: Any, path: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > sys.float_info.max:
+            raise UserError(f"{path}: an integer too large for a number")
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise UserError(f"{path}={value!r}: expected {kind.__name__}, found {type(value).__name__}")
-    if kind is str and "\0" in value:
+    if isinstance(value, str) and "\0" in value:
         raise UserError(f"{path}={value!r}: a null character is no text that a file's name or a prompt has")
     if limits["choices"] and value not in limits["choices"]:
         raise UserError(f"{path}={value!r}: must be one of {', '.join(limits['choices'])}")

@@ -18,15 +18,25 @@ from typing import Any
 import numpy as np
 
 from cot_jax import experiments
-from cot_jax.errors import UserError
+from cot_jax.errors import UserError, command, writing
 from cot_jax.experiments import Cell, Table
-from cot_jax.files import read_json, read_json_lines, write_text
+from cot_jax.files import Shape, read_json_lines, whole, write_text
 from cot_jax.metrics.plots import Curve, draw_curves, draw_data_size, draw_heat_map
 from cot_jax.metrics.significance import paired_p_value
+from cot_jax.training.result import metric_of, read_result
 
 _FRACTION = "data.train_fraction"
 # Training rows are averaged over so many steps before they are drawn.
 _WINDOW = 25
+# What is told of a run, beside its scores.
+_REPORTED: dict[str, Shape] = {
+    "best_step": int,
+    "examples": int,
+    "example_visits": int,
+    "train_seconds": float,
+    "hardware": {"devices": int, "device_kind": str},
+    "versions": {"jax": str},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +49,7 @@ class _Runs:
 
     @property
     def metric(self) -> str:
-        return next((_metric(result) for result in self.results.values()), "accuracy")
+        return next((metric_of(result) for result in self.results.values()), "accuracy")
 
     def scores(self) -> list[float]:
         """Returns the metric on test, one a seed."""
@@ -49,16 +59,21 @@ class _Runs:
         """Returns the (step, value) of a metric, a list a seed."""
         curves = []
         for seed in self.results:
-            rows = [row.values for row in read_json_lines(self.directory / f"seed{seed}" / "metrics.jsonl")]
-            curves.append([(row["step"], row[name]) for row in rows if name in row])
+            workdir = self.directory / f"seed{seed}"
+            curves.append([(row["step"], row[name]) for row in _measured(workdir) if name in row])
+            if not curves[-1]:
+                raise UserError(
+                    f"{workdir / 'metrics.jsonl'}: no {name}, which other seeds have: train it again"
+                )
         return curves
 
     def names(self) -> list[str]:
         """Returns the names of all metrics, in the order of their first row."""
-        file = self.directory / f"seed{next(iter(self.results))}" / "metrics.jsonl"
-        return list(dict.fromkeys(name for row in read_json_lines(file) for name in row.values))
+        rows = _measured(self.directory / f"seed{next(iter(self.results))}")
+        return list(dict.fromkeys(name for row in rows for name in row))
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, or 2 where there is nothing to report."""
     parser = argparse.ArgumentParser(
@@ -69,40 +84,40 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("directory", type=Path, help="--output of a sweep")
     directory = parser.parse_args(argv).directory
-    try:
-        table = experiments.from_directory(directory)
-        found = {(cell.row, cell.column): _read(cell, directory / cell.path) for cell in table.cells}
-        if not any(runs.results for runs in found.values()):
-            raise UserError(f"{directory}: no run is finished yet")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    _write_csv(directory / "report.csv", _csv_rows(found.values()))
-    _write_csv(directory / "differences.csv", _differences(table, found))
-    pictures = []
-    if importlib.util.find_spec("matplotlib"):
-        pictures = _draw(table, found, directory)
-    else:
-        print("no pictures: pip install 'cot-jax[plots]'", file=sys.stderr)
-    text = _markdown(table, found)
-    write_text(directory / "report.md", text + "".join(f"\n![]({picture})\n" for picture in pictures))
+    table = experiments.from_directory(directory)
+    found = {(cell.row, cell.column): _read(cell, directory / cell.path) for cell in table.cells}
+    if not any(runs.results for runs in found.values()):
+        raise UserError(f"{directory}: no run is finished yet")
+    with writing(directory):
+        _write_csv(directory / "report.csv", _csv_rows(found.values()))
+        _write_csv(directory / "differences.csv", _differences(table, found))
+        pictures = []
+        if importlib.util.find_spec("matplotlib"):
+            pictures = _draw(table, found, directory)
+        else:
+            print("no pictures: pip install 'cot-jax[plots]'", file=sys.stderr)
+        text = _markdown(table, found)
+        write_text(directory / "report.md", text + "".join(f"\n![]({picture})\n" for picture in pictures))
     print(text, end="")
     print("written to " + ", ".join(map(str, [directory / "report.md", *(directory / p for p in pictures)])))
     return 0
 
 
-def _metric(result: Mapping[str, Any]) -> str:
-    return result.get("metric", "accuracy")  # older runs name none
+def _measured(workdir: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a run's metrics.jsonl."""
+    return [row.check({"step": int, str: float}) for row in read_json_lines(workdir / "metrics.jsonl")]
 
 
 def _score(result: Mapping[str, Any], split: str = "test") -> float:
-    return result[f"{split}/{_metric(result)}"]
+    return result[f"{split}/{metric_of(result)}"]
 
 
 def _read(cell: Cell, directory: Path) -> _Runs:
     results = {}
-    for file in directory.glob("seed*/result.json"):
-        results[int(file.parent.name.removeprefix("seed"))] = read_json(file)
+    for workdir in directory.glob("seed*"):
+        seed = workdir.name.removeprefix("seed")
+        if seed.isdecimal() and (result := read_result(workdir, shape=_REPORTED)):
+            results[int(seed)] = result
     return _Runs(cell, dict(sorted(results.items())), directory)
 
 
@@ -184,7 +199,7 @@ def _csv_rows(found: Iterable[_Runs]) -> list[dict[str, Any]]:
             "row": runs.cell.row,
             "column": runs.cell.column,
             "seed": seed,
-            "metric": _metric(result),
+            "metric": metric_of(result),
             "test": _score(result),
             "valid": _score(result, "valid"),
             "best_step": result["best_step"],
@@ -225,7 +240,7 @@ def _differences(table: Table, found: Mapping[tuple[str, str], _Runs]) -> list[d
 
 
 def _write_csv(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with file.open("w", encoding="utf-8", newline="") as out:
+    with whole(file) as out:
         writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [])
         writer.writeheader()
         writer.writerows(rows)

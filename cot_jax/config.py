@@ -11,6 +11,7 @@ import importlib.util
 import json
 import math
 import re
+import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -429,6 +430,8 @@ def freeze(values: Any, cls: type = Config, path: str = "config") -> Any:
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
+    if not isinstance(values, dict | ml_collections.ConfigDict):
+        raise UserError(f"{path} is a section of keys, found {values!r}")
     values = dict(values.items())
     for name in values.keys() - fields.keys():
         raise UserError(_unknown_key(f"{path}.{name}"))
@@ -464,9 +467,13 @@ def with_defaults(
 
 def _check(value: Any, kind: type, limits: Any, path: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > sys.float_info.max:
+            raise UserError(f"{path}: an integer too large for a number")
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise UserError(f"{path}={value!r}: expected {kind.__name__}, found {type(value).__name__}")
+    if isinstance(value, str) and "\0" in value:
+        raise UserError(f"{path}={value!r}: a null character is no text that a file's name or a prompt has")
     if limits["choices"] and value not in limits["choices"]:
         raise UserError(f"{path}={value!r}: must be one of {', '.join(limits['choices'])}")
     # Written so that NaN fails too.
@@ -527,8 +534,12 @@ def parse_command_line(argv: Sequence[str], summary: str) -> CommandLine:
             raise UserError(_unknown_key(override[1]))
     file = find_config(files[0])
     values = flags.FlagValues()
+    made = load_config_module(file, "get_config", ml_collections.ConfigDict)
     holder = config_flags.DEFINE_config_dict(
-        "config", load_config_module(file, "get_config"), flag_values=values, sys_argv=arguments
+        "config",
+        made,
+        flag_values=values,
+        sys_argv=arguments,
     )
     flags.DEFINE_string("workdir", str(Path("runs") / file.stem), "", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "", flag_values=values)
@@ -599,11 +610,11 @@ def name_of(given: str) -> str:
     return file.stem if file.is_file() and file.parent == SHIPPED.resolve() else given
 
 
-def load_config_module(file: Path, function: str) -> Any:
+def load_config_module(file: Path, function: str, kind: type) -> Any:
     """Returns what `function`, e.g. "get_config", of a config file returns.
 
     Raises:
-      UserError: it fails.
+      UserError: it fails, or returns something else than a `kind`.
     """
     spec = importlib.util.spec_from_file_location("config_file", file)
     if spec is None or spec.loader is None:
@@ -611,11 +622,14 @@ def load_config_module(file: Path, function: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        return getattr(module, function)()
+        found = getattr(module, function)()
     except UserError:
         raise
-    except Exception as error:  # a config file is a program: anything can be wrong with it
+    except (Exception, SystemExit) as error:  # a config file is a program: anything can be wrong with it
         raise UserError(f"{file}: {type(error).__name__}: {_one_line(error)}") from None
+    if not isinstance(found, kind):
+        raise UserError(f"{file}: {function}() must return a {kind.__name__}, not {type(found).__name__}")
+    return found
 
 
 def refuse_other_config(workdir: Path, config: Config) -> bool:
@@ -649,7 +663,7 @@ def _differences(wanted: Any, found: Any, path: str = "") -> Iterator[tuple[str,
         yield path, wanted, found
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 

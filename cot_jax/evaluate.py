@@ -18,19 +18,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cot_jax.errors import UserError
+from cot_jax.errors import command
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, or 2 for a mistake in its arguments or files."""
     options = _options(argv)
     from cot_jax.training.assessment import Options, evaluate  # --help does not wait for JAX
 
-    try:
-        evaluate(Options(**options))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    evaluate(Options(**options))
     return 0
 
 

@@ -9,10 +9,20 @@ from typing import Any
 from cot_jax.config import TABLES, find_config, load_config_module, name_of
 from cot_jax.data.views import METHODS, WITH_MUTUAL_INFORMATION
 from cot_jax.errors import UserError
-from cot_jax.files import read_json, write_json
+from cot_jax.files import Shape, misfit, read_json, write_json
 from cot_jax.losses.choices import SELF_DISTILLATION, VARIANTS
 
 _FILE = "table.json"
+_VALUES = {str: (str, float, bool, None)}
+_CELL: Shape = {
+    "row": str,
+    "column": str,
+    "config": str,
+    "overrides": _VALUES,
+    "published?": float,
+    "chosen?": _VALUES,
+}
+_TABLE: Shape = {"title": str, "cells": [_CELL], "source": str}
 
 # In an override: the directory of the table's runs, e.g. for the teacher of a student.
 RUNS = "{runs}"
@@ -124,11 +134,7 @@ def overrides_of(method: str) -> dict[str, str]:
 
 def from_file(given: str) -> Table:
     """Returns what `get_table()` of a file returns; `given` is its path, or the name of a shipped table."""
-    file = find_config(given, TABLES)
-    table = load_config_module(file, "get_table")
-    if not isinstance(table, Table):
-        raise UserError(f"{file}: get_table() must return a Table, not {type(table).__name__}")
-    return table
+    return load_config_module(find_config(given, TABLES), "get_table", Table)
 
 
 def from_directory(directory: Path) -> Table:
@@ -141,10 +147,11 @@ def from_directory(directory: Path) -> Table:
     if not file.is_file():
         raise UserError(f"{file}: no such file; python -m cot_jax.sweep writes it")
     values = read_json(file)
-    try:
-        return Table(values["title"], tuple(Cell(**cell) for cell in values["cells"]), values["source"])
-    except (KeyError, TypeError):
-        raise UserError(f"{file}: not a sweep's table; delete it and start the sweep again") from None
+    if wrong := misfit(values, _TABLE):
+        raise UserError(f"{file}: {wrong}: not a sweep's table; delete it and start the sweep again")
+    names = {field.name for field in dataclasses.fields(Cell)}
+    cells = ({name: cell[name] for name in names & cell.keys()} for cell in values["cells"])
+    return Table(values["title"], tuple(Cell(**cell) for cell in cells), values["source"])
 
 
 def merged(table: Table, directory: Path) -> Table:

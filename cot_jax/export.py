@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cot_jax.errors import UserError
+from cot_jax.errors import command
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, or 2 for a mistake in its arguments or files."""
     parser = argparse.ArgumentParser(
@@ -38,12 +39,8 @@ def main(argv: Sequence[str]) -> int:
     from cot_jax.training import exporting  # --help does not wait for JAX
     from cot_jax.training.saved import load
 
-    try:
-        how = exporting.Options(**options)
-        exporting.export(load(run), run, how)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    how = exporting.Options(**options)
+    exporting.export(load(run), run, how)
     return 0
 
 

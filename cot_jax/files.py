@@ -1,15 +1,18 @@
 """Files: texts that are written whole or not at all, JSON, rows of JSON that name their place, and locks."""
 
+import codecs
 import contextlib
 import dataclasses
 import fcntl
 import json
+import re
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from cot_jax.errors import UserError, writing
+from cot_jax.errors import UserError, reading, writing
 from cot_jax.limits import MOST_CHARACTERS
 
 
@@ -59,6 +62,34 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
+def refuse_full(directory: Path) -> None:
+    """
+    Raises:
+      UserError: something is in the directory, or it is none.
+    """
+    with reading(directory):
+        if directory.exists() and any(directory.iterdir()):
+            raise UserError(f"{directory} is not empty: choose another directory")
+
+
+@contextlib.contextmanager
+def whole_directory(directory: Path) -> Iterator[None]:
+    """Makes a directory that is empty again where not all of it can be written.
+
+    Raises:
+      UserError: something is in it already, or it cannot be written.
+    """
+    refuse_full(directory)
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            yield
+        except BaseException:
+            for entry in directory.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            raise
+
+
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
@@ -67,22 +98,127 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_json(path: Path, kind: type[dict] | type[list] = dict) -> Any:
-    """Returns what a JSON file holds: a dict or, with another `kind`, a list.
+# A shape that JSON may have: a type (float is any number, object anything); None; a range of integers; a
+# tuple of which one fits; [shape], a list of them; {name: shape}, an object that has these, where "name?" may
+# be absent or null and the key `str` stands for all other names.
+Shape = Any
+
+_WORDS: dict[Any, str] = {
+    str: "a text", bool: "true or false", int: "an integer", float: "a number", list: "a list",
+    dict: "an object", None: "null",
+}  # fmt: skip
+_MOST_DIGITS = 300  # of an integer: more are no float either
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def misfit(value: Any, shape: Shape, path: str = "") -> str:
+    """Returns what of a value of JSON has not the shape, and which it should have; empty if it has."""
+    if isinstance(shape, list) and isinstance(value, list):
+        (each,) = shape
+        return next(filter(None, (misfit(item, each, f"{path}[{n}]") for n, item in enumerate(value))), "")
+    if isinstance(shape, dict) and isinstance(value, dict):
+        required = {name for name in shape if name is not str and not name.endswith("?")}
+        if missing := sorted(required - value.keys()):
+            return f"{path and path + ' has '}no {missing[0]!r}"
+        for name, item in value.items():
+            optional = (shape[f"{name}?"], None) if f"{name}?" in shape else shape.get(str, object)
+            inside = misfit(item, shape.get(name, optional), f"{path}.{name}" if path else name)
+            if inside:
+                return inside
+        return ""
+    if isinstance(shape, tuple):
+        found = [misfit(value, one, path) for one in shape]
+        if "" in found:
+            return ""
+        nested = [one for one, its in zip(shape, found, strict=True) if isinstance(value, type(one))]
+        if len(nested) == 1:  # what it is meant to be
+            return found[shape.index(nested[0])]
+    elif _has(value, shape):
+        return ""
+    kind = shape if isinstance(shape, type) else type(shape)
+    if not path and kind in (dict, list):
+        return f"expected a JSON {'object' if kind is dict else 'list'}, found {type(value).__name__}"
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else f"{shown[:80]}..."
+    return f"{path or 'the content'} is {shown}, expected {_in_words(shape)}"
+
+
+def _has(value: Any, shape: Shape) -> bool:
+    if shape is object:
+        return True
+    if shape is None:
+        return value is None
+    if isinstance(shape, range):
+        return type(value) is int and value in shape
+    if not isinstance(shape, type):
+        return False
+    return isinstance(value, int | float if shape is float else shape) and (
+        isinstance(value, bool) <= (shape is bool)
+    )
+
+
+def _in_words(shape: Shape) -> str:
+    if isinstance(shape, tuple):
+        return " or ".join(map(_in_words, shape))
+    if isinstance(shape, range):
+        return f"an integer from {shape.start:,} to {shape.stop - 1:,}"
+    return _WORDS[type(shape) if isinstance(shape, list | dict) else shape]
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"an integer of {len(digits):,} digits")
+    return int(digits)
+
+
+def parse_text(content: bytes) -> str:
+    """Returns UTF-8, with or without a byte order mark, as text; raises ValueError for anything else."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def parse_json(content: bytes, shape: Shape = object) -> Any:
+    """Returns the value of JSON.
 
     Raises:
-      UserError: there is no such file, or it is not JSON, or it holds something else.
+      ValueError: it is not UTF-8, or not JSON; it has an integer that is too long, more levels than can be
+        read or half of a character (a lone surrogate); or it has another shape. The message is one line.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
+    text = parse_text(content)
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(text, parse_int=_integer)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno} " if error.lineno > 1 else ""
+        raise ValueError(f"not valid JSON ({error.msg} at {line}column {error.colno})") from None
     except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(value, kind):
-        what = "object" if kind is dict else "list"
-        raise UserError(f"{path}: expected a JSON {what}, found {type(value).__name__}")
+        raise ValueError(f"not valid JSON ({error})") from None
+    except RecursionError:
+        raise ValueError("not valid JSON (too many brackets inside one another)") from None
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise ValueError(f"{half!r} is half of a character (a lone surrogate): write all of it") from None
+    if wrong := misfit(value, shape):
+        raise ValueError(wrong)
     return value
+
+
+def read_json(path: Path, shape: Shape = dict) -> Any:
+    """Returns what a JSON file holds, which has `shape`.
+
+    Raises:
+      UserError: there is no such file, or it cannot be read, or not as `parse_json` does.
+    """
+    with reading(path):
+        content = path.read_bytes()
+    try:
+        return parse_json(content, shape)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +230,12 @@ class Row:
 
     def error(self, message: str) -> UserError:
         return UserError(f"{self.where}: {message}")
+
+    def check(self, shape: Shape) -> dict[str, Any]:
+        """Returns the values, which have `shape`."""
+        if wrong := misfit(self.values, shape):
+            raise self.error(wrong)
+        return self.values
 
     def id(self) -> str:
         """Returns the row's id, a text or an integer, as text."""
@@ -145,13 +287,13 @@ def read_json_lines(path: Path) -> Iterator[Row]:
     """Returns the rows of a JSON-lines file; see `rows_of`.
 
     Raises:
-      UserError: there is no such file, at once; later as `rows_of` does.
+      UserError: there is no such file or it cannot be read, at once; later as `rows_of` does.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
+    with reading(path), path.open("rb"):
+        pass
 
     def rows() -> Iterator[Row]:
-        with path.open("rb") as lines:
+        with reading(path), path.open("rb") as lines:
             yield from rows_of(lines, str(path))
 
     return rows()
@@ -168,13 +310,9 @@ def rows_of(lines: Iterable[bytes], name: str) -> Iterator[Row]:
             continue
         row = Row(f"{name}:{number}", {})
         try:
-            values = json.loads(line.decode("utf-8-sig"))
-        except json.JSONDecodeError as error:
-            raise row.error(f"not valid JSON ({error.msg} at column {error.colno})") from None
-        except UnicodeDecodeError as error:
-            raise row.error(f"not UTF-8 ({error.reason} at byte {error.start})") from None
-        if not isinstance(values, dict):
-            raise row.error(f"expected a JSON object, found {type(values).__name__}")
+            values = parse_json(line, dict)
+        except ValueError as error:
+            raise row.error(str(error)) from None
         yield dataclasses.replace(row, values=values)
 
 
@@ -184,11 +322,13 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
       UserError: as `read_json_lines`; rows of a list are named by their number.
     """
-    with path.open("rb") as file:
-        if file.read(1) != b"[":
-            yield from read_json_lines(path)
-            return
+    with reading(path), path.open("rb") as file:
+        is_list = file.read(100).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+    if not is_list:
+        yield from read_json_lines(path)
+        return
     for number, values in enumerate(read_json(path, list), start=1):
-        if not isinstance(values, dict):
-            raise UserError(f"{path}: row {number}: expected a JSON object, found {type(values).__name__}")
-        yield Row(f"{path}: row {number}", values)
+        row = Row(f"{path}: row {number}", values)
+        if wrong := misfit(values, dict):
+            raise row.error(wrong)
+        yield row

@@ -19,8 +19,16 @@ import numpy as np
 from cot_jax.answers.equality import is_correct
 from cot_jax.answers.reading import choices, final_answer
 from cot_jax.data.teacher.endpoint import Endpoint, chat
-from cot_jax.errors import UserError, writing
-from cot_jax.files import Row, read_json, read_json_lines, write_json, write_json_lines, write_text
+from cot_jax.errors import UserError, command, writing
+from cot_jax.files import (
+    Row,
+    misfit,
+    read_json,
+    read_json_lines,
+    write_json,
+    write_json_lines,
+    write_text,
+)
 from cot_jax.limits import refuse_too_much
 from cot_jax.metrics import quality
 
@@ -79,24 +87,21 @@ class Evaluation(NamedTuple):
     predictions: list[Prediction]
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, or 2 for a mistake in its arguments or files."""
     options = _options(argv)
-    try:
-        refuse_too_much(vars(options))
-        evaluation = _read(_place(options.run, options))
-        if all(prediction.rationale is None for prediction in evaluation.predictions):
-            raise UserError(f"{evaluation.where}: this student wrote no rationale that could be measured")
-        with writing(evaluation.where):
-            if options.against:
-                studies = _case_studies(evaluation, _read(_place(options.against, options)), options.examples)
-                write_text(evaluation.where / "case_studies.md", studies)
-            measures, rows = _measure(evaluation, options)
-            write_json(evaluation.where / "rationales.json", measures)
-            write_json_lines(evaluation.where / "rationales.jsonl", rows)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    refuse_too_much(vars(options))
+    evaluation = _read(_place(options.run, options))
+    if all(prediction.rationale is None for prediction in evaluation.predictions):
+        raise UserError(f"{evaluation.where}: this student wrote no rationale that could be measured")
+    with writing(evaluation.where):
+        if options.against:
+            studies = _case_studies(evaluation, _read(_place(options.against, options)), options.examples)
+            write_text(evaluation.where / "case_studies.md", studies)
+        measures, rows = _measure(evaluation, options)
+        write_json(evaluation.where / "rationales.json", measures)
+        write_json_lines(evaluation.where / "rationales.jsonl", rows)
     print("\n".join(_summary(measures)))
     print(f"written to {evaluation.where}: {', '.join(_written(options))}")
     return 0
@@ -124,10 +129,9 @@ def _read(where: Path) -> Evaluation:
     """Raises UserError where the files are not those that evaluate writes."""
     path = where / "evaluation.json"
     said = read_json(path)
-    try:
-        by_value, labels = bool(said["by_value"]), tuple(said["labels"] or ())
-    except (KeyError, TypeError):
-        raise UserError(f'{path}: must have "by_value" and "labels": evaluate again') from None
+    if wrong := misfit(said, {"by_value": bool, "labels": ([str], None)}):
+        raise UserError(f"{path}: {wrong}: evaluate again")
+    by_value, labels = said["by_value"], tuple(said["labels"] or ())
     predictions = [_prediction(row) for row in read_json_lines(where / "predictions.jsonl")]
     return Evaluation(where, by_value, labels, predictions)
 

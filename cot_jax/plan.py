@@ -22,7 +22,7 @@ import numpy as np
 
 from cot_jax.config import Config, parse_command_line
 from cot_jax.data.lengths import describe, padded_work
-from cot_jax.errors import UserError
+from cot_jax.errors import UserError, command
 from cot_jax.imports import unlimit_stack
 from cot_jax.training.experiment import Experiment, prepare
 from cot_jax.training.mesh import group_count
@@ -69,30 +69,26 @@ class Need:
         return self.total is not None and not self.compiler and self.total <= memory
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0 it fits, 1 it does not, 2 usage."""
-    try:
-        options, rest = _options(argv)
-        config = parse_command_line([argv[0], *rest], __doc__).config
-        devices, memory, source = _devices(options)
-        if config.model.compute_dtype == "auto":
-            config = _changed(config, {"model.compute_dtype": "bfloat16"})
-        platform = "tpu" if options.topology else "gpu"
-        experiment = prepare(config, weights=False, platform=platform)
-        print(*_describe(experiment, devices, memory, source), sep="\n", flush=True)
-        need = measure(experiment, devices, memory)
-        print(*_table(need, memory), sep="\n", flush=True)
-        if need.fits(memory):
-            print("fits")
-            return 0
-        print(f"does not fit, because {_why(need, memory)}", flush=True)
-        print(
-            remedy(experiment, devices, memory)
-            or "no change of memory settings makes it fit: take more devices"
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options, rest = _options(argv)
+    config = parse_command_line([argv[0], *rest], __doc__).config
+    devices, memory, source = _devices(options)
+    if config.model.compute_dtype == "auto":
+        config = _changed(config, {"model.compute_dtype": "bfloat16"})
+    platform = "tpu" if options.topology else "gpu"
+    experiment = prepare(config, weights=False, platform=platform)
+    print(*_describe(experiment, devices, memory, source), sep="\n", flush=True)
+    need = measure(experiment, devices, memory)
+    print(*_table(need, memory), sep="\n", flush=True)
+    if need.fits(memory):
+        print("fits")
+        return 0
+    print(f"does not fit, because {_why(need, memory)}", flush=True)
+    print(
+        remedy(experiment, devices, memory) or "no change of memory settings makes it fit: take more devices"
+    )
     return 1
 
 

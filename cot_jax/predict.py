@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from cot_jax.data.tasks import ALL_SPLITS
-from cot_jax.errors import UserError, writing
+from cot_jax.errors import UserError, command, writing
 from cot_jax.files import partial, read_json_lines, rows_of, whole
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, or 2 for a mistake in its arguments or files."""
     options = _options(argv)
@@ -31,26 +32,19 @@ def main(argv: Sequence[str]) -> int:
     from cot_jax.training import answering  # --help does not wait for JAX
     from cot_jax.training.saved import load
 
-    try:
-        with contextlib.ExitStack() as files:
-            how = answering.Options(**options)
-            _refuse_one_file(source, target)
-            if source == "-":
-                rows = rows_of((line.encode() for line in sys.stdin), "standard input")
-            else:
-                rows = read_json_lines(Path(source))
-            saved = load(run)
-            if split:
-                rows = answering.rows_of_split(saved, split)
-            sink = sys.stdout
-            if target != "-":
-                with writing(target):
-                    sink = files.enter_context(whole(Path(target)))
-            for answer in answering.predict(saved, rows, how):
-                print(json.dumps(answer, ensure_ascii=False), file=sink, flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with contextlib.ExitStack() as files:
+        how = answering.Options(**options)
+        _refuse_one_file(source, target)
+        rows = rows_of(sys.stdin.buffer, "standard input") if source == "-" else read_json_lines(Path(source))
+        saved = load(run)
+        if split:
+            rows = answering.rows_of_split(saved, split)
+        sink = sys.stdout
+        if target != "-":
+            files.enter_context(writing(target))
+            sink = files.enter_context(whole(Path(target)))
+        for answer in answering.predict(saved, rows, how):
+            print(json.dumps(answer, ensure_ascii=False), file=sink, flush=True)
     return 0
 
 

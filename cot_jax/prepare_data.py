@@ -15,7 +15,6 @@ import sys
 import tempfile
 import urllib.request
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from cot_jax.data import glue
 from cot_jax.data.tasks import DATA_SETS, Options, count
-from cot_jax.errors import UserError, printable
+from cot_jax.errors import UserError, command, printable, writing
 
 ARCHIVE_URL = "https://github.com/google-research/distilling-step-by-step/raw/main/datasets.zip"
 ASDIV_URL = "https://raw.githubusercontent.com/chaochun/nlu-asdiv-dataset/master/dataset"
@@ -169,7 +168,9 @@ def unpack(archive: Path, names: Sequence[str], into: Path) -> None:
                 (into / target).parent.mkdir(parents=True, exist_ok=True)
                 with entries.open(entry) as source, (into / target).open("wb") as file:
                     shutil.copyfileobj(source, file)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # of zipfile, struct and the decompressors
         raise UserError(f"what was fetched is not a sound zip archive ({error}): try again") from None
 
 
@@ -198,7 +199,9 @@ def _name(text: str) -> str:
     return text
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit status: 0, or 2 for a mistake in its arguments or files."""
     parser = argparse.ArgumentParser(
         "python -m cot_jax.prepare_data", description="Fetches published data sets."
     )
@@ -207,14 +210,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--url", default=ARCHIVE_URL, help="the authors' archive; file:///PATH for one at hand"
     )
-    flags = parser.parse_args(arguments)
-    try:
+    flags = parser.parse_args(argv)
+    with writing(flags.root):
         prepare(list(dict.fromkeys(flags.names)), flags.root, flags.url)
-    except (UserError, OSError) as error:  # OSError: no permission, no space, each in one line
-        print(error, file=sys.stderr)
-        return 2
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

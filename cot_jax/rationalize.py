@@ -25,7 +25,7 @@ from cot_jax.data.teacher import prompts
 from cot_jax.data.teacher.endpoint import Batch, Endpoint, Reply, Request, chat, completion
 from cot_jax.data.teacher.prompts import Demonstration, Style
 from cot_jax.data.teacher.samples import FILTERS, KINDS, Asked, Sample, drops, majority, read
-from cot_jax.errors import UserError, printable, writing
+from cot_jax.errors import UserError, command, printable, writing
 from cot_jax.files import Row, locked, read_json_lines, write_json, write_json_lines, write_text
 from cot_jax.limits import refuse_too_much
 
@@ -35,15 +35,13 @@ _FIELDS = {"cot": "rationales", "pot": "programs"}  # of a teacher's file
 Judged = list[tuple[Sample, str | None]]  # with why it is left out; None: it is kept
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, 2 for a mistake in arguments or files, 130 stopped."""
     options = _options(argv)
+    refuse_too_much(vars(options))
     try:
-        refuse_too_much(vars(options))
         _run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("stopped; the same command asks only what is not answered yet", file=sys.stderr)
         return 130

@@ -28,10 +28,11 @@ from pathlib import Path
 
 from cot_jax import experiments
 from cot_jax.config import parse_command_line, refuse_other_config
-from cot_jax.errors import UserError
+from cot_jax.errors import command, writing
 from cot_jax.experiments import Cell, Table
-from cot_jax.files import locked, read_json
+from cot_jax.files import locked
 from cot_jax.limits import MOST
+from cot_jax.training.result import RESULT_FILE, metric_of, read_result
 
 say = functools.partial(print, flush=True)
 
@@ -47,13 +48,14 @@ class _Job:
 
     @property
     def done(self) -> bool:
-        return (self.workdir / "result.json").is_file()
+        return (self.workdir / RESULT_FILE).is_file()
 
     @property
     def score(self) -> tuple[str, float]:
         """Name and value of the task's metric."""
-        result = read_json(self.workdir / "result.json")
-        name = f"{self.split}/{result.get('metric', 'accuracy')}"  # older runs name none
+        result = read_result(self.workdir, [self.split])
+        assert result  # it is done
+        name = f"{self.split}/{metric_of(result)}"
         return name.replace("/", " "), result[name]
 
 
@@ -102,32 +104,30 @@ class _Jobs:
             name, value = job.score
             say(f"{place}: {name} {100 * value:.2f} %, {time.monotonic() - began:.0f} s")
         elif not self.stopped:
-            said = (job.workdir / "train.log").read_text(encoding="utf-8").splitlines()
+            said = (job.workdir / "train.log").read_text(encoding="utf-8", errors="replace").splitlines()
             say(f"{place}: failed with status {status}: {said[-1] if said else 'it said nothing'}")
         return status == 0
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, 1 some runs failed, 2 usage, 75 stopped."""
-    try:
-        table, options = _options(argv)
-        whole = experiments.merged(table, options.output)
-        if options.grid:
-            trials = [[dataclasses.replace(cell, chosen=v) for v in options.grid] for cell in table.cells]
-            searches = [_plan(of_cell, options.seeds[:1], options.output, "valid") for of_cell in trials]
-            jobs = list(itertools.chain(*searches))
-            status = _run(jobs, options)
-            if status or not all(job.done for job in jobs):
-                return status
-            table = dataclasses.replace(table, cells=tuple(map(_best, trials, searches)))
-            whole = experiments.merged(table, options.output)
-        jobs = _plan(table.cells, options.seeds, options.output)
-        if not options.dry_run:
-            whole.save(options.output)
+    table, options = _options(argv)
+    whole = experiments.merged(table, options.output)
+    if options.grid:
+        trials = [[dataclasses.replace(cell, chosen=v) for v in options.grid] for cell in table.cells]
+        searches = [_plan(of_cell, options.seeds[:1], options.output, "valid") for of_cell in trials]
+        jobs = list(itertools.chain(*searches))
         status = _run(jobs, options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        if status or not all(job.done for job in jobs):
+            return status
+        table = dataclasses.replace(table, cells=tuple(map(_best, trials, searches)))
+        whole = experiments.merged(table, options.output)
+    jobs = _plan(table.cells, options.seeds, options.output)
+    if not options.dry_run:
+        with writing(options.output):
+            whole.save(options.output)
+    status = _run(jobs, options)
     if not status and not options.dry_run:
         say(f"done: python -m cot_jax.compare {options.output}")
     return status

@@ -9,20 +9,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cot_jax.config import parse_command_line
-from cot_jax.errors import UserError, first_line
+from cot_jax.errors import command, first_line
 from cot_jax.imports import make_callable, unlimit_stack
+from cot_jax.training.result import RESULT_FILE, metric_of
 
 if TYPE_CHECKING:
     from cot_jax.api import Trained
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, 1 diverged, 2 usage, 75 stopped and saved."""
-    try:
-        command = parse_command_line(argv, __doc__)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    given = parse_command_line(argv, __doc__)
     from cot_jax import api  # --help does not wait for JAX
     from cot_jax.training.console import say
     from cot_jax.training.experiment import prepare
@@ -30,16 +28,13 @@ def main(argv: Sequence[str]) -> int:
     from cot_jax.training.mesh import another_was_lost, join, leads
 
     try:
-        if command.processes:
-            join(command.processes)
-        with stoppable() if not command.processes else contextlib.nullcontext():
-            if command.dry_run:
-                print(*dry_run(prepare(command.config)), sep="\n")
+        if given.processes:
+            join(given.processes)
+        with stoppable() if not given.processes else contextlib.nullcontext():
+            if given.dry_run:
+                print(*dry_run(prepare(given.config)), sep="\n")
                 return 0
-            result = api.train(command.config, command.workdir, command.profile_steps).result
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            result = api.train(given.config, given.workdir, given.profile_steps).result
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -56,11 +51,11 @@ def main(argv: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    metric = result.get("metric", "accuracy")  # older runs have none
+    metric = metric_of(result)
     say(
         f"best on validation: step {result['best_step']}, {metric} {result[f'valid/{metric}']:.4f}\n"
         f"test {metric}: {result[f'test/{metric}']:.4f}\n"
-        f"written to {command.workdir / 'result.json'}"
+        f"written to {given.workdir / RESULT_FILE}"
     )
     return 0
 
@@ -80,9 +75,8 @@ make_callable(__name__, _train)
 
 if __name__ == "__main__":
     unlimit_stack()
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(75)
-    )  # while libraries are imported, which takes seconds
+    # Until `stoppable`: libraries take seconds to import.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     try:
         status = main(sys.argv)
     except Exception:

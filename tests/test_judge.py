@@ -244,7 +244,7 @@ def test_case_studies_show_two_runs_side_by_side(where, tmp_path, capsys):
             lambda w, b: (w / "evaluation.json").unlink(),
             r"evaluation\.json: no such file",
         ),
-        (lambda w, b: (w / "evaluation.json").write_text("{}"), r'must have "by_value"'),
+        (lambda w, b: (w / "evaluation.json").write_text("{}"), r"no 'by_value': evaluate again"),
         (lambda w, b: (w / "predictions.jsonl").unlink(), r"predictions\.jsonl: no such file"),
         (
             lambda w, b: (w / "predictions.jsonl").write_text('{"id": 1}'),

@@ -237,7 +237,7 @@ def test_every_path_is_evaluated_and_votes(scripted, tmp_path, capsys):
 
 def _predict(model, capsys, monkeypatch, *arguments):
     question = json.dumps({"id": "q", "input": QUESTION.format(2, 3)})
-    monkeypatch.setattr("sys.stdin", io.StringIO(question + "\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(question.encode() + b"\n")))
     assert predict.main([str(model), "--batch_size=8", *arguments]) == 0
     return json.loads(capsys.readouterr().out)
 

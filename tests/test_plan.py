@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from cot_jax import plan
 from cot_jax.config import Config, freeze, load_config_module
@@ -23,7 +24,7 @@ GIB = 2**30
 
 @pytest.fixture(scope="module")
 def experiment():
-    config: Config = freeze(load_config_module(DEMO, "get_config"))
+    config: Config = freeze(load_config_module(DEMO, "get_config", ConfigDict))
     data = dataclasses.replace(
         config.data,
         word_problems=dataclasses.replace(config.data.word_problems, train=48, valid=8, test=8),

@@ -39,9 +39,13 @@ def exported(run, tmp_path_factory):
     return directory
 
 
+def _say(monkeypatch, text):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+
 def _predict(model, capsys, monkeypatch, *arguments, rows=None):
     rows = rows or [{"id": f"q{n}", "input": question} for n, question in enumerate(QUESTIONS)]
-    monkeypatch.setattr("sys.stdin", io.StringIO("".join(json.dumps(row) + "\n" for row in rows)))
+    _say(monkeypatch, "".join(json.dumps(row) + "\n" for row in rows))
     status = predict.main([str(model), "--batch_size=8", "--max_new_tokens=6", *arguments])
     captured = capsys.readouterr()
     return status, [json.loads(line) for line in captured.out.splitlines()], captured.err
@@ -197,7 +201,7 @@ def test_load_gives_back_what_was_saved(run, exported):
     ],
 )
 def test_a_bad_row_is_named(run, text, message, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO('{"input": "Tom has 3 pens ."}\n' + text + "\n"))
+    _say(monkeypatch, '{"input": "Tom has 3 pens ."}\n' + text + "\n")
     assert predict.main([str(run), "--batch_size=8", "--max_new_tokens=2"]) == 2
     assert message in capsys.readouterr().err
 
@@ -267,10 +271,14 @@ def _copy(exported, directory):
 
 def test_an_export_needs_to_know_what_is_equal(exported, tmp_path, capsys):
     _copy(exported, tmp_path)
-    for values in ('{"by_value": "yes", "labels": null}', '{"by_value": true, "labels": []}', "{}"):
+    for values, message in (
+        ('{"by_value": "yes", "labels": null}', "by_value is 'yes', expected true or false"),
+        ('{"by_value": true, "labels": []}', "labels is [], expected some, or null"),
+        ("{}", "no 'by_value'"),
+    ):
         (tmp_path / ANSWERS_FILE).write_text(values)
         assert predict.main([str(tmp_path)]) == 2
-        assert 'answers.json: expected "by_value"' in capsys.readouterr().err
+        assert f"answers.json: {message}" in capsys.readouterr().err
     (tmp_path / ANSWERS_FILE).unlink()
     assert predict.main([str(tmp_path)]) == 2
     assert "answers.json: no such file" in capsys.readouterr().err

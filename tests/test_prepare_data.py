@@ -226,7 +226,7 @@ def test_an_archive_that_is_or_unpacks_to_too_much(server, archive, tmp_path, ca
     url = server.url.replace("://", "://me:pass@")
     monkeypatch.setattr(urllib.request, "urlopen", _without_name(urllib.request.urlopen))
     assert _run("svamp", "--root", tmp_path, "--url", f"{url}/a") == 2
-    expected = f"{server.url}/a is not what was published: over 500,000 bytes\n"
+    expected = f"error: {server.url}/a is not what was published: over 500,000 bytes\n"
     assert capsys.readouterr().err == expected
     assert list(tmp_path.iterdir()) == []
 
@@ -240,7 +240,7 @@ def test_no_network(tmp_path, capsys, url, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert _run("svamp", "--root", tmp_path, "--url", url) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"cannot fetch {url} (")
+    assert err.startswith(f"error: cannot fetch {url} (")
     assert err.endswith("where there is no network, bring the file and pass --url file:///PATH\n")
     assert err.count("\n") == 1
 
@@ -315,7 +315,7 @@ def test_what_is_known_of_the_complete_anli_and_esnli(data_root):
         (["svamp"], 2, "--root"),
         (["--root", "."], 2, "NAME"),
         (["--help"], 0, "svamp, cqa, anli1, esnli, asdiv"),
-        (["svamp", "--root", "/dev/null"], 2, "[Errno 17] File exists: '/dev/null'\n"),
+        (["svamp", "--root", "/dev/null"], 2, "error: /dev/null cannot be written: File exists; fix"),
         (["svamp", "--root", "new", "--url", "file:///nowhere.zip"], 2, "cannot fetch file:///nowhere.zip"),
     ],
 )

@@ -322,7 +322,7 @@ def _finished(directory, cell, seed, accuracy, **more):
         "test/accuracy": accuracy,
         "valid/accuracy": 0.5,
         "best_step": 2,
-        "examples": 100 * cell.overrides["data.train_fraction"],
+        "examples": round(100 * cell.overrides["data.train_fraction"]),
         "example_visits": 64,
         "train_seconds": 1.5,
         "hardware": {"devices": 1, "device_kind": "cpu"},

@@ -133,8 +133,10 @@ def read_fields(cls: Any, json: Mapping[str, Any], needed: Sequence[str]) -> dic
     for name in ("hidden_act", "pooler_hidden_act", "conv_act"):
         if given.get(name, "gelu") not in ACTIVATIONS:
             raise UserError(f'config.json: {name} is "{given[name]}", known: {", ".join(ACTIVATIONS)}')
-    names = json.get("id2label") or {}
-    labels = tuple(str(names[key]) for key in sorted(names, key=int)) if isinstance(names, dict) else ()
+    names = {str(key): name for key, name in (json.get("id2label") or {}).items()}
+    if names.keys() != {str(n) for n in range(len(names))}:
+        raise UserError(f"config.json: id2label numbers its classes {', '.join(names)}, expected 0, 1, ...")
+    labels = tuple(str(names[str(n)]) for n in range(len(names)))
     if not any(label.startswith(_NAMELESS) for label in labels):
         given["labels"] = labels
     architectures = json.get("architectures") or [""]

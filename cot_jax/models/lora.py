@@ -5,7 +5,6 @@ is added, and only these are trained, stored and remembered by the optimizer. Th
 training: the parameters of an adapted student hold `layers.LowRank` leaves.
 """
 
-import json
 import re
 import zlib
 from pathlib import Path
@@ -14,12 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
-from cot_jax.errors import UserError
+from cot_jax.errors import UserError, first_line
+from cot_jax.files import Shape, read_json, write_json
 from cot_jax.models.layers import LowRank
+from cot_jax.models.pretrained import write_tensors
 from cot_jax.models.weights import Params, Weight, Weights, init
+
+_RANKS = range(1, 2**16)
+# Of `Lora.settings`, where they were saved.
+SETTINGS: Shape = {"rank": _RANKS, "alpha": float, "targets": str}
 
 
 class Lora:
@@ -152,8 +156,8 @@ def write_adapter(directory: Path, lora: Lora, trained: Params, base: str, task:
         "inference_mode": True,
     }
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / _TENSORS, metadata={"format": "pt"})
-    (directory / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_tensors(directory / _TENSORS, tensors)
+    write_json(directory / _CONFIG, config)
 
 
 def read_adapter(directory: Path, weights: Weights) -> tuple[Lora, Params]:
@@ -164,12 +168,12 @@ def read_adapter(directory: Path, weights: Weights) -> tuple[Lora, Params]:
         those of the student with `weights`, or more of them.
     """
     file = directory / _CONFIG
+    config = read_json(file, {"r": _RANKS, "lora_alpha": float})
+    rank, alpha = config["r"], float(config["lora_alpha"])
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
         tensors = load_file(directory / _TENSORS)
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{directory}: not a PEFT adapter ({type(error).__name__}: {error})") from None
+    except Exception as error:  # of the file system, and of the Rust side
+        raise UserError(f"{directory / _TENSORS}: cannot be read ({first_line(error)})") from None
     for key, plain in _PLAIN.items():
         if config.get(key) not in (plain, None):
             raise UserError(f"{file}: {key} is {config[key]!r}; only {plain!r} can be read")

@@ -1,7 +1,5 @@
 """Weights in Hugging Face's files, read and written by a student's table of weights."""
 
-import json
-import pickle
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +13,8 @@ from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
-from cot_jax.errors import UserError
+from cot_jax.errors import UserError, first_line
+from cot_jax.files import read_json, write_json
 from cot_jax.models.weights import Params, Weight, Weights
 
 _HEAD, _EMBEDDING = "head", "embedding"
@@ -28,15 +27,9 @@ def read_config(path_or_id: str) -> dict[str, Any]:
       UserError: there is none, or it is not JSON.
     """
     path = fetch(path_or_id, weights=False) / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a model directory needs one") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected an object, found {type(values).__name__}")
-    return values
+    if not path.exists():
+        raise UserError(f"{path}: no such file; a model directory needs one")
+    return read_json(path)
 
 
 def read(
@@ -66,13 +59,14 @@ def read(
       UserError: nothing to read, or the tensors are not exactly those of the table (the first quantized,
         unknown, missing, repeated or misshapen one is named).
     """
-    # Tensor name -> (parameter, the array it fills).
-    params = {path: np.empty(weight.shape, np.float32) for path, weight in weights.items() if weight.theirs}
-    places: dict[str, tuple[Weight, np.ndarray]] = {}
-    for path, array in params.items():
-        weight = weights[path]
-        layers = array if weight.is_stacked else [array]
-        places |= {weight.theirs.format(n=n): (weight, layer) for n, layer in enumerate(layers)}
+    # Tensor name -> (path of the parameter, what of it the tensor fills).
+    places = {
+        weight.theirs.format(n=n): (path, n if weight.is_stacked else ...)
+        for path, weight in weights.items()
+        if weight.theirs
+        for n in range(weight.layers if weight.is_stacked else 1)
+    }
+    params: dict[str, np.ndarray] = {}
 
     names: set[str] = set()
     filled: set[str] = set()
@@ -97,10 +91,15 @@ def read(
             )
         if name in names:
             raise UserError(f"{file}: tensor {name} was already in another file; remove one of them")
-        weight, array = places[place]
+        path, part = places[place]
+        weight = weights[path]
         expected = _torch_shape(weight)
         if tensor.shape != expected:
             raise UserError(f"{file}: tensor {name} is {tensor.shape}, config.json asks for {expected}")
+        # Only now: sizes that no tensor has would ask for any amount of memory.
+        if path not in params:
+            params[path] = np.empty(weight.shape, np.float32)
+        array = params[path][part]
         tensor = tensor.astype(np.float32)
         value = (tensor.T if weight.inputs else tensor).reshape(array.shape)
         if place in filled:
@@ -113,8 +112,8 @@ def read(
 
     fresh = [path for path, weight in weights.items() if not weight.theirs]
     for path in optional:
-        if path in params and weights[path].theirs not in filled:
-            del params[path], places[weights[path].theirs]
+        if path in weights and weights[path].theirs in places.keys() - filled:
+            del places[weights[path].theirs]
             if path != _HEAD:
                 fresh.append(path)
     if missing := sorted(places.keys() - filled):
@@ -124,7 +123,7 @@ def read(
         report.append(f"{directory}: unused tensors: {len(ignored)}, such as {ignored[0]}")
     if fresh:
         report.append(f"{directory}: fresh weights for {', '.join(fresh)}")
-    return unflatten_dict(params, sep="/"), report
+    return unflatten_dict({path: params[path] for path in weights if path in params}, sep="/"), report
 
 
 def _beyond(weights: Weights, prefix: str) -> Callable[[str], bool]:
@@ -160,9 +159,21 @@ def write(directory: Path, config: dict[str, Any], weights: Weights, params: Par
         for n, array in enumerate(leaf if weight.is_stacked else [leaf]):
             tensors[weight.theirs.format(n=n)] = np.ascontiguousarray(to_torch(weight, array))
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(directory / "model.safetensors", tensors)
     # Last: without it the directory is not a model, so an interrupted export cannot be taken for one.
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / "config.json", config)
+
+
+def write_tensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes safetensors as PyTorch has them.
+
+    Raises:
+      OSError: they cannot be written.
+    """
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:  # the Rust side's, of a full disk, too
+        raise OSError(str(error)) from None
 
 
 def to_torch(weight: Weight, array: np.ndarray) -> np.ndarray:
@@ -182,15 +193,14 @@ def _tensors(directory: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
     name, files = _weight_files(directory)
     for file in files:
         try:
-            yield from ((file, *item) for item in _READERS[name](file))
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-            safetensors.SafetensorError,
-            pickle.UnpicklingError,
-        ) as error:
-            raise UserError(f"{file}: cannot be read ({_first_line(error)})") from None
+            for tensor_name, tensor in _READERS[name](file):
+                if not isinstance(tensor, np.ndarray):
+                    raise TypeError(f"{tensor_name} is no tensor but {type(tensor).__name__}")
+                yield file, tensor_name, tensor
+        except UserError:
+            raise
+        except Exception as error:  # of safetensors, msgpack, PyTorch, and what follows from other contents
+            raise UserError(f"{file}: cannot be read ({first_line(error)})") from None
 
 
 def _weight_files(directory: Path) -> tuple[str, list[Path]]:
@@ -200,8 +210,11 @@ def _weight_files(directory: Path) -> tuple[str, list[Path]]:
             return name, [directory / name]
         index = directory / f"{name}.index.json"
         if index.is_file():
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            return name, [directory / shard for shard in sorted(shards)]
+            shards = sorted(set(read_json(index, {"weight_map": {str: str}})["weight_map"].values()))
+            for shard in shards:
+                if Path(shard).name != shard:
+                    raise UserError(f"{index}: {shard!r} is no file beside it")
+            return name, [directory / shard for shard in shards]
     raise UserError(f"{directory}: no weights; expected one of {', '.join(_READERS)}")
 
 
@@ -215,7 +228,7 @@ def _read_msgpack(file: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Flax's layout: linear maps are called "kernel" and transposed, embeddings "embedding"."""
     for path, array in flatten_dict(msgpack_restore(file.read_bytes())).items():
         name = ".".join((*path[:-1], "weight"))
-        yield name, array.T if path[-1] == "kernel" else array
+        yield name, array.T if path[-1] == "kernel" and isinstance(array, np.ndarray) else array
 
 
 def _read_torch(file: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -256,10 +269,6 @@ def fetch(path_or_id: str, *, weights: bool = True) -> Path:
                 return directory
     except Exception as error:  # whatever the network and the Hub's client come up with
         raise UserError(
-            f"{path_or_id}: no such directory, and not to be had from the Hub ({_first_line(error)}); {fix}"
+            f"{path_or_id}: no such directory, and not to be had from the Hub ({first_line(error)}); {fix}"
         ) from None
     raise UserError(f"{path_or_id}: the Hub has no weights of it in {', '.join(_READERS)}; {fix}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

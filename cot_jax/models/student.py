@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from cot_jax.batch import Batch, Texts, Tokens, Work
 from cot_jax.errors import UserError
+from cot_jax.files import Shape, misfit
 from cot_jax.models import bert, deberta, llama, pretrained, t5
 from cot_jax.models.bert import Bert
 from cot_jax.models.deberta import Deberta
@@ -27,6 +28,39 @@ FAMILIES: dict[str, Any] = (
     | dict.fromkeys(("bert", "roberta", "albert"), Bert)
     | dict.fromkeys(("deberta", "deberta-v2"), Deberta)
 )
+_SIZES, _LAYERS, _IDS = range(1, 2**24), range(1, 2**12), range(-1, 2**24)
+# Fields of config.json in any family, where they are given. What is out of any model's range is refused
+# before something is made of that size. A family looks closer at its own.
+_ARCHITECTURE: Shape = {
+    "model_type?": str,
+    **dict.fromkeys(
+        (
+            "vocab_size?", "hidden_size?", "intermediate_size?", "num_attention_heads?",
+            "num_key_value_heads?", "head_dim?", "max_position_embeddings?", "d_model?", "d_kv?", "d_ff?",
+            "num_heads?",
+        ),
+        _SIZES,
+    ),
+    **dict.fromkeys(("num_hidden_layers?", "num_layers?", "num_decoder_layers?"), _LAYERS),
+    **dict.fromkeys(("pad_token_id?", "bos_token_id?", "decoder_start_token_id?", "embedding_size?"), _IDS),
+    "num_hidden_groups?": range(2**12),
+    "type_vocab_size?": range(2**24),
+    "relative_attention_num_buckets?": range(4, 2**16),
+    "relative_attention_max_distance?": _SIZES,
+    "position_buckets?": _IDS,
+    "max_relative_positions?": _IDS,
+    "sliding_window?": _SIZES,
+    "max_window_layers?": range(2**12),
+    "eos_token_id?": (_IDS, [_IDS]),
+    "id2label?": {str: (str, int)},
+    "architectures?": [str],
+    "layer_types?": [str],
+    "pos_att_type?": (str, [str]),
+    "quantization_config?": dict,
+    "rope_parameters?": dict,
+    "rope_scaling?": dict,
+    **dict.fromkeys(("feed_forward_proj?", "hidden_act?", "hidden_activation?"), str),
+}  # fmt: skip
 PRESETS: dict[str, Any] = t5.PRESETS | llama.PRESETS | bert.PRESETS | deberta.PRESETS
 
 
@@ -140,6 +174,8 @@ def build(json: Mapping[str, Any], options: Options) -> Student:
     Raises:
       UserError: an unknown model_type, or values that make no model.
     """
+    if wrong := misfit(json, _ARCHITECTURE):
+        raise UserError(f"config.json: {wrong}")
     return _with_options(_family(json).config_class.from_json(json), options)
 
 

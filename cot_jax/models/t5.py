@@ -91,6 +91,12 @@ class T5Config:
         if config.feed_forward_proj not in _FEED_FORWARD:
             known = ", ".join(_FEED_FORWARD)
             raise UserError(f'config.json: feed_forward_proj is "{config.feed_forward_proj}", known: {known}')
+        buckets, longest = config.relative_attention_num_buckets, config.relative_attention_max_distance
+        if not buckets < 2 * longest:
+            raise UserError(
+                f"config.json: relative_attention_max_distance is {longest}, expected above {buckets // 2}, "
+                "half of the buckets"
+            )
         return config
 
     def resized(self, vocab_size: int, pad_id: int | None) -> "T5Config":

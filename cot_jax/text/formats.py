@@ -14,11 +14,13 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from cot_jax.batch import Texts
 from cot_jax.errors import UserError
-from cot_jax.files import read_json, write_json
+from cot_jax.files import Shape, misfit, read_json, write_json
 from cot_jax.text import codec, tokenizer
 from cot_jax.text.tokenizer import Tokenizer
 
 _FILE = "format.json"
+_SAVED: Shape = {"spelled": [str], "kind?": str, "chat?": bool}
+_CLASSES: Shape = {"labels": [str], "parts": range(1, 1000), "multiple_choice": bool}
 _SPELLED = " (spelled by the codec)"
 _NO_LIMIT = 2**30
 
@@ -562,12 +564,8 @@ def load(
     """
     loaded = tokenizer.load(path_or_id)
     file = Path(path_or_id) / _FILE
-    saved = read_json(file) if file.is_file() else {"spelled": []}
-    match saved:
-        case {"spelled": [*views]}:
-            spelled = tuple(map(str, views))
-        case _:
-            raise UserError(f'{file}: "spelled" must be a list of views; take another copy')
+    saved = read_json(file, _SAVED) if file.exists() else {"spelled": []}
+    spelled = tuple(saved["spelled"])
     # The first releases knew one kind and wrote none.
     if file.is_file() and classes is None and (found := saved.get("kind", "seq2seq")) != kind:
         raise UserError(
@@ -586,16 +584,13 @@ def load(
 
 
 def _read_classes(file: Path, saved: Mapping[str, Any]) -> dict[str, Any]:
-    match saved:
-        case {"labels": [_, *_] as labels, "parts": int() as parts, "multiple_choice": bool() as choice}:
-            return {"labels": tuple(map(str, labels)), "parts": parts, "multiple_choice": choice}
-    raise UserError(f"{file}: no labels of an encoder's classes; it must be trained first")
+    if not saved.get("labels") or misfit(saved, _CLASSES):
+        raise UserError(f"{file}: no labels of an encoder's classes; it must be trained first")
+    return {"labels": tuple(saved["labels"])} | {key: saved[key] for key in ("parts", "multiple_choice")}
 
 
 def _chats(path_or_id: str | Path, loaded: Tokenizer, chat: str, saved: Mapping[str, Any]) -> bool:
     chats = saved.get("chat", loaded.has_chat) if chat == "auto" else chat == "template"
-    if not isinstance(chats, bool):
-        raise UserError(f'{Path(path_or_id) / _FILE}: "chat" must be true or false; take another copy')
     if chats and not loaded.has_chat:
         raise UserError(
             f"tokenizer {path_or_id}: no chat template; put its chat_template.jinja there, or take plain "

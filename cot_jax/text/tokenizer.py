@@ -14,11 +14,13 @@ from typing import Any
 import sentencepiece
 
 from cot_jax.errors import UserError, first_line
+from cot_jax.files import read_json
 from cot_jax.imports import without_torch
 
 with without_torch():
     from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
+_EXTRA_IDS = range(2**16)  # Transformers makes a token of each
 _SPACE = "▁"  # stands for a space in SentencePiece's pieces
 # Where tokenizers of one vocabulary differ.
 _SAMPLE = "Tom's 2 cats ate 31.5 kg - naïvely,\n  THE end: 1/2 * (x = 7) ?"
@@ -139,6 +141,8 @@ def load(path_or_id: str | Path) -> Tokenizer:
     Raises:
       UserError: there is none, it is out of reach, or it is not a fast tokenizer.
     """
+    if (file := Path(path_or_id) / "tokenizer_config.json").exists():
+        read_json(file, {"extra_ids?": _EXTRA_IDS})
     try:
         hf = AutoTokenizer.from_pretrained(path_or_id, trust_remote_code=False)
     # The Hub, Transformers and tokenizers raise a dozen types between them, a bare Exception among them.

@@ -1,6 +1,7 @@
 """Checkpoints: the newest states, to resume from, and the parameters best on validation."""
 
 import json
+import logging
 import math
 import shutil
 import sys
@@ -25,6 +26,9 @@ SUMS = "crc32.json"  # in a checkpoint: the checksum of every file that the arra
 # Orbax ends a save that takes longer by the clock of the wall, which may be set in the middle of it.
 _MONTH = 30 * 24 * 60 * 60
 _ITEM = "default"  # where Orbax keeps what is saved; named, lest it guess from whatever lies beside it
+
+# Of several reads that fail Orbax takes one error; asyncio would print the others, a traceback each.
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -75,7 +79,11 @@ class Checkpoints:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """Step and selecting metric of the best parameters; None before the first evaluation."""
+        """Step and selecting metric of the best parameters; None before the first evaluation.
+
+        Raises:
+          UserError: they cannot be read.
+        """
         _wait(self._best)
         step = self._best.best_step()  # of those with a metric: other directories may have come between
         return None if step is None else (step, _only(self._best.metrics(step)))

@@ -10,7 +10,8 @@ from transformers import GenerationConfig
 from cot_jax import __version__
 from cot_jax.config import Config, flattened
 from cot_jax.errors import UserError, first_line
-from cot_jax.files import read_json, write_text
+from cot_jax.files import refuse_full, whole_directory, write_text
+from cot_jax.training.result import metric_of, read_result
 from cot_jax.training.saved import Saved
 
 _CARD = """\
@@ -70,8 +71,7 @@ class Options:
             raise UserError(
                 "--push_to_hub uploads a model with its card, which --adapter writes not: take either"
             )
-        if self.output.exists() and any(self.output.iterdir()):
-            raise UserError(f"{self.output} is not empty: choose another --output")
+        refuse_full(self.output)
 
 
 def export(student: Saved, run: Path, options: Options) -> None:
@@ -81,15 +81,20 @@ def export(student: Saved, run: Path, options: Options) -> None:
       UserError: there is no adapter to write, or the Hub refuses the model.
     """
     output = options.output
+    result = read_result(run, shape={"versions?": {str: str}, "steps?": int})
+    card = _card(student, result or {}, options)
+    with whole_directory(output):
+        if options.adapter:
+            student.export_adapter(output)
+        else:
+            student.export(output)
+            if not student.student.labels:
+                _generation_config(student).save_pretrained(output)
+            write_text(output / "README.md", card)
+    reader = f"Transformers' {student.student.hf_class} and AutoTokenizer read"
     if options.adapter:
-        student.export_adapter(output)
-        print(f"written to {output}: PEFT's PeftModel.from_pretrained reads it")
-        return
-    student.export(output)
-    if not student.student.labels:
-        _generation_config(student).save_pretrained(output)
-    write_text(output / "README.md", _card(student, _result(run), options))
-    print(f"written to {output}: Transformers' {student.student.hf_class} and AutoTokenizer read it")
+        reader = "PEFT's PeftModel.from_pretrained reads"
+    print(f"written to {output}: {reader} it")
     if options.push_to_hub:
         _push(output, options.push_to_hub)
 
@@ -108,12 +113,6 @@ def _push(directory: Path, repository: str) -> None:
     print(f"uploaded: {url}")
 
 
-def _result(workdir: Path) -> dict[str, Any]:
-    """What the run measured; nothing of one that is not finished."""
-    file = workdir / "result.json"
-    return read_json(file) if file.is_file() else {}
-
-
 def _generation_config(student: Saved) -> GenerationConfig:
     """Decoding as the student was evaluated."""
     evaluation, architecture = student.config.evaluation, student.student.architecture()
@@ -128,6 +127,7 @@ def _generation_config(student: Saved) -> GenerationConfig:
 
 
 def _card(student: Saved, result: dict[str, Any], options: Options) -> str:
+    """The model card; `result` is empty of a run that is not finished."""
     config = student.config
     names = {
         "label": "the answer",
@@ -149,7 +149,7 @@ def _card(student: Saved, result: dict[str, Any], options: Options) -> str:
         prefixes.append(f"| {name} | {prefix} | {student.most_tokens(view)} |")
     base, distillation = config.model.pretrained, config.self_distillation.method
     first, hf_class = student.views[0], student.student.hf_class
-    metric = result.get("metric", "accuracy")
+    metric = metric_of(result)
     measured = {split: result.get(f"{split}/{metric}") for split in ("valid", "test")}
     return _CARD.format(
         license=options.license,
@@ -159,8 +159,8 @@ def _card(student: Saved, result: dict[str, Any], options: Options) -> str:
         origin=_origin(student),
         method=config.objective.method,
         self_distillation="" if distillation == "none" else f" and `{distillation}`",
-        version=result.get("versions", {}).get("cot_jax", __version__),
-        steps=result.get("steps", config.train.steps),
+        version=(result.get("versions") or {}).get("cot_jax", __version__),
+        steps=result.get("steps") or config.train.steps,
         batch_size=config.train.batch_size,
         label_source=config.data.label_source,
         seed=config.seed,

@@ -16,7 +16,7 @@ from cot_jax.answers.equality import accuracy
 from cot_jax.config import TrainConfig, refuse_other_config, to_json
 from cot_jax.data.lengths import describe as describe_shape
 from cot_jax.errors import UserError
-from cot_jax.files import locked, read_json, read_json_lines, write_json, write_text
+from cot_jax.files import locked, read_json_lines, write_json, write_text
 from cot_jax.metrics.plots import draw_layer_norms, require_matplotlib
 from cot_jax.metrics.writers import MetricsWriter, last_step, only_row
 from cot_jax.training.checkpoints import Checkpoints, best_of
@@ -24,6 +24,7 @@ from cot_jax.training.console import Clock, Progress, hardware, say
 from cot_jax.training.experiment import Experiment
 from cot_jax.training.labels import answer_labels
 from cot_jax.training.mesh import leads
+from cot_jax.training.result import RESULT_FILE, read_result
 from cot_jax.training.run import Run
 from cot_jax.training.saved import (
     EXAMPLES,
@@ -131,7 +132,6 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
       Diverged: a loss is not finite; the last good checkpoint is kept.
     """
     config = experiment.config
-    result_file = workdir / "result.json"
     if config.train.layer_norms_every:
         require_matplotlib()
         if config.train.layer_norms_every > config.train.steps:
@@ -141,9 +141,9 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
             )
     run = Run(experiment)
     _claim(workdir, experiment)
-    if result_file.exists():
+    if result := read_result(workdir, shape={"best_step": int}):
         say(f"{workdir} is complete; delete it or choose another --workdir to train again")
-        return read_json(result_file)
+        return result
     for line in describe(run):
         say(line)
     clock = Clock()
@@ -180,7 +180,7 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
         return result
     if 0 < config.train.layer_norms_every <= steps:
         draw_layer_norms(workdir / "metrics.jsonl", LAYER_NORM, workdir / "layer_norms.png")
-    write_json(result_file, result)  # last: it says that the run is complete
+    write_json(workdir / RESULT_FILE, result)  # last: it says that the run is complete
     return result
 
 

@@ -21,7 +21,7 @@ from cot_jax.errors import UserError
 from cot_jax.files import read_json, write_json, write_text
 from cot_jax.models import student as students
 from cot_jax.models.decoding import Sampling
-from cot_jax.models.lora import Lora, fingerprint, merged, write_adapter
+from cot_jax.models.lora import SETTINGS, Lora, fingerprint, merged, write_adapter
 from cot_jax.models.student import Options, Student
 from cot_jax.models.weights import Params, shapes
 from cot_jax.text import formats
@@ -141,7 +141,7 @@ def load(path: Path) -> Saved:
         mesh, shardings = arrangement(config.mesh, read, student.weights)
         format = _load_format(path, path, student.format)
         return Saved(config, student, spread(read, shardings), mesh, format, *answers)
-    architecture = read_json(path / STUDENT_FILE)
+    architecture = read_json(path / STUDENT_FILE, {f"{LORA}?": SETTINGS, str: object})
     student = students.build(architecture, options)
     like = shapes(student.weights)
     mesh, shardings = arrangement(config.mesh, like, student.weights)
@@ -270,12 +270,10 @@ def _load_format(directory: Path, student: Path, kind: str) -> Format:
 
 
 def _read_answers(file: Path) -> tuple[bool, tuple[str, ...] | None]:
-    match read_json(file):
-        case {"by_value": bool() as by_value, "labels": None}:
-            return by_value, None
-        case {"by_value": bool() as by_value, "labels": [_, *_] as labels}:
-            return by_value, tuple(map(str, labels))
-    raise UserError(f'{file}: expected "by_value", true or false, and "labels", a list or null')
+    said = read_json(file, {"by_value": bool, "labels": ([str], None)})
+    if said["labels"] == []:
+        raise UserError(f"{file}: labels is [], expected some, or null")
+    return said["by_value"], None if said["labels"] is None else tuple(said["labels"])
 
 
 class _Asker:

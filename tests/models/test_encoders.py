@@ -525,7 +525,7 @@ def test_labels_in_another_order_are_permuted_and_others_are_fresh(theirs, ours,
     ("kind", "changes", "message"),
     [
         ("bert", {"hidden_act": "mish"}, 'hidden_act is "mish", known: gelu,'),
-        ("bert", {"hidden_size": "32"}, "hidden_size is '32', expected int"),
+        ("bert", {"hidden_size": "32"}, "hidden_size is '32', expected an integer from 1"),
         ("bert", {"hidden_size": None}, "hidden_size is missing"),
         ("bert", {"num_attention_heads": 5}, "5 heads do not divide hidden_size 32"),
         ("bert", {"position_embedding_type": "relative_key"}, 'is "relative_key", known: absolute'),

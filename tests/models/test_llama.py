@@ -430,8 +430,8 @@ def test_a_file_of_the_body_alone_is_read(theirs, tmp_path):
     ("changes", "message"),
     [
         ({"hidden_act": "gelu"}, 'hidden_act is "gelu"'),
-        ({"hidden_size": "32"}, "hidden_size is '32', expected int"),
-        ({"hidden_size": 0}, "hidden_size is 0, expected at least 1"),
+        ({"hidden_size": "32"}, "hidden_size is '32', expected an integer from 1"),
+        ({"hidden_size": 0}, "hidden_size is 0, expected an integer from 1"),
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"num_key_value_heads": 3}, "make no model"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1, expected bool"),

@@ -287,9 +287,12 @@ BIAS = Q0.replace("A.weight", "B.bias")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: (d / "adapter_config.json").unlink(), "not a PEFT adapter (FileNotFoundError"),
-        (lambda d: (d / "adapter_config.json").write_text("{"), "not a PEFT adapter (JSONDecodeError"),
-        (lambda d: (d / "adapter_model.safetensors").write_bytes(b"torn"), "not a PEFT adapter (Safetensor"),
+        (lambda d: (d / "adapter_config.json").unlink(), "adapter_config.json: no such file"),
+        (lambda d: (d / "adapter_config.json").write_text("{"), "adapter_config.json: not valid JSON"),
+        (
+            lambda d: (d / "adapter_model.safetensors").write_bytes(b"torn"),
+            "adapter_model.safetensors: cannot be read (SafetensorError",
+        ),
         (lambda d: _change_config(d, use_dora=True), "adapter_config.json: use_dora is True; only False"),
         (lambda d: _change_config(d, bias="all"), "adapter_config.json: bias is 'all'; only 'none'"),
         (lambda d: _change_config(d, r=4), f"{Q0} is (3, 32), expected (4, 32)"),

@@ -605,7 +605,7 @@ def test_an_old_config_takes_the_encoders_depth():
             {"model_type": "t5", "feed_forward_proj": "gated-silu"},
             'feed_forward_proj is "gated-silu", known: relu, gated-gelu',
         ),
-        ({"model_type": "t5", "d_model": "512"}, "d_model is '512', expected int"),
+        ({"model_type": "t5", "d_model": "512"}, "d_model is '512', expected an integer from 1"),
         ({"model_type": "t5", "eos_token_id": [1, 2]}, "eos_token_id is [1, 2], expected int"),
     ],
 )

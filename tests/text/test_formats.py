@@ -107,7 +107,7 @@ def test_saving_keeps_the_spelling(trained, tmp_path):
     assert again.spelled == format.spelled == ("program",)
     assert again.targets("program", [PROGRAM], 64) == format.targets("program", [PROGRAM], 64)
     (tmp_path / "format.json").write_text('{"spelled": "program"}')
-    with pytest.raises(UserError, match=r'format\.json: "spelled" must be a list of views'):
+    with pytest.raises(UserError, match=r"format\.json: spelled is 'program', expected a list"):
         formats.load(tmp_path, "seq2seq")
 
 
@@ -346,7 +346,7 @@ def test_a_saved_format_is_that_of_its_kind(trained, tokenizers_root, tmp_path):
     ):
         formats.load(tmp_path / "saved", "seq2seq")
     (tmp_path / "saved/format.json").write_text('{"kind": "causal", "spelled": [], "chat": "yes"}')
-    with pytest.raises(UserError, match=r'format\.json: "chat" must be true or false'):
+    with pytest.raises(UserError, match=r"format\.json: chat is 'yes', expected true or false"):
         formats.load(tmp_path / "saved", "causal")
     # As the first releases wrote it.
     trained.tokenizer.save(tmp_path / "old")

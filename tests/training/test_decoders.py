@@ -431,7 +431,7 @@ def _samples(directory, capsys, monkeypatch, questions):
 
 def _predicted(student, capsys, monkeypatch, questions):
     rows = [json.dumps({"input": question}) for question in questions]
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(rows)))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(rows).encode())))
     capsys.readouterr()
     assert predict.main([str(student), "--batch_size=8"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

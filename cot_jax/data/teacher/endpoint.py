@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, Self
 import httpx2
 from tqdm import tqdm
 
-from cot_jax.errors import UserError, printable, writing
-from cot_jax.files import read_json_lines, write_text
+from cot_jax.errors import UserError, printable, reading, writing
+from cot_jax.files import Shape, misfit, parse_json, read_json_lines, write_text
 
 Request = dict[str, Any]  # the body of a (chat) completion
 
@@ -70,6 +70,21 @@ def completion(model: str, prompt: str, **sampling: Any) -> Request:
     body = chat(model, [], **sampling)
     del body["messages"]
     return body | {"prompt": prompt}
+
+
+_TOKENS = range(2**31)
+_KEPT: Shape = {
+    "text": str,
+    "finish_reason": (str, None),
+    "prompt_tokens": _TOKENS,
+    "completion_tokens": _TOKENS,
+}
+# What is read of a server's answer; some give null for what they have not.
+_SAID: Shape = {"content?": str, "text?": str, "finish_reason?": str}
+_COMPLETION: Shape = {
+    "choices": [_SAID | {"message?": _SAID}],
+    "usage?": {"prompt_tokens?": _TOKENS, "completion_tokens?": _TOKENS},
+}
 
 
 class _Cache:
@@ -188,7 +203,7 @@ class Endpoint(_Cache):
                 self._reached, status = True, response.status_code
                 problem = f"{status}: {self._without_key(_message(content))[:300]}"
                 if status == 200:
-                    reply = _reply(json.loads(content))
+                    reply = _reply(parse_json(content))
                     said = self._without_key(reply.text), self._without_key(reply.finish_reason)
                     self._keep(key, reply._replace(text=said[0], finish_reason=said[1]), request=request)
                     bar.update()
@@ -200,8 +215,8 @@ class Endpoint(_Cache):
                 if status < 500 and status not in _AGAIN_LATER:
                     raise UserError(f"{self._url}: {problem}{_HINTS.get(status, '')}")
                 wait = max(wait, _retry_after(response))
-            except (ValueError, RecursionError):  # cut in two, or no completion: `problem` quotes it
-                pass
+            except ValueError as error:  # cut in two, or no completion: `problem` quotes it
+                problem = f"no completion ({error}), {problem}"
             except httpx2.InvalidURL as error:
                 raise UserError(f"{self._url}: {error}") from None
             except httpx2.RequestError as error:
@@ -306,14 +321,15 @@ class Batch(_Cache):
           UserError: the file holds something else; names the line.
         """
         for row in read_json_lines(path):
-            response = row.values.get("response") or {}
-            if not isinstance(key := row.values.get("custom_id"), str) or not isinstance(response, dict):
-                raise row.error("no result of a batch: give the file that the batch service wrote")
+            shape = {"custom_id": str, "response?": {"status_code?": int}}
+            if wrong := misfit(row.values, shape):
+                raise row.error(f"no result of a batch ({wrong}): give the file that the batch service wrote")
+            key, response = row.values["custom_id"], row.values.get("response") or {}
             if key not in self._replies and response.get("status_code") == 200:
                 try:
                     self._keep(key, _reply(response.get("body")))
-                except ValueError:
-                    raise row.error("its response has no completion in it") from None
+                except ValueError as error:
+                    raise row.error(f"its response has no completion in it ({error})") from None
 
 
 def _path(request: Request) -> str:
@@ -329,36 +345,38 @@ def _read_cache(path: Path) -> dict[str, Reply]:
     replies: dict[str, Reply] = {}
     if not path.exists():
         return replies
-    text = path.read_bytes()
+    with reading(path):
+        text = path.read_bytes()
     whole = text.rfind(b"\n") + 1
     if whole < len(text):  # the line that a killed run was writing
         os.truncate(path, whole)
     for number, line in enumerate(text[:whole].splitlines(), start=1):
         try:
-            row = json.loads(line)
-            replies[row["key"]] = Reply(**row["reply"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}:{number}: not an answer that was kept; remove the line") from None
+            row = parse_json(line, {"key": str, "reply": _KEPT})
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: no answer that was kept ({error}); remove the line") from None
+        replies[row["key"]] = Reply(*(row["reply"][name] for name in Reply._fields))
     return replies
 
 
 def _reply(values: Any) -> Reply:
-    """Raises ValueError where the values are no whole completion."""
-    try:
-        choice, usage = values["choices"][0], values.get("usage") or {}
-        tokens = [int(usage.get(f"{name}_tokens") or 0) for name in ("prompt", "completion")]
-        text = choice["message"]["content"] if "message" in choice else choice["text"]
-        return Reply(str(text or ""), choice.get("finish_reason"), *tokens)
-    except (KeyError, IndexError, TypeError, AttributeError):
-        raise ValueError("no completion") from None
+    """Raises ValueError where the values are no whole completion, or of other types."""
+    if (wrong := misfit(values, _COMPLETION)) or not values["choices"]:
+        raise ValueError(wrong or "no choices")
+    choice, usage = values["choices"][0], values.get("usage") or {}
+    said = choice.get("message") or choice
+    if "content" not in said and "text" not in said:
+        raise ValueError("no text")
+    tokens = (usage.get(f"{name}_tokens") or 0 for name in ("prompt", "completion"))
+    return Reply(said.get("content") or said.get("text") or "", choice.get("finish_reason"), *tokens)
 
 
 def _message(content: bytes) -> str:
     """Returns what the server says is wrong, on one line."""
     try:
-        message = json.loads(content)["error"]
+        message = parse_json(content, dict)["error"]
         message = message["message"] if isinstance(message, dict) else message
-    except (ValueError, RecursionError, KeyError, TypeError):
+    except (ValueError, KeyError):
         message = content.decode(errors="replace")
     return " ".join(printable(str(message)).split())
 
@@ -368,5 +386,5 @@ def _retry_after(response: httpx2.Response) -> float:
     asked = response.headers.get("Retry-After", "0")
     try:
         return float(asked) if asked.isdigit() else parsedate_to_datetime(asked).timestamp() - time.time()
-    except ValueError:
+    except (ValueError, OverflowError):  # no date, or one in no year that a clock has
         return 0.0

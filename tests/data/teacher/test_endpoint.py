@@ -266,7 +266,7 @@ def test_no_server_no_url_no_cache(server, tmp_path):
     with pytest.raises(UserError, match="cannot be written: No such file or directory"):
         Endpoint(server.url, tmp_path / "none" / "cache.jsonl")
     cache.write_text('{"key": 1}\nnot JSON\n')
-    with pytest.raises(UserError, match=r"cache\.jsonl:1: not an answer that was kept"):
+    with pytest.raises(UserError, match=r"cache\.jsonl:1: no answer that was kept"):
         Endpoint(server.url, cache)
 
 

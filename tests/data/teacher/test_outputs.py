@@ -101,7 +101,7 @@ def test_chunks_are_read_in_the_order_of_their_numbers(tmp_path):
 @pytest.mark.parametrize("content", [b'["a", ', b'{"a": 1}', b'["a", 1]', b"", b'["\xff"]'])
 def test_a_chunk_that_is_no_list_of_texts(tmp_path, content):
     (tmp_path / "train_CoT_3.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"train_CoT_3\.json: (not valid|expected)"):
+    with pytest.raises(UserError, match=r"train_CoT_3\.json: (not valid|not UTF-8|expected)"):
         outputs.read_outputs(tmp_path, "train")
 
 

@@ -25,7 +25,7 @@ import jax
 
 from cot_jax import plan
 from cot_jax.config import Config, default_config, freeze
-from cot_jax.imports import unlimit_stack
+from cot_jax.imports import restart_prepared
 from cot_jax.training.experiment import Experiment, prepare
 
 _PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
@@ -170,5 +170,5 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    unlimit_stack()
+    restart_prepared()
     main()

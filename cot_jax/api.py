@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from cot_jax.config import Config
-from cot_jax.errors import writing
+from cot_jax.errors import UserError, writing
 from cot_jax.files import Row, read_json
-from cot_jax.training import answering, assessment, exporting, loop, saved
+from cot_jax.training import answering, assessment, exporting, loop, saved, showing
 from cot_jax.training.compiled import keep_compiled
 from cot_jax.training.experiment import prepare
+from cot_jax.training.result import metric_of
 from cot_jax.training.saved import Saved
 
 
@@ -51,6 +52,25 @@ class Trained:
             for n, one in enumerate(questions, start=1)
         )
         return [*answering.predict(self.saved, rows, answering.Options(**options))]
+
+    def show(self, count: int = 3) -> None:
+        """Prints the learning curve and some questions of the test set with the student's own answers.
+
+        It also draws curves.png in the directory if Matplotlib is installed.
+
+        Args:
+          count: questions.
+
+        Raises:
+          UserError: the directory is an export, which has no learning curve.
+        """
+        if not self.result:
+            raise UserError(f"{self.directory}: an export has no learning curve; show its run")
+        method = self.saved.config.objective.method
+        with writing(self.directory):
+            pictures = showing.draw(self.directory, method)
+        print("", *showing.learning_curve(self.directory, metric_of(self.result)), *pictures, sep="\n")
+        print(*showing.questions(self.saved, count), sep="\n")
 
     def evaluate(self, **options: Any) -> dict[str, Any]:
         """Measures the student, writes the files of `python -m cot_jax.evaluate`, prints its summary.

@@ -21,7 +21,7 @@ from cot_jax import experiments
 from cot_jax.errors import UserError, command, writing
 from cot_jax.experiments import Cell, Table
 from cot_jax.files import Shape, read_json_lines, whole, write_text
-from cot_jax.metrics.plots import Curve, draw_curves, draw_data_size, draw_heat_map
+from cot_jax.metrics.plots import Curve, curve_of, draw_curves, draw_data_size, draw_heat_map
 from cot_jax.metrics.significance import paired_p_value
 from cot_jax.training.result import metric_of, read_result
 
@@ -258,7 +258,7 @@ def _draw(table: Table, found: Mapping[tuple[str, str], _Runs], directory: Path)
             for name in runs.names():
                 if name.startswith(("valid/", "loss")):
                     window = 1 if name.startswith("valid/") else _WINDOW
-                    curves[name][row] = _curve(runs.metrics(name), window)
+                    curves[name][row] = curve_of(runs.metrics(name), window)
         suffix = "" if len(table.columns) == 1 else "_" + Cell("", column, "", {}).path.name
         for kind in ("valid/", "loss"):
             panels = {name: lines for name, lines in sorted(curves.items()) if name.startswith(kind)}
@@ -297,16 +297,6 @@ def _numbers(names: Sequence[str]) -> tuple[str, dict[str, float]] | None:
 def _mean_percent(runs: _Runs | None) -> float:
     """NaN where no run is finished."""
     return 100 * float(np.mean(runs.scores())) if runs and runs.results else float("nan")
-
-
-def _curve(seeds: Sequence[Sequence[tuple[int, float]]], window: int) -> Curve:
-    """Returns mean, least and largest over the seeds of a metric averaged over `window` rows."""
-    rows = min(map(len, seeds)) // window * window
-    window = window if rows else 1
-    points = np.array([seed[: rows or min(map(len, seeds))] for seed in seeds])  # (seeds, rows, 2)
-    averaged = points.reshape(len(seeds), -1, window, 2).mean(axis=2)
-    values = averaged[..., 1]
-    return Curve(averaged[0, :, 0], values.mean(axis=0), values.min(axis=0), values.max(axis=0))
 
 
 if __name__ == "__main__":

@@ -496,6 +496,7 @@ class CommandLine:
     workdir: Path
     dry_run: bool
     profile_steps: int
+    show: int
     processes: "Processes | None"
 
 
@@ -544,6 +545,7 @@ def parse_command_line(argv: Sequence[str], summary: str) -> CommandLine:
     flags.DEFINE_string("workdir", str(Path("runs") / file.stem), "", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "", flag_values=values)
     flags.DEFINE_integer("profile_steps", 0, "", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("show", 3, "", lower_bound=0, upper_bound=100, flag_values=values)
     flags.DEFINE_bool("distributed", False, "", flag_values=values)
     flags.DEFINE_string("coordinator", None, "", flag_values=values)
     flags.DEFINE_integer("processes", None, "", lower_bound=1, flag_values=values)
@@ -555,7 +557,12 @@ def parse_command_line(argv: Sequence[str], summary: str) -> CommandLine:
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: every flag begins with --")
     return CommandLine(
-        freeze(holder.value), Path(values.workdir), values.dry_run, values.profile_steps, _processes(values)
+        freeze(holder.value),
+        Path(values.workdir),
+        values.dry_run,
+        values.profile_steps,
+        values.show,
+        _processes(values),
     )
 
 
@@ -675,6 +682,7 @@ def _help(summary: str) -> str:
         "  --workdir=DIR      where the run is written and resumed from (default: runs/NAME of the config)\n"
         "  --dry_run          print what would run, with one decoded example a view, and stop\n"
         "  --profile_steps=N  write a trace of N steps, after ten others, to DIR/profile\n"
+        "  --show=N           answer N test questions at the end, and draw the learning curve (default: 3)\n"
         "  --distributed      join the other processes of this Slurm, Kubernetes or Cloud TPU job\n"
         "  --coordinator=HOST:PORT --processes=N --process=I\n"
         "                     join N processes, of which this one is I, elsewhere\n\n"

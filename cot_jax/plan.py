@@ -23,7 +23,7 @@ import numpy as np
 from cot_jax.config import Config, parse_command_line
 from cot_jax.data.lengths import describe, padded_work
 from cot_jax.errors import UserError, command
-from cot_jax.imports import unlimit_stack
+from cot_jax.imports import restart_prepared
 from cot_jax.training.experiment import Experiment, prepare
 from cot_jax.training.mesh import group_count
 from cot_jax.training.run import Run
@@ -325,5 +325,5 @@ def _memory(text: str) -> int:
 
 
 if __name__ == "__main__":
-    unlimit_stack()
+    restart_prepared()
     sys.exit(main(sys.argv))

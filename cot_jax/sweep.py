@@ -93,7 +93,14 @@ class _Jobs:
                     return False
                 # A session of its own, so that Ctrl-C reaches it once, from here.
                 child = subprocess.Popen(
-                    [sys.executable, "-m", "cot_jax.train", *job.flags, f"--workdir={job.workdir}"],
+                    [
+                        sys.executable,
+                        "-m",
+                        "cot_jax.train",
+                        *job.flags,
+                        f"--workdir={job.workdir}",
+                        "--show=0",
+                    ],
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,

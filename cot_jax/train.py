@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cot_jax.config import parse_command_line
 from cot_jax.errors import command, first_line
-from cot_jax.imports import make_callable, unlimit_stack
+from cot_jax.imports import make_callable, restart_prepared
 from cot_jax.training.result import RESULT_FILE, metric_of
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
             if given.dry_run:
                 print(*dry_run(prepare(given.config)), sep="\n")
                 return 0
-            result = api.train(given.config, given.workdir, given.profile_steps).result
+            trained = api.train(given.config, given.workdir, given.profile_steps)
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -51,12 +51,15 @@ def main(argv: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    metric = metric_of(result)
+    result, metric = trained.result, metric_of(trained.result)
     say(
         f"best on validation: step {result['best_step']}, {metric} {result[f'valid/{metric}']:.4f}\n"
         f"test {metric}: {result[f'test/{metric}']:.4f}\n"
         f"written to {given.workdir / RESULT_FILE}"
     )
+    if given.show and not given.processes:
+        trained.show(given.show)
+        print(f"\nnext: python -m cot_jax.evaluate {given.workdir}")
     return 0
 
 
@@ -74,7 +77,7 @@ def _joined() -> bool:
 make_callable(__name__, _train)
 
 if __name__ == "__main__":
-    unlimit_stack()
+    restart_prepared()
     # Until `stoppable`: libraries take seconds to import.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     try:

@@ -22,6 +22,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TRAIN = (
     *(sys.executable, "-m", "cot_jax.train", f"--config={ROOT / 'configs' / 'demo_dynsdpb.py'}"),
+    "--show=0",
+    "--config.optimizer.name=adamw",
+    "--config.optimizer.learning_rate=4e-3",
     "--config.data.word_problems.train=48",
     "--config.data.word_problems.valid=8",
     "--config.data.word_problems.test=8",

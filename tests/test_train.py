@@ -13,11 +13,14 @@ from pathlib import Path
 import jax
 import pytest
 
+import cot_jax as cj
 from cot_jax import train
+from cot_jax.answers.equality import is_correct
 from cot_jax.errors import UserError
-from cot_jax.files import locked
+from cot_jax.files import locked, write_json_lines
 from cot_jax.train import main
-from cot_jax.training import loop
+from cot_jax.training import loop, showing
+from cot_jax.training.data import load_splits
 from cot_jax.training.run import Run
 from cot_jax.training.saved import load
 
@@ -34,6 +37,9 @@ SMALL = (
     "--config.train.checkpoint_every=2",
     "--config.evaluation.batch_size=8",
     "--config.evaluation.max_new_tokens=4",
+    "--show=0",
+    "--config.optimizer.name=adamw",
+    "--config.optimizer.learning_rate=4e-3",
 )
 
 
@@ -110,6 +116,37 @@ def test_what_a_run_prints_and_writes(uninterrupted):
     assert (workdir / "tokenizer" / "tokenizer.json").is_file()
     assert list((workdir / "tensorboard").glob("events*"))
     assert not list(workdir.glob("*.partial"))
+
+
+def test_a_run_shows_its_learning_curve_and_its_own_answers(uninterrupted, capsys):
+    workdir, _ = uninterrupted
+    trained = cj.load(workdir)
+    trained.show(2)
+    shown = capsys.readouterr().out.splitlines()
+    (workdir / showing.PICTURE).unlink()  # Matplotlib wrote it
+    values = [row["valid/accuracy"] for row in _rows(workdir) if "valid/accuracy" in row]
+    bars = [
+        f"{step:9}{100 * value:7.1f} % {'#' * round(40 * value)}"
+        for step, value in zip((6, 12), values, strict=True)
+    ]
+    assert shown[:4] == ["", "valid/accuracy by step", *(bar.rstrip() for bar in bars)]
+    asked = load_splits(trained.saved.config.data, 0, trained.saved.student.format).test[:2]
+    answers = trained.predict([example.text for example in asked], explain=True, batch_size=2)
+    for example, answer, block in zip(asked, answers, (shown[5:9], shown[9:]), strict=True):
+        assert block[1] == example.text
+        assert block[2].removeprefix("  rationale:").strip() == answer["rationale"].strip()
+        right = is_correct(answer["label"], example.label, by_value=True)
+        verdict = "correct" if right else f"wrong, it is {example.label}"
+        assert block[3] == f"  answer:    {answer['label']} ({verdict})"
+
+
+def test_a_curve_has_few_lines_and_the_last_evaluation(tmp_path):
+    rows = [{"step": step, "valid/f1": step / 100} for step in range(1, 31)]
+    write_json_lines(tmp_path / "metrics.jsonl", [{"step": 1, "loss": 2.0}, *rows])
+    title, *lines = showing.learning_curve(tmp_path, "f1")
+    assert title == "valid/f1 by step"
+    assert [int(line.split()[0]) for line in lines] == list(range(3, 31, 3))
+    assert lines[-1].split()[1:] == ["30.0", "%", "#" * 12]
 
 
 @pytest.mark.slow

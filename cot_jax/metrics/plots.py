@@ -63,6 +63,16 @@ class Curve:
     high: np.ndarray
 
 
+def curve_of(seeds: Sequence[Sequence[tuple[int, float]]], window: int) -> Curve:
+    """Returns the curve of the (step, value) of some seeds, each point the mean of `window` rows."""
+    rows = min(map(len, seeds)) // window * window
+    window = window if rows else 1
+    points = np.array([seed[: rows or min(map(len, seeds))] for seed in seeds])  # (seeds, rows, 2)
+    averaged = points.reshape(len(seeds), -1, window, 2).mean(axis=2)
+    values = averaged[..., 1]
+    return Curve(averaged[0, :, 0], values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+
+
 def draw_curves(panels: Mapping[str, Mapping[str, Curve]], picture: Path) -> None:
     """Draws a panel for each metric, with a line and a band (least to largest) for each method.
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from cot_jax.config import MeshConfig
-from cot_jax.imports import unlimit_stack
+from cot_jax.imports import restart_prepared
 from cot_jax.training.compiled import CompiledAhead, keep_compiled
 from cot_jax.training.mesh import make_mesh
 
@@ -67,15 +67,26 @@ def test_every_shape_is_compiled_in_the_background(capsys):
 
 
 @pytest.mark.parametrize(
-    ("tpu", "stack", "again"), [(True, 8 << 20, True), (True, -1, False), (False, 8 << 20, False)]
+    ("tpu", "stack", "tunables", "grown", "again"),
+    [
+        (True, 8 << 20, "x", True, True),
+        (True, -1, "x", False, False),
+        (False, 8 << 20, "x", False, False),
+        (False, 8 << 20, None, False, True),
+        (True, 8 << 20, None, True, True),
+    ],
 )
-def test_a_command_begins_again_with_all_the_stack_for_the_compiler_of_tpus(tpu, stack, again, monkeypatch):
-    asked = []
+def test_a_command_begins_again_with_the_stack_and_the_pages_it_needs(
+    tpu, stack, tunables, grown, again, monkeypatch
+):
+    limits, commands, most = [], [], resource.RLIM_INFINITY
+    monkeypatch.setattr(os, "environ", {} if tunables is None else {"GLIBC_TUNABLES": tunables})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: {"libtpu": tpu or None}[name])
-    monkeypatch.setattr(resource, "getrlimit", lambda which: (stack, resource.RLIM_INFINITY))
-    monkeypatch.setattr(resource, "setrlimit", lambda which, limits: asked.append(limits))
-    monkeypatch.setattr(os, "execv", lambda path, arguments: asked.append([path, *arguments[1:]]))
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (stack, most))
+    monkeypatch.setattr(resource, "setrlimit", lambda which, new: limits.append(new))
+    monkeypatch.setattr(os, "execv", lambda path, arguments: commands.append([path, *arguments[1:]]))
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "cot_jax.plan", "--topology=v5e:2x2"])
-    unlimit_stack()
-    command = [sys.executable, "-m", "cot_jax.plan", "--topology=v5e:2x2"]
-    assert asked == ([(resource.RLIM_INFINITY, resource.RLIM_INFINITY), command] if again else [])
+    restart_prepared()
+    assert limits == [(most, most)] * grown
+    assert commands == [[sys.executable, "-m", "cot_jax.plan", "--topology=v5e:2x2"]] * again
+    assert os.environ["GLIBC_TUNABLES"].startswith(tunables or "glibc.malloc.hugetlb=1:")

@@ -56,6 +56,9 @@ FLAGS = (
     "--config.train.checkpoint_every=2",
     "--config.evaluation.batch_size=8",
     "--config.evaluation.max_new_tokens=6",
+    "--show=0",
+    "--config.optimizer.name=adamw",
+    "--config.optimizer.learning_rate=4e-3",
 )
 CHAT = (
     "{% for turn in messages %}<|{{ turn.role }}|>\n{{ turn.content }}{{ eos_token }}\n{% endfor %}"

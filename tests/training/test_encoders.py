@@ -129,7 +129,8 @@ def _flags(world, data="pairs", **keys):
         "train.checkpoint_every": 2,
         "evaluation.batch_size": 8,
     } | keys
-    return ["train", f"--config={CONFIG}", *(f"--config.{key}={value}" for key, value in keys.items())]
+    flags = (f"--config.{key}={value}" for key, value in keys.items())
+    return ["train", f"--config={CONFIG}", "--show=0", *flags]
 
 
 def _rows(workdir):

@@ -42,6 +42,9 @@ FLAGS = (
     "--config.train.checkpoint_every=2",
     "--config.evaluation.batch_size=8",
     "--config.evaluation.max_new_tokens=4",
+    "--show=0",
+    "--config.optimizer.name=adamw",
+    "--config.optimizer.learning_rate=4e-3",
 )
 
 

@@ -30,6 +30,9 @@ RUN = (
     "--config.train.checkpoint_every=100",
     "--config.evaluation.batch_size=8",
     "--config.evaluation.max_new_tokens=4",
+    "--show=0",
+    "--config.optimizer.name=adamw",
+    "--config.optimizer.learning_rate=4e-3",
 )
 
 

@@ -25,6 +25,9 @@ FLAGS = (
     "--config.train.eval_every=3",
     "--config.evaluation.batch_size=8",
     "--config.evaluation.max_new_tokens=6",
+    "--show=0",
+    "--config.optimizer.name=adamw",
+    "--config.optimizer.learning_rate=4e-3",
 )
 
 

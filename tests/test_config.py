@@ -204,12 +204,12 @@ def test_epochs_and_shares_become_steps():
     [
         (
             "--config.train.epochs=3",
-            r"config\.train\.epochs=3 makes 30 steps, but config\.train\.steps=1000: give one of the two "
+            r"config\.train\.epochs=3 makes 30 steps, but config\.train\.steps=3500: give one of the two "
             r"only, with --config\.train\.steps=0 or --config\.train\.epochs=0",
         ),
         (
             "--config.optimizer.warmup_ratio=0.06",
-            r"config\.optimizer\.warmup_ratio=0\.06 makes 60 steps, but .*warmup_steps=100: .*",
+            r"config\.optimizer\.warmup_ratio=0\.06 makes 210 steps, but .*warmup_steps=100: .*",
         ),
     ],
 )

@@ -29,7 +29,8 @@ def experiment():
         config.data,
         word_problems=dataclasses.replace(config.data.word_problems, train=48, valid=8, test=8),
     )
-    return prepare(dataclasses.replace(config, data=data), weights=False)
+    optimizer = dataclasses.replace(config.optimizer, name="adamw")
+    return prepare(dataclasses.replace(config, data=data, optimizer=optimizer), weights=False)
 
 
 def _held(tree):

@@ -66,7 +66,7 @@ def demo(method: str):
     config.model.preset = "tiny"
     config.model.dropout_rate = 0.0  # no problem is seen often enough to be learned by heart
     config.data.word_problems.distractors = 0
-    # T5's own optimizer: its weights differ in size by a factor of 30, so steps relative to them learn faster.
+    # T5's own optimizer: initial weights differ in size by a factor of 30; relative steps suit all of them.
     config.optimizer.name = "adafactor"
     config.optimizer.learning_rate = 4e-2
     config.optimizer.warmup_steps = 100

@@ -463,7 +463,7 @@ def test_dynamic_rope_is_refused_beyond_its_length(small):
     student, params, views = small
     rope = Rope(1e4, "dynamic", (("factor", 2.0),))
     config = dataclasses.replace(student.config, rope=rope, max_position_embeddings=10)
-    with pytest.raises(UserError, match="rope_type=dynamic is known up to 10 positions"):
+    with pytest.raises(UserError, match="rope_type=dynamic is supported up to 10 positions"):
         Llama(config).hidden(params, batch(views), None)
 
 

@@ -25,11 +25,11 @@ from cot_jax.models.encoder import (
     Encoder,
     EncoderConfig,
     Sequences,
-    Table,
+    add_block,
     read_config,
 )
 from cot_jax.models.layers import Attention, Keys, affine, attend, drop, embed
-from cot_jax.models.weights import Params, Weights
+from cot_jax.models.weights import Params, Table, Weights
 
 # Tensors of ALBERT's layers, in the place of `BERT_LAYER`.
 _ALBERT_LAYER = {
@@ -177,7 +177,7 @@ class Bert(Encoder):
         for name in ("query", "key", "value"):
             place = f"{layer}attention.{'' if albert else 'self.'}{name}"
             table.linear(f"layers/attention/{name[0]}", "DHK", (D, H, K), place)
-        table.block(D, F, H, _ALBERT_LAYER if albert else BERT_LAYER, layer)
+        add_block(table, _ALBERT_LAYER if albert else BERT_LAYER, layer, D, F, H)
         outputs, last = 1 if c.multiple_choice else self.outputs, "classifier"
         if c.model_type == "roberta" and not c.multiple_choice:
             table.linear("pooler/w", "DO", (D, D), "classifier.dense")

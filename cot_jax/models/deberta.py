@@ -27,11 +27,11 @@ from cot_jax.models.encoder import (
     Encoder,
     EncoderConfig,
     Sequences,
-    Table,
+    add_block,
     read_config,
 )
 from cot_jax.models.layers import Keys, add_bias, affine, attend, drop, embed, mix, split_key
-from cot_jax.models.weights import Params, Weights
+from cot_jax.models.weights import Params, Table, Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +215,7 @@ class Deberta(Encoder):
             if kind in c.pos_att_type and not c.share_att_key:
                 path, place = f"layers/attention/pos_{name}", f"{attention}{theirs}"
                 table.linear(path, "DHK", (D, H, K), place, bias=theirs != "pos_proj")
-        table.block(D, F, H, BERT_LAYER, layer)
+        add_block(table, BERT_LAYER, layer, D, F, H)
         table.linear("pooler/w", "DO", (D, D), "pooler.dense")
         table.linear("classifier/w", "DC", (D, 1 if c.multiple_choice else self.outputs), "classifier")
         return table.weights
@@ -303,17 +303,17 @@ class Deberta(Encoder):
         # Whether a token has a predecessor in its sequence: other sequences must not leak in.
         follows_GX1 = (segments.real_GX & (segments.position_GX > 0))[..., None]
         before = jnp.where(follows_GX1, jnp.roll(embedded_GXD, 1, axis=1), 0)
-        behind = jnp.roll(jnp.where(follows_GX1, embedded_GXD, 0), -1, axis=1)
-        window_GXWD = jnp.stack([before, embedded_GXD, behind], axis=2)
+        after = jnp.roll(jnp.where(follows_GX1, embedded_GXD, 0), -1, axis=1)
+        window_GXWD = jnp.stack([before, embedded_GXD, after], axis=2)
         y_GXD = drop(affine(window_GXWD, w, "w", 2), self.rate("hidden_dropout_prob"), key, sequences.seed_GX)
         return self.norm(x_GXD + ACTIVATIONS[self.config.conv_act](y_GXD), w["norm"])
 
     def _pool(self, params: Params, first_GCD: jax.Array, sequences: Sequences, key) -> jax.Array:
-        before, behind = split_key(key, 2)
+        before, after = split_key(key, 2)
         seed_GC = sequences.first_seed_GC
         x_GCD = drop(first_GCD, self.rate("pooler_dropout"), before, seed_GC)
         x_GCD = ACTIVATIONS[self.config.pooler_hidden_act](affine(x_GCD, params["pooler"], "w"))
-        return drop(x_GCD, self.rate("head_dropout"), behind, seed_GC)
+        return drop(x_GCD, self.rate("head_dropout"), after, seed_GC)
 
 
 def _skew(x: jax.Array) -> jax.Array:

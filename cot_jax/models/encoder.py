@@ -24,7 +24,7 @@ from cot_jax.errors import UserError
 from cot_jax.models.base import Student, read_fields
 from cot_jax.models.decoding import Prompt
 from cot_jax.models.layers import Layout, affine, by_example, drop, layer_norm, split_key, stack
-from cot_jax.models.weights import Params, Weight
+from cot_jax.models.weights import Params, Table
 
 # hidden_act -> function. Transformers' "gelu" is the exact one.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -77,7 +77,12 @@ class EncoderConfig:
             del values[name]
         family = self.model_type.title().replace("-", "")
         kind = "MultipleChoice" if self.multiple_choice else "SequenceClassification"
-        return values | label_fields(self.labels) | {"architectures": [f"{family}For{kind}"]}
+        return values | {
+            "id2label": {str(n): label for n, label in enumerate(self.labels)},
+            "label2id": {label: n for n, label in enumerate(self.labels)},
+            "problem_type": "single_label_classification",
+            "architectures": [f"{family}For{kind}"],
+        }
 
     def for_texts(self, texts: Texts) -> Self:
         """A copy with the special ids and classes of `texts`."""
@@ -130,15 +135,6 @@ def read_config(cls: Any, json: Mapping[str, Any]) -> dict[str, Any]:
     architectures = json.get("architectures") or [""]
     given["multiple_choice"] = str(architectures[0]).endswith("ForMultipleChoice")
     return given
-
-
-def label_fields(labels: Sequence[str]) -> dict[str, Any]:
-    """config.json's fields of the classes, in Transformers' form."""
-    return {
-        "id2label": {str(n): label for n, label in enumerate(labels)},
-        "label2id": {label: n for n, label in enumerate(labels)},
-        "problem_type": "single_label_classification",
-    }
 
 
 class Sequences(Layout):
@@ -408,39 +404,10 @@ BERT_LAYER = {
 }
 
 
-class Table:
-    """Collects an encoder's weights."""
-
-    def __init__(self, layers: int):
-        self.weights: dict[str, Weight] = {}
-        self._N = layers
-
-    def add(self, path: str, axes: str, shape: tuple[int, ...], inputs: int, std: float | None, theirs: str):
-        if path.startswith("layers/"):
-            axes, shape = f"N{axes}", (self._N, *shape)
-        self.weights[path] = Weight(axes, shape, inputs, std, theirs)
-
-    def linear(
-        self, path: str, axes: str, shape: tuple[int, ...], theirs: str, inputs: int = 1, bias: bool = True
-    ) -> None:
-        """Adds a map and its bias: `path`_bias, or bias beside a map called w."""
-        self.add(path, axes, shape, inputs, 0.02, f"{theirs}.weight")
-        if bias:
-            name = f"{path[:-1]}bias" if path.endswith("/w") else f"{path}_bias"
-            self.add(name, axes[inputs:], shape[inputs:], 0, 0.0, f"{theirs}.bias")
-
-    def block(self, D: int, F: int, H: int, names: Mapping[str, str], layer: str) -> None:
-        """Adds what follows attention in a layer; `names` maps our paths to tensors below `layer`."""
-        shapes = {
-            "attention/o": ("HKD", (H, D // H, D)),
-            "mlp/up": ("DF", (D, F)),
-            "mlp/down": ("FD", (F, D)),
-        }
-        for path, (axes, shape) in shapes.items():
-            self.linear(f"layers/{path}", axes, shape, f"{layer}{names[path]}", inputs=len(axes) - 1)
-        for path in ("attention_norm", "mlp_norm"):
-            self.norm(f"layers/{path}", D, f"{layer}{names[path]}")
-
-    def norm(self, path: str, size: int, theirs: str) -> None:
-        self.add(f"{path}/scale", "D", (size,), 0, None, f"{theirs}.weight")
-        self.add(f"{path}/bias", "D", (size,), 0, 0.0, f"{theirs}.bias")
+def add_block(table: Table, names: Mapping[str, str], layer: str, D: int, F: int, H: int) -> None:
+    """Adds what follows attention in a layer; `names` maps our paths to tensors below `layer`."""
+    shapes = {"attention/o": ("HKD", (H, D // H, D)), "mlp/up": ("DF", (D, F)), "mlp/down": ("FD", (F, D))}
+    for path, (axes, shape) in shapes.items():
+        table.linear(f"layers/{path}", axes, shape, f"{layer}{names[path]}", inputs=len(axes) - 1)
+    for path in ("attention_norm", "mlp_norm"):
+        table.norm(f"layers/{path}", D, f"{layer}{names[path]}")

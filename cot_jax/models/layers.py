@@ -314,18 +314,14 @@ def attend(
 
     @jax.checkpoint
     def one(parts):
-        return whole(*_filled(parts, whole_arguments))
+        def fill(part, same):
+            return same if part is None else part
+
+        return whole(*jax.tree.map(fill, parts, whole_arguments, is_leaf=lambda x: x is None))
 
     parts = jax.tree.map(split, whole_arguments, axes, is_leaf=lambda x: x is None)
     y = jnp.moveaxis(jax.lax.map(one, parts), 0, -4)
     return y.reshape(*y.shape[:-4], chunks * _QUERIES, *y.shape[-2:])[..., :S, :, :]
-
-
-def _filled(parts: Any, whole: Any) -> Any:
-    """`parts` with its None leaves taken from `whole`."""
-    return jax.tree.map(
-        lambda part, x: x if part is None else part, parts, whole, is_leaf=lambda x: x is None
-    )
 
 
 def _attend(

@@ -42,7 +42,7 @@ from cot_jax.models.layers import (
     rms_norm,
     stack,
 )
-from cot_jax.models.weights import Params, Weight, Weights
+from cot_jax.models.weights import Params, Table, Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +223,7 @@ class LlamaConfig:
         if heads % given["num_key_value_heads"] or given["head_dim"] % 2:
             raise UserError(
                 f"config.json: {heads} heads of size {given['head_dim']} and {given['num_key_value_heads']} "
-                "key-value heads make no model"
+                "key-value heads do not fit"
             )
         given["rope"] = Rope.from_json(
             json, given.get("max_position_embeddings", cls.max_position_embeddings)
@@ -433,33 +433,25 @@ class Llama(Student):
         c, family = self.config, _FAMILIES[self.config.model_type]
         N, D, F, V = c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.vocab_size
         H, J, K = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-        table = {"embedding": Weight("VD", (V, D), 0, 0.02, "model.embed_tokens.weight")}
+        table = Table(N)
+        table.add("embedding", "VD", (V, D), 0, 0.02, "model.embed_tokens.weight")
         if not c.tie_word_embeddings:
-            table["head"] = Weight("DV", (D, V), 1, 0.02, "lm_head.weight")
-        table["final_norm"] = Weight("D", (D,), 0, None, "model.norm.weight")
-
-        def add(path: str, axes: str, shape: tuple[int, ...], inputs: int, std: float | None, theirs: str):
-            table[f"layers/{path}"] = Weight(
-                f"N{axes}", (N, *shape), inputs, std, f"model.layers.{{n}}.{theirs}"
-            )
-
-        add("attention_norm", "D", (D,), 0, None, "input_layernorm.weight")
-        add("mlp_norm", "D", (D,), 0, None, "post_attention_layernorm.weight")
+            table.add("head", "DV", (D, V), 1, 0.02, "lm_head.weight")
+        table.scale("final_norm", "D", D, "model.norm")
+        layer = "model.layers.{n}."
+        table.scale("layers/attention_norm", "D", D, f"{layer}input_layernorm")
+        table.scale("layers/mlp_norm", "D", D, f"{layer}post_attention_layernorm")
+        biased = c.attention_bias or family.qkv_bias
         for name, letter, count in (("q", "H", H), ("k", "G", J), ("v", "G", J)):
-            add(f"attention/{name}", f"D{letter}K", (D, count, K), 1, 0.02, f"self_attn.{name}_proj.weight")
-            if c.attention_bias or family.qkv_bias:
-                bias = f"self_attn.{name}_proj.bias"
-                add(f"attention/{name}_bias", f"{letter}K", (count, K), 0, 0.0, bias)
+            path, theirs = f"layers/attention/{name}", f"{layer}self_attn.{name}"
+            table.linear(path, f"D{letter}K", (D, count, K), f"{theirs}_proj", bias=biased)
             if family.head_norms and name != "v":
-                add(f"attention/{name}_norm", "K", (K,), 0, None, f"self_attn.{name}_norm.weight")
-        add("attention/o", "HKD", (H, K, D), 2, 0.02, "self_attn.o_proj.weight")
-        if c.attention_bias and not family.qkv_bias:
-            add("attention/o_bias", "D", (D,), 0, 0.0, "self_attn.o_proj.bias")
+                table.scale(f"{path}_norm", "K", K, f"{theirs}_norm")
+        biased = c.attention_bias and not family.qkv_bias
+        table.linear("layers/attention/o", "HKD", (H, K, D), f"{layer}self_attn.o_proj", 2, biased)
         for name, axes, shape in (("gate", "DF", (D, F)), ("up", "DF", (D, F)), ("down", "FD", (F, D))):
-            add(f"mlp/{name}", axes, shape, 1, 0.02, f"mlp.{name}_proj.weight")
-            if c.mlp_bias:
-                add(f"mlp/{name}_bias", axes[1], shape[1:], 0, 0.0, f"mlp.{name}_proj.bias")
-        return table
+            table.linear(f"layers/mlp/{name}", axes, shape, f"{layer}mlp.{name}_proj", bias=c.mlp_bias)
+        return table.weights
 
     def hidden(self, params: Params, batch: Batch, dropout_rng: jax.Array | None) -> dict[str, jax.Array]:
         views = sorted(batch.views)

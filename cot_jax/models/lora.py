@@ -57,12 +57,12 @@ class Lora:
             raise UserError(f"config.model.lora_targets={targets!r}: {error}") from None
         self._adapted = {path: weight for path, weight in weights.items() if wanted.search(path)}
         if not self._adapted:
-            raise UserError(f"config.model.lora_targets={targets!r} is found in no parameter's path")
+            raise UserError(f"config.model.lora_targets={targets!r} matches no parameter's path")
         self.weights: dict[str, Weight] = {path: w for path, w in weights.items() if not w.theirs}
         for path, weight in self._adapted.items():
             if not weight.inputs or not weight.is_stacked:
                 raise UserError(
-                    f"config.model.lora_targets={targets!r} is found in {path}, no layer's matrix"
+                    f"config.model.lora_targets={targets!r} matches {path}, which is not a layer's matrix"
                 )
             N, (P, Q) = weight.layers, weight.matrix
             # Small, so replicated: the mesh has no axes for these letters.
@@ -192,7 +192,7 @@ def read_adapter(directory: Path, weights: Weights) -> tuple[Lora, Params]:
             place[n] = tensor.T.astype(np.float32)
     known = {_tensor(name, side) for name in lora.modules for side in "ab"}
     if unknown := sorted(tensors.keys() - known):
-        raise UserError(f"{directory / _TENSORS}: {unknown[0]} is no part of a plain product")
+        raise UserError(f"{directory / _TENSORS}: {unknown[0]} is not part of a plain product")
     return lora, unflatten_dict(flat, sep="/")
 
 

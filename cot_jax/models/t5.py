@@ -264,7 +264,10 @@ class T5(Student):
 
             return self._decoder_layer(x_GYD, w, attend_self, attend_input, keys, targets.seed_GX), None
 
-        x_GYD = embed(params["embedding"], self._shifted(targets), self.dtype)
+        # The targets shifted right, after the start token.
+        start, before_GY = self.config.decoder_start_token_id, jnp.roll(targets.ids_GX, 1, axis=1)
+        read_GY = jnp.where(targets.position_GX == 0, start, before_GY)
+        x_GYD = embed(params["embedding"], read_GY, self.dtype)
         x_GYD = self._drop(x_GYD, keys[0], targets.seed_GX)
         x_GYD, _ = self._stack(layer, x_GYD, params["decoder"]["layers"], keys[1])
         x_GYD = self._drop(self._norm(x_GYD, params["decoder"]["final_norm"]), keys[2], targets.seed_GX)
@@ -400,11 +403,6 @@ class T5(Student):
 
     def _scaled(self, hidden: jax.Array) -> jax.Array:
         return hidden * self.config.d_model**-0.5 if self.config.scale_decoder_outputs else hidden
-
-    def _shifted(self, targets: Layout) -> jax.Array:
-        """(G, Y), the targets shifted right behind the start token."""
-        start = self.config.decoder_start_token_id
-        return jnp.where(targets.position_GX == 0, start, jnp.roll(targets.ids_GX, 1, axis=1))
 
 
 def _queries_keys_values(w: Params, x: jax.Array, memory: jax.Array) -> tuple[jax.Array, ...]:

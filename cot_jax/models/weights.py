@@ -85,6 +85,35 @@ class Weight(NamedTuple):
 Weights = Mapping[str, Weight]
 
 
+class Table:
+    """Collects the weights of a family with one stack of layers."""
+
+    def __init__(self, layers: int):
+        self.weights: dict[str, Weight] = {}
+        self._N = layers
+
+    def add(self, path: str, axes: str, shape: tuple[int, ...], inputs: int, std: float | None, theirs: str):
+        if path.startswith("layers/"):
+            axes, shape = f"N{axes}", (self._N, *shape)
+        self.weights[path] = Weight(axes, shape, inputs, std, theirs)
+
+    def linear(
+        self, path: str, axes: str, shape: tuple[int, ...], theirs: str, inputs: int = 1, bias: bool = True
+    ) -> None:
+        """Adds a map and its bias: `path`_bias, or bias beside a map called w."""
+        self.add(path, axes, shape, inputs, 0.02, f"{theirs}.weight")
+        if bias:
+            name = f"{path[:-1]}bias" if path.endswith("/w") else f"{path}_bias"
+            self.add(name, axes[inputs:], shape[inputs:], 0, 0.0, f"{theirs}.bias")
+
+    def scale(self, path: str, axis: str, size: int, theirs: str) -> None:
+        self.add(path, axis, (size,), 0, None, f"{theirs}.weight")
+
+    def norm(self, path: str, size: int, theirs: str) -> None:
+        self.scale(f"{path}/scale", "D", size, theirs)
+        self.add(f"{path}/bias", "D", (size,), 0, 0.0, f"{theirs}.bias")
+
+
 def shapes(weights: Weights) -> Params:
     """Shapes and dtypes of the parameters."""
     flat = {path: jax.ShapeDtypeStruct(weight.shape, jnp.float32) for path, weight in weights.items()}

@@ -76,15 +76,21 @@ class Format:
         return Texts(self.tokenizer.size, self.tokenizer.hf.pad_token_id, self.tokenizer.eos_id)
 
     def fit(self, targets: Mapping[str, Sequence[str]], exact: Collection[str]) -> Self:
-        """Returns the format for views with these targets.
+        """Returns the format for views with these targets: it spells those that it would otherwise lose.
 
         Args:
           targets: by the view's name.
           exact: views whose targets must decode exactly; others may lose white space.
         """
-        return dataclasses.replace(
-            self, spelled=_to_spell(dataclasses.replace(self, spelled=()), targets, exact)
-        )
+        plain, lost = dataclasses.replace(self, spelled=()), []
+        for view, texts in targets.items():
+            rows = plain.targets(view, texts, _NO_LIMIT).ids
+            pairs = zip(rows, texts, strict=True)
+            if plain.tokenizer.unknown_rate(rows) or (
+                view in exact and any(plain.decode(view, row) != text for row, text in pairs)
+            ):
+                lost.append(view)
+        return dataclasses.replace(self, spelled=tuple(lost))
 
     def with_shots(self, shots: Sequence[Shot]) -> Self:
         """Returns the format that shows these examples before every question. They are not saved.
@@ -292,8 +298,8 @@ class Causal(Format):
         front = self.tokenizer.front_ids
         alone = self.tokenizer.encode([context.rstrip() for context in contexts])
         whole = self.tokenizer.encode(list(map("".join, zip(contexts, continuations, strict=True))))
-        behind = [ids[len(before) :] for before, ids in zip(alone, whole, strict=True)]
-        return [[*front, *ids] for ids in alone], behind
+        after = [ids[len(before) :] for before, ids in zip(alone, whole, strict=True)]
+        return [[*front, *ids] for ids in alone], after
 
     def decode(self, view: str, ids: Sequence[int]) -> str:
         # Some tokenizers drop a leading space; they keep it after other text.
@@ -579,14 +585,12 @@ def load(
     if chat == "template":
         raise UserError("config.data.chat=template: the student is not a decoder and reads no chat")
     if kind == "classes":
-        return Classes(loaded, **(classes or _read_classes(file, saved)))
+        if classes is None:
+            if not saved.get("labels") or misfit(saved, _CLASSES):
+                raise UserError(f"{file}: no labels of an encoder's classes; it must be trained first")
+            classes = {key: saved[key] for key in _CLASSES} | {"labels": tuple(saved["labels"])}
+        return Classes(loaded, **classes)
     return Seq2Seq(loaded, spelled=spelled)
-
-
-def _read_classes(file: Path, saved: Mapping[str, Any]) -> dict[str, Any]:
-    if not saved.get("labels") or misfit(saved, _CLASSES):
-        raise UserError(f"{file}: no labels of an encoder's classes; it must be trained first")
-    return {"labels": tuple(saved["labels"])} | {key: saved[key] for key in ("parts", "multiple_choice")}
 
 
 def _chats(path_or_id: str | Path, loaded: Tokenizer, chat: str, saved: Mapping[str, Any]) -> bool:
@@ -603,25 +607,6 @@ def train(texts: Iterable[str], vocab_size: int, directory: str | Path, kind: st
     """Returns the format, seq2seq or causal, of a tokenizer trained on `texts` (`tokenizer.train`)."""
     trained = tokenizer.train([*texts, *FORMATS[kind].words], vocab_size, directory)
     return Causal(trained, chat=False) if kind == "causal" else Seq2Seq(trained)
-
-
-def _to_spell(
-    format: Format, targets: Mapping[str, Sequence[str]], exact: Collection[str]
-) -> tuple[str, ...]:
-    """The views whose targets a format without spelling would lose.
-
-    Such targets have unknown tokens or, in a view of `exact`, decode to another text.
-    """
-    lost = []
-    for view, texts in targets.items():
-        rows = format.targets(view, texts, _NO_LIMIT).ids
-        unknown = format.tokenizer.unknown_rate(rows)
-        if unknown or (
-            view in exact
-            and any(format.decode(view, row) != text for row, text in zip(rows, texts, strict=True))
-        ):
-            lost.append(view)
-    return tuple(lost)
 
 
 def _ended(tokenizer: Tokenizer, rows: Sequence[list[int] | None], most: int) -> Encoded:

@@ -9,21 +9,21 @@ from scipy import stats
 _RESAMPLES = 10_000
 
 
-def bootstrap_interval(correct: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """Returns the percentile bootstrap interval of the mean of `correct`, (N,) of 0 and 1.
+def bootstrap_interval(correct: ArrayLike) -> tuple[float, float]:
+    """Returns the 95 % percentile bootstrap interval of the mean of `correct`, (N,) of 0 and 1.
 
     10,000 resamples of the N answers with a fixed seed (Efron & Tibshirani 1993, section 13.3).
     """
     correct = np.asarray(correct, float)
     # The number of right answers in a resample is binomial.
     right = np.random.default_rng(0).binomial(len(correct), correct.mean(), _RESAMPLES)
-    return _percentiles(right / len(correct), level)
+    return _percentiles(right / len(correct))
 
 
 def bootstrap_interval_of(
-    statistic: Callable[[np.ndarray], np.ndarray], counts: np.ndarray, level: float = 0.95
+    statistic: Callable[[np.ndarray], np.ndarray], counts: np.ndarray
 ) -> tuple[float, float]:
-    """Returns the percentile bootstrap interval of a statistic of counts by kind of question.
+    """Returns the 95 % percentile bootstrap interval of a statistic of counts by kind of question.
 
     Resamples are as in `bootstrap_interval`.
 
@@ -34,11 +34,11 @@ def bootstrap_interval_of(
     # The counts of a resample are multinomial.
     total = counts.sum()
     drawn = np.random.default_rng(0).multinomial(total, counts.ravel() / total, _RESAMPLES)
-    return _percentiles(statistic(drawn.reshape(-1, *counts.shape)), level)
+    return _percentiles(statistic(drawn.reshape(-1, *counts.shape)))
 
 
-def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -218,12 +218,12 @@ def test_nothing_of_a_size_is_made_before_a_tensor_has_it(tmp_path):
         ("model.safetensors", b"", "SafetensorError"),
         ("flax_model.msgpack", b"", "cannot be read"),
         ("flax_model.msgpack", msgpack_serialize([1, 2]), "cannot be read"),
-        ("flax_model.msgpack", msgpack_serialize({"w": {"kernel": 1}}), "w.weight is no tensor but int"),
+        ("flax_model.msgpack", msgpack_serialize({"w": {"kernel": 1}}), "w.weight is not a tensor but int"),
         ("pytorch_model.bin", b"", "cannot be read|needs PyTorch"),
         ("model.safetensors.index.json", b'{"weight_map": {"w', "index.json: not valid JSON"),
         ("model.safetensors.index.json", b'{"weight_map": ["w"]}', "weight_map is .*, expected an object"),
         ("model.safetensors.index.json", b'{"weight_map": {"w": 3}}', "weight_map.w is 3, expected a text"),
-        ("model.safetensors.index.json", b'{"weight_map": {"w": "../f"}}', "'../f' is no file beside it"),
+        ("model.safetensors.index.json", b'{"weight_map": {"w": "../f"}}', "'../f' is not a file beside it"),
     ],
 )
 def test_weights_that_are_none_are_one_line(tmp_path, name, content, message):

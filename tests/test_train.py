@@ -300,7 +300,7 @@ def test_what_a_run_has_lost_is_never_made_up(uninterrupted, tmp_path, scripted,
         return line
 
     metrics.unlink()
-    assert "its rows end at step 0, the checkpoint is of step 12: put the file back" in refused()
+    assert "its rows end at step 0, the checkpoint is of step 12: restore the file" in refused()
     metrics.write_bytes(rows)
     best.rename(away)
     assert "best has not the parameters of step 6, the best by metrics.jsonl: put them back" in refused()

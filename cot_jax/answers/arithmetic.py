@@ -1,15 +1,15 @@
-"""Equations by value, without `eval()`.
+"""The value of equations, without `eval()`.
 
-The released code scores equations with Python's `eval()`, which runs whatever a model writes. Here the
-text is parsed, never executed, and only this grammar has a value, the one that `eval()` gives it:
+The released code scores equations with Python's `eval()`, which runs whatever a model writes. Here the text
+is parsed, never executed. Only this grammar has a value, that of `eval()`:
 
     expression = number | (expression) | (+ | -) expression | expression (+ | - | * | / | and) expression
 
-A number is written as in Python and without exponent: `84`, `84.0`, `.5`. `and` is Python's, too: PaLM joins
-two equations with it in five rows of SVAMP, and the published accuracies read that as the second one
-(as the first, if that is zero). Everything else has no value and so equals nothing: powers and integer
-division, a comma (`1,000`, which `eval()` reads as the tuple `(1, 0)`), leading zeros (`007`, a syntax error
-in Python), digits other than 0-9, units, variables, division by zero, values beyond float64.
+Numbers are those of Python without exponent: `84`, `84.0`, `.5`. So is `and`: PaLM joins two equations with
+it in five rows of SVAMP, and the published accuracies take the second one (the first, if that is zero).
+Everything else has no value and equals nothing: powers, integer division, a comma (`1,000`, which `eval()`
+reads as the tuple `(1, 0)`), leading zeros (`007`, a syntax error in Python), digits other than 0-9, units,
+variables, division by zero, values beyond float64.
 """
 
 import ast
@@ -23,7 +23,7 @@ import numpy as np
 
 _TEXT = re.compile(r"[0-9.+\-*/() ]+(?: and [0-9.+\-*/() ]+)*")
 # The longest equation of SVAMP, gold or PaLM's, has 46 characters. The caps bound the parser's time and
-# stack: no text of any kind takes longer than about a millisecond.
+# stack: no text takes longer than about a millisecond.
 _MAX_LENGTH = 256
 _MAX_DEPTH = 40
 
@@ -39,9 +39,9 @@ _UNARY: dict[type[ast.unaryop], tuple[str, Callable[[float], float]]] = {
 }
 
 
-@functools.lru_cache(maxsize=2**16)  # votes compare the same answers again and again
+@functools.lru_cache(maxsize=2**16)  # votes compare the same answers repeatedly
 def evaluate(equation: str) -> float | None:
-    """Returns the value of an equation, or None if `equation` has none (see above)."""
+    """Returns the value of `equation`, or None if it has none (see above)."""
     try:
         value = float(_value(_parse(equation), _MAX_DEPTH))
     except (ValueError, ArithmeticError):
@@ -52,7 +52,7 @@ def evaluate(equation: str) -> float | None:
 def same_value(prediction: str, gold: str) -> bool:
     """Whether two equations have the same value.
 
-    Equal means within 1e-9, relative or absolute, so that `0.1 + 0.2` is `0.3`; the released code
+    Values are equal within 1e-9, relative or absolute, so `0.1 + 0.2` equals `0.3`; the released code
     compares exactly. Text without a value equals nothing, not even itself (there: NaN != NaN).
     """
     a, b = evaluate(prediction), evaluate(gold)
@@ -62,7 +62,7 @@ def same_value(prediction: str, gold: str) -> bool:
 def in_svamp_notation(equation: str) -> str | None:
     """Returns `equation` as SVAMP writes it, `( ( 17.0 + 15.0 ) + 2.0 )`.
 
-    None if it has no value, or so written another one: it is too long, or its integers are no floats.
+    None if it has no value, or another one in this notation: it is too long, or an integer is not a float.
     """
     if evaluate(equation) is None:
         return None
@@ -78,7 +78,7 @@ def _parse(equation: str) -> ast.expr:
         raise ValueError("not an equation")
     try:
         return ast.parse(equation, mode="eval").body
-    # MemoryError and RecursionError are how the parser says that brackets are nested too deeply.
+    # The parser raises MemoryError or RecursionError if brackets are nested too deeply.
     except (SyntaxError, MemoryError, RecursionError):
         raise ValueError("not an equation") from None
 

@@ -1,4 +1,4 @@
-"""When an answer is right, and how often."""
+"""Whether answers are right, and their accuracy."""
 
 import math
 from collections.abc import Sequence
@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from cot_jax.answers.arithmetic import evaluate, same_value
 from cot_jax.answers.reading import number
 
-# How far an answer may be from a number (DPO-ST's code). [ours: and from one below 1 that share of it]
+# Tolerance of numeric answers (DPO-ST's code). [ours: relative below 1]
 _TOLERANCE = 1e-4
 
 
 def is_correct(prediction: str, gold: str, by_value: bool) -> bool:
-    """Whether `prediction` answers as `gold` does.
+    """Whether `prediction` is the same answer as `gold`.
 
     Args:
-      by_value: compare equations by their value (`arithmetic.same_value`), so that `( 84 / 2 )` is `42`.
-        Where the gold answer is a number and not an equation, the prediction may be an equation or a number
-        as people write it (`reading.number`), so that "$1,080." is `1080`, and be off by 1e-4.
-        Otherwise the texts must be equal but for white space around them (the released code compares decoded
-        text, from which the tokenizer has already removed such white space).
+      by_value: compare equations by value (`arithmetic.same_value`): `( 84 / 2 )` is `42`. If the gold answer
+        is a number, not an equation, the prediction may be an equation or a number as people write it
+        (`reading.number`): "$1,080." is `1080`; and it may be off by 1e-4. Otherwise the texts must be equal
+        except for surrounding white space (the released code compares decoded text, from which the tokenizer
+        has removed it).
     """
     if not by_value:
         return prediction.strip() == gold.strip()
@@ -28,7 +28,7 @@ def is_correct(prediction: str, gold: str, by_value: bool) -> bool:
     value = evaluate(prediction)
     if value is None:
         value = evaluate(number(prediction) or "")
-    # No relative tolerance but that of rounding: 1,000,000,001 is not 1,000,000,000.
+    # The relative tolerance covers rounding only: 1,000,000,001 is not 1,000,000,000.
     off = max(_TOLERANCE * min(abs(right), 1), 1e-9)
     return value is not None and math.isclose(value, right, rel_tol=1e-15, abs_tol=off)
 

@@ -2,14 +2,14 @@
 
 Program of Thoughts (Chen et al. 2023) leaves its answer in `ans`, PAL (Gao et al. 2023) returns it from
 `solution()`; both run what a model wrote with `exec()`. Here the text is parsed and its tree is walked.
-Values are numbers, strings, None, lists, tuples, dicts, ranges and the program's own functions. There
-is no attribute but the methods and the functions of `math` in the tables below; any other module is a name
-without content, so that importing it is harmless and using it is refused by name. A program has the value
-that Python gives it or none, with two liberties: what Python makes lazily (generators, `zip`,
-`dict.items()`) is a list, and a `return` or `break` out of place counts only where it is reached.
+Values are numbers, strings, None, lists, tuples, dicts, ranges and the program's own functions. The only
+attributes are the methods and the functions of `math` in the tables below; any other module is an empty name:
+importing it is harmless, using it is refused by name. A program has the value that Python gives it or none,
+with two exceptions: what Python evaluates lazily (generators, `zip`, `dict.items()`) is a list, and a
+misplaced `return` or `break` fails only when it is reached.
 
-Every node costs a step, and every operation first costs the steps of all that Python walks through in it:
-one bound on steps holds time and memory, also for shared, nested and self-containing lists.
+Every node costs a step, and every operation first costs a step for each part that Python visits in it: one
+bound on steps limits time and memory, also for shared, nested and self-containing lists.
 """
 
 import ast
@@ -29,10 +29,10 @@ import numpy as np
 # The longest of 25,600 published programs has 2,238 characters.
 _MAX_TEXT = 10_000
 _MAX_STEPS = 150_000
-_MAX_SECONDS = 2.0  # several times what so many steps take: the steps decide, not the machine
-_MAX_CALLS = 60  # of functions in one another; Python's own stack ends soon after
+_MAX_SECONDS = 2.0  # several times the time of _MAX_STEPS: the steps decide, not the machine
+_MAX_CALLS = 60  # nested calls; Python's own stack ends soon after
 _MAX_SIZE = 10_000  # characters of a string, items of a list
-_MAX_KEYS = 1_000  # of a dict: keys of the same hash make the whole quadratic
+_MAX_KEYS = 1_000  # of a dict: keys with equal hashes take quadratic time
 _MAX_BITS = 2**16  # of an integer
 
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
@@ -62,14 +62,14 @@ _BUILTINS: dict[str, Callable[..., Any]] = {
     **{t.__name__: t for t in (bool, dict, float, int, list, range, str, tuple)},
     "enumerate": lambda items, start=0: list(enumerate(items, start)),
     "reversed": lambda items: list(reversed(items)),
-    "sum": lambda items: sum(items),  # with a start it would join lists, in quadratic time
+    "sum": lambda items: sum(items),  # with a start it would concatenate lists in quadratic time
     "zip": lambda *rows: list(zip(*rows, strict=False)),
 }
 # fmt: off
 _MATH: dict[str, Any] = {name: getattr(math, name) for name in (
     "ceil", "comb", "cos", "e", "exp", "fabs", "factorial", "floor", "fmod", "fsum", "gcd", "hypot", "inf",
     "isclose", "isqrt", "log", "log10", "log2", "perm", "pi", "pow", "radians", "sin", "sqrt", "tan", "trunc",
-)} | {"lcm": lambda a, b: math.lcm(a, b)}  # that of many numbers outgrows them all
+)} | {"lcm": lambda a, b: math.lcm(a, b)}  # the lcm of many numbers grows without bound
 _METHODS: dict[type, set[str]] = {
     str: {"capitalize", "count", "endswith", "find", "isdigit", "join", "lower", "lstrip", "replace",
           "rstrip", "split", "startswith", "strip", "title", "upper"},
@@ -79,7 +79,7 @@ _METHODS: dict[type, set[str]] = {
     float: {"is_integer"},
 }
 # fmt: on
-_CHEAP_METHODS = {"append", "get", "insert", "pop", "setdefault"}  # they look at one item only
+_CHEAP_METHODS = {"append", "get", "insert", "pop", "setdefault"}  # they access one item only
 _COMBINATORICS = (math.comb, math.factorial, math.perm)
 _FORMAT = re.compile(r"(.?[<>=^])?[-+ ]?#?0?\d{0,2}[,_]?(\.\d{1,2})?[bcdeEfFgGosxX%]?")
 _CONVERSIONS: dict[int, Callable[[Any], Any]] = {ord("r"): repr, ord("s"): str, ord("a"): ascii}
@@ -90,9 +90,9 @@ class Result(NamedTuple):
 
     Attributes:
       answer: a finite number, a truth value or a text; None if there is none.
-      failure: None, or what failed: "SyntaxError", "Unsupported", "Budget", "NoAnswer" or the name of the
-        exception that Python raises, as "ZeroDivisionError".
-      detail: the construct, the budget or the name that it failed on.
+      failure: None, or "SyntaxError", "Unsupported", "Budget", "NoAnswer" or the name of Python's exception,
+        such as "ZeroDivisionError".
+      detail: the construct, the budget or the name at which it failed.
     """
 
     answer: int | float | str | None
@@ -101,7 +101,7 @@ class Result(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The answer as labels are written: a number without exponent, yes or no; '' if there is none."""
+        """The answer in the form of labels: a number without exponent, yes or no; '' if there is none."""
         match self.answer:
             case None:
                 return ""
@@ -112,18 +112,18 @@ class Result(NamedTuple):
         return str(self.answer)
 
 
-# Gives the answer of a program: `run`, or one with a sandbox (`answers.sandbox.make_interpreter`).
+# Returns the answer of a program: `run`, possibly with a sandbox (`answers.sandbox.make_interpreter`).
 Interpreter = Callable[[str], Result]
 
 
 def run(program: str, sandbox: Interpreter | None = None) -> Result:
     """Returns the answer of a program; never raises, never takes much longer than `_MAX_SECONDS`.
 
-    The answer is the value of `ans` or `answer`; without either, what `solution()` or `solver()` returns;
-    without those, the last line printed, as a number if it is one.
+    The answer is the value of `ans` or `answer`; without either, the result of `solution()` or `solver()`;
+    without those, the last printed line, as a number if it is one.
 
     Args:
-      sandbox: runs the programs that are refused here as unsupported or over budget (`answers.sandbox`).
+      sandbox: runs programs that are refused as unsupported or over budget (`answers.sandbox`).
     """
     result = _interpret(program)
     return sandbox(program) if sandbox and result.failure in ("Unsupported", "Budget") else result
@@ -136,7 +136,7 @@ def _interpret(program: str) -> Result:
         return Result(None, failure.kind, failure.detail[:100])
     except RecursionError:
         return Result(None, "Budget", "depth")
-    # What Python raises is the program's failure.
+    # Any exception of Python is a failure of the program.
     except Exception as error:
         detail = error.args[0] if error.args and isinstance(error.args[0], str) else ""
         return Result(None, type(error).__name__, detail[:100])
@@ -161,13 +161,13 @@ def _parse(program: str) -> list[ast.stmt]:
     try:
         with warnings.catch_warnings(action="ignore"):  # of "\d" and the like
             return ast.parse(program).body
-    # ValueError: characters that are none; MemoryError: brackets nested too deeply.
+    # ValueError: invalid characters; MemoryError: brackets nested too deeply.
     except (SyntaxError, ValueError, MemoryError) as error:
         raise _Failure("SyntaxError", str(getattr(error, "msg", error))) from None
 
 
 def answered(value: Any) -> Result:
-    """Returns what a program's value counts for."""
+    """Returns the result for a program's value."""
     if not isinstance(value, int | float | str):
         return Result(None, "NoAnswer", "None" if value is None else type(value).__name__.lstrip("_"))
     try:
@@ -177,18 +177,18 @@ def answered(value: Any) -> Result:
             return Result(None, "NoAnswer", str(value))
     except OverflowError as error:  # an integer beyond float64
         return Result(None, "OverflowError", str(error))
-    except UnicodeEncodeError:  # half a character, which no file can hold
+    except UnicodeEncodeError:  # a lone surrogate, which no file can hold
         return Result(None, "NoAnswer", "str")
     return Result(value)
 
 
 @dataclasses.dataclass
 class _Scope:
-    """Names of the program, of a function under way or of a comprehension."""
+    """Names of the program, a running function or a comprehension."""
 
     names: dict[str, Any]
     parent: "_Scope | None" = None
-    local: frozenset[str] = frozenset()  # assigned somewhere in the function, so never looked up outside it
+    local: frozenset[str] = frozenset()  # assigned in the function, so not looked up outside it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,11 +208,11 @@ class _Return(NamedTuple):
     value: Any
 
 
-_Jump = _Return | ast.Break | ast.Continue | None  # None: on to the next statement
+_Jump = _Return | ast.Break | ast.Continue | None  # None: the next statement follows
 
 
 class _Interpreter:
-    """One program under way. Its methods raise _Failure and whatever Python raises."""
+    """One running program. Its methods raise _Failure and whatever Python raises."""
 
     def __init__(self) -> None:
         self.scope = _Scope({"__name__": "__main__"})
@@ -222,7 +222,7 @@ class _Interpreter:
 
     def answer(self, body: list[ast.stmt]) -> Any:
         if self.block(body):
-            raise _Failure("SyntaxError", "a jump out of nowhere")
+            raise _Failure("SyntaxError", "a misplaced jump")
         names = self.scope.names
         for name in ("ans", "answer"):
             if name in names:
@@ -246,7 +246,7 @@ class _Interpreter:
             raise _Failure("Budget", "time")
 
     def pay(self, *values: Any) -> None:
-        """Costs a step for every part of `values`, as often as there are ways to it."""
+        """Charges a step for every part of `values`, once per path to it."""
         rest = list(values)
         while rest:
             value = rest.pop()
@@ -264,12 +264,12 @@ class _Interpreter:
                 raise _Failure("Unsupported", f"{type(value).__name__.lstrip('_')} as a value")
 
     def native(self, function: Callable[..., Any], *args: Any, **named: Any) -> Any:
-        """Has Python do it, once arguments and result are paid for. All that Python does comes by here."""
+        """Calls Python; pays for the arguments first and for the result. Every Python call is made here."""
         self.pay(*args, *named.values())
         result = function(*args, **named)
         if isinstance(result, KeysView | ValuesView | ItemsView):
             result = list(result)
-        if not isinstance(result, range):  # long or not, it takes no room
+        if not isinstance(result, range):  # takes no memory, whatever its length
             self.pay(result)
         return result
 
@@ -292,7 +292,7 @@ class _Interpreter:
                 container, key = self.place(target)
                 old = self.lookup(key) if isinstance(target, ast.Name) else container[key]
                 new = self.operate(op, old, self.value(expression))
-                if isinstance(old, list):  # remains the list that other names have, too
+                if isinstance(old, list):  # other names may hold the same list
                     old[:] = new
                 container[key] = old if isinstance(old, list) else new
             case ast.Expr(expression):
@@ -353,7 +353,7 @@ class _Interpreter:
                 _check(len(container), _MAX_KEYS)
 
     def place(self, target: ast.expr) -> tuple[Any, Any]:
-        """Returns what an assignment changes, and under which name, key or index."""
+        """Returns the container that an assignment changes, and its name, key or index."""
         match target:
             case ast.Name(name):
                 return self.scope.names, name
@@ -512,7 +512,7 @@ class _Interpreter:
             return None
         if not isinstance(owner, _Module | None) and name not in _CHEAP_METHODS:
             self.pay(owner)
-        if isinstance(owner, str):  # replace and join multiply
+        if isinstance(owner, str):  # replace and join multiply lengths
             sized = [arg for arg in args if isinstance(arg, str | list | tuple | dict)]
             longest = max(map(len, sized), default=0)
             _check(len(owner) * longest, 100 * _MAX_SIZE)
@@ -542,5 +542,5 @@ class _Interpreter:
         self.scope = outer
         self.calls -= 1
         if isinstance(jump, ast.Break | ast.Continue):
-            raise _Failure("SyntaxError", "a jump out of nowhere")
+            raise _Failure("SyntaxError", "a misplaced jump")
         return jump.value if jump else None

@@ -1,12 +1,11 @@
-"""Programs that the interpreter refuses, run by Python itself in a sandbox of the kernel, or not at all.
+"""Runs programs that the interpreter refuses in Python, inside a kernel sandbox.
 
 Bubblewrap gives a program its own root directory: it can read Python and its packages, write nothing, reach
-no network, see no other process, and has no user's rights. A seccomp filter allows the system calls that
-computing needs, and none that starts a process or a thread. Limits bound time, memory and output. A canary
-program tests all of this first. Where a test fails, there is no sandbox, and the error names the reason.
+no network, see no other process, and has no user's rights. A seccomp filter allows the system calls of
+computation and none that starts a process or a thread. Limits bound time, memory and output. A canary program
+tests all of this first; if a test fails, there is no sandbox and the error names the reason.
 
-The sandbox does not protect against bugs of the kernel, nor does it hide the packages that a program can
-read.
+The sandbox protects neither against kernel bugs nor hides the packages that a program can read.
 """
 
 import functools
@@ -24,7 +23,7 @@ from cot_jax.answers import programs
 from cot_jax.answers.programs import Interpreter, Result, answered
 from cot_jax.errors import UserError, printable
 
-_MAX_SECONDS = 5  # of the processor, and by the clock, since a program that waits takes none of it
+_MAX_SECONDS = 5  # of CPU time and of wall-clock time, as a waiting program uses no CPU
 _MAX_MEMORY = 2**30  # bytes of address space
 _MAX_OUTPUT = 2**16  # bytes
 
@@ -49,7 +48,7 @@ _ALLOWED = {
 _X86_64 = 0xC000003E
 _KILL, _REFUSE, _ALLOW = 0x80000000, 0x00050001, 0x7FFF0000  # a refused call fails with EPERM
 
-# Binds its own hands, then reads the program; looks for the answer where `programs.run` does.
+# Limits itself, then reads the program; looks for the answer where `programs.run` does.
 _DRIVER = """
 import io, json, resource, sys
 seconds, memory, output = map(int, sys.argv[1:])
@@ -103,29 +102,29 @@ ans = " and ".join(let) or "nothing"
 
 
 class Sandbox:
-    """Runs programs; there is one only where its canary came to nothing."""
+    """Runs programs; it exists only if its canary failed to escape."""
 
     def __init__(self) -> None:
         """
         Raises:
-          UserError: this machine has no sandbox, or one that does not hold.
+          UserError: this machine has no sandbox, or one that leaks.
         """
         if sys.platform != "linux" or platform.machine() != "x86_64":
-            raise _none(f"it is made for Linux on x86-64, this is {sys.platform} on {platform.machine()}")
+            raise _none(f"it needs Linux on x86-64, this is {sys.platform} on {platform.machine()}")
         if not (found := shutil.which("bwrap")):
-            raise _none("bwrap is not there: install bubblewrap")
+            raise _none("bwrap is missing: install bubblewrap")
         self._bwrap = found
         with tempfile.NamedTemporaryFile() as outside:
             tried = self(_CANARY.format(file=outside.name))
         if tried.answer is None:
             raise _none(f"{found} does not work here ({tried.detail or tried.failure})")
         if tried.answer != "nothing":
-            raise _none(f"it lets a program {tried.answer}")
+            raise _none(f"a program could {tried.answer}")
 
     def __call__(self, program: str) -> Result:
-        """Returns the answer of a program as `programs.run` does, or its failure, "Killed" among them.
+        """Returns the answer of a program as `programs.run` does, or its failure, which may be "Killed".
 
-        Python's own numbers and texts are answers, and what `float()` makes a number of.
+        Answers are numbers, texts and whatever `float()` converts.
         """
         rules, rules_in = os.pipe()
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, os.fdopen(rules):
@@ -148,7 +147,7 @@ class Sandbox:
             said, complaint = out.read().decode(errors="replace"), err.read().decode(errors="replace")
         if done.returncode == 128 + signal.SIGKILL:
             return Result(None, "Budget", "time")
-        # What was said is the program's to choose, so that nothing but its form is believed.
+        # The program controls its output, so only its form is trusted.
         try:
             match json.loads(said):
                 case {"answer": bool() | int() | float() | str() | None as value}:
@@ -175,10 +174,10 @@ class Sandbox:
 
 
 def make_interpreter(sandboxed: bool) -> Interpreter:
-    """Returns what runs programs: the interpreter or, if `sandboxed`, with this sandbox for what it refuses.
+    """Returns the interpreter; if `sandboxed`, with this sandbox for what it refuses.
 
     Raises:
-      UserError: there is no sandbox here that holds.
+      UserError: this machine has no tight sandbox.
     """
     return functools.partial(programs.run, sandbox=Sandbox()) if sandboxed else programs.run
 
@@ -189,7 +188,7 @@ def _none(why: str) -> UserError:
 
 @functools.cache
 def _rules() -> bytes:
-    """The filter as a program of classic BPF: of this architecture and allowed, or refused."""
+    """The filter in classic BPF: kills on another architecture, refuses calls that are not allowed."""
     load, equals, give = 0x20, 0x15, 0x06
     program = [(load, 0, 0, 4), (equals, 1, 0, _X86_64), (give, 0, 0, _KILL), (load, 0, 0, 0)]
     program += [(equals, len(_ALLOWED) - n, 0, call) for n, call in enumerate(sorted(_ALLOWED))]

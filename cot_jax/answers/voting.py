@@ -1,7 +1,7 @@
-"""One answer out of many: self-consistency.
+"""Self-consistency: one answer out of many samples.
 
 Wang et al. 2023, "Self-Consistency Improves Chain of Thought Reasoning in Language Models", section 2: the
-answer that most of the sampled reasonings arrive at.
+most frequent answer of the sampled rationales.
 """
 
 from collections.abc import Sequence
@@ -13,34 +13,34 @@ from cot_jax.answers.reading import number
 
 
 class Ballots(NamedTuple):
-    """What one path answers to N questions, K times each: (N * K,), those of a question together."""
+    """One path's K answers to each of N questions: (N * K,), those of a question together."""
 
     answers: Sequence[str]
     log_probs: Sequence[float]
 
 
 class Vote(NamedTuple):
-    """An answer and its share of all votes, those of no answer among them."""
+    """An answer and its share of all votes, including empty ones."""
 
     answer: str
     share: float
 
 
 def vote(answers: Sequence[str], log_probs: Sequence[float], by_value: bool) -> Vote:
-    """Returns the answer given most often, in its most probable form.
+    """Returns the most frequent answer, in its most probable form.
 
-    Of equally frequent answers the one whose log-probabilities have the highest sum wins, then the first one.
-    Blank text, and by value text without a value, is no answer: it wins only where there is nothing else.
+    Ties go to the highest sum of log-probabilities, then to the first answer. Blank text and, by value, text
+    without a value are not answers: they win only if there is nothing else.
 
     Args:
       answers: as written, at least one.
-      log_probs: of the answers.
-      by_value: `( 2 + 3 )` and `5` are one answer; otherwise equal texts are (`equality.is_correct`). A
-        number as people write it ("$1,080.") votes, and is elected, as that number (`reading.number`).
+      log_probs: log-probabilities of the answers.
+      by_value: `( 2 + 3 )` and `5` are one answer; otherwise only equal texts are (`equality.is_correct`). A
+        number as people write it ("$1,080.") counts and is returned as that number (`reading.number`).
     """
     if by_value:
         answers = [number(text) or text for text in answers]
-    said = [n for n, text in enumerate(answers) if _says_something(text, by_value)]
+    said = [n for n, text in enumerate(answers) if (evaluate(text) is not None if by_value else text.strip())]
     if not said:
         said, by_value = list(range(len(answers))), False
     alike: list[list[int]] = []
@@ -55,12 +55,8 @@ def vote(answers: Sequence[str], log_probs: Sequence[float], by_value: bool) -> 
     return Vote(answers[max(most, key=lambda n: log_probs[n])], len(most) / len(answers))
 
 
-def _says_something(text: str, by_value: bool) -> bool:
-    return evaluate(text) is not None if by_value else bool(text.strip())
-
-
 def elect(paths: Sequence[Ballots], questions: int, by_value: bool) -> list[list[str]]:
-    """Returns, for k = 1, ..., K, the answers elected by the first k ballots of every path."""
+    """Returns the answers elected by the first k ballots of every path, for k = 1, ..., K."""
     each = len(paths[0].answers) // questions
     elected = []
     for k in range(1, each + 1):

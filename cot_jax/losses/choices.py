@@ -1,11 +1,11 @@
-"""The names that keys of the losses may have. Without JAX: who reads a command line does not wait for it."""
+"""Values of the losses' config keys, without JAX, so that parsing a command line is fast."""
 
-# Of the mutual-information term.
+# The mutual-information term.
 VARIANTS = ("reference", "masked", "normalized", "kl")
 REDUCTIONS = ("max", "mean")
 DETACHABLE = ("label", "rationale", "none")
 
-# Of soft targets.
+# Soft targets.
 SELF_DISTILLATION = ("dlb", "dynamic", "dynsdpb")
 OUTPUTS = ("vmm", "full", "top_k")
 MAP_LOGITS = ("log", "minmax")

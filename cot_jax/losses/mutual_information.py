@@ -4,11 +4,10 @@ Chen et al. 2024, "Learning to Maximize Mutual Information for Chain-of-Thought 
 (Findings of ACL), Eq. 8-10, and its released code. A map is softmax(z) reduced over the positions of
 a target by max or mean, (G, E, V); p is the label view's map, q the rationale view's.
 
-The released code passes q, which already is a probability, to a cross-entropy *as logits*; since q
-lies in [0, 1] the value is nearly log V whatever the model does and only -<p, q> carries a signal.
-`reference` reproduces that, its maxima over padding included. The other forms are ours: all leave
-padding out; `masked` is otherwise the published formula, `normalized` the cross-entropy of the maps
-rescaled to sum to 1, `kl` the divergence of the same.
+The released code passes q, already a probability, to a cross-entropy *as logits*. Since q is in [0, 1], the
+value is nearly log V whatever the model does, and only -<p, q> carries a signal. `reference` reproduces that,
+including its maxima over padding. The other forms are ours and ignore padding: `masked` is otherwise the
+published formula, `normalized` the cross-entropy of the maps rescaled to sum to 1, `kl` their divergence.
 """
 
 import jax
@@ -19,10 +18,10 @@ from cot_jax.batch import ViewArrays
 
 
 def map_length(variant: str, view: ViewArrays) -> ArrayLike:
-    """Returns (G, E), how many tokens of each target enter its map.
+    """Returns (G, E), the number of tokens of each target that enter its map.
 
-    `reference` takes the padding up to the batch's longest target too, as the released code does; batches
-    then hold it behind the learned tokens. The other variants take learned tokens only.
+    `reference` includes the padding up to the batch's longest target, as the released code does; batches then
+    hold it after the learned tokens. The other variants use learned tokens only.
     """
     return view.targets.length if variant == "reference" else view.learned
 
@@ -35,14 +34,14 @@ def mutual_information_loss(
     variant: str,
     detach: str,
 ) -> jax.Array:
-    """Mean over the examples that count of the mutual-information loss.
+    """The mutual-information loss, averaged over the examples that count.
 
     Args:
       label_map_GEV: probabilities reduced over the label's positions, float32, entries in [0, 1].
       rationale_map_GEV: the same for the rationale.
-      counts_GE: bool, examples that have both a label and a rationale.
+      counts_GE: bool, whether an example has both a label and a rationale.
       variant: one of `choices.VARIANTS`.
-      detach: the map that carries no gradient, one of `choices.DETACHABLE` (the released code: "label").
+      detach: the map without gradient, one of `choices.DETACHABLE` (the released code: "label").
     """
     p_GEV = jax.lax.stop_gradient(label_map_GEV) if detach == "label" else label_map_GEV
     q_GEV = jax.lax.stop_gradient(rationale_map_GEV) if detach == "rationale" else rationale_map_GEV
@@ -57,11 +56,11 @@ def mutual_information_loss(
 
 
 def _normalize(map_GEV: jax.Array) -> jax.Array:
-    # An example without a target has an empty map; it must not divide by zero even where masked.
+    # An example without a target has an empty map, which must not divide by zero even if masked.
     total_GE1 = map_GEV.sum(-1, keepdims=True)
     return map_GEV / jnp.where(total_GE1 > 0, total_GE1, 1)
 
 
 def _safe_log(x: jax.Array) -> jax.Array:
-    # A softmax underflows to exact zeros in float32; log's gradient there would be infinite.
+    # A softmax underflows to exact zeros in float32, where log has an infinite gradient.
     return jnp.log(jnp.maximum(x, jnp.finfo(x.dtype).tiny))

@@ -26,12 +26,12 @@ from cot_jax.models.weights import Params
 
 
 class Found(NamedTuple):
-    """What an objective knows beside its value.
+    """What an objective returns beside its value.
 
     Attributes:
       terms: the summands before weighting, float32 scalars.
-      diagnostics: other float32 scalars worth a curve.
-      last_batch: what the next step needs of this one; None where nothing.
+      diagnostics: other float32 scalars to log.
+      last_batch: what the next step needs of this one, or None.
     """
 
     terms: dict[str, jax.Array]
@@ -55,7 +55,7 @@ class MutualInformation:
     detach: str
 
     def differentiates(self, view: str) -> bool:
-        """Whether the term has a gradient in the view's map."""
+        """Whether the term has a gradient through the view's map."""
         sides = {self.label_view: "label", self.rationale_view: "rationale"}
         return view in sides and sides[view] != self.detach
 
@@ -73,11 +73,11 @@ def make_objective(
 ) -> Objective:
     """Builds the loss of a method.
 
-    The views' terms are cross-entropies, means over all real target tokens of the batch (Hsieh et
-    al. 2023, Eq. 3-4); the total is `sum(weight * term)`, with the mutual-information term beside
-    them where the method has one (Chen et al. 2024, Eq. 10). Self-distillation adds its term to the
-    cross-entropy of each view it acts on, under the same weight; so does a teacher, for which the
-    cross-entropy of every view makes room (`soft_targets.Teacher`).
+    Each view's term is a cross-entropy, the mean over all real target tokens of the batch (Hsieh et al. 2023,
+    Eq. 3-4). The total is `sum(weight * term)`, plus the mutual-information term of methods that have one
+    (Chen et al. 2024, Eq. 10). Self-distillation adds its term to the cross-entropy of each of its views,
+    under the same weight. So does a teacher, which also scales down every cross-entropy
+    (`soft_targets.Teacher`).
 
     Args:
       student: the model.
@@ -85,18 +85,17 @@ def make_objective(
       weights: name of a cross-entropy -> its weight in the total.
       mutual_information: the MI term, or None.
       self_distillation: from the last mini-batch, or None.
-      batch_axes: axes of the ambient mesh over which batches are divided (see `vocabulary_pass`).
+      batch_axes: axes of the ambient mesh that shard batches (see `vocabulary_pass`).
       micro_batches: parts in which the batch goes through the student (`hidden_in_parts`).
-      teacher: one that answers in the same step, or None.
-      class_weights: (V,), of the tokens of the term "label"; None: all count the same.
+      teacher: a teacher that runs in the same step, or None.
+      class_weights: (V,), weights of the tokens in the term "label"; None: all equal.
 
     Returns:
       A pure function (params, batch, dropout key or None, last batch or None, the teacher's parameters or
-      None) -> (total, Found).
-      Views with nothing to learn (`learned` 0) count in no term.
+      None) -> (total, Found). Examples with nothing to learn (`learned` 0) count in no term.
     """
     mi = mutual_information
-    # What a teacher leaves of the cross-entropies.
+    # The cross-entropies' share beside a teacher.
     share = 1 - teacher.weight if teacher else 1.0
     patient = teacher is not None and bool(teacher.layers)
     class_weight_V = None if class_weights is None else jnp.asarray(class_weights, jnp.float32)
@@ -154,8 +153,8 @@ def make_objective(
                 sides = (hidden[name], head_DV, taught[name], teacher_head_DV)
                 losses = {"distillation": teacher_loss(*sides, token_weight(view), teacher.temperature)}
                 if patient:
-                    behind = (layers[name], of_layers[name])
-                    losses["patience"] = patience_loss(*behind, view.learned > 0, teacher.layers)
+                    pair = (layers[name], of_layers[name])
+                    losses["patience"] = patience_loss(*pair, view.learned > 0, teacher.layers)
                 for part, loss in losses.items():
                     values[part] = values.get(part, jnp.float32(0)) + weights[term] * loss
             total += teacher.weight * values["distillation"]
@@ -182,16 +181,16 @@ def hidden_in_parts(
     parts: int,
     with_layers: bool = False,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """`student.hidden` of a batch, computed one part of its groups after the other; and states of layers.
+    """`student.hidden` of a batch, computed for one part of its groups at a time.
 
-    These are those of an encoder's `hidden_and_layers`, where asked for; else nothing.
+    With `with_layers` the second output is that of an encoder's `hidden_and_layers`, else it is empty.
 
-    Only one part's activations are in memory at a time, in the backward pass too, for which each part is
-    computed again. What the losses see is the whole batch: gradients are those of one large batch whatever
-    the method, which accumulating the gradients of small ones does not give where a loss couples examples.
+    Only one part's activations are in memory at a time; the backward pass recomputes each part. The losses
+    see the whole batch, so gradients are those of one large batch for every method. Accumulating gradients of
+    small batches would differ if a loss couples examples.
 
     Raises:
-      ValueError: the groups do not divide.
+      ValueError: the number of groups is not a multiple of `parts`.
     """
 
     def whole(batch):
@@ -203,9 +202,9 @@ def hidden_in_parts(
         return whole(batch)
     G = len(batch.example)
     if G % parts:
-        raise ValueError(f"{G} groups do not divide in {parts} parts")
+        raise ValueError(f"{G} groups do not divide into {parts} parts")
 
-    # Part p has the groups p, p + parts, ...: some of each device, and none moves to another.
+    # Part p has the groups p, p + parts, ...: some of each device, so none moves to another device.
     def split(x):
         return x.reshape(G // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
@@ -216,9 +215,9 @@ def hidden_in_parts(
 
 
 def token_weight(view: ViewArrays, class_weight_V: jax.Array | None = None) -> jax.Array:
-    """(G, Y) of the mean over the learned tokens of the whole batch; all 0 if there is none.
+    """(G, Y), the weights of a mean over the learned tokens of the whole batch; all 0 if there are none.
 
-    With weights of the tokens it is the weighted mean, as PyTorch's `CrossEntropyLoss(weight=)` takes it.
+    With class weights the mean is weighted, as in PyTorch's `CrossEntropyLoss(weight=)`.
     """
     learned_GY = Segments.of(view.targets).within(view.learned)
     if class_weight_V is None:

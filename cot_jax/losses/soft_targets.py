@@ -1,23 +1,23 @@
-"""Soft targets: of the student itself one step ago, and of a teacher that answers in the same step.
+"""Soft targets: from the student itself one step ago, or from a teacher in the same step.
 
 DLB is Shen et al., "Self-Distillation from the Last Mini-Batch for Consistency Regularization" (CVPR
 2022); DynSDPB, its per-example weights and temperatures and vocabulary map matching, is Fu et al.,
 "Dynamic Self-Distillation via Previous Mini-batches for Fine-tuning Small Language Models" (2024).
-Batches overlap by half: examples 2i of a batch were examples 2i + 1 of the one before, so that an example's
+Batches overlap by half: examples 2i of a batch were examples 2i + 1 of the previous one, so an example's
 stored outputs are on the device that needs them.
 
-With the n examples whose stored outputs are at hand, the term is
+Over the n examples with stored outputs, the term is
 
     1/n sum_i weight_i temperature_i**2 KL(stored_i at temperature_i || present_i at temperature_i)
 
 and with u_i = mean token entropy / log V, DynSDPB makes weight_i = weight (1 - u_i) and temperature_i =
 temperature clip(CE_i / mean CE, 1/2, 2). Neither carries a gradient. The form of the second and the
-normalisation of u over a sequence are ours, the paper gives none; others can be chosen.
+normalisation of u over a sequence are ours, as the paper gives none; config options choose others.
 
 A teacher's term is T**2 KL(teacher at T || student at T), the mean over the learned tokens (Hinton et al.
-2015, "Distilling the Knowledge in a Neural Network"). With patience there is also that of Sun et al. 2019
-(PKD), Eq. 6: the mean squared difference of the normalised states of [CLS] behind some layers. Their code
-takes the mean of the first over the classes too: its weight a is a / K here, of K classes.
+2015, "Distilling the Knowledge in a Neural Network"). Patience adds the term of Sun et al. 2019 (PKD), Eq. 6:
+the mean squared difference of the normalised states of [CLS] after some layers. Their code also averages the
+KL term over the K classes: its weight a is a / K here.
 """
 
 import dataclasses
@@ -31,12 +31,12 @@ from jax.typing import DTypeLike
 from cot_jax.batch import Segments, ViewArrays
 from cot_jax.losses.vocabulary import VocabularyPass, logits
 
-# Below every probability that matters and far from where its reciprocal, the logarithm's slope, overflows.
+# Below every probability that matters; its reciprocal, the slope of the logarithm, does not overflow.
 _LEAST = 1e-30
 
 
 class TopK(NamedTuple):
-    """The k largest logits of each position, (h, T, k), and which they are, int32."""
+    """The k largest logits of each position, (h, T, k), and their ids, int32."""
 
     logits: jax.Array
     ids: jax.Array
@@ -47,7 +47,7 @@ class LastBatch(NamedTuple):
 
     Attributes:
       example_h: int32, the examples' numbers; -1 for none.
-      outputs: view -> what `SelfDistillation.output` says.
+      outputs: view -> what `SelfDistillation.output` selects.
     """
 
     example_h: jax.Array
@@ -55,13 +55,13 @@ class LastBatch(NamedTuple):
 
 
 class Distilled(NamedTuple):
-    """What self-distillation makes of one view.
+    """The self-distillation of one view.
 
     Attributes:
       loss: the term, () float32.
       example_weight_GE: weights of the examples' cross-entropies; None for 1.
-      outputs: of the right half, as stored; None where nothing is.
-      diagnostics: float32 scalars: means over the examples with stored outputs (of `dynamic`: a target).
+      outputs: what is stored of the right half, or None.
+      diagnostics: float32 scalars, means over the examples with stored outputs (`dynamic`: with a target).
     """
 
     loss: jax.Array | float
@@ -76,21 +76,21 @@ class SelfDistillation:
 
     Attributes:
       method: "dlb", "dynsdpb", or "dynamic": the paper's ablation, in which the dynamic weights, scaled
-        to a mean of 1, weigh the cross-entropy of the examples and nothing is distilled.
+        to a mean of 1, weight the examples' cross-entropies and nothing is distilled.
       views: names of the views it acts on.
-      weight: of the term beside the view's cross-entropy (the papers' alpha).
+      weight: weight of the term, added to the view's cross-entropy (the papers' alpha).
       temperature: the papers' tau.
       output: "vmm": vocabulary maps, the sum over real positions of softmax(z), (h, V); "full": logits
         (h, T, V); "top_k": the logits of the `top_k` most probable tokens of each position, (h, T, k),
-        on which both sides are then renormalised.
-      map_logits: what softmax(. / temperature) is taken of with "vmm": "log" of the map, which for a
-        target of one token is its logits and so DLB exactly, or the map scaled to [0, 1] ("minmax").
+        on which both sides are renormalised.
+      map_logits: the argument of softmax(. / temperature) with "vmm": "log" of the map, which for a target
+        of one token equals its logits and so DLB, or the map scaled to [0, 1] ("minmax").
       difficulty: how the temperature grows with r = CE_i / mean CE: by r itself ("clip") or its square root
-        ("sqrt"), within [1/2, 2], or not at all ("none"). r, because twice the loss then is twice as soft.
-      uncertainty: what an entropy is measured against: its largest possible value, so that 0 and 1 mean the
-        same at every step ("log_vocabulary"), or the batch's largest mean ("batch_maximum").
+        ("sqrt"), within [1/2, 2], or not at all ("none"). With r, twice the loss is twice as soft.
+      uncertainty: what an entropy is divided by: its largest possible value, so that 0 and 1 mean the same at
+        every step ("log_vocabulary"), or the batch's largest mean ("batch_maximum").
       top_k: k.
-      dtype: of stored logits.
+      dtype: dtype of stored logits.
     """
 
     method: str
@@ -114,21 +114,21 @@ class SelfDistillation:
 
     @property
     def stores_vocabulary(self) -> bool:
-        """Whether the last axis of what is stored is the vocabulary."""
+        """Whether the last axis of stored outputs is the vocabulary."""
         return self.output != "top_k"
 
     @property
     def differentiates_outputs(self) -> bool:
-        """Whether more than the cross-entropy of known weights goes back through the vocabulary pass."""
+        """Whether more than a cross-entropy with known weights is differentiated in the vocabulary pass."""
         return (self.output == "vmm" and self.weight > 0) or not self.distills
 
     def empty(self, rows: int, vocab_size: int, widths: dict[str, int]) -> "LastBatch":
-        """What there is before the first step: outputs of no example.
+        """The state before the first step, without outputs of any example.
 
         Args:
           rows: h, half a batch.
           vocab_size: V.
-          widths: view -> most positions of a target.
+          widths: view -> the longest target.
         """
         outputs: dict[str, Any] = {}
         for view in self.views if self.distills else ():
@@ -157,13 +157,13 @@ class SelfDistillation:
         """The term of one view.
 
         Args:
-          passed: of the view; with entropy where `dynamic`, with the map "sum" where the output is "vmm".
+          passed: the view's pass, with entropy if `dynamic`, with the map "sum" if the output is "vmm".
           hidden_GYD: the view's hidden states.
           head_DV: output embedding.
           view: the view.
           stored: the view's part of `LastBatch.outputs`.
-          linked_h: bool, the left examples whose outputs are stored.
-          batch_axes: axes of the ambient mesh that divide the groups.
+          linked_h: bool, whether outputs of the left examples are stored.
+          batch_axes: axes of the ambient mesh that shard the groups.
         """
         segments, counts_GE = Segments.of(view.targets), jnp.asarray(view.learned) > 0
         ones_GE = jnp.ones(counts_GE.shape, passed.nll_GY.dtype)
@@ -181,7 +181,11 @@ class SelfDistillation:
             # Rounding may lift the entropy of a flat distribution above log V.
             certainty_GE = 1 - jnp.minimum(entropy_GE / most, 1)
             weight_GE *= certainty_GE
-            tau_GE *= relative_temperature(nll_GE, counts_GE, self.difficulty)
+            # Harder examples get softer targets.
+            mean_nll = _mean(nll_GE, counts_GE)
+            harder_GE = nll_GE / jnp.where(mean_nll > 0, mean_nll, 1)
+            forms = {"clip": harder_GE, "sqrt": jnp.sqrt(harder_GE), "none": jnp.ones_like(harder_GE)}
+            tau_GE *= jnp.clip(forms[self.difficulty], 0.5, 2)
             diagnostics["uncertainty"] = _mean(1 - certainty_GE, counts_GE)
             if not self.distills:
                 relative_GE = certainty_GE / jnp.maximum(_mean(certainty_GE, counts_GE), _LEAST)
@@ -190,7 +194,10 @@ class SelfDistillation:
         linked_h &= left(counts_GE)
         weight_h, tau_h = left(weight_GE), left(tau_GE)
         if self.output == "vmm":
-            divergence_h, agree_h, outputs = self._match_maps(passed, stored, tau_h)
+            outputs = right(passed.maps["sum"])
+            before_hV, now_hV = (map_logits(m, self.map_logits) for m in (stored, left(passed.maps["sum"])))
+            agree_h = before_hV.argmax(-1) == now_hV.argmax(-1)
+            divergence_h = divergence(before_hV, now_hV, tau_h)
         else:
             hidden_GETD, learned_GET = (
                 _on_devices(segments.unpack(x), batch_axes)
@@ -206,15 +213,9 @@ class SelfDistillation:
             "stored": linked_h.mean(),
         }
         loss = _mean(weight_h * divergence_h, linked_h)
-        # At weight 0 the step is that of the method without, to the last bit.
+        # At weight 0 the step equals that without self-distillation bit for bit.
         loss = loss if self.weight > 0 else jax.lax.stop_gradient(loss)
         return Distilled(loss, None, outputs, diagnostics)
-
-    def _match_maps(self, passed, stored_hV, tau_h):
-        map_GEV = passed.maps["sum"]
-        before_hV, now_hV = (map_logits(m, self.map_logits) for m in (stored_hV, left(map_GEV)))
-        agree_h = before_hV.argmax(-1) == now_hV.argmax(-1)
-        return divergence(before_hV, now_hV, tau_h), agree_h, right(map_GEV)
 
     def _match_tokens(self, hidden_GETD, head_DV, learned_hT, stored, tau_h, batch_axes):
         if batch_axes:  # gathered once
@@ -251,13 +252,13 @@ class Teacher:
     """A teacher in the step and how it is matched.
 
     Attributes:
-      model: a `Student` that reads the same token ids, or what one said (`training.teachers.Stored`); it is
-        not trained and has no dropout.
-      weight: of its term; the view's cross-entropy has 1 - weight (the papers' alpha).
+      model: a `Student` with the same token ids, or its stored answers (`training.teachers.Stored`); without
+        training or dropout.
+      weight: weight of its term; the view's cross-entropy has 1 - weight (the papers' alpha).
       temperature: T.
-      order: column of the teacher's head for each of the student's; None: they are the same.
-      layers: pairs of a layer of the student and one of the teacher, from 0, whose states are matched.
-      layer_weight: of that term (PKD's beta).
+      order: the teacher's column for each column of the student's head; None: they are the same.
+      layers: pairs (student layer, teacher layer), from 0, whose states are matched.
+      layer_weight: weight of that term (PKD's beta).
     """
 
     model: Any
@@ -268,12 +269,12 @@ class Teacher:
     layer_weight: float = 0.0
 
     def head(self, params: Any) -> jax.Array:
-        """(D, V) with the student's columns."""
+        """(D, V), its columns in the student's order."""
         head_DV = self.model.head(params)
         return head_DV if self.order is None else head_DV[:, jnp.array(self.order)]
 
 
-# Slots of which the logits of student and teacher are in memory at once.
+# The logits of student and teacher are in memory for this many slots at once.
 _SLOTS = 2048
 
 
@@ -285,9 +286,9 @@ def teacher_loss(
     weight_GY: jax.Array,
     temperature: float,
 ) -> jax.Array:
-    """sum(weight * T**2 KL(teacher || student)) of logits that are formed for a few slots at a time.
+    """sum(weight * T**2 KL(teacher || student)), with logits of a few slots at a time.
 
-    The states' last axes may differ. Nothing of the teacher carries a gradient.
+    The states' last axes may differ. The teacher carries no gradient.
     """
     G, Y, _ = hidden_GYD.shape
     chunks = -(-G * Y // _SLOTS)
@@ -313,8 +314,8 @@ def patience_loss(
     """The mean squared difference of normalised states, over the sequences that count.
 
     Args:
-      states_GNCD, teacher_GNCD: states of the first tokens behind the layers.
-      counts_GE: bool, of the examples; each has as many sequences.
+      states_GNCD, teacher_GNCD: states of the first tokens after the layers.
+      counts_GE: bool, of the examples, which have equal numbers of sequences.
       layers: as in `Teacher`.
     """
     own, others = (jnp.array(which) for which in zip(*layers, strict=True))
@@ -330,17 +331,17 @@ def patience_loss(
 
 
 def _on_devices(x: jax.Array, batch_axes: tuple[str, ...], *others: str | None) -> jax.Array:
-    """`x` divided along its first axis; the compiler may otherwise send all logits to all devices."""
+    """Shards the first axis of `x`; otherwise the compiler may send all logits to all devices."""
     return jax.lax.with_sharding_constraint(x, PartitionSpec(batch_axes, *others)) if batch_axes else x
 
 
 def left(x: jax.Array) -> jax.Array:
-    """The examples that were in the last batch too: (G, E, ...) -> (h, ...)."""
+    """The examples that were also in the last batch: (G, E, ...) -> (h, ...)."""
     return _halves(x)[:, 0]
 
 
 def right(x: jax.Array) -> jax.Array:
-    """The examples that will be in the next batch too: (G, E, ...) -> (h, ...)."""
+    """The examples that will also be in the next batch: (G, E, ...) -> (h, ...)."""
     return _halves(x)[:, 1]
 
 
@@ -349,9 +350,9 @@ def _halves(x: jax.Array) -> jax.Array:
 
 
 def _top_k(logits_hTV: jax.Array, k: int, batch_axes: tuple[str, ...]) -> TopK:
-    """Of each position the k largest logits; every device looks for them among its own rows and tokens.
+    """The k largest logits of each position; each device searches its own rows and tokens.
 
-    The compiler does not divide the search: it would send all logits to all devices.
+    The compiler does not shard a top-k: it would send all logits to all devices.
     """
     mesh = jax.sharding.get_abstract_mesh()
     vocabulary = "model" if mesh.shape.get("model", 1) > 1 else None
@@ -373,24 +374,10 @@ def _top_k(logits_hTV: jax.Array, k: int, batch_axes: tuple[str, ...]) -> TopK:
     )(logits_hTV)
 
 
-def relative_temperature(nll_GE: jax.Array, counts_GE: jax.Array, form: str) -> jax.Array:
-    """g of each example: a harder one gets a softer target.
-
-    Args:
-      nll_GE: mean negative log-likelihood of each example.
-      counts_GE: bool, those that have a target.
-      form: one of `choices.DIFFICULTIES`.
-    """
-    mean = _mean(nll_GE, counts_GE)
-    relative_GE = nll_GE / jnp.where(mean > 0, mean, 1)
-    forms = {"clip": relative_GE, "sqrt": jnp.sqrt(relative_GE), "none": jnp.ones_like(relative_GE)}
-    return jnp.clip(forms[form], 0.5, 2)
-
-
 def divergence(stored_logits: jax.Array, logits: jax.Array, temperature: jax.Array) -> jax.Array:
     """temperature**2 KL(softmax(stored / temperature) || softmax(logits / temperature)) over the last axis.
 
-    `temperature` has one axis fewer than the logits; the stored ones carry no gradient.
+    `temperature` has one axis fewer than the logits. The stored logits carry no gradient.
     """
     tau = temperature[..., None]
     log_p = jax.nn.log_softmax(jax.lax.stop_gradient(stored_logits) / tau)
@@ -399,7 +386,7 @@ def divergence(stored_logits: jax.Array, logits: jax.Array, temperature: jax.Arr
 
 
 def map_logits(map_hV: jax.Array, kind: str) -> jax.Array:
-    """The logits that a vocabulary map stands for; `kind` is one of `choices.MAP_LOGITS`."""
+    """The logits of a vocabulary map; `kind` is one of `choices.MAP_LOGITS`."""
     if kind == "log":
         return jnp.log(jnp.maximum(map_hV, _LEAST))
     low_h1, high_h1 = map_hV.min(-1, keepdims=True), map_hV.max(-1, keepdims=True)
@@ -411,5 +398,5 @@ def _token_mean(values_hT: jax.Array, counted_hT: jax.Array) -> jax.Array:
 
 
 def _mean(values: jax.Array, counted: jax.Array) -> jax.Array:
-    """The mean over the examples that count; 0 if none does."""
+    """The mean over the counted examples; 0 if there are none."""
     return jnp.sum(values, where=counted) / jnp.maximum(counted.sum(), 1)

@@ -1,21 +1,20 @@
-"""The vocabulary pass: everything the objectives ask of logits, without ever holding the logits.
+"""The vocabulary pass: what the objectives need from the logits, without ever holding all logits.
 
 Cross-entropy needs a negative log-likelihood per position, dynamic distillation an entropy, mutual
-information and vocabulary map matching each a *map*: softmax(z) reduced over the positions of an example to
-one value per vocabulary row. All of it comes from one pass over z = hidden @ head. `plain_vocabulary_pass` is
-the definition; `vocabulary_pass` computes the same in chunks of a few rows (positions of any examples), so
-that of the (G, Y, V) logits only one chunk exists at a time.
+information and vocabulary map matching a *map* each: softmax(z) reduced over the positions of an example to
+one value per vocabulary row. All come from one pass over z = hidden @ head. `plain_vocabulary_pass` is the
+definition; `vocabulary_pass` computes the same in chunks of a few rows (positions of any examples), so only
+one chunk of the (G, Y, V) logits exists at a time.
 
-Objectives are written on top in plain JAX, over (G, Y) and (G, E, V) arrays. Whatever they are, their
-gradient comes back as cotangents of nll, entropy and maps. With p = softmax(z), q = softmax(z / temperature)
-and the entropy H of p, the logits of a position receive
+Objectives are plain JAX functions of the resulting (G, Y) and (G, E, V) arrays. Their gradients arrive as
+cotangents of nll, entropy and maps. With p = softmax(z) and its entropy H, the logits of a position receive
 
-    dz = dnll (p - onehot(target)) - dentropy p (log p + H) + sum_maps q (g - sum_v q_v g_v) / temperature
+    dz = dnll (p - onehot(target)) - dentropy p (log p + H) + sum_maps p (g - sum_v p_v g_v)
 
-where g is the cotangent of the example's map; for the maximum it is zero but at v's first maximiser, as in
-PyTorch. The backward pass forms z again, chunk by chunk, and turns dz at once into the gradients of hidden
-and head: four matrix products instead of three are the price of the memory. Where the cross-entropy alone is
-differentiated, `cross_entropy_pass` does not pay it: dz is known as soon as the logits are.
+where g is the cotangent of the example's map; for the maximum it is zero except at v's first maximiser, as in
+PyTorch. The backward pass recomputes z chunk by chunk and turns dz at once into the gradients of hidden and
+head: it saves memory for four matrix products instead of three. If only the cross-entropy is differentiated,
+`cross_entropy_pass` needs three: dz is known as soon as the logits are.
 
 Shape suffixes beside those of `cot_jax.batch`: Y slots of a group's targets, R rows of a chunk, M = G * E.
 """
@@ -36,38 +35,34 @@ from cot_jax.batch import Segments, Tokens
 
 REDUCTIONS = ("max", "mean", "sum")
 
-# Rows of a chunk. Each chunk reads and writes the head's whole gradient, which is small beside its matrix
-# products only if it has this many rows.
+# Rows of a chunk. Each chunk reads and writes the whole gradient of the head; with this many rows, the matrix
+# products cost much more.
 _CPU_ROWS, _ACCELERATOR_ROWS = 512, 2048
 
 
 class VocabularyMap(NamedTuple):
-    """What map to make: softmax(z / temperature) reduced over the positions of an example.
+    """A requested map: softmax(z) reduced over the positions of an example.
 
     Attributes:
       reduction: one of `REDUCTIONS`.
-      length_GE: the first so many tokens of each example enter; None for all. Without any the map is zero.
-      temperature: divides the logits. nll and entropy are at temperature 1.
+      length_GE: number of leading tokens of each example that enter; None: all. Without any the map is zero.
     """
 
     reduction: str
     length_GE: ArrayLike | None = None
-    temperature: float = 1.0
 
 
 class VocabularyPass(NamedTuple):
-    """What one pass over the logits found: float32, or float64 where the hidden states are.
+    """The results of one pass over the logits: float32, or float64 if the hidden states are.
 
     Attributes:
       nll_GY: -log softmax(z) of the target.
-      entropy_GY: entropy of softmax(z) in nats; None unless asked for.
-      correct_GY: bool, no logit is larger than the target's. Carries no gradient.
-      maps: (G, E, V) for every name asked for.
+      entropy_GY: entropy of softmax(z) in nats; None unless requested.
+      maps: (G, E, V) for every requested name.
     """
 
     nll_GY: jax.Array
     entropy_GY: jax.Array | None
-    correct_GY: jax.Array
     maps: dict[str, jax.Array]
 
 
@@ -81,25 +76,25 @@ def vocabulary_pass(
     chunk_rows: int | None = None,
     batch_axes: tuple[str, ...] = (),
 ) -> VocabularyPass:
-    """Streams z = hidden @ head and returns what objectives need of it. Differentiable in hidden and head.
+    """Streams z = hidden @ head. Differentiable in hidden and head.
 
-    Matrix products take operands in the dtype of `hidden_GYD` and sum in float32; so does the sum of the
-    head's gradient over chunks. What is not asked for is not computed, nor the gradient of what is detached
-    or, as the head under LoRA, not learned.
+    Matrix products take operands in the dtype of `hidden_GYD` and sum in float32, as does the sum of the
+    head's gradient over chunks. Only requested results are computed, and no gradient of what is detached or,
+    as the head under LoRA, not learned.
 
     Args:
       hidden_GYD: the states that predict the targets, bfloat16, float32 or float64.
       head_DV: output embedding, any float dtype.
-      targets: ids in [0, V). The nll of slots without a token is for the caller to mask.
-      maps: the maps to make, by name.
+      targets: ids in [0, V). The caller masks the nll of slots without a token.
+      maps: the requested maps, by name.
       entropy: whether to return the entropy.
-      chunk_rows: most rows of a chunk. None chooses for the backend.
-      batch_axes: axes of the ambient mesh (`jax.set_mesh`) that divide G; each device then streams its own
-        groups. The head is gathered once and its gradient summed over devices once. Other axes may divide V
-        (vocabulary-parallel): then only sums over V cross them.
+      chunk_rows: maximum rows of a chunk; None: by the backend.
+      batch_axes: axes of the ambient mesh (`jax.set_mesh`) that shard G; each device streams its own groups.
+        The head is gathered once and its gradient summed over devices once. Other axes may shard V
+        (vocabulary-parallel): only sums over V cross them.
 
     Raises:
-      ValueError: the reduction of a map is none of `REDUCTIONS`.
+      ValueError: the reduction of a map is not in `REDUCTIONS`.
     """
     spec, rows = _prepare(targets, maps, entropy, chunk_rows)
     found = _by_group(partial(_stream, spec), batch_axes)(hidden_GYD, head_DV, rows)
@@ -117,10 +112,10 @@ def cross_entropy_pass(
     chunk_rows: int | None = None,
     batch_axes: tuple[str, ...] = (),
 ) -> tuple[jax.Array, VocabularyPass]:
-    """`vocabulary_pass` where only sum(nll_weight * nll) is to be differentiated: cheaper by one product.
+    """`vocabulary_pass` if only sum(nll_weight * nll) is differentiated: one matrix product less.
 
-    With the weights known beforehand, the gradients of hidden and head are formed in the forward pass,
-    while a chunk's logits are at hand, and the backward pass only scales them.
+    The weights are known beforehand, so the forward pass computes the gradients of hidden and head from a
+    chunk's logits, and the backward pass only scales them.
 
     Args:
       nll_weight_GY: weight of each position's negative log-likelihood; carries no gradient.
@@ -151,32 +146,31 @@ def plain_vocabulary_pass(
     made = {}
     for name, kind in maps.items():
         counted_GY1 = segments.within(_length(kind, targets))[..., None]
-        q_GETV = segments.unpack(jnp.where(counted_GY1, jax.nn.softmax(z_GYV / kind.temperature), 0))
+        p_GETV = segments.unpack(jnp.where(counted_GY1, jnp.exp(logp_GYV), 0))
         if kind.reduction == "max":  # jnp.max would divide the gradient among equal maxima
-            first_GE1V = jnp.argmax(q_GETV, axis=2, keepdims=True)
-            made[name] = jnp.take_along_axis(q_GETV, first_GE1V, axis=2)[:, :, 0]
+            first_GE1V = jnp.argmax(p_GETV, axis=2, keepdims=True)
+            made[name] = jnp.take_along_axis(p_GETV, first_GE1V, axis=2)[:, :, 0]
         else:
-            made[name] = jnp.sum(q_GETV, axis=2)
+            made[name] = jnp.sum(p_GETV, axis=2)
     found = VocabularyPass(
         nll_GY=-jnp.take_along_axis(logp_GYV, target_GY1, axis=-1)[..., 0],
         entropy_GY=-jnp.sum(jnp.exp(logp_GYV) * logp_GYV, axis=-1) if entropy else None,
-        correct_GY=jnp.all(z_GYV <= jnp.take_along_axis(z_GYV, target_GY1, axis=-1), axis=-1),
         maps=made,
     )
     return _with_means(found, targets, maps)
 
 
 class _Spec(NamedTuple):
-    """What is known when the pass is compiled."""
+    """Static arguments of the pass."""
 
-    maps: tuple[tuple[str, str, float], ...]  # name, reduction, temperature
+    maps: tuple[tuple[str, str], ...]  # name, reduction
     entropy: bool
     chunk_rows: int
     examples: int  # E
 
 
 class _Rows(NamedTuple):
-    """What a row is beside its hidden state, (G, Y) each."""
+    """What belongs to each row beside its hidden state, (G, Y) each."""
 
     target: jax.Array
     example: jax.Array
@@ -185,22 +179,21 @@ class _Rows(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """What the backward pass needs of each row, (G, Y) each; None for what it will not use."""
+    """What the backward pass needs of each row, (G, Y) each."""
 
     logz: jax.Array
     entropy: jax.Array | None
-    map_logz: dict[str, jax.Array]  # of z / temperature, for the maps where that is not z
 
 
 def _prepare(targets: Tokens, maps, entropy: bool, chunk_rows: int | None) -> tuple[_Spec, _Rows]:
     for kind in maps.values():
         if kind.reduction not in REDUCTIONS:
-            raise ValueError(f"reduction {kind.reduction!r} is none of {REDUCTIONS}")
+            raise ValueError(f"reduction {kind.reduction!r} is not in {REDUCTIONS}")
     if chunk_rows is None:
         chunk_rows = _CPU_ROWS if jax.default_backend() == "cpu" else _ACCELERATOR_ROWS
     segments = Segments.of(targets)
     counted = {name: segments.within(_length(kind, targets)) for name, kind in maps.items()}
-    kinds = tuple((name, kind.reduction, kind.temperature) for name, kind in maps.items())
+    kinds = tuple((name, kind.reduction) for name, kind in maps.items())
     spec = _Spec(kinds, entropy, chunk_rows, targets.length.shape[1])
     return spec, _Rows(jnp.asarray(targets.ids), segments.example_GX, segments.position_GX, counted)
 
@@ -210,7 +203,7 @@ def _length(kind: VocabularyMap, targets: Tokens):
 
 
 def _with_means(found: VocabularyPass, targets: Tokens, maps) -> VocabularyPass:
-    """Divides the sums that are to be means."""
+    """Divides the sums of maps that are means."""
     made = dict(found.maps)
     for name, kind in maps.items():
         if kind.reduction == "mean":
@@ -219,9 +212,9 @@ def _with_means(found: VocabularyPass, targets: Tokens, maps) -> VocabularyPass:
 
 
 def _by_group(stream, batch_axes: tuple[str, ...]):
-    """`stream` on every device's own groups; the head is an argument of its own because it is whole there."""
+    """`stream` on each device's own groups; the head is a separate argument, as it is replicated."""
     mesh = jax.sharding.get_abstract_mesh()
-    # The compiler fails where an axis of one device is taken by hand and another is its own to divide.
+    # The compiler fails if an axis of one device is manual and another automatic.
     batch_axes = tuple(axis for axis in batch_axes if mesh.shape[axis] > 1)
     if not batch_axes:
         return stream
@@ -242,11 +235,11 @@ def _stream(spec: _Spec, hidden_GYD, head_DV, rows: _Rows) -> VocabularyPass:
 
 @jax.named_scope("head")
 def _forward(spec: _Spec, hidden_GYD, head_DV, rows: _Rows, nll_weight_GY=None, learns_head=False):
-    """Returns what is found, what the backward pass needs, and the gradients of sum(nll_weight * nll)."""
+    """Returns the results, what the backward pass needs, and the gradients of sum(nll_weight * nll)."""
     chunks, sum_dtype = _Chunks.of(hidden_GYD, spec.chunk_rows), _sum_dtype(hidden_GYD)
     shape_MV = (len(hidden_GYD) * spec.examples, head_DV.shape[1])
-    maps = {name: jnp.zeros(shape_MV, sum_dtype) for name, _, _ in spec.maps}
-    first = {name: jnp.zeros(shape_MV, rows.position.dtype) for name, kind, _ in spec.maps if kind == "max"}
+    maps = {name: jnp.zeros(shape_MV, sum_dtype) for name, _ in spec.maps}
+    first = {name: jnp.zeros(shape_MV, rows.position.dtype) for name, kind in spec.maps if kind == "max"}
     dhead_DV = jnp.zeros(head_DV.shape, sum_dtype) if learns_head else None
     (maps, first, dhead_DV), by_row = lax.scan(
         partial(_forward_chunk, spec, head_DV.astype(hidden_GYD.dtype)),
@@ -259,13 +252,13 @@ def _forward(spec: _Spec, hidden_GYD, head_DV, rows: _Rows, nll_weight_GY=None, 
 
 
 def _of_device(spec: _Spec, rows: _Rows) -> _Rows:
-    """Numbers the examples through all groups of the device, as its maps do."""
+    """Numbers the examples across all groups of the device, as its maps do."""
     first_G1 = spec.examples * jnp.arange(len(rows.example))[:, None]
     return rows._replace(example=rows.example + first_G1)
 
 
 def _forward_chunk(spec: _Spec, head_DV, carry, xs):
-    """Adds one chunk to the maps and to the head's gradient and returns what there is for each row."""
+    """Adds one chunk to the maps and the head's gradient; returns the results of each row."""
     maps, first, dhead_DV = carry
     hidden_RD, rows, nll_weight_R = xs
     z_RV = logits(hidden_RD, head_DV)
@@ -279,36 +272,30 @@ def _forward_chunk(spec: _Spec, head_DV, carry, xs):
     if spec.entropy:
         mean_R = jnp.sum(exp_RV * (z_RV - top_R[:, None]), axis=-1) / total_R
         entropy_R = jnp.log(total_R) - mean_R
-    maps, first, map_logz = dict(maps), dict(first), {}
-    for name, reduction, temperature in spec.maps:
-        q_RV = p_RV
-        if temperature != 1:
-            map_logz[name] = jax.nn.logsumexp(z_RV / temperature, axis=-1)
-            q_RV = jnp.exp(z_RV / temperature - map_logz[name][:, None])
-        q_RV = jnp.where(rows.counted[name][:, None], q_RV, 0)
+    maps, first = dict(maps), dict(first)
+    for name, reduction in spec.maps:
+        q_RV = jnp.where(rows.counted[name][:, None], p_RV, 0)
         if reduction == "max":
-            q_RV = lax.optimization_barrier(q_RV)  # computed twice it might not equal itself
+            q_RV = lax.optimization_barrier(q_RV)  # recomputed, it might not equal itself
             before_MV = maps[name]
             maps[name] = before_MV.at[rows.example].max(q_RV, indices_are_sorted=True)
             most = jnp.iinfo(rows.position.dtype).max
             at_RV = jnp.where(q_RV == maps[name][rows.example], rows.position[:, None], most)
             at_MV = jnp.full_like(first[name], most).at[rows.example].min(at_RV, indices_are_sorted=True)
-            # Of equals the earlier chunk's.
+            # The earlier chunk wins a tie.
             first[name] = jnp.where(maps[name] > before_MV, at_MV, first[name])
         else:
             maps[name] = maps[name].at[rows.example].add(q_RV, indices_are_sorted=True)
     if nll_weight_R is not None:
         dz_RV = _through_nll(nll_weight_R, p_RV, rows.target)
         dhead_DV, dhidden_RD = _through_product(dz_RV, hidden_RD, head_DV, dhead_DV)
-    found = VocabularyPass(logz_R - target_z_R, entropy_R, target_z_R >= top_R, {})
-    return (maps, first, dhead_DV), (found, _Saved(logz_R, entropy_R, map_logz), dhidden_RD)
+    found = VocabularyPass(logz_R - target_z_R, entropy_R, {})
+    return (maps, first, dhead_DV), (found, _Saved(logz_R, entropy_R), dhidden_RD)
 
 
 def _plain(head, *others):
-    """The inputs of a forward rule without what symbolic_zeros wraps them in, and `head` if it is learned.
-
-    Of that, only the shape and the dtype are of interest.
-    """
+    """A forward rule's inputs without the wrappers of symbolic_zeros, and an empty head if it is learned."""
+    # Only its shape and dtype matter.
     like = jnp.zeros((0, *head.value.shape), head.value.dtype) if head.perturbed else None
     return jax.tree.map(lambda leaf: leaf.value, others), like
 
@@ -322,7 +309,7 @@ def _stream_fwd(spec: _Spec, *inputs):
 @jax.named_scope("head")
 def _stream_bwd(spec: _Spec, residuals, cotangent: VocabularyPass):
     (hidden_GYD, head_DV, rows), like_head, (saved, first) = residuals
-    dnll_GY, dentropy_GY, _, dmaps = jax.tree.map(
+    dnll_GY, dentropy_GY, dmaps = jax.tree.map(
         lambda d: None if isinstance(d, SymbolicZero) else d,
         cotangent,
         is_leaf=lambda d: isinstance(d, SymbolicZero),
@@ -339,7 +326,7 @@ def _stream_bwd(spec: _Spec, residuals, cotangent: VocabularyPass):
 
 
 def _backward_chunk(spec: _Spec, head_DV, first, dmaps, dhead_DV, xs):
-    """Adds one chunk to the head's gradient and returns that of its hidden states."""
+    """Adds one chunk to the head's gradient; returns the gradient of its hidden states."""
     hidden_RD, rows, saved, dnll_R, dentropy_R = xs
     z_RV = logits(hidden_RD, head_DV)
     p_RV = jnp.exp(z_RV - saved.logz[:, None])
@@ -349,17 +336,14 @@ def _backward_chunk(spec: _Spec, head_DV, first, dmaps, dhead_DV, xs):
     if dentropy_R is not None:
         logp_RV = z_RV - saved.logz[:, None]
         dz_RV -= dentropy_R[:, None] * p_RV * (logp_RV + saved.entropy[:, None])
-    for name, reduction, temperature in spec.maps:
+    for name, reduction in spec.maps:
         if name not in dmaps:
             continue
-        q_RV = p_RV
-        if temperature != 1:
-            q_RV = jnp.exp(z_RV / temperature - saved.map_logz[name][:, None])
-        q_RV, g_RV = jnp.where(rows.counted[name][:, None], q_RV, 0), dmaps[name][rows.example]
+        q_RV, g_RV = jnp.where(rows.counted[name][:, None], p_RV, 0), dmaps[name][rows.example]
         if reduction == "max":
             g_RV = jnp.where(first[name][rows.example] == rows.position[:, None], g_RV, 0)
         mean_R = jnp.sum(q_RV * g_RV, axis=-1)
-        dz_RV += q_RV * (g_RV - mean_R[:, None]) / temperature
+        dz_RV += q_RV * (g_RV - mean_R[:, None])
     return _through_product(dz_RV, hidden_RD, head_DV, dhead_DV)
 
 
@@ -367,12 +351,12 @@ _stream.defvjp(_stream_fwd, _stream_bwd, symbolic_zeros=True)
 
 
 def _through_nll(dnll_R, p_RV, target_R):
-    """The gradient of the logits."""
+    """The gradient of the logits through nll."""
     return dnll_R[:, None] * (p_RV - jax.nn.one_hot(target_R, p_RV.shape[-1], dtype=p_RV.dtype))
 
 
 def _through_product(dz_RV, hidden_RD, head_DV, dhead_DV):
-    """Adds the head's gradient of z = hidden @ head, if it is learned; returns that of the hidden states."""
+    """Back through z = hidden @ head: adds the head's gradient, if learned; returns both gradients."""
     dz_RV, sum_dtype = dz_RV.astype(hidden_RD.dtype), _sum_dtype(hidden_RD)
     dhidden_RD = jnp.einsum("RV,DV->RD", dz_RV, head_DV, preferred_element_type=sum_dtype)
     if dhead_DV is not None:
@@ -388,7 +372,7 @@ def _sum(spec: _Spec, hidden_GYD, head_DV, weighted_rows) -> tuple[jax.Array, Vo
 
 
 def _one_sum(nll_weight_GY, found: VocabularyPass) -> jax.Array:
-    # (1,), so that devices have one each: a sum over devices would be differentiated as one more sum.
+    # (1,), one per device: the gradient of a sum over devices would sum once more.
     return jnp.sum(nll_weight_GY * found.nll_GY, keepdims=True)[0]
 
 
@@ -411,9 +395,9 @@ _sum.defvjp(_sum_fwd, _sum_bwd, symbolic_zeros=True)
 
 
 class _Chunks(NamedTuple):
-    """The slots of all groups as chunks of `size` rows. Rows of zeros fill up the first.
+    """The slots of all groups as chunks of `size` rows. Zeros pad the first chunk.
 
-    They stand in front, so that the numbers of the examples remain sorted.
+    The padding is in front so that example numbers remain sorted.
     """
 
     groups: int
@@ -422,7 +406,7 @@ class _Chunks(NamedTuple):
 
     @classmethod
     def of(cls, hidden_GYD: jax.Array, most: int) -> "_Chunks":
-        """As few chunks of at most `most` rows as there can be, and all but equally full."""
+        """The fewest chunks of at most `most` rows, almost equally full."""
         G, Y, _ = hidden_GYD.shape
         return cls(G, Y, -(-G * Y // -(-G * Y // most)))
 

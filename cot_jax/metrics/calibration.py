@@ -1,8 +1,8 @@
-"""Does a student know when it is right? Confidence against accuracy.
+"""Calibration: confidence against accuracy.
 
-Confidence is a probability p_i in [0, 1] of the answer that was given, correct_i is 1 or 0 (both (N,)).
-Naeini et al. 2015 and Guo et al. 2017 define the errors and temperature scaling; Chen et al. 2024 report the
-expected error with 10 bins of equal width, their released code computes it with 100 of equal mass.
+Confidence is the probability p_i in [0, 1] of the given answer, correct_i is 1 or 0 (both (N,)). Naeini et
+al. 2015 and Guo et al. 2017 define the errors and temperature scaling; Chen et al. 2024 report the expected
+error with 10 bins of equal width, their released code computes it with 100 of equal mass.
 """
 
 import dataclasses
@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-_MOST = 100.0  # a fitted temperature
+_MOST = 100.0  # the highest fitted temperature
 
 
 @dataclasses.dataclass(frozen=True)
 class Bin:
-    """Answers of like confidence: their mean confidence, their accuracy and how many there are."""
+    """Answers of similar confidence: mean confidence, accuracy and count."""
 
     confidence: float
     accuracy: float
@@ -25,14 +25,14 @@ class Bin:
 
 
 def equal_width_bins(confidence: ArrayLike, correct: ArrayLike, bins: int = 10) -> list[Bin]:
-    """Returns the bins ((b - 1) / bins, b / bins] that hold an answer; 0 belongs to the first."""
+    """Returns the non-empty bins ((b - 1) / bins, b / bins]; 0 belongs to the first."""
     confidence = np.asarray(confidence, float)
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     return _bins(confidence, correct, [np.flatnonzero(index == b) for b in range(bins)])
 
 
 def equal_mass_bins(confidence: ArrayLike, correct: ArrayLike, bins: int = 100) -> list[Bin]:
-    """Returns bins of equal counts, in order of confidence; of answers as sure, the earlier first."""
+    """Returns bins of equal counts, in order of confidence; ties in order of the answers."""
     order = np.argsort(np.asarray(confidence), kind="stable")
     return _bins(confidence, correct, np.array_split(order, bins))
 
@@ -47,23 +47,23 @@ def _bins(confidence: ArrayLike, correct: ArrayLike, groups: Sequence[np.ndarray
 
 
 def expected_error(bins: Sequence[Bin]) -> float:
-    """Mean over the answers of |accuracy - confidence| of their bin (ECE)."""
+    """Mean |accuracy - confidence| of the bins, weighted by their counts (ECE)."""
     gaps = [abs(b.accuracy - b.confidence) for b in bins]
     return float(np.average(gaps, weights=[b.count for b in bins]))
 
 
 def maximum_error(bins: Sequence[Bin]) -> float:
-    """The largest |accuracy - confidence| of a bin (MCE)."""
+    """Largest |accuracy - confidence| of the bins (MCE)."""
     return max(abs(b.accuracy - b.confidence) for b in bins)
 
 
 def brier_score(confidence: ArrayLike, correct: ArrayLike) -> float:
-    """Mean squared difference of confidence and correctness."""
+    """Mean squared difference between confidence and correctness."""
     return float(np.mean((np.asarray(confidence, float) - np.asarray(correct, float)) ** 2))
 
 
 def summary(confidence: ArrayLike, correct: ArrayLike) -> dict[str, float]:
-    """Returns every figure of this module, and the mean confidence, by name."""
+    """Returns all metrics of this module and the mean confidence, by name."""
     ten = equal_width_bins(confidence, correct)
     return {
         "mean_confidence": float(np.asarray(confidence).mean()),
@@ -77,8 +77,8 @@ def summary(confidence: ArrayLike, correct: ArrayLike) -> dict[str, float]:
 def fit_temperature(log_prob_NL: ArrayLike, gold_N: ArrayLike) -> float:
     """Returns the T > 0 for which softmax(log_prob / T) makes the gold labels most probable.
 
-    Guo et al. 2017, section 4.2, on the log-probabilities (N, L) of a closed set of labels, for which
-    a constant per row, as between log-probabilities and logits, does not matter.
+    Guo et al. 2017, section 4.2, on log-probabilities (N, L) of a closed set of labels. They differ from
+    logits by a constant per row, which does not matter.
     """
     log_prob_NL, gold_N = np.asarray(log_prob_NL, float), np.asarray(gold_N)
 
@@ -92,7 +92,7 @@ def fit_temperature(log_prob_NL: ArrayLike, gold_N: ArrayLike) -> float:
 def fit_binary_temperature(confidence: ArrayLike, correct: ArrayLike) -> float:
     """Returns the T > 0 for which sigmoid(logit(confidence) / T) best predicts correctness.
 
-    For open answers, where only the probability of the one that was given is known.
+    For open answers, of which only the given one has a known probability.
     """
     logits, correct = _logit(confidence), np.asarray(correct, float)
 
@@ -114,15 +114,15 @@ def _logit(confidence: ArrayLike) -> np.ndarray:
 
 
 def at_limit(temperature: float) -> bool:
-    """Whether a fitted temperature is an end of the range that is searched: the fit has no optimum."""
+    """Whether a fitted temperature is at a bound of the search: the fit has no optimum."""
     return bool(np.isclose(max(temperature, 1 / temperature), _MOST))
 
 
 def _minimize(loss) -> float:
     """The log of a temperature between 1 / _MOST and _MOST."""
-    from scipy import optimize  # half a second, which commands that fit nothing need not wait for
+    from scipy import optimize  # takes half a second: only commands that fit import it
 
     bounds = (-np.log(_MOST), np.log(_MOST))
     within = optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8}).x
-    # Where the loss falls to the end, it is soon flat to rounding, and the search stops anywhere.
+    # A loss that falls towards a bound becomes flat to rounding, and the search stops anywhere.
     return min((*bounds, within), key=loss)

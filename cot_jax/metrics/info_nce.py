@@ -1,12 +1,11 @@
-"""How much two representations of the same examples know of each other: a lower bound that is trained.
+"""A trained lower bound of the mutual information between two representations of the same examples.
 
 InfoNCE (van den Oord et al. 2018, Eq. 4-5; Poole et al. 2019, Eq. 12): with a critic f and K pairs,
 
     I(X; Y) >= log K + mean_i log( exp f(x_i, y_i) / sum_j exp f(x_i, y_j) ),
 
-which no critic can lift above log K. The critic here is separable, f = g(x) . h(y), with one hidden layer a
-side. It is trained on some pairs and the bound is evaluated on others, so that what it learned by heart
-does not count.
+which is at most log K for any critic. The critic here is separable, f = g(x) . h(y), with one hidden layer
+per side. It is trained on some pairs and the bound is evaluated on others, so memorised pairs do not count.
 """
 
 import math
@@ -19,27 +18,26 @@ import optax
 
 _HIDDEN, _CODE = 256, 64
 _BATCH, _STEPS, _LEARNING_RATE = 256, 400, 1e-3
-# Most candidates of a question to the critic. Two views of one question know much of each other: with 64,
-# the bound is at its cap whatever the student.
+# Maximum candidates per question for the critic. Two views of a question share much information: with 64, the
+# bound is at its cap for any student.
 _PAIRS = 1024
 
 Critic = dict[str, Any]
 
 
 def most_nats(held_out_pairs: int) -> float:
-    """Returns what the bound on so many pairs can say at most, in nats."""
+    """Returns the maximum of the bound on `held_out_pairs` pairs, in nats."""
     return math.log(min(_PAIRS, held_out_pairs))
 
 
 def info_nce(
-    x_ND: np.ndarray, y_ND: np.ndarray, held_out_x_MD: np.ndarray, held_out_y_MD: np.ndarray, seed: int = 0
+    x_ND: np.ndarray, y_ND: np.ndarray, held_out_x_MD: np.ndarray, held_out_y_MD: np.ndarray
 ) -> float:
-    """Returns the InfoNCE bound of I(X; Y) in nats on held-out pairs, of a critic trained on (x, y).
+    """Returns the InfoNCE bound of I(X; Y) in nats on held-out pairs, for a critic trained on (x, y).
 
     Args:
-      x_ND, y_ND: float, the pairs to train on.
-      held_out_x_MD, held_out_y_MD: the pairs the bound is evaluated on, the first 1,024 where there are more.
-      seed: of the critic's initialisation and its batches.
+      x_ND, y_ND: float, the training pairs.
+      held_out_x_MD, held_out_y_MD: the pairs of the bound; the first 1,024 if there are more.
 
     Raises:
       ValueError: fewer than two held-out pairs.
@@ -48,9 +46,8 @@ def info_nce(
         raise ValueError("InfoNCE needs at least two held-out pairs")
     x_ND, held_out_x_MD = _standardised(x_ND, held_out_x_MD)
     y_ND, held_out_y_MD = _standardised(y_ND, held_out_y_MD)
-    rng = np.random.default_rng(seed)
-    batches = rng.integers(len(x_ND), size=(_STEPS, min(_BATCH, len(x_ND))))
-    critic = _train(jax.random.key(seed), x_ND, y_ND, batches)
+    batches = np.random.default_rng(0).integers(len(x_ND), size=(_STEPS, min(_BATCH, len(x_ND))))
+    critic = _train(jax.random.key(0), x_ND, y_ND, batches)
     pairs = min(_PAIRS, len(held_out_x_MD))
     loss = _loss(critic, jnp.asarray(held_out_x_MD[:pairs]), jnp.asarray(held_out_y_MD[:pairs]))
     return most_nats(pairs) - float(loss)

@@ -1,39 +1,32 @@
-"""Choosing among continuations by their likelihood: the accuracies of lm-evaluation-harness."""
+"""Choice among continuations by their likelihood: the accuracies of lm-evaluation-harness."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
-class Choices(NamedTuple):
-    """Of N questions the numbers, (N,) int, of the continuations that are chosen.
+class ByLikelihood(NamedTuple):
+    """Choices (N,) int, or their accuracy, by two rules.
 
     Attributes:
-      acc: those of the highest log-probability.
-      acc_norm: those of the highest log-probability a character.
+      acc: the highest log-probability.
+      acc_norm: the highest log-probability per character.
     """
 
-    acc: np.ndarray
-    acc_norm: np.ndarray
+    acc: Any
+    acc_norm: Any
 
 
-class LikelihoodAccuracy(NamedTuple):
-    """Two shares of questions whose right continuation is chosen, by either of `Choices`."""
-
-    acc: float
-    acc_norm: float
-
-
-def choices(log_probs_NC: np.ndarray, characters_NC: np.ndarray) -> Choices:
-    """Returns which of C continuations are the most probable; of equals the first one is chosen.
+def choices(log_probs_NC: np.ndarray, characters_NC: np.ndarray) -> ByLikelihood:
+    """Returns the most probable of C continuations; the first of equals.
 
     Args:
-      log_probs_NC: (N, C) sums of the log-probabilities of a continuation's tokens, leading space included.
+      log_probs_NC: (N, C) summed log-probabilities of a continuation's tokens, including a leading space.
       characters_NC: (N, C) lengths of the continuations in characters, without that space.
 
     Raises:
-      ValueError: no questions, shapes that do not fit, a log-probability that is NaN or positive, or a length
+      ValueError: no questions, different shapes, a log-probability that is NaN or positive, or a length
         below 1.
     """
     log_probs_NC, characters_NC = map(np.asarray, (log_probs_NC, characters_NC))
@@ -44,29 +37,29 @@ def choices(log_probs_NC: np.ndarray, characters_NC: np.ndarray) -> Choices:
     if not np.all(log_probs_NC <= 0):
         raise ValueError("a log-probability is NaN or positive")
     if not np.all(characters_NC >= 1):
-        raise ValueError("a continuation without characters has no log-probability a character")
-    return Choices(log_probs_NC.argmax(axis=1), (log_probs_NC / characters_NC).argmax(axis=1))
+        raise ValueError("a continuation without characters has no log-probability per character")
+    return ByLikelihood(log_probs_NC.argmax(axis=1), (log_probs_NC / characters_NC).argmax(axis=1))
 
 
 def likelihood_accuracy(
     log_probs_NC: np.ndarray, characters_NC: np.ndarray, golds: Sequence[int]
-) -> LikelihoodAccuracy:
+) -> ByLikelihood:
     """Returns how often the right one of C continuations is the most probable.
 
-    As lm-evaluation-harness reports it for HellaSwag. It is another measure than the share of right written
-    answers (`equality.accuracy`), and the two do not compare.
+    lm-evaluation-harness reports it for HellaSwag. It is not comparable with the share of right written
+    answers (`equality.accuracy`).
 
     Args:
       log_probs_NC, characters_NC: as in `choices`.
-      golds: N numbers of the right ones, from 0.
+      golds: N indices of the right continuations, from 0.
 
     Raises:
-      ValueError: as `choices`, or a gold that is missing or none of the continuations.
+      ValueError: as in `choices`, or a gold is missing or out of range.
     """
     chosen, golds_N = choices(log_probs_NC, characters_NC), np.asarray(golds)
     N, C = np.shape(log_probs_NC)
     if golds_N.shape != (N,):
         raise ValueError(f"{N} questions, {golds_N.shape} golds")
     if not np.all((golds_N >= 0) & (golds_N < C)):
-        raise ValueError(f"a gold is none of the {C} continuations")
-    return LikelihoodAccuracy(*(float(np.mean(its == golds_N)) for its in chosen))
+        raise ValueError(f"a gold is not one of the {C} continuations")
+    return ByLikelihood(*(float(np.mean(its == golds_N)) for its in chosen))

@@ -1,4 +1,4 @@
-"""Pictures of runs."""
+"""Plots of runs."""
 
 import dataclasses
 import importlib.util
@@ -15,27 +15,25 @@ from cot_jax.metrics.calibration import Bin
 
 
 def require_matplotlib() -> None:
-    """Raises UserError where there is nothing to draw with."""
+    """Raises UserError if Matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("plots need Matplotlib: pip install 'cot-jax[plots]'")
 
 
 def draw_layer_norms(metrics_file: Path, prefix: str, picture: Path) -> None:
-    """Draws the gradient norm of every layer over the steps, a panel for each stack.
+    """Draws every layer's gradient norm over the steps, in a panel per stack.
 
     Args:
       metrics_file: `metrics.jsonl`, with values named `{prefix}STACK/LAYER`.
       picture: PNG to write.
     """
-    from matplotlib.figure import Figure
-
     stacks: dict[str, dict[int, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
     for row in read_json_lines(metrics_file):
         for name, value in row.values.items():
             if name.startswith(prefix):
                 stack, number = name.removeprefix(prefix).split("/")
                 stacks[stack][int(number)].append((row.values["step"], value))
-    figure = Figure(figsize=(5 * len(stacks) + 1, 3.6), layout="constrained")
+    figure = _figure(5 * len(stacks) + 1, 3.6)
     panels = figure.subplots(1, len(stacks), sharey=True, squeeze=False)[0]
     for panel, (stack, layers) in zip(panels, stacks.items(), strict=True):
         for layer, points in sorted(layers.items()):
@@ -45,17 +43,16 @@ def draw_layer_norms(metrics_file: Path, prefix: str, picture: Path) -> None:
         panel.set_title(stack)
         panel.set_xlabel("step")
         panel.set_yscale("log")
-        panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("norm of the gradient")
     handles, labels = panels[-1].get_legend_handles_labels()
     columns = -(-len(labels) // 12)
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize="small", ncols=columns)
-    figure.savefig(picture, dpi=120)
+    _save(figure, picture)
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A metric over the steps, (N,) each: its mean over seeds, and the least and largest."""
+    """A metric over the steps, (N,) each: mean, minimum and maximum over seeds."""
 
     steps: np.ndarray
     mean: np.ndarray
@@ -74,20 +71,19 @@ def curve_of(seeds: Sequence[Sequence[tuple[int, float]]], window: int) -> Curve
 
 
 def draw_curves(panels: Mapping[str, Mapping[str, Curve]], picture: Path) -> None:
-    """Draws a panel for each metric, with a line and a band (least to largest) for each method.
+    """Draws a panel per metric, with a line and a band (minimum to maximum) per method.
 
     Args:
       panels: metric -> method -> curve.
       picture: PNG to write.
     """
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     methods = list(dict.fromkeys(method for curves in panels.values() for method in curves))
     colors = _colors(methods)
     across = min(len(panels), 3)
     down = -(-len(panels) // across)
-    figure = Figure(figsize=(4.2 * across + 1.8, 3.2 * down), layout="constrained")
+    figure = _figure(4.2 * across + 1.8, 3.2 * down)
     axes = figure.subplots(down, across, squeeze=False).ravel()
     for panel, (metric, curves) in zip(axes, panels.items(), strict=False):
         for method, curve in curves.items():
@@ -101,27 +97,24 @@ def draw_curves(panels: Mapping[str, Mapping[str, Curve]], picture: Path) -> Non
             panel.set_yscale("log")
         panel.set_title(metric)
         panel.set_xlabel("step")
-        panel.spines[["top", "right"]].set_visible(False)
     for panel in axes[len(panels) :]:
         panel.set_axis_off()
     handles = [Line2D([], [], color=colors[method], label=method) for method in methods]
     figure.legend(handles=handles, loc="outside right upper", frameon=False)
-    figure.savefig(picture, dpi=120)
+    _save(figure, picture)
 
 
 def draw_data_size(
     methods: Mapping[str, Sequence[tuple[int, Sequence[float]]]], metric: str, picture: Path
 ) -> None:
-    """Draws a test metric against the number of training examples, with the deviation over seeds.
+    """Draws a test metric against the number of training examples, with the standard deviation over seeds.
 
     Args:
-      methods: method -> (examples, metric in % of each seed).
+      methods: method -> pairs (number of examples, metric in % for each seed).
       picture: PNG to write.
     """
-    from matplotlib.figure import Figure
-
     colors = _colors(list(methods))
-    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    figure = _figure(6, 3.8)
     panel = figure.subplots()
     for method, points in methods.items():
         examples, scores = zip(*sorted(points), strict=True)
@@ -141,9 +134,8 @@ def draw_data_size(
     panel.minorticks_off()
     panel.set_xlabel("training examples")
     panel.set_ylabel(f"test {metric}, %")
-    panel.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False)
-    figure.savefig(picture, dpi=120)
+    _save(figure, picture)
 
 
 def draw_heat_map(
@@ -156,16 +148,14 @@ def draw_heat_map(
     """Draws a test metric for every pair of two settings.
 
     Args:
-      scores: (rows, columns), the metric in %; NaN where there is none.
-      rows, columns: name of the setting, and its numbers.
+      scores: (rows, columns), the metric in %; NaN if missing.
+      rows, columns: name of the setting, and its values.
       picture: PNG to write.
     """
-    from matplotlib.figure import Figure
-
     down, across = scores.shape
-    figure = Figure(figsize=(2.6 + 0.9 * across, 1.4 + 0.5 * down), layout="constrained")
+    figure = _figure(2.6 + 0.9 * across, 1.4 + 0.5 * down)
     panel = figure.subplots()
-    panel.set_facecolor("0.8")  # where there is no score: the least of them is white
+    panel.set_facecolor("0.8")  # marks a missing score: the lowest one is white
     image = panel.imshow(scores, cmap="Blues", aspect="auto")
     dark = np.nanmin(scores) + 0.6 * (np.nanmax(scores) - np.nanmin(scores))
     for row, column in np.argwhere(np.isfinite(scores)).tolist():
@@ -177,20 +167,18 @@ def draw_heat_map(
     panel.set_xlabel(columns[0])
     panel.set_ylabel(rows[0])
     figure.colorbar(image, label=f"test {metric}, %")
-    figure.savefig(picture, dpi=120)
+    _save(figure, picture, frame=True)
 
 
 def draw_reliability(before: Sequence[Bin], after: Sequence[Bin] | None, title: str, picture: Path) -> None:
-    """Draws accuracy against confidence, and below how many answers have it.
+    """Draws accuracy against confidence, and below it the number of answers.
 
     Args:
-      before: the bins as the student is.
+      before: the bins of the student as trained.
       after: the bins after temperature scaling, or None.
       picture: PNG to write.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6, 5.2), layout="constrained")
+    figure = _figure(4.6, 5.2)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     top.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="perfect")
     for bins, color, label in ((before, "C0", "as trained"), (after, "C1", "temperature scaled")):
@@ -208,24 +196,21 @@ def draw_reliability(before: Sequence[Bin], after: Sequence[Bin] | None, title: 
     top.legend(frameon=False, loc="upper left")
     bottom.set_xlabel("confidence")
     bottom.set_ylabel("answers")
-    for panel in (top, bottom):
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.savefig(picture, dpi=120)
+    _save(figure, picture)
 
 
 def draw_votes(voted: Mapping[str, Sequence[float]], alone: Mapping[str, float], picture: Path) -> None:
     """Draws accuracy against the number of samples that vote.
 
     Args:
-      voted: who votes -> accuracy for 1, 2, ... samples of each of its paths.
-      alone: path -> accuracy of its most probable answer.
+      voted: voters -> accuracy for 1, 2, ... samples of each path.
+      alone: path -> accuracy of its greedy answer.
       picture: PNG to write.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     colors = _colors(list(dict.fromkeys([*voted, *alone])))
-    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    figure = _figure(6, 3.8)
     panel = figure.subplots()
     for name, accuracies in voted.items():
         shares = [100 * accuracy for accuracy in accuracies]
@@ -236,23 +221,20 @@ def draw_votes(voted: Mapping[str, Sequence[float]], alone: Mapping[str, float],
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel("samples of each path")
     panel.set_ylabel("accuracy of the vote, %")
-    panel.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False)
-    figure.savefig(picture, dpi=120)
+    _save(figure, picture)
 
 
 def draw_confusion(labels: Sequence[str], counts: np.ndarray, picture: Path) -> None:
     """Draws how often each gold label was answered with each label.
 
     Args:
-      labels: names of the columns; those of the rows are the first of them.
+      labels: names of the columns; the rows are the first of them.
       counts: (gold, answered).
       picture: PNG to write.
     """
-    from matplotlib.figure import Figure
-
     rows, columns = counts.shape
-    figure = Figure(figsize=(2.2 + 0.9 * columns, 1.6 + 0.7 * rows), layout="constrained")
+    figure = _figure(2.2 + 0.9 * columns, 1.6 + 0.7 * rows)
     panel = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     panel.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -263,6 +245,18 @@ def draw_confusion(labels: Sequence[str], counts: np.ndarray, picture: Path) -> 
     panel.set_yticks(range(rows), labels[:rows])
     panel.set_xlabel("answered")
     panel.set_ylabel("gold")
+    _save(figure, picture, frame=True)
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, picture: Path, frame: bool = False) -> None:
+    for panel in () if frame else figure.axes:
+        panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(picture, dpi=120)
 
 

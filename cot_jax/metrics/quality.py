@@ -1,4 +1,4 @@
-"""How good a rationale is: like a teacher's, at one with the label, correlated with correctness."""
+"""Quality of rationales: similarity to references, and its correlation with correctness."""
 
 import importlib.util
 import re
@@ -11,7 +11,7 @@ from cot_jax.errors import UserError, first_line
 
 
 class Likeness(NamedTuple):
-    """Of rationales to their references, by measure; all in percent but `rouge_l`, which is from 0 to 1."""
+    """Similarity of rationales to their references, by measure: in percent, `rouge_l` from 0 to 1."""
 
     corpus: dict[str, float]
     each: dict[str, list[float]]
@@ -21,7 +21,7 @@ _MOST_CELLS = 5 * 10**7  # of ROUGE-L's table: 400 MB
 
 
 def require_quality() -> None:
-    """Raises UserError where there is nothing to measure with."""
+    """Raises UserError if the libraries are not installed."""
     if not all(map(importlib.util.find_spec, ("sacrebleu", "rouge_score"))):
         raise UserError("rationale quality needs sacreBLEU and rouge-score: pip install 'cot-jax[quality]'")
 
@@ -29,13 +29,13 @@ def require_quality() -> None:
 def likeness(rationales: Sequence[str], references: Sequence[str]) -> Likeness:
     """Compares each rationale with its one reference.
 
-    `bleu` and `chrf` are sacreBLEU's with its defaults (Post 2018; 13a tokens, exponential smoothing, BLEU of
-    one rationale by the effective order). `rouge_l` is rouge-score's F1 without stemming (Lin 2004), its mean
-    for the corpus; its tokens are words and numbers, no signs.
+    `bleu` and `chrf` are those of sacreBLEU with its defaults (Post 2018; 13a tokens, exponential smoothing,
+    effective order for the BLEU of one rationale). `rouge_l` is rouge-score's F1 without stemming (Lin 2004),
+    for the corpus its mean; its tokens are words and numbers only.
 
     Raises:
-      UserError: the libraries are not installed, or a pair is too long; names it by its number.
-      ValueError: no rationales, or not as many references.
+      UserError: the libraries are not installed, or a pair, named by its number, is too long.
+      ValueError: no rationales, or another number of references.
     """
     require_quality()
     from rouge_score.rouge_scorer import RougeScorer
@@ -49,7 +49,7 @@ def likeness(rationales: Sequence[str], references: Sequence[str]) -> Likeness:
         if said * meant > _MOST_CELLS:
             raise UserError(
                 f"rationale {number} of those with a reference has {said:,} words, its reference {meant:,}: "
-                f"ROUGE-L of so many takes gigabytes; leave it out"
+                f"its ROUGE-L takes gigabytes; leave it out"
             )
     bleu, chrf = BLEU(effective_order=True), CHRF()
     rouge = RougeScorer(["rougeL"], use_stemmer=False)
@@ -67,15 +67,15 @@ def likeness(rationales: Sequence[str], references: Sequence[str]) -> Likeness:
 
 
 def similarity(rationales: Sequence[str], references: Sequence[str], encoder: str) -> list[float]:
-    """Returns the cosine of each rationale and its reference, as a sentence encoder sees them.
+    """Returns the cosine similarity of each rationale and its reference in a sentence encoder.
 
     Args:
-      encoder: Hugging Face repository id or directory; a text is the mean of its last hidden states over its
-        tokens, special ones included, as Sentence Transformers pools by default (Reimers & Gurevych 2019).
+      encoder: Hugging Face repository id or directory. A text is the mean of its last hidden states over all
+        tokens, including special ones: the default of Sentence Transformers (Reimers & Gurevych 2019).
 
     Raises:
-      UserError: PyTorch is not installed (Transformers has encoders for nothing else), or `encoder` has no
-        tokenizer, no safetensors, or no architecture that Transformers knows.
+      UserError: PyTorch, which Transformers needs for it, is not installed, or `encoder` has no tokenizer, no
+        safetensors, or no architecture that Transformers knows.
     """
     if importlib.util.find_spec("torch") is None:
         raise UserError("a sentence encoder runs in PyTorch: pip install torch, or leave --encoder out")
@@ -106,10 +106,10 @@ def similarity(rationales: Sequence[str], references: Sequence[str], encoder: st
 
 
 def correlations(quality: Sequence[float], correct: Sequence[bool]) -> dict[str, Any]:
-    """Returns {"n", "pearson", "spearman"} of quality with correctness; each {"r", "p"} with a two-sided p.
+    """Returns {"n", "pearson", "spearman"} of quality and correctness; each {"r", "p"} with a two-sided p.
 
-    The coefficients are None where they are not defined or say nothing: either side is constant (but for
-    rounding), or there are fewer than three examples.
+    A coefficient is None if it is undefined or meaningless: either side is constant up to rounding, or there
+    are fewer than three examples.
     """
     from scipy import stats
 

@@ -1,4 +1,4 @@
-"""How far to trust an accuracy or another score, and a difference of two."""
+"""Confidence intervals of scores, and the significance of differences."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,43 +9,43 @@ from scipy import stats
 _RESAMPLES = 10_000
 
 
-def bootstrap_interval(correct: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """Returns the percentile bootstrap interval of the mean of `correct`, (N,) of 0 and 1.
+def bootstrap_interval(correct: ArrayLike) -> tuple[float, float]:
+    """Returns the 95 % percentile bootstrap interval of the mean of `correct`, (N,) of 0 and 1.
 
-    10,000 resamples of the N answers, drawn with a fixed seed. (Efron & Tibshirani 1993, section 13.3.)
+    10,000 resamples of the N answers with a fixed seed (Efron & Tibshirani 1993, section 13.3).
     """
     correct = np.asarray(correct, float)
-    # Answers are right or wrong: how many right ones a resample has is binomial.
+    # The number of right answers in a resample is binomial.
     right = np.random.default_rng(0).binomial(len(correct), correct.mean(), _RESAMPLES)
-    return _percentiles(right / len(correct), level)
+    return _percentiles(right / len(correct))
 
 
 def bootstrap_interval_of(
-    statistic: Callable[[np.ndarray], np.ndarray], counts: np.ndarray, level: float = 0.95
+    statistic: Callable[[np.ndarray], np.ndarray], counts: np.ndarray
 ) -> tuple[float, float]:
-    """Returns the percentile bootstrap interval of a statistic of questions, of which only the kind matters.
+    """Returns the 95 % percentile bootstrap interval of a statistic of counts by kind of question.
 
     Resamples are as in `bootstrap_interval`.
 
     Args:
       statistic: counts (R, ...) of R resamples -> (R,).
-      counts: how many questions there are of each kind, such as a confusion matrix.
+      counts: number of questions of each kind, such as a confusion matrix.
     """
-    # How many of each kind a resample has is multinomial.
+    # The counts of a resample are multinomial.
     total = counts.sum()
     drawn = np.random.default_rng(0).multinomial(total, counts.ravel() / total, _RESAMPLES)
-    return _percentiles(statistic(drawn.reshape(-1, *counts.shape)), level)
+    return _percentiles(statistic(drawn.reshape(-1, *counts.shape)))
 
 
-def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 
 
 def paired_p_value(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Returns the two-sided p-value of the paired t-test that `a` and `b`, run by run, have equal means.
+    """Returns the two-sided p-value of a paired t-test that `a` and `b`, run by run, have equal means.
 
-    None where there are fewer than two pairs, or all differences are equal.
+    None if there are fewer than two pairs, or all differences are equal.
     """
     differences = np.subtract(a, b)
     if len(differences) < 2 or np.ptp(differences) == 0:

@@ -1,4 +1,4 @@
-"""Metrics rows: `metrics.jsonl` always, TensorBoard events beside it, Weights & Biases on request."""
+"""Writes metrics to `metrics.jsonl` and TensorBoard, and to Weights & Biases on request."""
 
 import json
 import math
@@ -18,21 +18,21 @@ with without_torch():
 
 
 class MetricsWriter:
-    """Writes one row a step to all sinks; a context manager.
+    """Writes one row per step to all sinks; a context manager.
 
     Args:
       directory: the work directory.
-      resumed_step: rows after this step are removed from `metrics.jsonl`: a run that was killed wrote
-        them after its last checkpoint and is about to write them again.
-      wandb_config: the run's config to log to Weights & Biases, or None for no such logging.
-      writes: False in all but one of the processes of a run: these only read what is there.
-      selecting: name of the value that parameters are selected by.
+      resumed_step: later rows are removed from `metrics.jsonl`: a killed run wrote them after its last
+        checkpoint and will write them again.
+      wandb_config: the run's config for Weights & Biases; None: no logging there.
+      writes: False in all but one process of a run: the others only read.
+      selecting: name of the value by which parameters are selected.
 
     Attributes:
-      evaluated: the selecting value of every step with an evaluation row.
+      evaluated: step -> selecting value, of every evaluation row.
 
     Raises:
-      UserError: `metrics.jsonl` lacks the rows until `resumed_step`.
+      UserError: `metrics.jsonl` lacks rows up to `resumed_step`.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class MetricsWriter:
         kept, last, self.evaluated = _rows_until(path, resumed_step, selecting)
         if last != resumed_step:
             raise UserError(
-                f"{path}: its rows end at step {last}, the checkpoint is of step {resumed_step}: put the "
-                f"file back or, to go on without the rows that are lost, {only_row(resumed_step)}"
+                f"{path}: its rows end at step {last}, the checkpoint is of step {resumed_step}: restore the "
+                f"file or, to resume without the lost rows, {only_row(resumed_step)}"
             )
         self._writes = writes
         if not writes:
@@ -57,9 +57,9 @@ class MetricsWriter:
         self._rows = path.open("a", encoding="utf-8")
         events = directory / "tensorboard"
         events.mkdir(exist_ok=True)
-        # Not SummaryWriter: its thread dies of a full disk, and then it waits for it forever.
+        # Not SummaryWriter: its thread dies on a full disk, and then it waits for the thread forever.
         self._events = EventsWriter(str(events / "events"))
-        if resumed_step:  # TensorBoard drops what a run that was killed wrote after it
+        if resumed_step:  # TensorBoard drops what a killed run wrote after it
             restart = SessionLog(status=SessionLog.START)
             self._events.write_event(Event(step=resumed_step + 1, session_log=restart, wall_time=time.time()))
         self._wandb = _start_wandb(directory, wandb_config) if wandb_config is not None else None
@@ -88,22 +88,22 @@ class MetricsWriter:
     def flush(self) -> None:
         if self._writes:
             self._rows.flush()
-            os.fsync(self._rows.fileno())  # else the disk may keep a checkpoint and lose rows before it
+            os.fsync(self._rows.fileno())  # otherwise a checkpoint may survive a crash and earlier rows not
             self._events.flush()
 
 
 def last_step(directory: Path) -> int:
-    """Returns the step of the last row that a run wrote to `directory`; 0 where there is none."""
+    """Returns the step of the last row in `directory`; 0 without rows."""
     return _rows_until(directory / "metrics.jsonl", math.inf, "")[1]
 
 
 def only_row(step: int) -> str:
-    """Returns what to do, so that a run resumes from `step` though what it wrote before is lost."""
+    """Returns the instruction to resume from `step` without the earlier rows."""
     return f'make {{"step": {step}}} the only line of metrics.jsonl'
 
 
 def _rows_until(path: Path, step: float, selecting: str) -> tuple[list[str], int, dict[int, float]]:
-    """Returns the rows up to a step, the step of the last of them, and the evaluated ones' values."""
+    """Returns the rows up to a step, the last row's step, and step -> selecting value."""
     kept: list[str] = []
     last, evaluated = 0, {}
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
@@ -111,7 +111,7 @@ def _rows_until(path: Path, step: float, selecting: str) -> tuple[list[str], int
             row = json.loads(line)
             if row["step"] > step or not line.endswith(b"\n"):
                 break
-        except (ValueError, TypeError, KeyError):  # a kill can tear the last line, a disk lose all
+        except (ValueError, TypeError, KeyError):  # a kill can truncate the last line, a disk lose all
             break
         kept.append(line.decode())
         last = row["step"]

@@ -1,7 +1,7 @@
-"""BERT, RoBERTa and ALBERT, and what has their form, such as MiniLM.
+"""BERT, RoBERTa and ALBERT, and models of their form, such as MiniLM.
 
 Devlin et al. 2019, "BERT" (arXiv:1810.04805); Liu et al. 2019, "RoBERTa" (arXiv:1907.11692): positions begin
-behind the padding's id, no token types, a head of its own; Lan et al. 2020, "ALBERT" (arXiv:1909.11942):
+after the padding id, no token types, a head of its own; Lan et al. 2020, "ALBERT" (arXiv:1909.11942):
 layers share weights, embeddings are narrow.
 
 Shape suffixes: those of `models.encoder`, and H heads, K head size, F feed-forward, V vocabulary, P rows of
@@ -11,7 +11,7 @@ positions, T token types, E width of the embeddings, S positions of a sequence.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,63 +20,34 @@ import numpy as np
 from cot_jax.batch import Work
 from cot_jax.errors import UserError
 from cot_jax.models.encoder import (
+    BERT_LAYER,
     Attend,
     Encoder,
     EncoderConfig,
     Sequences,
-    Table,
-    affine,
-    read_fields,
+    add_block,
+    read_config,
 )
-from cot_jax.models.layers import Attention, Keys, attend, drop, embed
-from cot_jax.models.weights import Params, Weights
+from cot_jax.models.layers import Attention, Keys, affine, attend, drop, embed
+from cot_jax.models.weights import Params, Table, Weights
 
-
-class _Names(NamedTuple):
-    """What tensors are called below the model's prefix."""
-
-    layer: str
-    attention: str  # of q, k and v
-    query_key_value: tuple[str, str, str]
-    o: str
-    attention_norm: str
-    up: str
-    down: str
-    mlp_norm: str
-    pooler: str
-
-
-_BERT = _Names(
-    layer="encoder.layer.{n}.",
-    attention="attention.self.",
-    query_key_value=("query", "key", "value"),
-    o="attention.output.dense",
-    attention_norm="attention.output.LayerNorm",
-    up="intermediate.dense",
-    down="output.dense",
-    mlp_norm="output.LayerNorm",
-    pooler="pooler.dense",
-)
-_ALBERT = _Names(
-    layer="encoder.albert_layer_groups.{n}.albert_layers.0.",
-    attention="attention.",
-    query_key_value=("query", "key", "value"),
-    o="attention.dense",
-    attention_norm="attention.LayerNorm",
-    up="ffn",
-    down="ffn_output",
-    mlp_norm="full_layer_layer_norm",
-    pooler="pooler",
-)
+# Tensors of ALBERT's layers, in the place of `BERT_LAYER`.
+_ALBERT_LAYER = {
+    "attention/o": "attention.dense",
+    "attention_norm": "attention.LayerNorm",
+    "mlp/up": "ffn",
+    "mlp/down": "ffn_output",
+    "mlp_norm": "full_layer_layer_norm",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig(EncoderConfig):
-    """The architecture, in the field names and with the defaults of Hugging Face's config.json.
+    """The architecture, with the field names and defaults of Hugging Face's config.json.
 
     Attributes:
-      embedding_size: of ALBERT; 0: hidden_size.
-      num_hidden_groups: of ALBERT: sets of weights that its layers share; 0: each layer has its own.
+      embedding_size: ALBERT's width of the embeddings; 0: hidden_size.
+      num_hidden_groups: ALBERT's number of weight sets that layers share; 0: each layer has its own.
     """
 
     model_type: str = "bert"
@@ -92,7 +63,7 @@ class BertConfig(EncoderConfig):
         """The config of a parsed config.json; fields that do not shape the model are ignored.
 
         Raises:
-          UserError: a value that is missing, of the wrong type or that this code does not have.
+          UserError: a value is missing, of the wrong type or not supported.
         """
         kind = json["model_type"]
         json = _DEFAULTS[kind] | {key: value for key, value in json.items() if value is not None}
@@ -104,8 +75,7 @@ class BertConfig(EncoderConfig):
             json |= {"cls_token_id": json["bos_token_id"], "sep_token_id": json.get("eos_token_id", 2)}
         if (positions := json.get("position_embedding_type", "absolute")) != "absolute":
             raise UserError(f'config.json: position_embedding_type is "{positions}", known: absolute')
-        needed = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-        return cls(**read_fields(cls, json, (*needed, "intermediate_size", "max_position_embeddings")))
+        return cls(**read_config(cls, json))
 
     def to_json(self) -> dict[str, Any]:
         values = super().to_json()
@@ -119,7 +89,7 @@ class BertConfig(EncoderConfig):
 
     @property
     def first_position(self) -> int:
-        """The row of the position table that the first token has."""
+        """The first token's row of the position table."""
         return self.pad_token_id + 1 if self.model_type == "roberta" else 0
 
     @property
@@ -127,7 +97,7 @@ class BertConfig(EncoderConfig):
         return self.max_position_embeddings - self.first_position
 
 
-# Where Transformers' defaults are not those of `BertConfig`.
+# Transformers' defaults that differ from those of `BertConfig`.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "bert": {},
     "roberta": {"pad_token_id": 1, "cls_token_id": 0, "sep_token_id": 2},
@@ -166,12 +136,12 @@ class Bert(Encoder):
     config_class = BertConfig
 
     @property
-    def prefix(self) -> str:  # type: ignore[override]
+    def prefix(self) -> str:
         return f"{self.config.model_type}."
 
     @property
     def leftovers(self) -> tuple[str, ...]:
-        """Heads of other tasks, positions (counted here), and the pooler that RoBERTa does not use."""
+        """Heads of other tasks, position ids, and the pooler that RoBERTa does not use."""
         c = self.config
         found = [
             r"(.*\.)?position_ids",
@@ -186,7 +156,7 @@ class Bert(Encoder):
 
     @cached_property
     def weights(self) -> Weights:
-        c, names = self.config, _ALBERT if self.config.model_type == "albert" else _BERT
+        c, albert = self.config, self.config.model_type == "albert"
         D, F, H = c.hidden_size, c.intermediate_size, c.num_attention_heads
         E, K = c.embedding_size or D, D // H
         table = Table(c.num_hidden_groups or c.num_hidden_layers)
@@ -202,21 +172,18 @@ class Bert(Encoder):
         if c.embedding_size:
             theirs = f"{self.prefix}encoder.embedding_hidden_mapping_in"
             table.linear("embedding/map", "ED", (E, D), theirs)
-        layer = f"{self.prefix}{names.layer}"
-        for ours, theirs in zip("qkv", names.query_key_value, strict=True):
-            place = f"{layer}{names.attention}{theirs}"
-            table.linear(f"layers/attention/{ours}", "DHK", (D, H, K), place)
-        table.linear("layers/attention/o", "HKD", (H, K, D), f"{layer}{names.o}", inputs=2)
-        table.norm("layers/attention_norm", D, f"{layer}{names.attention_norm}")
-        table.linear("layers/mlp/up", "DF", (D, F), f"{layer}{names.up}")
-        table.linear("layers/mlp/down", "FD", (F, D), f"{layer}{names.down}")
-        table.norm("layers/mlp_norm", D, f"{layer}{names.mlp_norm}")
+        group = "albert_layer_groups.{n}.albert_layers.0." if albert else "layer.{n}."
+        layer = f"{self.prefix}encoder.{group}"
+        for name in ("query", "key", "value"):
+            place = f"{layer}attention.{'' if albert else 'self.'}{name}"
+            table.linear(f"layers/attention/{name[0]}", "DHK", (D, H, K), place)
+        add_block(table, _ALBERT_LAYER if albert else BERT_LAYER, layer, D, F, H)
         outputs, last = 1 if c.multiple_choice else self.outputs, "classifier"
         if c.model_type == "roberta" and not c.multiple_choice:
             table.linear("pooler/w", "DO", (D, D), "classifier.dense")
             last = "classifier.out_proj"
         else:
-            table.linear("pooler/w", "DO", (D, D), f"{self.prefix}{names.pooler}")
+            table.linear("pooler/w", "DO", (D, D), f"{self.prefix}pooler{'' if albert else '.dense'}")
         table.linear("classifier/w", "DC", (D, outputs), last)
         return table.weights
 
@@ -227,7 +194,7 @@ class Bert(Encoder):
     def _embed(self, params: Params, sequences: Sequences, key: jax.Array | None) -> jax.Array:
         c, tables = self.config, params["embedding"]
         x_GXE = embed(tables["word"], sequences.ids_GX, self.dtype)
-        # Empty slots have no position: one beyond the table would be NaN, and so would be every gradient.
+        # A position beyond the table would make every gradient NaN: empty slots get position 0.
         position_GX = jnp.where(sequences.segments_GX.real_GX, sequences.position_GX, 0) + c.first_position
         x_GXE += embed(tables["position"], position_GX, self.dtype)
         type_GX = sequences.type_GX if c.type_vocab_size > 1 else jnp.zeros_like(sequences.type_GX)

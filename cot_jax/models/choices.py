@@ -1,11 +1,11 @@
-"""The names that keys of the model may have. Without JAX: who reads a command line does not wait for it."""
+"""Values of the model's config keys, without JAX, so that parsing a command line is fast."""
 
-# Of `student.PRESETS`, the sizes of students from scratch.
+# Keys of `student.PRESETS`.
 PRESETS = (
     "tiny", "small", "base", "large", "xl", "xxl", "t5-small", "t5-base", "t5-large",
     "tiny-llama", "smollm2-135m", "smollm2-1.7b", "qwen3-0.6b", "llama2-7b", "llama3-8b",
     "tiny-bert", "minilm-l6", "bert-base", "bert-large", "tiny-deberta", "deberta-v3-base",
 )  # fmt: skip
 
-# Of `layers.REMAT`, what a layer keeps for the backward pass.
+# Keys of `layers.REMAT`.
 REMAT = ("none", "elementwise", "layers")

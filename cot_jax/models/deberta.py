@@ -22,28 +22,27 @@ from cot_jax.batch import Work
 from cot_jax.errors import UserError
 from cot_jax.models.encoder import (
     ACTIVATIONS,
+    BERT_LAYER,
     Attend,
     Encoder,
     EncoderConfig,
     Sequences,
-    Table,
-    affine,
-    like,
-    read_fields,
+    add_block,
+    read_config,
 )
-from cot_jax.models.layers import Keys, attend, drop, embed, mix
-from cot_jax.models.weights import Params, Weights
+from cot_jax.models.layers import Keys, add_bias, affine, attend, drop, embed, mix, split_key
+from cot_jax.models.weights import Params, Table, Weights
 
 
 @dataclasses.dataclass(frozen=True)
 class DebertaConfig(EncoderConfig):
-    """The architecture, in the field names and with the defaults of Hugging Face's config.json.
+    """The architecture, with the field names and defaults of Hugging Face's config.json.
 
     Attributes:
-      max_relative_positions: distances that are told apart; below 1: max_position_embeddings.
-      position_buckets: buckets of distances to either side; below 1: none, as in v1.
-      share_att_key: whether distances are projected as tokens are.
-      norm_rel_ebd: "layer_norm" of the relative table, or "none".
+      max_relative_positions: distances that are distinguished; below 1: max_position_embeddings.
+      position_buckets: buckets of distances on either side; below 1: none, as in v1.
+      share_att_key: whether distances are projected by the weights of the tokens.
+      norm_rel_ebd: norm of the relative table, "layer_norm" or "none".
       pos_att_type: which of "c2p" and "p2c" are added to the scores.
       conv_kernel_size: tokens of the convolution's window; 0: no convolution.
     """
@@ -72,16 +71,15 @@ class DebertaConfig(EncoderConfig):
         """The config of a parsed config.json; fields that do not shape the model are ignored.
 
         Raises:
-          UserError: a value that is missing, of the wrong type or that this code does not have.
+          UserError: a value is missing, of the wrong type or not supported.
         """
         v1 = json["model_type"] == "deberta"
         json = {key: value for key, value in json.items() if value is not None and not (v1 and key in _OF_V2)}
         json["classifier_dropout"] = json.get("cls_dropout", -1.0)
-        needed = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-        fields = read_fields(cls, json, (*needed, "intermediate_size", "max_position_embeddings"))
+        fields = read_config(cls, json)
         kinds = json.get("pos_att_type", ())
         kinds = tuple(kinds.replace(" ", "").lower().split("|") if isinstance(kinds, str) else kinds)
-        # Transformers' defaults of the first two are what no released model has.
+        # No released model has Transformers' defaults of the first two.
         width = fields["hidden_size"]
         head = width // fields["num_attention_heads"]
         for name, default, known in (
@@ -115,12 +113,12 @@ class DebertaConfig(EncoderConfig):
 
     @property
     def positions(self) -> int:
-        """Any: what is farther away is the farthest."""
+        """No limit: all greater distances share the last row."""
         return 0
 
     @property
     def distances(self) -> int:
-        """How many to either side are told apart, or divided into buckets."""
+        """The distances on either side that are distinguished or divided into buckets."""
         given = self.max_relative_positions
         return self.max_position_embeddings if given < 1 else given
 
@@ -130,7 +128,7 @@ class DebertaConfig(EncoderConfig):
         return self.distances if self.position_buckets < 1 else self.position_buckets
 
     def row(self, distance: np.ndarray) -> np.ndarray:
-        """The relative table's row of a query's position minus a key's."""
+        """The relative table's row for a query's position minus a key's."""
         if self.position_buckets > 0:
             middle = self.position_buckets // 2
             far = np.maximum(np.abs(distance), middle)
@@ -141,6 +139,7 @@ class DebertaConfig(EncoderConfig):
         return np.clip(distance + self.span, 0, 2 * self.span - 1)
 
 
+# Fields that v1 ignores.
 _OF_V2 = (
     "position_buckets",
     "share_att_key",
@@ -176,7 +175,7 @@ class Deberta(Encoder):
 
     config_class = DebertaConfig
     prefix = "deberta."
-    # Heads of other tasks, and the positions that only these read.
+    # Heads of other tasks, and positions that only they read.
     leftovers = (
         r"(.*\.)?position_ids",
         r"(.*\.)?position_embeddings\.weight",
@@ -203,7 +202,7 @@ class Deberta(Encoder):
         layer = f"{p}encoder.layer.{{n}}."
         attention = f"{layer}attention.self."
         if c.model_type == "deberta":
-            # Head by head its query, key and value; the key has no bias.
+            # Each head's query, key and value in turn; the key has no bias.
             table.linear("layers/attention/qkv", "DH3K", (D, H, 3, K), f"{attention}in_proj", bias=False)
             for name in "qv":
                 table.add(f"layers/attention/{name}_bias", "HK", (H, K), 0, 0.0, f"{attention}{name}_bias")
@@ -216,17 +215,13 @@ class Deberta(Encoder):
             if kind in c.pos_att_type and not c.share_att_key:
                 path, place = f"layers/attention/pos_{name}", f"{attention}{theirs}"
                 table.linear(path, "DHK", (D, H, K), place, bias=theirs != "pos_proj")
-        table.linear("layers/attention/o", "HKD", (H, K, D), f"{layer}attention.output.dense", inputs=2)
-        table.norm("layers/attention_norm", D, f"{layer}attention.output.LayerNorm")
-        table.linear("layers/mlp/up", "DF", (D, F), f"{layer}intermediate.dense")
-        table.linear("layers/mlp/down", "FD", (F, D), f"{layer}output.dense")
-        table.norm("layers/mlp_norm", D, f"{layer}output.LayerNorm")
+        add_block(table, BERT_LAYER, layer, D, F, H)
         table.linear("pooler/w", "DO", (D, D), "pooler.dense")
         table.linear("classifier/w", "DC", (D, 1 if c.multiple_choice else self.outputs), "classifier")
         return table.weights
 
     def flops(self, works: Sequence[Work]) -> np.ndarray:
-        """Without the relative table's projections, which do not grow with the examples."""
+        """Excludes the projections of the relative table, whose cost does not depend on the examples."""
         c = self.config
         D, N, kinds = c.hidden_size, c.num_hidden_layers, len(c.pos_att_type)
         total = super().flops(works)
@@ -249,17 +244,17 @@ class Deberta(Encoder):
         if "norm" in params["relative"]:
             rows_JD = self.norm(rows_JD, params["relative"]["norm"])
         rows_JD = rows_JD.astype(self.dtype)
-        # Distances that have a row in common have a dropout mask in common.
+        # Distances that share a row share its dropout mask.
         row_seed_J = mix(jnp.asarray(row_J, jnp.uint32))
         mask_GC1T = segments.real_GES[:, :, None, :]
 
         def of_layer(w, x_GXD, of, key):
-            keys = [None] * 2 if key is None else list(jax.random.split(key))
+            keys = split_key(key, 2)
             if "qkv" in w:
                 qkv = affine(x_GXD, w, "qkv")
                 k, v = qkv[..., 1, :], qkv[..., 2, :]
                 q = qkv[..., 0, :] if of is None else sequences.first(qkv[..., 0, :])
-                q, v = q + like(w["q_bias"], q), v + like(w["v_bias"], v)
+                q, v = add_bias(q, w["q_bias"]), add_bias(v, w["v_bias"])
             else:
                 q = affine(x_GXD if of is None else of, w, "q")
                 k, v = affine(x_GXD, w, "k"), affine(x_GXD, w, "v")
@@ -279,7 +274,7 @@ class Deberta(Encoder):
         return of_layer
 
     def _bias(self, w: Params, q_GCSHK: jax.Array, k_GCTHK: jax.Array, rows_JD: jax.Array, first: bool):
-        """What c2p and p2c add to the scores, (G, C, H, S, T) float32; of the first queries alone, J = T."""
+        """What c2p and p2c add to the scores, (G, C, H, S, T) float32; with `first`, S = 1 and J = T."""
         c, found = self.config, []
 
         def project(name):
@@ -296,7 +291,7 @@ class Deberta(Encoder):
             if first:
                 found.append(product("GCTHK,THK->GCHT", k_GCTHK, rows_JHK)[:, :, :, None])
             else:
-                # From a key the distances are those of the queries the other way round.
+                # From a key, the distances run in the opposite order.
                 scores_GCHTJ = product("GCTHK,JHK->GCHTJ", k_GCTHK, rows_JHK[::-1])
                 found.append(jnp.swapaxes(_skew(scores_GCHTJ), -1, -2))
         return sum(found)
@@ -305,27 +300,27 @@ class Deberta(Encoder):
         self, params: Params, x_GXD: jax.Array, embedded_GXD: jax.Array, sequences: Sequences, key
     ) -> jax.Array:
         w, segments = params["convolution"], sequences.segments_GX
-        # A token that has one before it in its sequence. Of other sequences it must see nothing.
+        # Whether a token has a predecessor in its sequence: other sequences must not leak in.
         follows_GX1 = (segments.real_GX & (segments.position_GX > 0))[..., None]
         before = jnp.where(follows_GX1, jnp.roll(embedded_GXD, 1, axis=1), 0)
-        behind = jnp.roll(jnp.where(follows_GX1, embedded_GXD, 0), -1, axis=1)
-        window_GXWD = jnp.stack([before, embedded_GXD, behind], axis=2)
+        after = jnp.roll(jnp.where(follows_GX1, embedded_GXD, 0), -1, axis=1)
+        window_GXWD = jnp.stack([before, embedded_GXD, after], axis=2)
         y_GXD = drop(affine(window_GXWD, w, "w", 2), self.rate("hidden_dropout_prob"), key, sequences.seed_GX)
         return self.norm(x_GXD + ACTIVATIONS[self.config.conv_act](y_GXD), w["norm"])
 
     def _pool(self, params: Params, first_GCD: jax.Array, sequences: Sequences, key) -> jax.Array:
-        before, behind = [None] * 2 if key is None else list(jax.random.split(key))
+        before, after = split_key(key, 2)
         seed_GC = sequences.first_seed_GC
         x_GCD = drop(first_GCD, self.rate("pooler_dropout"), before, seed_GC)
         x_GCD = ACTIVATIONS[self.config.pooler_hidden_act](affine(x_GCD, params["pooler"], "w"))
-        return drop(x_GCD, self.rate("head_dropout"), behind, seed_GC)
+        return drop(x_GCD, self.rate("head_dropout"), after, seed_GC)
 
 
 def _skew(x: jax.Array) -> jax.Array:
-    """(..., S, S) of `x` (..., S, 2 S - 1): row s begins at column S - 1 - s.
+    """(..., S, S) of `x` (..., S, 2 S - 1): row s starts at column S - 1 - s.
 
-    By reshapes instead of a gather (Huang et al. 2019, "Music Transformer"): rows of one column less shift
-    each against the one before it.
+    A reshape to rows one column shorter shifts each row against the previous one, without a gather (Huang
+    et al. 2019, "Music Transformer").
     """
     *lead, S, J = x.shape
     flat = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 1)]).reshape(*lead, S * (J + 1))

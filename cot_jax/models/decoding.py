@@ -1,4 +1,4 @@
-"""Autoregressive decoding on the device, for any student: functions of the prompt that it gives."""
+"""Autoregressive decoding on the device, for any student that provides a `Prompt`."""
 
 import functools
 import operator
@@ -19,11 +19,11 @@ class Prompt(NamedTuple):
     """A student that has read its inputs and is about to write.
 
     Attributes:
-      step: writes on.
-      cache: what `step` takes at position 0. The rows are axis 1 of every leaf.
-      first_B: (B,) int32, the token each row starts from; it is no part of what is written.
-      ends: any of these ids ends a row and is part of what is written.
-      pad_id: what follows the end.
+      step: computes the next logits.
+      cache: the cache of `step` at position 0. Axis 1 of every leaf is the rows.
+      first_B: (B,) int32, the token each row starts from; not part of the output.
+      ends: each of these ids ends a row and is part of the output.
+      pad_id: fills a row after its end.
     """
 
     step: Step
@@ -47,14 +47,14 @@ class _State(NamedTuple):
 
 
 class Sampling(NamedTuple):
-    """The part of the student's distribution that is drawn from; applied in this order, as in Transformers.
+    """Filters of the student's distribution, applied in this order, as in Transformers.
 
     Attributes:
       temperature: logits are divided by it; above 0.
-      top_k: so many of the most probable tokens (Fan et al. 2018, "Hierarchical Neural Story Generation",
-        section 5); 0 = all.
-      top_p: the fewest most probable tokens that together reach this probability (Holtzman et al. 2020,
-        "The Curious Case of Neural Text Degeneration", section 3.1); above 0, 1 = all.
+      top_k: keep the `top_k` most probable tokens (Fan et al. 2018, "Hierarchical Neural Story Generation",
+        section 5); 0: all.
+      top_p: keep the fewest most probable tokens that together reach this probability (Holtzman et al. 2020,
+        "The Curious Case of Neural Text Degeneration", section 3.1); above 0, 1: all.
     """
 
     temperature: float = 1.0
@@ -63,7 +63,7 @@ class Sampling(NamedTuple):
 
 
 def filtered(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
-    """The logits of the distribution that `sampling` leaves; -inf is never drawn, equals stay together."""
+    """The filtered logits: -inf for what is never drawn. Equal logits are kept or dropped together."""
     logits_BV /= sampling.temperature
     if 0 < sampling.top_k < logits_BV.shape[1]:
         least_B1 = _top_k(logits_BV, sampling.top_k)[0][:, -1:]
@@ -77,8 +77,8 @@ def filtered(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
 def _least_of_nucleus(prob_BV: jax.Array, top_p: float) -> jax.Array:
     """(B, 1), the least of the fewest probabilities that together reach `top_p`.
 
-    It is the smallest number above which there is less than `top_p`, found by bisection: floats that are
-    not negative are in the order of their bits. XLA on CPU takes ten times as long to sort.
+    It is the smallest number above which the total is less than `top_p`, found by bisection on the bits of
+    non-negative floats, which are in the order of the floats. On CPU a sort takes ten times as long.
     """
 
     def halve(_, bounds):
@@ -95,7 +95,7 @@ def _least_of_nucleus(prob_BV: jax.Array, top_p: float) -> jax.Array:
 
 
 def greedy(prompt: Prompt, most: int) -> tuple[jax.Array, jax.Array]:
-    """The most probable token at each position, the first of equals; see `_write`."""
+    """Takes the most probable token at each position, the first of equals; see `_write`."""
     return _write(prompt, most, lambda logits_BV, _: jnp.argmax(logits_BV, axis=-1))
 
 
@@ -104,12 +104,12 @@ def sample(
 ) -> tuple[jax.Array, jax.Array]:
     """Drawn continuations (B, samples, most) int32 and their log-probabilities (B, samples).
 
-    These are under the student's own distribution, as those of `greedy`. The draws of a row depend on nothing
-    but the row and its key; the first of many are those of fewer.
+    Log-probabilities are those of the unfiltered distribution, as in `greedy`. Draws depend on the row and
+    its key only; more samples extend fewer samples.
 
     Args:
       prompt: with rows b * samples + k.
-      key_B: a key for each input.
+      key_B: one key per input.
     """
     split = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
     key_BK = split(key_B, jnp.arange(samples))
@@ -124,12 +124,12 @@ def sample(
 
 
 def score(prompt: Prompt, ids_LT: jax.Array, length_L: jax.Array) -> jax.Array:
-    """log p(label | input) of each label (B, L) float32, summed over its tokens, the end included.
+    """log p(label | input), (B, L) float32, summed over the label's tokens, including the end.
 
     Args:
       prompt: with room for T tokens.
       ids_LT: int32, the labels.
-      length_L: their tokens.
+      length_L: their lengths in tokens.
     """
     B, T = len(prompt.first_B), ids_LT.shape[1]
 
@@ -139,17 +139,17 @@ def score(prompt: Prompt, ids_LT: jax.Array, length_L: jax.Array) -> jax.Array:
         logits_BTV, _ = prompt.step(before_BT, 0, prompt.cache)
         return jnp.sum(log_prob(logits_BTV, ids_BT), axis=1, where=jnp.arange(T)[None, :] < length)
 
-    # One label after the other: the logits of all would not fit where there are many.
+    # One label at a time: the logits of many labels would not fit in memory.
     return jax.lax.map(one, (ids_LT, length_L)).T
 
 
 def _write(prompt: Prompt, most: int, choose: Choose) -> tuple[jax.Array, jax.Array]:
-    """Up to `most` tokens for each row, stopping when every row has written the end.
+    """Writes up to `most` tokens in each row and stops when every row has ended.
 
     Returns:
       tokens_BT: (B, most) int32.
-      log_prob_B: (B,) float32, the sum of their log-probabilities, that of the end included, under the
-        student's own distribution, however `choose` picks: what `score` gives of the same tokens.
+      log_prob_B: (B,) float32, the sum of their log-probabilities, including the end, under the student's
+        unfiltered distribution: what `score` returns for the same tokens.
     """
 
     def unfinished(state: _State) -> jax.Array:
@@ -187,12 +187,12 @@ def log_prob(logits: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 def is_end(ids: Array, ends: tuple[int, ...]) -> Array:
-    """Of each id whether it is one of `ends`."""
+    """Whether each id is one of `ends`."""
     return functools.reduce(operator.or_, [ids == end for end in ends], ids < 0)
 
 
 def written_length(tokens: Array, ends: tuple[int, ...]) -> Array:
-    """(..., T) -> (...): tokens up to the first of `ends`, which counts; T where there is none."""
+    """(..., T) -> (...): the number of tokens up to and including the first of `ends`; T without one."""
     ended = is_end(tokens, ends)
     return (ended.cumsum(axis=-1) - ended == 0).sum(axis=-1)
 
@@ -200,11 +200,11 @@ def written_length(tokens: Array, ends: tuple[int, ...]) -> Array:
 class _Beams(NamedTuple):
     position: jax.Array
     last_id: jax.Array  # (B * K,)
-    tokens: jax.Array  # (B, K, T), the beams that go on, the best first
+    tokens: jax.Array  # (B, K, T), the unfinished beams, best first
     log_prob: jax.Array  # (B, K), theirs
-    ended_tokens: jax.Array  # (B, K, T), the best hypotheses that have ended
+    ended_tokens: jax.Array  # (B, K, T), the best finished hypotheses
     ended_score: jax.Array  # (B, K), theirs in descending order; -inf: none yet
-    decided: jax.Array  # (B,), the row takes no more hypotheses
+    decided: jax.Array  # (B,), whether the row takes no more hypotheses
     cache: Any
 
 
@@ -216,24 +216,24 @@ def beam_search(
     length_penalty: float = 1.0,
     early_stopping: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """The K best continuations of each input that a beam search finds, by log_prob / length**length_penalty.
+    """Beam search for the K best continuations of each input, by log_prob / length**length_penalty.
 
-    The search of Wu et al. 2016, "Google's Neural Machine Translation System", section 7, with the
-    penalty, the order of steps and the end that Transformers gave it: sequences and scores are those of
-    `generate(num_beams=K, do_sample=False)`. With one way to end, of the 2K best continuations of a row at
-    least K go on, and with more ways of as many more; those among the first K that end become hypotheses.
-    A row is decided when it has K hypotheses and its best beam, were it to end here, would not beat the
-    worst of them. No row depends on what else is in the batch.
+    Wu et al. 2016, "Google's Neural Machine Translation System", section 7, with the penalty, the order of
+    steps and the stopping rule of Transformers: sequences and scores equal those of
+    `generate(num_beams=K, do_sample=False)`. With one end token, at least K of the 2K best continuations of
+    a row are unfinished; each further end token adds K candidates. Those among the first K that end become
+    hypotheses. A row is decided when it has K hypotheses and its best beam, if it ended now, would not beat
+    the worst of them. Rows are independent of the rest of the batch.
 
     Args:
       prompt: with rows b * K + k.
-      most: T; a beam of this length has ended.
+      most: T; a beam of this length ends.
       beams: K, less than the vocabulary.
       length_penalty: exponent of the length; above 0 it favours long hypotheses.
-      early_stopping: a row is decided with its K-th hypothesis, whatever its beams promise.
+      early_stopping: whether a row is decided as soon as it has K hypotheses.
 
     Returns:
-      tokens_BKT: (B, K, T) int32, the best first.
+      tokens_BKT: (B, K, T) int32, best first.
       score_BK: (B, K) float32.
     """
     K, T = beams, most
@@ -278,7 +278,7 @@ def beam_search(
         position=jnp.int32(0),
         last_id=prompt.first_B,
         tokens=empty_BKT,
-        # All beams are the same yet: only the first counts.
+        # All beams are equal at first: only one counts.
         log_prob=jnp.full((B, K), -jnp.inf).at[:, 0].set(0.0),
         ended_tokens=empty_BKT,
         ended_score=jnp.full((B, K), -jnp.inf),
@@ -290,18 +290,18 @@ def beam_search(
 
 
 def _top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """`jax.lax.top_k`, of which a part can be taken.
+    """`jax.lax.top_k` whose result may be sliced.
 
-    XLA would merge that with its own taking of the first k and then no longer see a top-k, but sort all:
-    on CPU, 64 rows of T5's vocabulary, 630 ms and not 4.
+    XLA would merge the slices, no longer recognise a top-k and sort everything: on CPU, 64 rows of T5's
+    vocabulary take 630 ms instead of 4.
     """
     return jax.lax.optimization_barrier(jax.lax.top_k(x, k))
 
 
 def _take(x: jax.Array, beam_BJ: jax.Array, axis: int = 1) -> jax.Array:
-    """`x` with the entries `beam_BJ` of its `axis`, of which B is the axis before.
+    """The entries `beam_BJ` of `x` along `axis`; the axis before it is B.
 
-    Along an axis, and not rows of B * K, so that a batch sharded over B stays on its devices.
+    Indexing an axis, not B * K rows, keeps a batch that is sharded over B on its devices.
     """
     index = beam_BJ.reshape((1,) * (axis - 1) + beam_BJ.shape + (1,) * (x.ndim - axis - 1))
     return jnp.take_along_axis(x, index, axis, mode="clip")

@@ -1,9 +1,9 @@
-"""What encoders share: sequences and their parts, classes as targets of one token, the classification head.
+"""What encoders share: sequences, classes as targets of one token, the classification head.
 
-A class is a target of one token over K classes, so that every objective works on encoders as it is: the
-state that predicts it is what the head makes of the first token, [CLS], with a 1 behind it for the bias; the
-matrix has the classes' weights and biases. With multiple choice an input has a sequence for each of K choices
-and the state is their K scores; the matrix is then the identity.
+A class is a target of one token over K classes, so every objective works on encoders unchanged. The state
+that predicts it is the pooled first token, [CLS], followed by a 1 for the bias; the head holds the classes'
+weights and biases. With multiple choice an input has one sequence for each of K choices, the state is their
+K scores and the head is the identity.
 
 Shape suffixes: G groups, E examples of a group, C sequences of a group (E, or E * K with multiple choice), X
 input slots of a group, Y target slots of a group, D model, K classes, N layers.
@@ -11,19 +11,20 @@ input slots of a group, Y target slots of a group, D model, K classes, N layers.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
-from typing import Any, ClassVar, NamedTuple, Self
+from functools import partial
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
 from cot_jax.batch import Batch, Segments, Texts, Tokens, Work
 from cot_jax.errors import UserError
+from cot_jax.models.base import Student, read_fields
 from cot_jax.models.decoding import Prompt
-from cot_jax.models.layers import Layout, by_example, drop, layer_norm, linear, stack
-from cot_jax.models.weights import Params, Weight, Weights
+from cot_jax.models.layers import Layout, affine, by_example, drop, layer_norm, split_key, stack
+from cot_jax.models.weights import Params, Table
 
 # hidden_act -> function. Transformers' "gelu" is the exact one.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -35,19 +36,19 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
 }
 
-# What Transformers calls a class without a name.
+# Prefix of the names that Transformers gives to unnamed classes.
 _NAMELESS = "LABEL_"
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """What the families' configs share, in the field names of Hugging Face's config.json.
+    """What the families' configs share, with the field names of Hugging Face's config.json.
 
     Attributes:
-      classifier_dropout: before the classifier; -1: hidden_dropout_prob.
-      labels: names of the classes, or of the choices with `multiple_choice`.
+      classifier_dropout: rate before the classifier; -1: hidden_dropout_prob.
+      labels: names of the classes or, with `multiple_choice`, of the choices.
       cls_token_id, sep_token_id: begin a sequence and end each of its parts.
-      dropout_rate: of all dropout; -1: the rates of config.json.
+      dropout_rate: replaces all rates; -1: those of config.json.
     """
 
     model_type: str = ""
@@ -76,10 +77,15 @@ class EncoderConfig:
             del values[name]
         family = self.model_type.title().replace("-", "")
         kind = "MultipleChoice" if self.multiple_choice else "SequenceClassification"
-        return values | label_fields(self.labels) | {"architectures": [f"{family}For{kind}"]}
+        return values | {
+            "id2label": {str(n): label for n, label in enumerate(self.labels)},
+            "label2id": {label: n for n, label in enumerate(self.labels)},
+            "problem_type": "single_label_classification",
+            "architectures": [f"{family}For{kind}"],
+        }
 
     def for_texts(self, texts: Texts) -> Self:
-        """With the ids and classes of some texts."""
+        """A copy with the special ids and classes of `texts`."""
         return dataclasses.replace(
             self,
             cls_token_id=texts.begin_id,
@@ -89,11 +95,11 @@ class EncoderConfig:
         )
 
     def resized(self, vocab_size: int, pad_id: int | None) -> Self:
-        """With an embedding of so many rows."""
+        """A copy with `vocab_size` rows of the embedding."""
         return dataclasses.replace(self, vocab_size=vocab_size, pad_token_id=pad_id or 0)
 
     def with_layers(self, layers: int) -> Self:
-        """The first layers alone."""
+        """A copy with the first `layers` layers."""
         return dataclasses.replace(self, num_hidden_layers=layers)
 
     @property
@@ -102,31 +108,18 @@ class EncoderConfig:
 
     @property
     def positions(self) -> int:
-        """No sequence may be longer; 0: any."""
+        """The longest sequence; 0: no limit."""
         return self.max_position_embeddings
 
 
-def read_fields(cls: Any, json: Mapping[str, Any], needed: Sequence[str]) -> dict[str, Any]:
-    """The fields of the dataclass `cls` that a parsed config.json has, those of the labels included.
+def read_config(cls: Any, json: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an encoder's config class that a parsed config.json has, and those of its classes.
 
     Raises:
-      UserError: a needed field is missing, or one is of the wrong type or too small.
+      UserError: a size is missing, or a value is of the wrong type or unknown.
     """
-    given: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):
-        value, kind = json.get(field.name), type(field.default)
-        if kind not in (bool, int, float, str) or value is None:
-            continue
-        if isinstance(value, bool) != (kind is bool) or not isinstance(
-            value, int | float if kind is float else kind
-        ):
-            raise UserError(f"config.json: {field.name} is {value!r}, expected {kind.__name__}")
-        given[field.name] = value
-    for name in needed:
-        if name not in given:
-            raise UserError(f"config.json: {name} is missing")
-        if given[name] < 1:
-            raise UserError(f"config.json: {name} is {given[name]}, expected at least 1")
+    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    given = read_fields(cls, json, (*sizes, "max_position_embeddings"))
     heads = given["num_attention_heads"]
     if given["hidden_size"] % heads:
         raise UserError(f"config.json: {heads} heads do not divide hidden_size {given['hidden_size']}")
@@ -144,21 +137,12 @@ def read_fields(cls: Any, json: Mapping[str, Any], needed: Sequence[str]) -> dic
     return given
 
 
-def label_fields(labels: Sequence[str]) -> dict[str, Any]:
-    """config.json's fields of the classes, in Transformers' form."""
-    return {
-        "id2label": {str(n): label for n, label in enumerate(labels)},
-        "label2id": {label: n for n, label in enumerate(labels)},
-        "problem_type": "single_label_classification",
-    }
-
-
 class Sequences(Layout):
-    """The sequences of a batch's inputs, flat.
+    """A batch's input sequences, flat.
 
     Attributes:
-      type_GX: int32, 0 up to the first [SEP], 1 behind it.
-      first_seed_GC: uint32 for `drop`, of the first tokens.
+      type_GX: int32, 0 up to the first [SEP], 1 after it.
+      first_seed_GC: uint32, the first tokens' seeds for `drop`.
     """
 
     def __init__(self, inputs: Tokens, example_GE: ArrayLike, config: EncoderConfig):
@@ -168,7 +152,7 @@ class Sequences(Layout):
         numbers = numbers * choices + jnp.arange(numbers.shape[1])[None] % choices
         super().__init__([dataclasses.replace(inputs, length=lengths, prefix=None)], numbers)
         (self.segments_GX,) = self.segments
-        # Slots of nobody count on from the last sequence's, beyond what a table of positions has.
+        # Empty slots would continue the last sequence, beyond the table of positions.
         self.position_GX = jnp.where(self.segments_GX.real_GX, self.position_GX, 0)
         ends_GX = (self.ids_GX == config.sep_token_id).astype(jnp.int32)
         before_GX = jnp.cumsum(ends_GX, axis=1) - ends_GX
@@ -176,18 +160,18 @@ class Sequences(Layout):
         self.first_seed_GC = self.first(self.seed_GX)
 
     def first(self, x: jax.Array) -> jax.Array:
-        """(G, C, ...), the first token of each sequence; an empty one has another's."""
+        """(G, C, ...), the first token of each sequence; arbitrary for an empty one."""
         return self.segments_GX.first(x)
 
     def spread(self, x_GC: jax.Array) -> jax.Array:
-        """(G, X), of each token what its sequence has."""
+        """(G, X), each sequence's value at its tokens."""
         return self.segments_GX.spread(x_GC)
 
 
 def _choice_lengths(inputs: Tokens, begin: int, choices: int) -> jax.Array:
-    """(G, E * choices), tokens of each choice of inputs that hold them one behind the other.
+    """(G, E * choices), the length of each choice in inputs that concatenate them.
 
-    A choice begins where the id `begin` is, which no text has.
+    A choice begins at the id `begin`, which no text contains.
     """
     segments = Segments.of(inputs)
     starts_GX = ((jnp.asarray(inputs.ids) == begin) & segments.real_GX).astype(jnp.int32)
@@ -198,46 +182,19 @@ def _choice_lengths(inputs: Tokens, begin: int, choices: int) -> jax.Array:
     return one(place_GX, segments.real_GX.astype(jnp.int32))
 
 
-class Read(NamedTuple):
-    """What an encoder made of a batch's sequences.
-
-    Attributes:
-      last_GCD: the last layer's state of each first token.
-      firsts_NGCD: those of all layers before the last one.
-    """
-
-    last_GCD: jax.Array
-    firsts_NGCD: jax.Array
-
-
-# How a layer's queries, keys and values attend; for all tokens, or where told, for each first token alone.
+# (w, x_GXD, of, key) -> the attended values; see `Encoder._attention`.
 Attend = Callable[..., jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
-    """An encoder with a classification head, as a `Student`.
-
-    Dropout is active where `hidden` gets a key, at Transformers' places.
-
-    Attributes:
-      config: the architecture.
-      dtype: of the arithmetic.
-      unroll: whether the loop over layers is unrolled.
-      remat: what of a layer the backward pass computes again, one of `layers.REMAT`.
-    """
-
-    config: Any
-    dtype: DTypeLike = jnp.float32
-    unroll: bool = False
-    remat: str = "none"
+class Encoder(Student):
+    """An encoder with a classification head, as a `Student`. Dropout is at Transformers' places."""
 
     peft_task = "SEQ_CLS"
     format = "classes"
-    # The rates of config.json, which differ by place. [ALBERT v2: 0, 0 and 0.1]
+    # -1: the rates of config.json, which differ by place. [ALBERT v2: 0, 0 and 0.1]
     usual: ClassVar[Mapping[str, Any]] = {"dropout_rate": -1, "remat": "none", "lora_rank": 0}
-    unrolls = True
-    pad_id = 0  # any id will do: lengths decide
+    pad_id = 0  # any id: lengths decide
 
     @property
     def hf_class(self) -> str:
@@ -250,23 +207,16 @@ class Encoder:
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """Any class ends what is written."""
+        """Every class ends the target."""
         return tuple(range(self.outputs))
 
     @property
     def labels(self) -> tuple[str, ...]:
         return self.config.labels
 
-    def architecture(self) -> dict[str, Any]:
-        return self.config.to_json()
-
-    @cached_property
-    def weights(self) -> Weights:
-        raise NotImplementedError
-
     @property
     def aliases(self) -> dict[str, str]:
-        """Old files call a norm's scale gamma and its bias beta."""
+        """Old files name a norm's scale gamma and its bias beta."""
         old: dict[str, str] = {}
         for weight in self.weights.values():
             for new, past in (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")):
@@ -277,11 +227,9 @@ class Encoder:
                         old |= {name_then: name, name_then.removeprefix(self.prefix): name}
         return old
 
-    prefix: ClassVar[str] = ""
-
     @property
     def optional(self) -> tuple[str, ...]:
-        """Paths of the weights that a file of a bare encoder lacks: they are then fresh."""
+        """The head's weights, which files of a bare encoder lack."""
         return tuple(path for path in self.weights if path.split("/")[0] in ("pooler", "classifier"))
 
     def hidden(self, params: Params, batch: Batch, dropout_rng: jax.Array | None) -> dict[str, jax.Array]:
@@ -290,9 +238,9 @@ class Encoder:
     def hidden_and_layers(
         self, params: Params, batch: Batch, dropout_rng: jax.Array | None
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        """`hidden`, and per view the first tokens' states (G, N - 1, C, D) behind all layers but the last.
+        """`hidden`, and each view's states (G, N - 1, C, D) of first tokens after all layers but the last.
 
-        Patient knowledge distillation matches these (Sun et al. 2019).
+        Patient knowledge distillation matches the latter (Sun et al. 2019).
         """
         states, layers = {}, {}
         for n, (name, view) in enumerate(sorted(batch.views.items())):
@@ -312,7 +260,7 @@ class Encoder:
     def require_length(self, longest: int) -> None:
         if 0 < (most := self.config.positions) < longest and not self.config.multiple_choice:
             raise UserError(
-                f"texts of up to {longest} tokens, but the student has {most} positions: cut them with "
+                f"texts have up to {longest} tokens, the student has {most} positions: cut them with "
                 f"--config.data.max_input_tokens={most}"
             )
 
@@ -331,7 +279,7 @@ class Encoder:
     def flops(self, works: Sequence[Work]) -> np.ndarray:
         c, total = self.config, np.zeros(np.shape(works[0].inputs))
         D, F, N = c.hidden_size, c.intermediate_size, c.num_hidden_layers
-        # Of the last layer only keys and values are those of all tokens, and one query attends to them.
+        # In the last layer only the first token has a query; all tokens have keys and values.
         maps = (N - 1) * (8 * D * D + 4 * D * F) + 4 * D * D + 4 * D
         for work in works:
             total += maps * work.inputs + (N - 1) * 4 * D * work.input_pairs
@@ -345,48 +293,50 @@ class Encoder:
         raise NotImplementedError
 
     def _attention(self, params: Params, sequences: Sequences) -> Attend:
-        """Returns attend(w, x_GXD, of, key): what all layers share is computed once.
+        """A layer's attention, attend(w, x_GXD, of, key); what all layers share is computed once.
 
-        `of` is None for the queries of all tokens, or the states (G, C, D) of the first ones, which are then
-        the only queries.
+        Queries are all tokens if `of` is None, else only the first tokens, whose states (G, C, D) `of` holds.
         """
         raise NotImplementedError
 
     @property
     def _order(self) -> np.ndarray | None:
-        """(N,), which of the stacked weights each layer has; None: its own."""
+        """(N,), the index of each layer's weights in the stack; None: 0, 1, ..."""
         return None
 
     def _convolve(
         self, params: Params, x_GXD: jax.Array, embedded_GXD: jax.Array, sequences: Sequences, key
     ) -> jax.Array:
-        """The first layer's states and a convolution of the embedded tokens, where that has weights."""
+        """The first layer's states plus a convolution of the embedded tokens; for models with its weights."""
         raise NotImplementedError
 
     def rate(self, name: str) -> float:
-        """A dropout rate: config.json's own, or the one that replaces all of them."""
+        """The dropout rate `name` of config.json, or the one that replaces all rates."""
         rate = self.config.dropout_rate
         return float(getattr(self.config, name)) if rate < 0 else rate
 
     def _states(
         self, params: Params, inputs: Tokens, example_GE: ArrayLike, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        """States (G, E, D + 1) that predict the class, or (G, E, K) scores; and `Read.firsts_NGCD`."""
+        """States (G, E, D + 1) that predict the class, or (G, E, K) scores; and `_read`'s second output."""
         c = self.config
         # Widths are multiples of 8.
         self.require_length(inputs.width - 7)
         sequences = Sequences(inputs, example_GE, c)
-        keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
-        read = self._read(params, sequences, keys[0], keys[1])
-        pooled_GCD = self._pool(params, read.last_GCD, sequences, keys[2])
+        keys = split_key(key, 3)
+        last_GCD, firsts_NGCD = self._read(params, sequences, keys[0], keys[1])
+        pooled_GCD = self._pool(params, last_GCD, sequences, keys[2])
         if not c.multiple_choice:
             one = jnp.ones((*pooled_GCD.shape[:-1], 1), pooled_GCD.dtype)
-            return jnp.concatenate([pooled_GCD, one], axis=-1), read.firsts_NGCD
+            return jnp.concatenate([pooled_GCD, one], axis=-1), firsts_NGCD
         scores_GC1 = affine(pooled_GCD, params["classifier"], "w")
-        return scores_GC1.reshape(*inputs.length.shape, self.outputs), read.firsts_NGCD
+        return scores_GC1.reshape(*inputs.length.shape, self.outputs), firsts_NGCD
 
-    def _read(self, params: Params, sequences: Sequences, embed_key, layers_key) -> Read:
-        """Applies the layers. Of the last one only the first tokens' states are asked for, and computed."""
+    def _read(self, params: Params, sequences: Sequences, embed_key, layers_key):
+        """The first tokens' states: (G, C, D) of the last layer, (N - 1, G, C, D) of those before it.
+
+        The last layer is computed for the first tokens only.
+        """
         c, order, blocks = self.config, self._order, params["layers"]
         x_GXD = embedded = self._embed(params, sequences, embed_key)
         attend = self._attention(params, sequences)
@@ -419,15 +369,14 @@ class Encoder:
         firsts_NGCD = jnp.concatenate([*before, found])
         first_GCD = sequences.first(x_GXD)
         if begin == N:  # the one layer has been applied
-            return Read(first_GCD, firsts_NGCD[:0])
+            return first_GCD, firsts_NGCD[:0]
         w = weights(N - 1 if order is None else order[-1])
         key = None if keys is None else keys[N - 1]
-        last_GCD = self._layer(x_GXD, first_GCD, w, attend, key, sequences.first_seed_GC)
-        return Read(last_GCD, firsts_NGCD)
+        return self._layer(x_GXD, first_GCD, w, attend, key, sequences.first_seed_GC), firsts_NGCD
 
     def _layer(self, x_GXD, first_GCD, w: Params, attend: Attend, key, seed) -> jax.Array:
-        """A layer's states of all tokens or, given the first ones', of these: norms behind the sums."""
-        keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
+        """A layer's states of all tokens or, given `first_GCD`, of the first tokens. Post-norm."""
+        keys = split_key(key, 3)
         rate = self.rate("hidden_dropout_prob")
         x = x_GXD if first_GCD is None else first_GCD
         a, mlp = w["attention"], w["mlp"]
@@ -437,7 +386,7 @@ class Encoder:
         return self.norm(x + drop(affine(h, mlp, "down"), rate, keys[2], seed), w["mlp_norm"])
 
     def _pool(self, params: Params, first_GCD: jax.Array, sequences: Sequences, key) -> jax.Array:
-        """What the classifier reads: BERT's pooler, tanh of a linear map, and dropout."""
+        """The classifier's input: BERT's pooler, tanh of a linear map, then dropout."""
         pooled = jnp.tanh(affine(first_GCD, params["pooler"], "w"))
         return drop(pooled, self.rate("head_dropout"), key, sequences.first_seed_GC)
 
@@ -445,38 +394,20 @@ class Encoder:
         return layer_norm(x, w["scale"], w["bias"], self.config.layer_norm_eps)
 
 
-def affine(x: jax.Array, w: Params, name: str, inputs: int = 1) -> jax.Array:
-    """The linear map `name`, and its bias where it has one."""
-    y, bias = linear(x, w[name], inputs), w.get("bias" if name == "w" else f"{name}_bias")
-    return y if bias is None else y + like(bias, y)
+# Parts of a layer -> BERT's tensors.
+BERT_LAYER = {
+    "attention/o": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "mlp/up": "intermediate.dense",
+    "mlp/down": "output.dense",
+    "mlp_norm": "output.LayerNorm",
+}
 
 
-def like(bias: jax.Array, y: jax.Array) -> jax.Array:
-    """A bias of the last axes of `y`, in its dtype and with all of its axes."""
-    return bias.astype(y.dtype).reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
-
-
-class Table:
-    """Collects an encoder's weights: linear maps with their biases, norms, embeddings."""
-
-    def __init__(self, layers: int):
-        self.weights: dict[str, Weight] = {}
-        self._N = layers
-
-    def add(self, path: str, axes: str, shape: tuple[int, ...], inputs: int, std: float | None, theirs: str):
-        if path.startswith("layers/"):
-            axes, shape = f"N{axes}", (self._N, *shape)
-        self.weights[path] = Weight(axes, shape, inputs, std, theirs)
-
-    def linear(
-        self, path: str, axes: str, shape: tuple[int, ...], theirs: str, inputs: int = 1, bias: bool = True
-    ) -> None:
-        """A map `path` and, where it has one, its bias: `path`_bias, or bias beside a map called w."""
-        self.add(path, axes, shape, inputs, 0.02, f"{theirs}.weight")
-        if bias:
-            name = f"{path[:-1]}bias" if path.endswith("/w") else f"{path}_bias"
-            self.add(name, axes[inputs:], shape[inputs:], 0, 0.0, f"{theirs}.bias")
-
-    def norm(self, path: str, size: int, theirs: str) -> None:
-        self.add(f"{path}/scale", "D", (size,), 0, None, f"{theirs}.weight")
-        self.add(f"{path}/bias", "D", (size,), 0, 0.0, f"{theirs}.bias")
+def add_block(table: Table, names: Mapping[str, str], layer: str, D: int, F: int, H: int) -> None:
+    """Adds what follows attention in a layer; `names` maps our paths to tensors below `layer`."""
+    shapes = {"attention/o": ("HKD", (H, D // H, D)), "mlp/up": ("DF", (D, F)), "mlp/down": ("FD", (F, D))}
+    for path, (axes, shape) in shapes.items():
+        table.linear(f"layers/{path}", axes, shape, f"{layer}{names[path]}", inputs=len(axes) - 1)
+    for path in ("attention_norm", "mlp_norm"):
+        table.norm(f"layers/{path}", D, f"{layer}{names[path]}")

@@ -1,4 +1,4 @@
-"""What the families of students share: linear maps with LoRA, norms, dropout, attention, stacks of layers.
+"""Layers that all families share: linear maps with LoRA, norms, dropout, attention, stacks of layers.
 
 Everything but attention acts on one token at a time, on flat tokens (G, X, ...) or on rectangles alike.
 Arithmetic is in the dtype of its input; parameters, norms, softmax and attention scores are float32.
@@ -10,7 +10,7 @@ model, H heads, K head size, N layers.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,14 +22,14 @@ from jax.typing import ArrayLike
 from cot_jax.batch import Segments, Tokens
 from cot_jax.models import choices
 
-# Not -inf: a row in which everything is masked must stay finite.
+# Not -inf: a fully masked row must stay finite.
 _MASKED = float(np.finfo(np.float32).min)
 
 # Attention with more scores than this, for one example and head, is computed by chunks of queries.
 _WHOLE, _QUERIES = 512 * 512, 128
 
-# What a layer keeps for the backward pass, beside its input, and does not compute again (Chen et al. 2016,
-# "Training Deep Nets with Sublinear Memory Cost"): everything, the outputs of its linear maps, nothing.
+# What a layer keeps for the backward pass beside its input (Chen et al. 2016, "Training Deep Nets with
+# Sublinear Memory Cost"): everything, the outputs of its linear maps, nothing. The rest is recomputed.
 _KEPT = (
     jax.checkpoint_policies.everything_saveable,
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -37,18 +37,18 @@ _KEPT = (
 )
 REMAT = dict(zip(choices.REMAT, _KEPT, strict=True))
 
-# Multiplied with it, consecutive numbers are spread over all of uint32 (2**32 over the golden ratio, odd).
+# 2**32 over the golden ratio, odd: multiplying by it spreads consecutive numbers over all of uint32.
 _GOLDEN = np.uint32(0x9E3779B1)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("w", "a", "b"), meta_fields=("scale",))
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-    """A weight that LoRA adapts: w + scale * a b, of which the sum is never formed.
+    """A weight that LoRA adapts: w + scale * a b. The sum is never formed.
 
     Attributes:
       w: the frozen weight, in its own shape and dtype.
-      a: (P, R) and b: (R, Q), with a leading N where `w` holds the weights of N layers.
+      a: (P, R) and b: (R, Q), with a leading N if `w` holds the weights of N layers.
       scale: alpha / R.
     """
 
@@ -68,12 +68,32 @@ def linear(x: jax.Array, w: jax.Array | LowRank, inputs: int = 1) -> jax.Array:
     return jnp.tensordot(x, w.astype(x.dtype), inputs)
 
 
+def affine(x: jax.Array, w: Mapping[str, Any], name: str, inputs: int = 1) -> jax.Array:
+    """The linear map `name` of `w` and its bias, if any: `name`_bias, or bias beside a map called w."""
+    y, bias = linear(x, w[name], inputs), w.get("bias" if name == "w" else f"{name}_bias")
+    return y if bias is None else add_bias(y, bias)
+
+
+def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """y + bias over the last axes of `y`, in its dtype."""
+    return y + lift(bias, y.ndim).astype(y.dtype)
+
+
+def lift(x: Any, ndim: int) -> Any:
+    """`x` with leading axes of size 1, `ndim` axes in all."""
+    return x.reshape((1,) * (ndim - x.ndim) + x.shape)
+
+
+def split_key(key: jax.Array | None, count: int) -> list[Any]:
+    """`count` keys from one; None for each without a key."""
+    return [None] * count if key is None else [*jax.random.split(key, count)]
+
+
 def rms_norm(x: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array:
     """Root-mean-square norm over the last axis (Zhang and Sennrich 2019), in float32."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     factor = jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + epsilon)
-    scale = scale_D.reshape((1,) * (x.ndim - 1) + scale_D.shape)
-    return (wide * (factor * scale)).astype(x.dtype)
+    return (wide * (factor * lift(scale_D, x.ndim))).astype(x.dtype)
 
 
 def layer_norm(x: jax.Array, scale_D: jax.Array, bias_D: jax.Array, epsilon: float) -> jax.Array:
@@ -81,14 +101,13 @@ def layer_norm(x: jax.Array, scale_D: jax.Array, bias_D: jax.Array, epsilon: flo
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     factor = jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + epsilon)
-    shape = (1,) * (x.ndim - 1) + scale_D.shape
-    return (centred * (factor * scale_D.reshape(shape)) + bias_D.reshape(shape)).astype(x.dtype)
+    return (centred * (factor * lift(scale_D, x.ndim)) + lift(bias_D, x.ndim)).astype(x.dtype)
 
 
 def by_example(x: jax.Array) -> jax.Array:
-    """`x` with its first axis, of groups or rows, divided over the devices that have examples of their own.
+    """Shards the first axis of `x`, of groups or rows, over the data-parallel devices.
 
-    Left to itself, the compiler may divide D as a weight is, and send activations instead of weights.
+    Otherwise the compiler may shard D as the weights are, and send activations instead of weights.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(axis for axis in ("data", "fsdp") if axis in mesh.axis_names)
@@ -100,9 +119,9 @@ def by_example(x: jax.Array) -> jax.Array:
 def embed(table_VD: jax.Array, ids: jax.Array, dtype: Any) -> jax.Array:
     """Rows of the embedding; an id beyond the vocabulary gives NaN, not another token's row."""
     if "model" in jax.sharding.get_abstract_mesh().axis_names:
-        # Gathered over `fsdp` first: otherwise what is looked up would be, for all devices' examples.
+        # Gather the table over `fsdp`: otherwise the looked-up rows of all devices' examples are gathered.
         table_VD = jax.lax.with_sharding_constraint(table_VD, P("model"))
-    # First the rows, then the cast, so that their gradients add up in float32.
+    # Cast after the lookup, so that gradients add up in float32.
     return by_example(jnp.take(table_VD, ids, axis=0, mode="fill").astype(dtype))
 
 
@@ -110,7 +129,7 @@ def embed(table_VD: jax.Array, ids: jax.Array, dtype: Any) -> jax.Array:
 
 
 def mix(x: jax.Array) -> jax.Array:
-    """A bijection of uint32 in which each bit of `x` turns each of the result over half of the time.
+    """A bijection of uint32: flipping a bit of `x` flips each bit of the result with probability 1/2.
 
     Multipliers: Wellons 2018, "Prospecting for Hash Functions" (lowbias32).
     """
@@ -123,8 +142,8 @@ def drop(x: jax.Array, rate: float, key: jax.Array | None, seed: jax.Array) -> j
     """Dropout; none without a key.
 
     The mask is a hash of the key, the token's seed and the position on the last axis. A step needs as many
-    random bits as it has activations; these are computed where they are used and depend on the example, not
-    on the slot or the device that it is on.
+    random bits as it has activations; a hash is computed where it is used and depends on the example, not on
+    its slot or device.
 
     Args:
       seed: uint32 of the shape of `x` without its last axis.
@@ -134,7 +153,7 @@ def drop(x: jax.Array, rate: float, key: jax.Array | None, seed: jax.Array) -> j
     first, second, *_ = jax.random.key_data(key)
     column = mix(jnp.arange(x.shape[-1], dtype=jnp.uint32) + first)
     row = mix(seed ^ second)[..., None]
-    kept = mix(column.reshape((1,) * seed.ndim + column.shape) ^ row) < np.uint32((1 - rate) * 2**32)
+    kept = mix(lift(column, row.ndim) ^ row) < np.uint32((1 - rate) * 2**32)
     return jnp.where(kept, x / (1 - rate), 0)
 
 
@@ -146,7 +165,7 @@ class Layout:
 
     Attributes:
       ids_GX: int32.
-      segments: where each view's tokens belong, in the order of the views.
+      segments: the segments of each view's tokens, in the order of the views.
       position_GX: int32, position of each token in its sequence.
       seed_GX: uint32 for `drop`: a hash of the token's example, view and position.
     """
@@ -182,10 +201,10 @@ class Keys(NamedTuple):
     """Keys and values that queries attend to.
 
     Attributes:
-      k, v: (*lead, T, G, K). They may have fewer heads than the queries: each then serves consecutive heads
-        of these. `lead` is the queries' own, or the first of its axes, where rows share keys.
+      k, v: (*lead, T, G, K). They may have fewer heads than the queries; each head then serves consecutive
+        heads of the queries. `lead` is that of the queries, or its first axes if rows share keys.
       mask: bool, true where a query may see a key; broadcasts to (*lead of the queries, S, T). None: all.
-      bias: (H, S, T) float32, or one for each of `lead`, added to the scores; None: nothing.
+      bias: (H, S, T) float32, or (*lead, H, S, T), added to the scores; None: nothing.
     """
 
     k: jax.Array
@@ -196,12 +215,12 @@ class Keys(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-    """Attention of the queries of some views to keys of the same examples' views.
+    """Attention between the tokens of several views, each within its own examples.
 
     Attributes:
-      queries, keys: their layouts; the same one for self-attention.
-      biases: of each view, added to the scores: (H, S, T) float32, or None.
-      causal: whether a query sees the keys up to its own position only.
+      queries, keys: layouts of the queries and the keys; the same one for self-attention.
+      biases: for each view, (H, S, T) float32 added to the scores, or None.
+      causal: whether a query sees only keys up to its own position.
       rate: of dropout on the attention weights.
       scale: factor of the scores.
     """
@@ -216,7 +235,7 @@ class Attention:
     def __call__(
         self, key: jax.Array | None, q_GXHK: jax.Array, k_GXHK: jax.Array, v_GXHK: jax.Array
     ) -> jax.Array:
-        """The values (G, X, H, K) that each query attends to; dropout where there is a key."""
+        """The attended values (G, X, H, K) of the queries; with dropout if there is a key."""
         parts = []
         rectangles = zip(
             self.queries.unpack(q_GXHK),
@@ -245,15 +264,15 @@ def attend(
     key: jax.Array | None = None,
     seed: jax.Array | None = None,
 ) -> jax.Array:
-    """Attention of rectangles to several sets of keys, as if these stood one behind the other.
+    """Attention of rectangles to several sets of keys, as if they were concatenated.
 
     The scores of long sequences are never all in memory: queries are taken `_QUERIES` at a time and their
-    scores computed again in the backward pass.
+    scores are recomputed in the backward pass.
 
     Args:
       q: (*lead, S, H, K).
-      keys: the sets; empty ones do nothing.
-      seed: (*lead, S) uint32 of the queries, for dropout of the weights.
+      keys: the sets; empty ones are ignored.
+      seed: (*lead, S) uint32 of the queries, for dropout of the attention weights.
 
     Returns:
       (*lead, S, H, K).
@@ -283,7 +302,7 @@ def attend(
     chunks = -(-S // _QUERIES)
 
     def split(x, axis):
-        """`x` by chunks of its queries on an axis from the end; what is the same for all of them is kept."""
+        """Chunks of the queries of `x`, on a negative axis; None if `x` is the same for all queries."""
         if x is None or x.shape[axis] != S:
             return None
         x = jnp.pad(x, [(0, chunks * _QUERIES - S) if a == x.ndim + axis else (0, 0) for a in range(x.ndim)])
@@ -295,18 +314,14 @@ def attend(
 
     @jax.checkpoint
     def one(parts):
-        return whole(*_filled(parts, whole_arguments))
+        def fill(part, same):
+            return same if part is None else part
+
+        return whole(*jax.tree.map(fill, parts, whole_arguments, is_leaf=lambda x: x is None))
 
     parts = jax.tree.map(split, whole_arguments, axes, is_leaf=lambda x: x is None)
     y = jnp.moveaxis(jax.lax.map(one, parts), 0, -4)
     return y.reshape(*y.shape[:-4], chunks * _QUERIES, *y.shape[-2:])[..., :S, :, :]
-
-
-def _filled(parts: Any, whole: Any) -> Any:
-    """`parts` with the leaves of `whole` where it has None."""
-    return jax.tree.map(
-        lambda part, x: x if part is None else part, parts, whole, is_leaf=lambda x: x is None
-    )
 
 
 def _attend(
@@ -315,10 +330,10 @@ def _attend(
     """Attention to one set of keys: values (*lead, S, H, K), and logsumexp (*lead, S, H, 1) of the scores."""
     *lead, S, H, K = q.shape
     *shared, _, heads, _ = keys.k.shape
-    more = lead[len(shared) :]  # rows that share keys: they are more queries to these
+    more = lead[len(shared) :]  # rows that share keys count as more queries
 
     def fold(x, ndim):
-        """`x`, which broadcasts to (*lead, S, ...) with `ndim` axes from S on, by (*shared, queries, ...)."""
+        """(*shared, queries, ...) of `x`, which broadcasts to (*lead, S, ...) with `ndim` axes from S on."""
         wide = [*x.shape[: len(shared)], *more, S, *x.shape[x.ndim - ndim + 1 :]]
         if more and math.prod(x.shape[len(shared) : x.ndim - ndim + 1]) > 1:
             x = jnp.broadcast_to(x, wide)
@@ -330,21 +345,21 @@ def _attend(
     if keys.bias is not None:
         *of_lead, _, queries, count = keys.bias.shape
         bias = jnp.moveaxis(keys.bias.reshape(*of_lead, heads, H // heads, queries, count), -3, -2)
-        scores += bias.reshape((1,) * (scores.ndim - bias.ndim) + bias.shape)
+        scores += lift(bias, scores.ndim)
     if keys.mask is not None:
         scores = jnp.where(fold(keys.mask, 2)[..., None, :, None, :], scores, _MASKED)
     weights = jax.nn.softmax(scores).astype(keys.v.dtype)
     if key is not None and seed is not None:
         head = (jnp.arange(H, dtype=jnp.uint32) * _GOLDEN).reshape(heads, 1, -1)
         of_query = fold(seed, 1)[..., None, :, None]
-        weights = drop(weights, rate, key, of_query + head.reshape((1,) * len(shared) + head.shape))
+        weights = drop(weights, rate, key, of_query + lift(head, len(shared) + head.ndim))
     values = jnp.einsum("...GSRT,...TGK->...SGRK", weights, keys.v).reshape(*lead, S, H, K)
     log = jnp.moveaxis(jax.nn.logsumexp(scores, axis=-1), len(shared), -2)
     return values, log.reshape(*lead, S, H, 1)
 
 
 class Cache(NamedTuple):
-    """Keys and values (N, R, T, J, K) of the tokens decoded so far, in R rows of up to T tokens."""
+    """Keys and values (N, R, T, J, K) of the decoded tokens, in R rows of up to T tokens."""
 
     keys: jax.Array
     values: jax.Array
@@ -354,9 +369,9 @@ class Cache(NamedTuple):
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     def put(self, layer: jax.Array, position: jax.Array | int, *new: jax.Array) -> "Cache":
-        """With keys and values (R, T', J, K) of a layer's tokens from `position` on.
+        """The cache with keys and values (R, T', J, K) of a layer's tokens from `position` on.
 
-        In place, in the whole stack's cache, where a loop over layers carries that along.
+        XLA updates the whole stack's cache in place if a loop over layers carries it.
         """
         at = (layer, 0, position, 0, 0)
         return Cache(
@@ -378,14 +393,14 @@ def stack(
     unroll: bool = False,
     remat: str = "none",
 ) -> tuple[Any, Any]:
-    """Applies N layers, one after the other.
+    """Applies N layers in order.
 
     Args:
-      layer: (carry, a layer's part of `weights`, its key or None) -> (carry, output).
+      layer: (carry, the layer's part of `weights`, its key or None) -> (carry, output).
       weights: leaves with a leading axis N.
-      key: of dropout.
-      unroll: whether the loop over layers is unrolled.
-      remat: what the backward pass computes again, one of `REMAT`.
+      key: dropout key.
+      unroll: whether the loop over layers is unrolled; ignored with remat.
+      remat: what the backward pass recomputes, one of `REMAT`.
 
     Returns:
       The last carry, and the outputs with a leading axis N.
@@ -398,6 +413,6 @@ def stack(
 
     if remat != "none":
         body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
-        # In a loop a layer is computed again when its turn comes, whatever order the compiler prefers.
+        # Only a loop guarantees that a layer is recomputed just before its backward pass.
         unroll = False
     return jax.lax.scan(body, carry, (weights, keys_N), unroll=N if unroll else 1)

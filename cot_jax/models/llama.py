@@ -5,12 +5,12 @@ Touvron et al. 2023, "LLaMA" (arXiv:2302.13971); grouped-query attention and win
 (arXiv:2505.09388). Rotary positions: Su et al. 2021, "RoFormer" (arXiv:2104.09864), on the two halves of a
 head; their scalings: Peng et al. 2023, "YaRN" (arXiv:2309.00071), and Llama 3.1's code.
 
-A view is one sequence in three sections: what all examples begin with, computed once; the rest of the input;
-the target. The target's section holds the input's last token and all target tokens but the last, so that
+A view is one sequence in three sections: the prefix that all examples share, computed once; the rest of the
+input; the target. The target's section holds the input's last token and all target tokens but the last, so
 each state predicts the target token of its slot.
 
 Shape suffixes: G groups, E examples of a group, X slots of all sections, Y target slots of a group, P prefix
-positions, S input positions, T target positions, R rows that are decoded (E or a multiple of it for each
+positions, S input positions, T target positions, R decoded rows (E or a multiple of it for each
 group), D model, H heads, J key-value heads, K head size, F feed-forward, V vocabulary, N layers.
 """
 
@@ -24,23 +24,35 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
 from cot_jax.batch import Batch, Segments, Texts, Tokens, Work
 from cot_jax.errors import UserError
+from cot_jax.models.base import Student, read_fields
 from cot_jax.models.decoding import Prompt
-from cot_jax.models.layers import Cache, Keys, Layout, attend, by_example, embed, linear, rms_norm, stack
-from cot_jax.models.weights import Params, Weight, Weights
+from cot_jax.models.layers import (
+    Cache,
+    Keys,
+    Layout,
+    affine,
+    attend,
+    by_example,
+    embed,
+    lift,
+    rms_norm,
+    stack,
+)
+from cot_jax.models.weights import Params, Table, Weights
 
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """How positions turn queries and keys.
+    """Rotary positions of queries and keys.
 
     Attributes:
       theta: base of the wavelengths.
       kind: one of `_SCALINGS`.
-      settings: of the scaling, name -> value, in config.json's names.
+      settings: (name, value) pairs of the scaling, as config.json names them.
     """
 
     theta: float = 10_000.0
@@ -49,10 +61,10 @@ class Rope:
 
     @classmethod
     def from_json(cls, json: Mapping[str, Any], longest: int) -> "Rope":
-        """Reads `rope_parameters` of Transformers 5, or `rope_theta` and `rope_scaling` of those before.
+        """Reads `rope_parameters` of Transformers 5, or `rope_theta` and `rope_scaling` of older files.
 
         Raises:
-          UserError: an unknown rope_type, or a setting that is missing or no number.
+          UserError: an unknown rope_type or setting, or one that is missing or not a positive number.
         """
         given = dict(json.get("rope_parameters") or json.get("rope_scaling") or {})
         kind = given.pop("rope_type", given.pop("type", "default"))
@@ -61,7 +73,7 @@ class Rope:
         share = given.pop("partial_rotary_factor", json.get("partial_rotary_factor"))
         if share not in (None, 1):
             raise UserError(
-                f"config.json: partial_rotary_factor is {share!r}; only whole heads are turned here"
+                f"config.json: partial_rotary_factor is {share!r}; partial rotation is not supported"
             )
         if kind not in _SCALINGS:
             raise UserError(f'config.json: rope_type is "{kind}", known: {", ".join(_SCALINGS)}')
@@ -75,17 +87,17 @@ class Rope:
             if name != "truncate" and not (isinstance(value, int | float) and 0 < value < math.inf):
                 raise UserError(f"config.json: {name} of rope is {value!r}, expected a number above 0")
         if unknown := sorted(given.keys() - {*wanted, *optional, *_IGNORED}):
-            raise UserError(f"config.json: rope_type={kind} has no setting {unknown[0]} here")
+            raise UserError(f"config.json: rope_type={kind} has no setting {unknown[0]}")
         return cls(float(theta), kind, tuple(settings.items()))
 
     def to_json(self) -> dict[str, Any]:
-        """As Transformers 5 writes it, and as those before read it."""
+        """The fields of Transformers 5 and those of older versions."""
         scaling = {"rope_type": self.kind} | dict(self.settings)
         old = {"rope_theta": self.theta, "rope_scaling": None if self.kind == "default" else scaling}
         return old | {"rope_parameters": scaling | {"rope_theta": self.theta}}
 
     def frequencies(self, size: int) -> tuple[np.ndarray, float]:
-        """Radians a position of each pair (K / 2,), float32, for heads of `size`; a factor of cos and sin."""
+        """Radians per position of each pair, (K / 2,) float32, in heads of `size`; factor of cos and sin."""
         get = dict(self.settings).get
         plain = self.theta ** (-np.arange(0, size, 2) / size)
         factor = get("factor", 1.0)
@@ -99,7 +111,7 @@ class Rope:
         if self.kind == "yarn":
 
             def pair_of(turns: float) -> float:
-                """The pair that turns so often within the original length."""
+                """The pair that makes `turns` rotations within the original length."""
                 length = get("original_max_position_embeddings", 1.0)
                 return size * math.log(length / (2 * math.pi * turns)) / (2 * math.log(self.theta))
 
@@ -115,7 +127,7 @@ class Rope:
         return plain.astype(np.float32), 1.0
 
 
-# rope_type -> (settings it needs, settings it may have). "dynamic" is the default up to the longest length.
+# rope_type -> (required settings, optional settings). "dynamic" equals the default up to the longest length.
 _SCALINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "default": ((), ()),
     "linear": (("factor",), ()),
@@ -129,19 +141,19 @@ _SCALINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("attention_factor", "beta_fast", "beta_slow", "truncate"),
     ),
 }
-# What files have beside them, without a meaning for these types.
+# Settings that files may contain and these types ignore.
 _IGNORED = {"original_max_position_embeddings", "finetuned"}
 
 
 class _Family(NamedTuple):
-    """What a model_type does that its config.json does not say.
+    """What a model_type implies and its config.json does not state.
 
     Attributes:
       hf_class: its class in Transformers.
-      qkv_bias: whether q, k and v have a bias whatever `attention_bias` says.
-      head_norms: whether queries and keys are normed before they are turned.
-      head_dim: where config.json has none; None: hidden_size / num_attention_heads.
-      window: `sliding_window` where config.json has none.
+      qkv_bias: whether q, k and v have a bias, whatever `attention_bias` says.
+      head_norms: whether queries and keys are normalised before they are rotated.
+      head_dim: if config.json has none; None: hidden_size / num_attention_heads.
+      window: `sliding_window`, if config.json has none.
     """
 
     hf_class: str
@@ -161,12 +173,12 @@ _FAMILIES = {
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """The architecture, in the field names of Hugging Face's config.json where it has them.
+    """The architecture, with the field names of Hugging Face's config.json if it has them.
 
     Attributes:
-      head_dim: K; free of hidden_size / num_attention_heads.
-      windows: of each layer, how many positions a query sees, its own included; 0 = all.
-      eos_token_ids: any of them ends a text.
+      head_dim: K; need not be hidden_size / num_attention_heads.
+      windows: for each layer, how many positions a query sees, its own included; 0: all.
+      eos_token_ids: each of them ends a text.
     """
 
     model_type: str = "llama"
@@ -194,28 +206,12 @@ class LlamaConfig:
         """The config of a parsed config.json; fields that do not shape the model are ignored.
 
         Raises:
-          UserError: a value that is missing, of the wrong type or that this code does not have.
+          UserError: a value is missing, of the wrong type or not supported.
         """
         family = _FAMILIES[json["model_type"]]
-        given: dict[str, Any] = {"model_type": json["model_type"]}
-        for field in dataclasses.fields(cls):
-            value, kind = json.get(field.name), type(field.default)
-            if kind not in (bool, int, float) or value is None or field.name == "pad_token_id":
-                continue
-            if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind | int):
-                raise UserError(f"config.json: {field.name} is {value!r}, expected {kind.__name__}")
-            if kind is int and value < 1:
-                raise UserError(f"config.json: {field.name} is {value}, expected at least 1")
-            given[field.name] = value
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-        ):
-            if name not in given:
-                raise UserError(f"config.json: {name} is missing")
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        given = read_fields(cls, json, sizes)
+        given.pop("pad_token_id", None)
         if json.get("quantization_config"):
             method = json["quantization_config"].get("quant_method", "quantized")
             raise UserError(f"config.json: the weights are quantized ({method}); take the unquantized model")
@@ -227,7 +223,7 @@ class LlamaConfig:
         if heads % given["num_key_value_heads"] or given["head_dim"] % 2:
             raise UserError(
                 f"config.json: {heads} heads of size {given['head_dim']} and {given['num_key_value_heads']} "
-                "key-value heads make no model"
+                "key-value heads do not fit"
             )
         given["rope"] = Rope.from_json(
             json, given.get("max_position_embeddings", cls.max_position_embeddings)
@@ -236,7 +232,7 @@ class LlamaConfig:
         ends = json.get("eos_token_id")
         ends = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
         pad = json.get("pad_token_id")
-        # Some files say -1 for none. Which id fills is of no consequence: lengths decide.
+        # Some files write -1 for none. Any id will do: lengths decide.
         fill = pad if isinstance(pad, int) and pad >= 0 else (ends or (0,))[0]
         begin = json.get("bos_token_id")
         return cls(**given, eos_token_ids=ends, pad_token_id=fill, bos_token_id=begin)
@@ -261,7 +257,7 @@ class LlamaConfig:
         return values
 
     def resized(self, vocab_size: int, pad_id: int | None) -> "LlamaConfig":
-        """With an embedding of so many rows, for a tokenizer without a start token."""
+        """A copy with `vocab_size` rows of the embedding, for a tokenizer without a start token."""
         return dataclasses.replace(
             self,
             vocab_size=vocab_size,
@@ -271,7 +267,7 @@ class LlamaConfig:
         )
 
     def for_texts(self, texts: Texts) -> "LlamaConfig":
-        """With one more id that ends a text, if it does not yet."""
+        """A copy in which the end token of `texts` ends a text."""
         ends, end = self.eos_token_ids, texts.end_id
         fill = end if self.pad_token_id < 0 else self.pad_token_id
         return dataclasses.replace(
@@ -279,12 +275,12 @@ class LlamaConfig:
         )
 
     def with_layers(self, layers: int) -> "LlamaConfig":
-        """The first layers alone."""
+        """A copy with the first `layers` layers."""
         return dataclasses.replace(self, num_hidden_layers=layers, windows=self.windows[:layers])
 
 
 def _windows(json: Mapping[str, Any], family: _Family, layers: int) -> tuple[int, ...]:
-    """The window of each layer; () where no layer has one."""
+    """The window of each layer; () if no layer has one."""
     window = json.get("sliding_window", family.window)
     if json["model_type"] == "llama" or not window:
         return ()
@@ -331,8 +327,8 @@ class _View(NamedTuple):
     """The sections of a view.
 
     Attributes:
-      prefix: positions (P,) of what all its inputs begin with.
-      inputs, targets: where their tokens belong; no targets where none are read.
+      prefix: positions (P,) of the shared prefix.
+      inputs, targets: segments of their tokens; no targets when decoding.
       input_position: (S,), of the rest of the inputs.
       target_position: (G, E, T).
     """
@@ -351,7 +347,7 @@ class _Sections:
       views: their sections.
       ids_GX, position_GX: int32.
       seed_GX: uint32 for dropout.
-      longest: no sequence is longer.
+      longest: upper bound of the lengths.
     """
 
     def __init__(self, inputs: Sequence[Tokens], targets: Sequence[Tokens], example_GE: ArrayLike):
@@ -373,7 +369,7 @@ class _Sections:
             if targets:
                 m = len(inputs) + n
                 after = layout.segments[m]
-                # Where the target's section begins: with the input's last token.
+                # The target's section begins with the input's last token.
                 begin_GE = P + jnp.asarray(tokens.length) - 1
                 position_GET = begin_GE[:, :, None] + jnp.arange(targets[n].width)[None, None]
                 view = view._replace(targets=after, target_position=position_GET)
@@ -401,35 +397,22 @@ class _Sections:
         return self._layout.split(x[:, sum(self._widths) :])[len(self.views) :]
 
 
-# Fewest positions of the cache that a step of decoding reads.
+# A decoding step reads at least this many positions of the cache.
 _READ = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Llama:
-    """A decoder as a `Student`.
-
-    Dropout is active where `hidden` gets a key: on the attention weights, as in Transformers.
-
-    Attributes:
-      config: the architecture.
-      dtype: of the arithmetic.
-      unroll: whether `hidden` unrolls its loop over layers.
-      remat: what of a layer the backward pass of `hidden` computes again, one of `layers.REMAT`.
-    """
+class Llama(Student):
+    """A decoder as a `Student`. Dropout is on the attention weights, as in Transformers."""
 
     config: LlamaConfig
-    dtype: DTypeLike = jnp.float32
-    unroll: bool = False
-    remat: str = "none"
-
     config_class = LlamaConfig
     hf_class = "AutoModelForCausalLM"
     peft_task = "CAUSAL_LM"
     format = "causal"
-    # A step on CPU (SmolLM2-135M, LoRA) takes 0.9 of the time and 0.6 of the memory with `elementwise` as
-    # without, and 1.6 times the time with unrolled layers. LoRA is on all linear maps (Dettmers et al. 2023,
-    # "QLoRA", section 4), with a usual rank and alpha.
+    # On CPU (SmolLM2-135M, LoRA) `elementwise` takes 0.9 of a step's time and 0.6 of its memory; unrolled
+    # layers take 1.6 times the time. LoRA adapts all linear maps (Dettmers et al. 2023, "QLoRA", section 4),
+    # with a common rank and alpha.
     usual: ClassVar[Mapping[str, Any]] = {
         "dropout_rate": 0.0,
         "remat": "elementwise",
@@ -439,63 +422,36 @@ class Llama:
     }
     unrolls = False
     prefix = "model."
-    aliases: ClassVar[Mapping[str, str]] = {}
     leftovers: ClassVar[tuple[str, ...]] = (r"(.*\.)?rotary_emb\.inv_freq",)
-
-    labels: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def optional(self) -> tuple[str, ...]:
-        """Where the embedding serves as the head, files need not have one."""
-        return ("head",) if self.config.tie_word_embeddings else ()
-
-    @property
-    def outputs(self) -> int:
-        return self.config.vocab_size
-
-    @property
-    def pad_id(self) -> int:
-        return self.config.pad_token_id
 
     @property
     def ends(self) -> tuple[int, ...]:
         return self.config.eos_token_ids
-
-    def architecture(self) -> dict[str, Any]:
-        return self.config.to_json()
 
     @cached_property
     def weights(self) -> Weights:
         c, family = self.config, _FAMILIES[self.config.model_type]
         N, D, F, V = c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.vocab_size
         H, J, K = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-        table = {"embedding": Weight("VD", (V, D), 0, 0.02, "model.embed_tokens.weight")}
+        table = Table(N)
+        table.add("embedding", "VD", (V, D), 0, 0.02, "model.embed_tokens.weight")
         if not c.tie_word_embeddings:
-            table["head"] = Weight("DV", (D, V), 1, 0.02, "lm_head.weight")
-        table["final_norm"] = Weight("D", (D,), 0, None, "model.norm.weight")
-
-        def add(path: str, axes: str, shape: tuple[int, ...], inputs: int, std: float | None, theirs: str):
-            table[f"layers/{path}"] = Weight(
-                f"N{axes}", (N, *shape), inputs, std, f"model.layers.{{n}}.{theirs}"
-            )
-
-        add("attention_norm", "D", (D,), 0, None, "input_layernorm.weight")
-        add("mlp_norm", "D", (D,), 0, None, "post_attention_layernorm.weight")
+            table.add("head", "DV", (D, V), 1, 0.02, "lm_head.weight")
+        table.scale("final_norm", "D", D, "model.norm")
+        layer = "model.layers.{n}."
+        table.scale("layers/attention_norm", "D", D, f"{layer}input_layernorm")
+        table.scale("layers/mlp_norm", "D", D, f"{layer}post_attention_layernorm")
+        biased = c.attention_bias or family.qkv_bias
         for name, letter, count in (("q", "H", H), ("k", "G", J), ("v", "G", J)):
-            add(f"attention/{name}", f"D{letter}K", (D, count, K), 1, 0.02, f"self_attn.{name}_proj.weight")
-            if c.attention_bias or family.qkv_bias:
-                bias = f"self_attn.{name}_proj.bias"
-                add(f"attention/{name}_bias", f"{letter}K", (count, K), 0, 0.0, bias)
+            path, theirs = f"layers/attention/{name}", f"{layer}self_attn.{name}"
+            table.linear(path, f"D{letter}K", (D, count, K), f"{theirs}_proj", bias=biased)
             if family.head_norms and name != "v":
-                add(f"attention/{name}_norm", "K", (K,), 0, None, f"self_attn.{name}_norm.weight")
-        add("attention/o", "HKD", (H, K, D), 2, 0.02, "self_attn.o_proj.weight")
-        if c.attention_bias and not family.qkv_bias:
-            add("attention/o_bias", "D", (D,), 0, 0.0, "self_attn.o_proj.bias")
+                table.scale(f"{path}_norm", "K", K, f"{theirs}_norm")
+        biased = c.attention_bias and not family.qkv_bias
+        table.linear("layers/attention/o", "HKD", (H, K, D), f"{layer}self_attn.o_proj", 2, biased)
         for name, axes, shape in (("gate", "DF", (D, F)), ("up", "DF", (D, F)), ("down", "FD", (F, D))):
-            add(f"mlp/{name}", axes, shape, 1, 0.02, f"mlp.{name}_proj.weight")
-            if c.mlp_bias:
-                add(f"mlp/{name}_bias", axes[1], shape[1:], 0, 0.0, f"mlp.{name}_proj.bias")
-        return table
+            table.linear(f"layers/mlp/{name}", axes, shape, f"{layer}mlp.{name}_proj", bias=c.mlp_bias)
+        return table.weights
 
     def hidden(self, params: Params, batch: Batch, dropout_rng: jax.Array | None) -> dict[str, jax.Array]:
         views = sorted(batch.views)
@@ -505,28 +461,25 @@ class Llama:
         x_GXD = self._norm(x_GXD, params["final_norm"])
         return dict(zip(views, sections.targets(x_GXD), strict=True))
 
-    def head(self, params: Params) -> jax.Array:
-        return params["embedding"].T if self.config.tie_word_embeddings else params["head"]
-
     def prompt(self, params: Params, inputs: Tokens, most: int, rows: int = 1) -> Prompt:
         c, (G, E) = self.config, inputs.length.shape
         sections = _Sections([inputs], [], jnp.zeros((G, E), jnp.int32))
         (view,), longest = sections.views, sections.longest + most
         self.require_length(longest)
         _, memory = self._read(params, sections, None, remember=True)
-        # Decoding begins with the input's last token, at its position; the memory's own of it is not seen.
+        # Decoding begins with the input's last token, at its position; its entry in the memory is masked.
         begin_GE = len(view.prefix) + jnp.asarray(inputs.length) - 1
         begin_GER1 = jnp.broadcast_to(begin_GE[:, :, None, None], (G, E, rows, 1))
-        seen_GE11S = (_lift(view.input_position, 3) < begin_GE[:, :, None])[:, :, None, None]
-        written_position = begin_GER1 + _lift(jnp.arange(most), 4)
+        seen_GE11S = (lift(view.input_position, 3) < begin_GE[:, :, None])[:, :, None, None]
+        written_position = begin_GER1 + lift(jnp.arange(most), 4)
         causal_TT = jnp.tri(most, dtype=bool)
         head_DV = self.head(params).astype(self.dtype)
-        # Room for an answer is seldom used up: only what is written, in so many sizes, is read.
+        # Few answers use all their room: a step reads the written part, rounded up to one of these sizes.
         sizes = [*(_READ << n for n in range(most.bit_length()) if _READ << n < most), most]
 
         def step(ids_RT, position, cache):
             T = ids_RT.shape[1]
-            position_GERT = begin_GER1 + position + _lift(jnp.arange(T), 4)
+            position_GERT = begin_GER1 + position + lift(jnp.arange(T), 4)
             causal_T = jax.lax.dynamic_slice_in_dim(causal_TT, position, T, axis=0)[None, None, None]
             rotary = self._rotary(position_GERT.reshape(-1, T))
             size = jnp.sum(position + T > jnp.array(sizes[:-1], jnp.int32), dtype=jnp.int32)
@@ -587,7 +540,7 @@ class Llama:
 
     @cached_property
     def _windowed(self) -> np.ndarray | None:
-        """(N,) bool, whether each layer has a window; None where no layer has one."""
+        """(N,) bool, whether each layer has a window; None if no layer has one."""
         return np.array(self.config.windows) > 0 if self.config.windows else None
 
     def _read(
@@ -595,8 +548,8 @@ class Llama:
     ) -> tuple[jax.Array, Any]:
         """The last layer's states (G, X, D) of all sections.
 
-        Where asked to `remember`, also keys and values of the first view, with a leading axis N: those of its
-        prefix, (G, P, J, K), and those of its inputs, (G, E, S, J, K).
+        With `remember`, also the first view's keys and values, with a leading axis N: those of its prefix,
+        (G, P, J, K), and those of its inputs, (G, E, S, J, K).
         """
         self.require_length(sections.longest)
         rotary = self._rotary(sections.position_GX)
@@ -626,8 +579,8 @@ class Llama:
         return stack(layer, x_GXD, weights, key, unroll=self.unroll, remat=self.remat)
 
     def _attention(self, n, views, q, k, v, masks, key, seeds) -> list[jax.Array]:
-        """What the sections of view `n` of several attend to: (G, P, H, K), then (G, E, S or T, H, K)."""
-        # Section -> (is it a rectangle, which of them); each section sees those before it and itself.
+        """Attention of the sections of view `n`: (G, P, H, K), then (G, E, S or T, H, K)."""
+        # Of each section (0: a prefix, 1: a rectangle; its index). A section sees itself and those before it.
         places = [(0, n), (1, n), (1, views + n)][: len(masks)]
         found = []
         for m, (side, at) in enumerate(places):
@@ -645,8 +598,8 @@ class Llama:
         return found
 
     def _view_masks(self, view: _View, longest: int) -> list[Callable[[Any], list[jax.Array | None]]]:
-        """What the queries of each section may see of the sections up to their own, by `_masks`."""
-        prefix, inputs = view.prefix, _lift(view.input_position, 3)
+        """For each section, the masks (`_masks`) of its queries over the sections up to its own."""
+        prefix, inputs = view.prefix, lift(view.input_position, 3)
         causal_GESS = _causal(len(view.input_position), view.inputs)
         found = [
             self._masks(prefix[None], [(prefix, jnp.tri(len(prefix), dtype=bool)[None])], longest),
@@ -670,8 +623,8 @@ class Llama:
 
         Args:
           position: (*lead, S) of the queries.
-          sets: of keys: their positions, (T,) or (*lead, T), and which the queries see without a window.
-          longest: no sequence is longer.
+          sets: of keys: their positions, (T,) or (*lead, T), and their mask without a window.
+          longest: upper bound of the lengths.
         """
         window = max(self.config.windows, default=0)
         if not 0 < window < longest:
@@ -680,7 +633,7 @@ class Llama:
         def of_layer(windowed):
             found = []
             for of_keys, mask in sets:
-                of_keys = _lift(of_keys, position.ndim)
+                of_keys = lift(of_keys, position.ndim)
                 near = of_keys[..., None, :] > position[..., :, None] - window
                 near |= ~windowed
                 found.append(near if mask is None else mask & near)
@@ -690,13 +643,13 @@ class Llama:
 
     def _layer(self, x, w, rotary, attention):
         h, a, mlp = self._norm(x, w["attention_norm"]), w["attention"], w["mlp"]
-        q, k, v = (_affine(h, a, name) for name in "qkv")
+        q, k, v = (affine(h, a, name) for name in "qkv")
         if "q_norm" in a:
             q, k = self._norm(q, a["q_norm"]), self._norm(k, a["k_norm"])
-        y = attention(_turn(q, rotary), _turn(k, rotary), v)
-        x += _affine(y, a, "o", 2)
+        y = attention(_rotate(q, rotary), _rotate(k, rotary), v)
+        x += affine(y, a, "o", 2)
         h = self._norm(x, w["mlp_norm"])
-        return x + _affine(jax.nn.silu(_affine(h, mlp, "gate")) * _affine(h, mlp, "up"), mlp, "down")
+        return x + affine(jax.nn.silu(affine(h, mlp, "gate")) * affine(h, mlp, "up"), mlp, "down")
 
     def _norm(self, x: jax.Array, scale: jax.Array) -> jax.Array:
         return rms_norm(x, scale, self.config.rms_norm_eps)
@@ -704,36 +657,25 @@ class Llama:
     def _rotary(self, position: jax.Array) -> tuple[jax.Array, jax.Array]:
         """cos and sin (..., X, 1, K / 2) float32 of positions (..., X)."""
         frequency, factor = self.config.rope.frequencies(self.config.head_dim)
-        angle = position[..., None, None].astype(jnp.float32) * _lift(frequency, position.ndim + 2)
+        angle = position[..., None, None].astype(jnp.float32) * lift(frequency, position.ndim + 2)
         return jnp.cos(angle) * factor, jnp.sin(angle) * factor
 
     def require_length(self, longest: int) -> None:
         c = self.config
         if c.rope.kind == "dynamic" and longest > c.max_position_embeddings:
             raise UserError(
-                f"config.json: rope_type=dynamic is known up to {c.max_position_embeddings} positions, but "
-                f"sequences have up to {longest}: choose a smaller config.data.max_input_tokens"
+                f"config.json: rope_type=dynamic is supported up to {c.max_position_embeddings} positions, "
+                f"sequences have up to {longest}: reduce config.data.max_input_tokens"
             )
 
 
 def _causal(width: int, segments: Segments) -> jax.Array:
-    """(G, E, S, S) bool, of each token those of its sequence up to itself."""
+    """(G, E, S, S) bool: a token sees its sequence up to itself."""
     return jnp.tri(width, dtype=bool)[None, None] & segments.real_GES[:, :, None]
 
 
-def _lift(x: Any, ndim: int) -> Any:
-    """`x` with leading axes of size 1."""
-    return x.reshape((1,) * (ndim - x.ndim) + x.shape)
-
-
-def _affine(x: jax.Array, w: Params, name: str, inputs: int = 1) -> jax.Array:
-    """The linear map `name` of a layer, with its bias where it has one."""
-    y, bias = linear(x, w[name], inputs), w.get(f"{name}_bias")
-    return y if bias is None else y + _lift(bias, y.ndim).astype(y.dtype)
-
-
-def _turn(x: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns the two halves of each head (..., X, H, K) by its position."""
+def _rotate(x: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates the two halves of each head (..., X, H, K) by its position."""
     cos, sin = rotary
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

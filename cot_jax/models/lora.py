@@ -1,8 +1,8 @@
 """LoRA (Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models"): W + alpha / rank * A B.
 
-The weights W of a pretrained student stay as they are; of some of its matrices a product of two thin ones
-is added, and only these are trained, stored and remembered by the optimizer. The sum is never formed in
-training: the parameters of an adapted student hold `layers.LowRank` leaves.
+The pretrained weights W are frozen. A product of two thin matrices is added to some of them; only these are
+trained and stored. Training never forms the sum: an adapted student's parameters have `layers.LowRank`
+leaves.
 """
 
 import re
@@ -22,19 +22,19 @@ from cot_jax.models.pretrained import write_tensors
 from cot_jax.models.weights import Params, Weight, Weights, init
 
 _RANKS = range(1, 2**16)
-# Of `Lora.settings`, where they were saved.
+# The shape of a saved `Lora.settings`.
 SETTINGS: Shape = {"rank": _RANKS, "alpha": float, "targets": str}
 
 
 class Lora:
-    """Which weights of a student are trained: adapters of the targets, and all that is fresh.
+    """The trained weights of a student: adapters of the targets, and all fresh weights.
 
     Attributes:
       settings: the arguments, without the weights.
-      rank, alpha: R, and the product's weight times R.
-      weights: those that are trained: for every adapted matrix PATH/a (N, P, R) and PATH/b (N, R, Q) with N
-        layers, P inputs, Q outputs (all heads of an attention together) and R the rank, and weights that no
-        file has. As in the released code A is uniform within P**-0.5 and B zero: the start is the pretrained
+      rank, alpha: R, and R times the product's factor.
+      weights: the trained ones: for every adapted matrix PATH/a (N, P, R) and PATH/b (N, R, Q), with N
+        layers, P inputs and Q outputs (all heads of an attention together); and weights that no file has.
+        As in the released code, A is uniform within P**-0.5 and B zero: training starts from the pretrained
         student.
     """
 
@@ -43,11 +43,11 @@ class Lora:
         Args:
           weights: the student's.
           rank: R.
-          alpha: the product's weight is alpha / R.
-          targets: regular expression, found in the paths of the parameters that are adapted.
+          alpha: the product's factor is alpha / R.
+          targets: regular expression that is searched in the parameters' paths.
 
         Raises:
-          UserError: no expression, or no parameter has such a path, or one that is no layer's matrix.
+          UserError: `targets` is not a regular expression, matches no path, or one that is no layer's matrix.
         """
         self.settings = {"rank": rank, "alpha": alpha, "targets": targets}
         self.rank, self.alpha = rank, alpha
@@ -57,29 +57,25 @@ class Lora:
             raise UserError(f"config.model.lora_targets={targets!r}: {error}") from None
         self._adapted = {path: weight for path, weight in weights.items() if wanted.search(path)}
         if not self._adapted:
-            raise UserError(f"config.model.lora_targets={targets!r} is found in no parameter's path")
+            raise UserError(f"config.model.lora_targets={targets!r} matches no parameter's path")
         self.weights: dict[str, Weight] = {path: w for path, w in weights.items() if not w.theirs}
         for path, weight in self._adapted.items():
             if not weight.inputs or not weight.is_stacked:
                 raise UserError(
-                    f"config.model.lora_targets={targets!r} is found in {path}, no layer's matrix"
+                    f"config.model.lora_targets={targets!r} matches {path}, which is not a layer's matrix"
                 )
             N, (P, Q) = weight.layers, weight.matrix
-            # Small, and therefore whole on every device: their axes are none of the mesh's.
+            # Small, so replicated: the mesh has no axes for these letters.
             self.weights[f"{path}/a"] = Weight("Nio", (N, P, rank), 1, P**-0.5, weight.theirs)
             self.weights[f"{path}/b"] = Weight("Nio", (N, rank, Q), 1, 0.0, weight.theirs)
 
     @property
     def modules(self) -> dict[str, tuple[str, int]]:
-        """Every adapted matrix: its module in Hugging Face's files -> (path, layer)."""
-        return {
-            weight.theirs.format(n=n).removesuffix(".weight"): (path, n)
-            for path, weight in self._adapted.items()
-            for n in range(weight.layers)
-        }
+        """Module in Hugging Face's files -> (path, layer), of every adapted matrix."""
+        return _modules(self._adapted)
 
     def init(self, rng: jax.Array, given: Params | None = None) -> Params:
-        """Trained parameters, float32, fresh but for those `given`; fresh adapters change nothing."""
+        """Initial trained parameters, float32, except those `given`. Initial adapters change nothing."""
         flat = flatten_dict(init(self.weights, rng, given), sep="/")
         for n, path in enumerate(sorted(self._adapted) if given is None else ()):
             shape_NPR = self.weights[f"{path}/a"].shape
@@ -89,8 +85,8 @@ class Lora:
 
     def attach(self, frozen: Params, trained: Params) -> Params:
         """The parameters of the adapted student; nothing is copied."""
-        # Here, and not where the weight is used: within a loop over layers its result would be kept for the
-        # backward pass, a copy of all layers' weights.
+        # Here and not at the use of the weight: a loop over layers would keep the result for the backward
+        # pass, a copy of all layers' weights.
         frozen = jax.lax.stop_gradient(frozen)
         flat, own = flatten_dict(frozen, sep="/"), flatten_dict(trained, sep="/")
         for path in self._adapted:
@@ -100,7 +96,7 @@ class Lora:
 
 
 def merged(params: Params) -> Params:
-    """The parameters of an adapted student without `LowRank` leaves, float32: for files."""
+    """An adapted student's parameters with its `LowRank` leaves summed, float32."""
 
     def one(leaf):
         if not isinstance(leaf, LowRank):
@@ -112,7 +108,7 @@ def merged(params: Params) -> Params:
 
 
 def fingerprint(params: Params) -> int:
-    """A checksum of NumPy parameters: with any others an adapter is worth nothing."""
+    """A checksum of NumPy parameters: an adapter fits no others."""
     crc = 0
     for _, leaf in sorted(flatten_dict(params, sep="/").items()):
         crc = zlib.crc32(np.ascontiguousarray(leaf).data, crc)
@@ -123,7 +119,7 @@ def fingerprint(params: Params) -> int:
 
 _CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
-# What PEFT can do beyond a product of two matrices, and the value that means "not done".
+# PEFT's options beyond a product of two matrices, and the values that switch them off.
 _PLAIN = {
     "peft_type": "LORA",
     "bias": "none",
@@ -136,9 +132,9 @@ _PLAIN = {
 
 
 def write_adapter(directory: Path, lora: Lora, trained: Params, base: str, task: str | None = None) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors, which PEFT reads onto the weights `base`.
+    """Writes adapter_config.json and adapter_model.safetensors, which PEFT applies to the weights `base`.
 
-    `task` is PEFT's name of what they are for, by which its Auto classes load both at once.
+    PEFT's Auto classes load both at once by `task`, its name of their purpose.
     """
     flat = flatten_dict(trained, sep="/")
     tensors = {}
@@ -161,11 +157,11 @@ def write_adapter(directory: Path, lora: Lora, trained: Params, base: str, task:
 
 
 def read_adapter(directory: Path, weights: Weights) -> tuple[Lora, Params]:
-    """Reads what PEFT or `write_adapter` wrote: which weights are adapted, and the adapter in NumPy arrays.
+    """Reads an adapter of PEFT or `write_adapter`: the adapted weights, and the adapter in NumPy arrays.
 
     Raises:
-      UserError: files that are missing or malformed, options other than a plain product, tensors that are not
-        those of the student with `weights`, or more of them.
+      UserError: a file is missing or malformed, it has options other than a plain product, or its tensors
+        are not exactly those of a student with `weights`.
     """
     file = directory / _CONFIG
     config = read_json(file, {"r": _RANKS, "lora_alpha": float})
@@ -177,16 +173,11 @@ def read_adapter(directory: Path, weights: Weights) -> tuple[Lora, Params]:
     for key, plain in _PLAIN.items():
         if config.get(key) not in (plain, None):
             raise UserError(f"{file}: {key} is {config[key]!r}; only {plain!r} can be read")
-    paths = {
-        weight.theirs.format(n=n).removesuffix(".weight"): path
-        for path, weight in weights.items()
-        if weight.inputs and weight.is_stacked
-        for n in range(weight.layers)
-    }
+    paths = _modules({path: w for path, w in weights.items() if w.inputs and w.is_stacked})
     modules = {name: name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in tensors}
     if unknown := sorted(name for name, module in modules.items() if module not in paths):
         raise UserError(f"{directory / _TENSORS}: {unknown[0]} adapts no layer's matrix of the student")
-    adapted = sorted({paths[module] for module in modules.values()})
+    adapted = sorted({paths[module][0] for module in modules.values()})
     targets = "|".join(f"^{re.escape(path)}$" for path in adapted)
     lora = Lora(weights, rank=rank, alpha=alpha, targets=targets or "$^")
     flat = {path: np.empty(w.shape, np.float32) for path, w in lora.weights.items() if w.theirs}
@@ -201,8 +192,17 @@ def read_adapter(directory: Path, weights: Weights) -> tuple[Lora, Params]:
             place[n] = tensor.T.astype(np.float32)
     known = {_tensor(name, side) for name in lora.modules for side in "ab"}
     if unknown := sorted(tensors.keys() - known):
-        raise UserError(f"{directory / _TENSORS}: {unknown[0]} is no part of a plain product")
+        raise UserError(f"{directory / _TENSORS}: {unknown[0]} is not part of a plain product")
     return lora, unflatten_dict(flat, sep="/")
+
+
+def _modules(weights: Weights) -> dict[str, tuple[str, int]]:
+    """Module in Hugging Face's files -> (path, layer) of the weights."""
+    return {
+        weight.theirs.format(n=n).removesuffix(".weight"): (path, n)
+        for path, weight in weights.items()
+        for n in range(weight.layers)
+    }
 
 
 _PREFIX = "base_model.model."

@@ -1,4 +1,4 @@
-"""Weights in Hugging Face's files, read and written by a student's table of weights."""
+"""Reads and writes weights in Hugging Face's files by a student's table of weights."""
 
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -47,19 +47,19 @@ def read(
     Args:
       aliases: other names of a tensor -> its name; copies must be equal.
       leftovers: regular expressions of tensors that are ignored and counted.
-      prefix: what the names may lack: files of a model without its head have none.
-      optional: paths of weights that need not be there.
+      prefix: prefix that the names may lack, as in files of a model without its head.
+      optional: paths of weights that may be missing.
       more_layers: whether the files may have more layers than the table; these are ignored and counted.
 
     Returns:
-      The parameters, a nested dict of float32 NumPy arrays, without those that are fresh; and lines that say
-      what was ignored and what is fresh.
+      The parameters, a nested dict of float32 NumPy arrays, without fresh ones; and lines that report what
+      was ignored and what is fresh.
 
     Raises:
       UserError: nothing to read, or the tensors are not exactly those of the table (the first quantized,
         unknown, missing, repeated or misshapen one is named).
     """
-    # Tensor name -> (path of the parameter, what of it the tensor fills).
+    # Tensor name -> (path of the parameter, index of the part that the tensor fills).
     places = {
         weight.theirs.format(n=n): (path, n if weight.is_stacked else ...)
         for path, weight in weights.items()
@@ -76,7 +76,7 @@ def read(
         if beyond(name) or any(re.fullmatch(pattern, name) for pattern in leftovers):
             ignored.append(name)
             continue
-        # First, as their tensors have other shapes and names, too.
+        # Checked first: quantized tensors also differ in name and shape.
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise UserError(
                 f"{file}: tensor {name} is {tensor.dtype}; quantized weights cannot be read: take the "
@@ -96,7 +96,7 @@ def read(
         expected = _torch_shape(weight)
         if tensor.shape != expected:
             raise UserError(f"{file}: tensor {name} is {tensor.shape}, config.json asks for {expected}")
-        # Only now: sizes that no tensor has would ask for any amount of memory.
+        # Allocated only now: config.json may claim any size.
         if path not in params:
             params[path] = np.empty(weight.shape, np.float32)
         array = params[path][part]
@@ -127,7 +127,7 @@ def read(
 
 
 def _beyond(weights: Weights, prefix: str) -> Callable[[str], bool]:
-    """Whether a tensor is one of a layer behind the table's last."""
+    """A test whether a tensor belongs to a layer after the table's last."""
     layers = {}
     for weight in weights.values():
         if weight.is_stacked:
@@ -142,7 +142,7 @@ def _beyond(weights: Weights, prefix: str) -> Callable[[str], bool]:
 
 
 def is_tied(params: Params) -> bool:
-    """Whether the embedding serves as the head: there is no other, or it is equal."""
+    """Whether the embedding serves as the head: there is no other head, or it is equal."""
     return _HEAD not in params or np.array_equal(params[_HEAD], params[_EMBEDDING].T)
 
 
@@ -165,19 +165,19 @@ def write(directory: Path, config: dict[str, Any], weights: Weights, params: Par
 
 
 def write_tensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes safetensors as PyTorch has them.
+    """Writes safetensors in PyTorch's format.
 
     Raises:
       OSError: they cannot be written.
     """
     try:
         save_file(tensors, file, metadata={"format": "pt"})
-    except safetensors.SafetensorError as error:  # the Rust side's, of a full disk, too
+    except safetensors.SafetensorError as error:  # also raised for a full disk
         raise OSError(str(error)) from None
 
 
 def to_torch(weight: Weight, array: np.ndarray) -> np.ndarray:
-    """A layer's part as PyTorch has it: (outputs, inputs) of a linear map."""
+    """A layer's part in PyTorch's layout: (outputs, inputs) for a linear map."""
     shape = _torch_shape(weight)
     return array.reshape(shape[::-1]).T if weight.inputs else array.reshape(shape)
 
@@ -189,22 +189,22 @@ def _torch_shape(weight: Weight) -> tuple[int, ...]:
 
 
 def _tensors(directory: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
-    """(file, tensor name, tensor in torch's layout), one after another: models can be large."""
+    """Yields (file, tensor name, tensor in PyTorch's layout), one at a time: models can be large."""
     name, files = _weight_files(directory)
     for file in files:
         try:
             for tensor_name, tensor in _READERS[name](file):
                 if not isinstance(tensor, np.ndarray):
-                    raise TypeError(f"{tensor_name} is no tensor but {type(tensor).__name__}")
+                    raise TypeError(f"{tensor_name} is not a tensor but {type(tensor).__name__}")
                 yield file, tensor_name, tensor
         except UserError:
             raise
-        except Exception as error:  # of safetensors, msgpack, PyTorch, and what follows from other contents
+        except Exception as error:  # of safetensors, msgpack, PyTorch, or caused by the contents
             raise UserError(f"{file}: cannot be read ({first_line(error)})") from None
 
 
 def _weight_files(directory: Path) -> tuple[str, list[Path]]:
-    """The first format of `_READERS` that the directory has, and its files."""
+    """The first format of `_READERS` found in the directory, and its files."""
     for name in _READERS:
         if (directory / name).is_file():
             return name, [directory / name]
@@ -213,7 +213,7 @@ def _weight_files(directory: Path) -> tuple[str, list[Path]]:
             shards = sorted(set(read_json(index, {"weight_map": {str: str}})["weight_map"].values()))
             for shard in shards:
                 if Path(shard).name != shard:
-                    raise UserError(f"{index}: {shard!r} is no file beside it")
+                    raise UserError(f"{index}: {shard!r} is not a file beside it")
             return name, [directory / shard for shard in shards]
     raise UserError(f"{directory}: no weights; expected one of {', '.join(_READERS)}")
 
@@ -225,7 +225,7 @@ def _read_safetensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _read_msgpack(file: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Flax's layout: linear maps are called "kernel" and transposed, embeddings "embedding"."""
+    """Flax's layout: linear maps are named "kernel" and transposed, embeddings "embedding"."""
     for path, array in flatten_dict(msgpack_restore(file.read_bytes())).items():
         name = ".".join((*path[:-1], "weight"))
         yield name, array.T if path[-1] == "kernel" and isinstance(array, np.ndarray) else array
@@ -237,7 +237,7 @@ def _read_torch(file: Path) -> Iterator[tuple[str, np.ndarray]]:
     except ImportError:
         raise UserError(f"{file}: needs PyTorch to be read; install it, or give safetensors") from None
     for name, tensor in torch.load(file, map_location="cpu", weights_only=True).items():
-        # NumPy knows no torch.bfloat16.
+        # NumPy has no torch.bfloat16.
         yield name, (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
@@ -267,8 +267,8 @@ def fetch(path_or_id: str, *, weights: bool = True) -> Path:
             directory = Path(huggingface_hub.snapshot_download(path_or_id, allow_patterns=patterns))
             if any(directory.glob(f"{stem}*.{suffix}")):
                 return directory
-    except Exception as error:  # whatever the network and the Hub's client come up with
+    except Exception as error:  # anything from the network and the Hub's client
         raise UserError(
-            f"{path_or_id}: no such directory, and not to be had from the Hub ({first_line(error)}); {fix}"
+            f"{path_or_id}: no such directory, and the Hub does not provide it ({first_line(error)}); {fix}"
         ) from None
     raise UserError(f"{path_or_id}: the Hub has no weights of it in {', '.join(_READERS)}; {fix}")

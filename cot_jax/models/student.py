@@ -1,25 +1,25 @@
-"""What the rest of the house knows of a model, and the one place that knows which families there are."""
+"""The table of families, and how students are built, read and saved."""
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from cot_jax.batch import Batch, Texts, Tokens, Work
+from cot_jax.batch import Texts
 from cot_jax.errors import UserError
 from cot_jax.files import Shape, misfit
 from cot_jax.models import bert, deberta, llama, pretrained, t5
+from cot_jax.models.base import Student
 from cot_jax.models.bert import Bert
 from cot_jax.models.deberta import Deberta
-from cot_jax.models.decoding import Prompt
 from cot_jax.models.llama import Llama
 from cot_jax.models.t5 import T5
-from cot_jax.models.weights import Params, Weights
+from cot_jax.models.weights import Params
 
 # model_type of config.json -> the class of its students
 FAMILIES: dict[str, Any] = (
@@ -29,8 +29,8 @@ FAMILIES: dict[str, Any] = (
     | dict.fromkeys(("deberta", "deberta-v2"), Deberta)
 )
 _SIZES, _LAYERS, _IDS = range(1, 2**24), range(1, 2**12), range(-1, 2**24)
-# Fields of config.json in any family, where they are given. What is out of any model's range is refused
-# before something is made of that size. A family looks closer at its own.
+# Fields of config.json in any family. Values out of any model's range are refused before an array of that
+# size is made. Each family checks its own fields further.
 _ARCHITECTURE: Shape = {
     "model_type?": str,
     **dict.fromkeys(
@@ -64,91 +64,15 @@ _ARCHITECTURE: Shape = {
 PRESETS: dict[str, Any] = t5.PRESETS | llama.PRESETS | bert.PRESETS | deberta.PRESETS
 
 
-class Student(Protocol):
-    """A model that learns views: pure functions of parameters, which are a plain nested dict.
-
-    Attributes:
-      config: the architecture, with `vocab_size` and `dropout_rate`.
-      outputs: columns of the head: tokens of the vocabulary, or classes.
-      labels: names of the classes; () for students that write.
-      weights: every parameter, by its path.
-      aliases, leftovers, optional: of tensors in Hugging Face's files, as `pretrained.read` takes them.
-      prefix: of tensor names, which some files leave out.
-      format: name of the texts' format, one of `text.formats.FORMATS`.
-      unrolls: whether loops over layers are unrolled on CPU: compiled longer, faster where layers are few.
-      usual: config.model's values that stand for "the family's own".
-      hf_class, peft_task: the class of Transformers that reads an export, and what PEFT calls its task.
-      ends: any of these ids ends a target.
-      pad_id: what follows the end.
-    """
-
-    peft_task: str
-    format: str
-    unrolls: bool
-    usual: ClassVar[Mapping[str, Any]]
-
-    @property
-    def hf_class(self) -> str: ...
-    @property
-    def prefix(self) -> str: ...
-    @property
-    def aliases(self) -> Mapping[str, str]: ...
-    @property
-    def leftovers(self) -> tuple[str, ...]: ...
-    @property
-    def optional(self) -> tuple[str, ...]: ...
-    @property
-    def labels(self) -> tuple[str, ...]: ...
-    @property
-    def config(self) -> Any: ...
-    @property
-    def outputs(self) -> int: ...
-    @property
-    def weights(self) -> Weights: ...
-    @property
-    def pad_id(self) -> int: ...
-    @property
-    def ends(self) -> tuple[int, ...]: ...
-
-    def architecture(self) -> dict[str, Any]:
-        """Hugging Face's config.json, of which `build` makes this student again."""
-
-    def hidden(self, params: Params, batch: Batch, dropout_rng: jax.Array | None) -> dict[str, jax.Array]:
-        """Per view the states (G, Y, D) that predict the target tokens: logits_GYV = hidden_GYD @ head_DV.
-
-        Teacher forcing; dropout where a key is given, with masks that depend on the numbers of the examples
-        and not on where they are in the batch.
-        """
-
-    def head(self, params: Params) -> jax.Array:
-        """(D, V) float32."""
-
-    def require_length(self, longest: int) -> None:
-        """
-        Raises:
-          UserError: the student cannot read an input of `longest` tokens.
-        """
-
-    def prompt(self, params: Params, inputs: Tokens, most: int, rows: int = 1) -> Prompt:
-        """What `decoding` needs to write up to `most` tokens, in `rows` adjacent rows for each input."""
-
-    def flops(self, works: Sequence[Work]) -> np.ndarray:
-        """Floating-point operations of the forward pass's matrix products over some views, head included.
-
-        A training step takes three times as many, not counting what is computed twice to save memory.
-        """
-
-
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a student computes; none of it is part of the architecture.
+    """How a student computes; not part of the architecture.
 
     Attributes:
-      dropout_rate: replaces the architecture's own.
-      dtype: of the arithmetic.
-      unroll: whether training unrolls the loop over layers, if the family gains by it: for CPU, slow to
-        compile elsewhere.
-      remat: what of a layer the backward pass computes again, one of `layers.REMAT`.
+      dropout_rate: replaces the architecture's rate.
+      dtype, remat: as in `Student`.
+      unroll: whether training unrolls loops over layers, if the family benefits (`Student.unrolls`); for
+        CPU, slow to compile elsewhere.
     """
 
     dropout_rate: float = 0.0
@@ -158,7 +82,7 @@ class Options:
 
 
 def family(pretrained_path: str, preset: str) -> Any:
-    """The class of the students of a directory or Hub repository, of which config.json is read, or a preset.
+    """The class of the student in a directory or Hub repository (by its config.json), or of a preset.
 
     Raises:
       UserError: see `build` and `from_scratch`.
@@ -172,18 +96,20 @@ def build(json: Mapping[str, Any], options: Options) -> Student:
     """The student of a config.json, by its model_type.
 
     Raises:
-      UserError: an unknown model_type, or values that make no model.
+      UserError: the model_type or a value is unknown or wrong.
     """
     if wrong := misfit(json, _ARCHITECTURE):
         raise UserError(f"config.json: {wrong}")
-    return _with_options(_family(json).config_class.from_json(json), options)
+    if (kind := json.get("model_type")) not in FAMILIES:
+        raise UserError(f"config.json: model_type is {kind!r}, known: {', '.join(FAMILIES)}")
+    return _with_options(FAMILIES[kind].config_class.from_json(json), options)
 
 
 def from_scratch(preset: str, *, texts: Texts, options: Options) -> Student:
-    """An untrained student of some texts.
+    """An untrained student for some texts.
 
-    The embedding gets as many rows, rounded up to a multiple of 128 as in T5 (32,100 -> 32,128):
-    it then splits evenly over devices.
+    The embedding has one row per token, rounded up to a multiple of 128 as in T5 (32,100 -> 32,128), so it
+    splits evenly over devices.
 
     Raises:
       UserError: no such preset.
@@ -195,14 +121,14 @@ def from_scratch(preset: str, *, texts: Texts, options: Options) -> Student:
 def from_pretrained(
     path_or_id: str, options: Options, texts: Texts | None = None, layers: int = 0
 ) -> tuple[Student, Params, list[str]]:
-    """The student of a local directory or Hub repository, its parameters as NumPy arrays, and what to report.
+    """The student of a directory or Hub repository, its parameters as NumPy arrays, and lines to report.
 
-    The head is the file's own where there is one that differs from the embedding, whatever config.json says
-    of tying. A classifier of other classes is not read, one of the same classes in another order is permuted.
+    A head that differs from the embedding is used, whatever config.json says about tying. A classifier of
+    other classes is not read; one of the same classes in another order is permuted.
 
     Args:
-      texts: those that it is to read and write; None: as config.json says.
-      layers: take so many, the first ones; 0: all.
+      texts: the texts it will read and write; None: as in config.json.
+      layers: take the first `layers` layers; 0: all.
 
     Raises:
       UserError: see `build` and `pretrained.read`.
@@ -218,7 +144,7 @@ def from_pretrained(
         leftovers += map(re.escape, names)
         if saved.labels:
             report.append(
-                f"{directory}: its classifier tells {', '.join(saved.labels)} apart and is not used"
+                f"{directory}: its classifier is not used, its classes are {', '.join(saved.labels)}"
             )
     params, found = pretrained.read(
         directory,
@@ -250,12 +176,12 @@ def _tied(student: Any, tied: bool) -> Student:
 def without_weights(
     path_or_id: str, options: Options, texts: Texts | None = None, layers: int = 0
 ) -> Student:
-    """The student of `from_pretrained`, of which config.json alone is read."""
+    """The student of `from_pretrained`, from config.json alone."""
     return _adapted(_built(path_or_id, options), texts, layers)
 
 
 def _built(path_or_id: str, options: Options) -> Student:
-    """The student of a directory's or a repository's config.json, which errors name."""
+    """The student of a directory's or repository's config.json, which errors name."""
     try:
         return build(pretrained.read_config(path_or_id), options)
     except UserError as error:
@@ -265,7 +191,7 @@ def _built(path_or_id: str, options: Options) -> Student:
 
 
 def _adapted(student: Any, texts: Texts | None, layers: int) -> Student:
-    """The student of some texts, whose ends its config.json need not name, with its first layers."""
+    """The student for some texts, whose special ids replace those of config.json, with its first layers."""
     config = student.config
     if layers:
         if layers > (most := config.num_hidden_layers):
@@ -277,7 +203,7 @@ def _adapted(student: Any, texts: Texts | None, layers: int) -> Student:
 
 
 def save(directory: Path, student: Student, params: Params) -> None:
-    """Writes weights and config.json that Transformers loads."""
+    """Writes weights and a config.json that Transformers loads."""
     pretrained.write(directory, student.architecture(), student.weights, params)
 
 
@@ -285,13 +211,6 @@ def _with_options(config: Any, options: Options) -> Student:
     config = dataclasses.replace(config, dropout_rate=options.dropout_rate)
     of_family = _class_of(config)
     return of_family(config, options.dtype, options.unroll and of_family.unrolls, options.remat)
-
-
-def _family(json: Mapping[str, Any]) -> Any:
-    kind = json.get("model_type")
-    if kind not in FAMILIES:
-        raise UserError(f"config.json: model_type is {kind!r}, known: {', '.join(FAMILIES)}")
-    return FAMILIES[kind]
 
 
 def _preset(name: str) -> Any:

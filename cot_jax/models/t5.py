@@ -4,8 +4,8 @@ v1.0 is Raffel et al., "Exploring the Limits of Transfer Learning with a Unified
 Transformer" (arXiv:1910.10683); the gated feed-forward of v1.1 and Flan is Shazeer, "GLU Variants
 Improve Transformer" (arXiv:2002.05202).
 
-Shape suffixes: G groups, E examples of a group, X input slots, Y target slots of a group, R rows that are
-decoded (E or a multiple of it for each group), S input positions, T decoder positions, D model, H heads, K
+Shape suffixes: G groups, E examples of a group, X input slots, Y target slots of a group, R decoded
+rows (E or a multiple of it for each group), S input positions, T decoder positions, D model, H heads, K
 head size, F feed-forward, V vocabulary, N layers, P position buckets.
 """
 
@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 
 from cot_jax.batch import Batch, Segments, Texts, Tokens, Work
 from cot_jax.errors import UserError
+from cot_jax.models.base import Student, read_fields
 from cot_jax.models.decoding import Prompt
 from cot_jax.models.layers import (
     Attention,
@@ -33,6 +33,7 @@ from cot_jax.models.layers import (
     embed,
     linear,
     rms_norm,
+    split_key,
     stack,
 )
 from cot_jax.models.weights import Params, Weight, Weights
@@ -46,10 +47,10 @@ _FEED_FORWARD: dict[str, tuple[Callable, bool]] = {
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """The architecture, in the field names and with the defaults of Hugging Face's config.json.
+    """The architecture, with the field names and defaults of Hugging Face's config.json.
 
-    `tie_word_embeddings` says whether the head is the embedding, `scale_decoder_outputs` whether
-    hidden states are multiplied by d_model**-0.5 before the head. v1.0 does both, v1.1 neither.
+    With `tie_word_embeddings` the head is the embedding, with `scale_decoder_outputs` hidden states are
+    multiplied by d_model**-0.5 before the head. v1.0 does both, v1.1 neither.
     """
 
     vocab_size: int = 32128
@@ -77,13 +78,9 @@ class T5Config:
         Raises:
           UserError: an unknown feed_forward_proj, a value of the wrong type.
         """
-        given = {f.name: json[f.name] for f in dataclasses.fields(cls) if json.get(f.name) is not None}
-        for name, value in given.items():
-            expected = type(getattr(cls, name))
-            if not isinstance(value, (int, float) if expected is float else expected):
-                raise UserError(f"config.json: {name} is {value!r}, expected {expected.__name__}")
-        # transformers 5 rewrites tie_word_embeddings to true in everything it saves and keeps what
-        # it used to mean in scale_decoder_outputs; older files have the first field only.
+        given = read_fields(cls, json)
+        # Transformers 5 always saves tie_word_embeddings as true and keeps its old meaning in
+        # scale_decoder_outputs; older files have the first field only.
         given.setdefault("scale_decoder_outputs", given.get("tie_word_embeddings", True))
         given.setdefault("num_decoder_layers", given.get("num_layers", cls.num_layers))
         given.setdefault("decoder_start_token_id", given.get("pad_token_id", cls.pad_token_id))
@@ -99,17 +96,21 @@ class T5Config:
             )
         return config
 
+    def to_json(self) -> dict[str, Any]:
+        names = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"}
+        return names | dataclasses.asdict(self)
+
     def resized(self, vocab_size: int, pad_id: int | None) -> "T5Config":
-        """With an embedding of so many rows; decoding starts from the padding."""
+        """A copy with `vocab_size` rows of the embedding; decoding starts from the padding id."""
         pad = self.pad_token_id if pad_id is None else pad_id
         return dataclasses.replace(self, vocab_size=vocab_size, pad_token_id=pad, decoder_start_token_id=pad)
 
     def for_texts(self, texts: Texts) -> "T5Config":
-        """With the id that ends some texts."""
+        """A copy with the end token of `texts`."""
         return dataclasses.replace(self, eos_token_id=texts.end_id)
 
     def with_layers(self, layers: int) -> "T5Config":
-        """With the first layers of both stacks alone."""
+        """A copy with the first `layers` layers of both stacks."""
         return dataclasses.replace(self, num_layers=layers, num_decoder_layers=layers)
 
     @property
@@ -145,7 +146,7 @@ def relative_position_bucket(
 ) -> np.ndarray:
     """The bias bucket of each distance (key position - query position), int32 of the same shape.
 
-    Half of the buckets hold one distance each, the others grow logarithmically up to `max_distance`
+    Half of the buckets hold one distance each, the others logarithmic ranges up to `max_distance`
     (Raffel et al., section 2.1). Causal attention has no bucket for the future: it counts as 0.
     """
     offset = np.zeros_like(distance)
@@ -156,34 +157,24 @@ def relative_position_bucket(
     else:
         distance = np.maximum(-distance, 0)
     exact = num_buckets // 2
-    # On the host, because accelerators' logarithms differ in the last bit, and at the powers of two
-    # that is another bucket.
+    # On the host: accelerators' logarithms differ in the last bit, which at powers of two changes the bucket.
     log = np.log(np.maximum(distance, exact) / exact) / np.log(max_distance / exact)
     coarse = np.minimum(exact + (log * (num_buckets - exact)).astype(np.int32), num_buckets - 1)
     return (offset + np.where(distance < exact, distance, coarse)).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
-class T5:
+class T5(Student):
     """T5 as a `Student`.
 
-    Dropout is active where `hidden` gets a key: after the embeddings, on the attention weights, inside the
-    feed-forward, on each residual branch and after the final norms.
+    Dropout follows the embeddings, the attention weights, the activation of the feed-forward, each residual
+    branch and the final norms.
 
-    Attributes:
-      config: the architecture.
-      dtype: of the arithmetic.
-      unroll: whether `hidden` unrolls its loops over layers. On CPU, v1.1-small, a training step then takes
-        0.91 of the time and compiling 1.5 times as long; decoding always loops, which takes 0.70 of the time:
-        a step of it does little else than read weights.
-      remat: what of a layer the backward pass of `hidden` computes again, one of `layers.REMAT`.
+    On CPU (v1.1-small), unrolling makes a training step take 0.91 of the time and compiling 1.5 times as
+    long. Decoding always loops, which takes 0.70 of the time: a decoding step does little but read weights.
     """
 
     config: T5Config
-    dtype: DTypeLike = jnp.float32
-    unroll: bool = False
-    remat: str = "none"
-
     config_class = T5Config
     hf_class = "AutoModelForSeq2SeqLM"
     peft_task = "SEQ_2_SEQ_LM"
@@ -195,8 +186,6 @@ class T5:
         "lora_alpha": 16.0,
         "lora_targets": "attention/[qv]$",
     }
-    unrolls = True
-    prefix = ""
     # Other names of the embedding, and a bias in v1.0's checkpoints that T5 does not have.
     aliases: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"), "shared.weight"
@@ -205,30 +194,9 @@ class T5:
         r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
     )
 
-    labels: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def optional(self) -> tuple[str, ...]:
-        """Where the embedding serves as the head, files need not have one."""
-        return ("head",) if self.config.tie_word_embeddings else ()
-
-    @property
-    def outputs(self) -> int:
-        return self.config.vocab_size
-
-    @property
-    def pad_id(self) -> int:
-        return self.config.pad_token_id
-
     @property
     def ends(self) -> tuple[int, ...]:
         return (self.config.eos_token_id,)
-
-    def architecture(self) -> dict[str, Any]:
-        return {
-            "architectures": ["T5ForConditionalGeneration"],
-            "model_type": "t5",
-        } | dataclasses.asdict(self.config)
 
     @cached_property
     def weights(self) -> Weights:
@@ -236,9 +204,8 @@ class T5:
         D, H, K, F, V = c.d_model, c.num_heads, c.d_kv, c.d_ff, c.vocab_size
         table = {"embedding": Weight("VD", (V, D), 0, 1.0, "shared.weight")}
         if not c.tie_word_embeddings:
-            # As t5x, not as transformers (1.0): the final norm's output has unit entries and v1.1
-            # does not scale it, so this is what makes the first logits N(0, 1) and the first loss
-            # about log V.
+            # As t5x, not as Transformers (1.0): the final norm's output has unit entries and v1.1 does not
+            # scale it, so this makes the first logits N(0, 1) and the first loss about log V.
             table["head"] = Weight("DV", (D, V), 1, D**-0.5, "lm_head.weight")
         attention = {
             "q": ("NDHK", (D, H, K), 1, (D * K) ** -0.5),  # without the factor K**-0.5 of the scores
@@ -279,7 +246,7 @@ class T5:
             Layout([getattr(batch.views[view], side) for view in views], batch.example)
             for side in ("inputs", "targets")
         )
-        encoder_key, *keys = _split(dropout_rng, 4)
+        encoder_key, *keys = split_key(dropout_rng, 4)
         encoded_GXD = self._encode(params, inputs, encoder_key)
         rate = self.config.dropout_rate
         biases = self._position_biases(params["decoder"], targets, False)
@@ -287,7 +254,7 @@ class T5:
         to_input = Attention(targets, inputs, [None] * len(views), rate=rate)
 
         def layer(x_GYD, w, key):
-            self_key, input_key, *keys = _split(key, 6)
+            self_key, input_key, *keys = split_key(key, 6)
 
             def attend_self(h_GYD):
                 return to_self(self_key, *_queries_keys_values(w["self_attention"], h_GYD, h_GYD))
@@ -297,17 +264,14 @@ class T5:
 
             return self._decoder_layer(x_GYD, w, attend_self, attend_input, keys, targets.seed_GX), None
 
-        x_GYD = embed(params["embedding"], self._shifted(targets), self.dtype)
+        # The targets shifted right, after the start token.
+        start, before_GY = self.config.decoder_start_token_id, jnp.roll(targets.ids_GX, 1, axis=1)
+        read_GY = jnp.where(targets.position_GX == 0, start, before_GY)
+        x_GYD = embed(params["embedding"], read_GY, self.dtype)
         x_GYD = self._drop(x_GYD, keys[0], targets.seed_GX)
         x_GYD, _ = self._stack(layer, x_GYD, params["decoder"]["layers"], keys[1])
         x_GYD = self._drop(self._norm(x_GYD, params["decoder"]["final_norm"]), keys[2], targets.seed_GX)
         return dict(zip(views, targets.split(self._scaled(x_GYD)), strict=True))
-
-    def head(self, params: Params) -> jax.Array:
-        return params["embedding"].T if self.config.tie_word_embeddings else params["head"]
-
-    def require_length(self, longest: int) -> None:
-        """Relative positions have no end."""
 
     def prompt(self, params: Params, inputs: Tokens, most: int, rows: int = 1) -> Prompt:
         c, (G, E) = self.config, inputs.length.shape
@@ -343,8 +307,8 @@ class T5:
                     return attend(q, [Keys(cache.keys[n], cache.values[n], mask_TT[None], bias_HTT_)])
 
                 def attend_input(h_RTD):
-                    # Rows that read the same input become more queries of it: it has no order of queries
-                    # to keep, and `rows` copies of its keys would be the most that a step reads.
+                    # Rows of the same input become more queries of it, whose order does not matter: `rows`
+                    # copies of its keys would dominate what a step reads.
                     h_BXD = h_RTD.reshape(G * E, -1, h_RTD.shape[-1])
                     q_BXHK = linear(h_BXD, w["cross_attention"]["q"])
                     y_BXHK = attend(q_BXHK, [Keys(k_BSHK, v_BSHK, mask_B1S)])
@@ -388,13 +352,13 @@ class T5:
         attention = Attention(inputs, inputs, biases, rate=self.config.dropout_rate)
 
         def layer(x_GXD, w, key):
-            self_key, *keys = _split(key, 4)
+            self_key, *keys = split_key(key, 4)
             h_GXD = self._norm(x_GXD, w["self_attention_norm"])
             y_GXHK = attention(self_key, *_queries_keys_values(w["self_attention"], h_GXD, h_GXD))
             x_GXD += self._drop(linear(y_GXHK, w["self_attention"]["o"], 2), keys[0], seed_GX)
             return by_example(self._feed_forward(x_GXD, w, keys[1:], seed_GX)), None
 
-        keys = _split(key, 3)
+        keys = split_key(key, 3)
         x_GXD = self._drop(embed(params["embedding"], inputs.ids_GX, self.dtype), keys[0], seed_GX)
         x_GXD, _ = self._stack(layer, x_GXD, encoder["layers"], keys[1])
         return self._drop(self._norm(x_GXD, encoder["final_norm"]), keys[2], seed_GX)
@@ -440,15 +404,6 @@ class T5:
     def _scaled(self, hidden: jax.Array) -> jax.Array:
         return hidden * self.config.d_model**-0.5 if self.config.scale_decoder_outputs else hidden
 
-    def _shifted(self, targets: Layout) -> jax.Array:
-        """(G, Y), the targets shifted right behind the start token."""
-        start = self.config.decoder_start_token_id
-        return jnp.where(targets.position_GX == 0, start, jnp.roll(targets.ids_GX, 1, axis=1))
-
 
 def _queries_keys_values(w: Params, x: jax.Array, memory: jax.Array) -> tuple[jax.Array, ...]:
     return linear(x, w["q"]), linear(memory, w["k"]), linear(memory, w["v"])
-
-
-def _split(key: jax.Array | None, count: int) -> Sequence[Any]:
-    return [None] * count if key is None else [*jax.random.split(key, count)]

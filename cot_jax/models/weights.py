@@ -1,8 +1,8 @@
-"""A weight is declared once: its axes, its inputs, its initial values and its name in Hugging Face's files.
+"""The table of weights: each one's axes, inputs, initial values and name in Hugging Face's files.
 
-Initialisation, shardings, files, weight decay, LoRA's and Adafactor's matrices and the gradient norms of
-layers all come from a family's table of weights. Parameters are a plain nested dict of float32 arrays; those
-of a stack's layers are one leaf with the layer as its first axis, below a key `layers`.
+A family declares each weight once. Initialisation, shardings, files, weight decay, LoRA's and Adafactor's
+matrices and layerwise gradient norms follow from the table. Parameters are a plain nested dict of float32
+arrays; a stack's layers share one leaf, with the layer as its first axis, below a key `layers`.
 """
 
 import math
@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 
 Params = dict[str, Any]
 
-# The mesh axis that divides each letter.
+# The mesh axis over which each letter is sharded.
 _MESH_AXES = {"D": "fsdp", "H": "model", "G": "model", "F": "model", "V": "model"}
 
 
@@ -26,13 +26,13 @@ class Weight(NamedTuple):
     """One parameter.
 
     Attributes:
-      axes: a letter for each dimension: N the layer (only ever first), D model, H heads, G key-value heads,
+      axes: a letter for each dimension: N layer (always first), D model, H heads, G key-value heads,
         K head size, F feed-forward, V vocabulary, P position buckets, W window of a convolution, E examples
         and C classes of a stored answer.
       shape: their sizes.
-      inputs: how many of them, after N, a linear map consumes; 0 for a bias, a norm or a table.
-      std: standard deviation of a fresh one; 0 for zeros (a bias), None for ones (a norm's scale).
-      theirs: tensor name in Hugging Face's files, "{n}" the layer; "" for one that no file has, such as a new
+      inputs: number of axes, after N, that a linear map consumes; 0 for a bias, a norm or a table.
+      std: initial standard deviation; 0: zeros (a bias), None: ones (a norm's scale).
+      theirs: tensor name in Hugging Face's files, with "{n}" for the layer; "" if no file has it, as of a new
         classification head.
     """
 
@@ -49,27 +49,27 @@ class Weight(NamedTuple):
 
     @property
     def layers(self) -> int:
-        """How many; 1 outside a stack."""
+        """Number of layers; 1 outside a stack."""
         return self.shape[0] if self.is_stacked else 1
 
     @property
     def is_vector(self) -> bool:
-        """Whether a layer's part is a norm's scale or a bias, whatever its axes."""
+        """Whether it is a norm's scale or a bias, whatever its axes."""
         return not self.inputs and not self.std
 
     @property
     def matrix(self) -> tuple[int, ...]:
-        """A layer's part as (inputs, outputs), or as (size,) of a vector."""
+        """Shape of a layer's part as a matrix (inputs, outputs), or (size,) of a vector."""
         sizes = self.shape[self.is_stacked :]
         if self.is_vector:
             return (math.prod(sizes),)
         return (math.prod(sizes[: self.inputs or 1]), math.prod(sizes[self.inputs or 1 :]))
 
     def partition(self, mesh: Mapping[str, int]) -> PartitionSpec:
-        """How the weight is divided on a mesh of these axis sizes.
+        """The weight's sharding on a mesh of these axis sizes.
 
-        Key-value heads that the axis does not divide are whole on every device: there may be fewer of them
-        than devices. A norm's scale is always whole.
+        Key-value heads are replicated if the axis does not divide them: there may be fewer heads than
+        devices. A norm's scale is always replicated.
         """
         if self.is_vector and self.axes[-1] == "D":
             return PartitionSpec()
@@ -85,14 +85,43 @@ class Weight(NamedTuple):
 Weights = Mapping[str, Weight]
 
 
+class Table:
+    """Collects the weights of a family with one stack of layers."""
+
+    def __init__(self, layers: int):
+        self.weights: dict[str, Weight] = {}
+        self._N = layers
+
+    def add(self, path: str, axes: str, shape: tuple[int, ...], inputs: int, std: float | None, theirs: str):
+        if path.startswith("layers/"):
+            axes, shape = f"N{axes}", (self._N, *shape)
+        self.weights[path] = Weight(axes, shape, inputs, std, theirs)
+
+    def linear(
+        self, path: str, axes: str, shape: tuple[int, ...], theirs: str, inputs: int = 1, bias: bool = True
+    ) -> None:
+        """Adds a map and its bias: `path`_bias, or bias beside a map called w."""
+        self.add(path, axes, shape, inputs, 0.02, f"{theirs}.weight")
+        if bias:
+            name = f"{path[:-1]}bias" if path.endswith("/w") else f"{path}_bias"
+            self.add(name, axes[inputs:], shape[inputs:], 0, 0.0, f"{theirs}.bias")
+
+    def scale(self, path: str, axis: str, size: int, theirs: str) -> None:
+        self.add(path, axis, (size,), 0, None, f"{theirs}.weight")
+
+    def norm(self, path: str, size: int, theirs: str) -> None:
+        self.scale(f"{path}/scale", "D", size, theirs)
+        self.add(f"{path}/bias", "D", (size,), 0, 0.0, f"{theirs}.bias")
+
+
 def shapes(weights: Weights) -> Params:
-    """The shapes of the parameters."""
+    """Shapes and dtypes of the parameters."""
     flat = {path: jax.ShapeDtypeStruct(weight.shape, jnp.float32) for path, weight in weights.items()}
     return unflatten_dict(flat, sep="/")
 
 
 def init(weights: Weights, rng: jax.Array, given: Params | None = None) -> Params:
-    """Fresh parameters, but for those `given`; each leaf depends on its path and the key only."""
+    """Initial parameters, except those `given`. Each leaf depends on its path and the key only."""
     ready = flatten_dict(given, sep="/") if given else {}
 
     def one(path: str, weight: Weight) -> jax.Array:
@@ -110,12 +139,12 @@ def init(weights: Weights, rng: jax.Array, given: Params | None = None) -> Param
 
 
 def decays(path: str, weight: Weight) -> bool:
-    """Whether weight decay acts on it: not on norms and biases, position biases included."""
+    """Whether weight decay applies: not to norms and biases, position biases included."""
     return not weight.is_vector and not path.endswith("bias")
 
 
 def layer_norms(tree: Params) -> dict[str, jax.Array]:
-    """Per stack of layers the norms (N,) of each layer's part of a tree with the parameters' paths."""
+    """For each stack, the norms (N,) of its layers in a tree with the parameters' paths."""
     squares: dict[str, jax.Array] = {}
     for path, leaf in flatten_dict(tree, sep="/").items():
         if found := re.match("(?:(.*)/)?layers/", path):

@@ -3,15 +3,15 @@
 T5's SentencePiece model drops newlines, tabs, repeated and outer spaces, rewrites what Unicode calls
 compatible (`½`), and has no `{ } < ^ ~ \\`, no backtick and few letters beyond ASCII; Transformers' decoding
 then removes spaces before punctuation ("is 3 ." becomes "is 3."). Here each of them is spelled with
-characters that are single pieces of T5's vocabulary and rare in code and in English:
+characters that are single pieces of T5's vocabulary and rare in code and English:
 
     •                newline
     »  «             four spaces, one space, wherever a plain space would be lost
     д л и ...        \\ { } < ^ ~ ` and tab, see `_MARKS`
-    ®HEX;            any other character, the marks among them, by its code point
+    ®HEX;            any other character, including the marks, by its code point
 
-The space that follows `•`, `»` or `«` before a word says nothing: with it T5 takes whole words instead of
-letters. The spelling depends on no vocabulary: a tokenizer that is trained on encoded texts learns the marks.
+A space between `•`, `»` or `«` and a word carries no information: with it T5 tokenizes whole words instead of
+letters. The spelling depends on no vocabulary: a tokenizer trained on encoded texts learns the marks.
 """
 
 import re
@@ -20,7 +20,7 @@ _NEWLINE, _SPACES, _SPACE, _ESCAPE = "•»«®"
 _INDENT = 4
 _MARKS = {"\\": "д", "{": "л", "}": "и", "<": "„", "^": "ț", "~": "ă", "`": "ş", "\t": "т"}
 _SIGNS = {mark: sign for sign, mark in _MARKS.items()}
-# What else T5 has a piece for.
+# Other characters that T5 has a piece for.
 _LETTERS = "ÉÜßàáâäçèéêîóôöùûü€£°\u2013\u2014\u2018\u2019\u201c\u201d"  # dashes and quotation marks
 
 # A space is lost in a run, at either end, beside a newline, and where Transformers tidies English up.
@@ -30,12 +30,12 @@ _SPELLED = re.compile(rf"{_ESCAPE}([0-9a-f]{{1,6}});|([{_NEWLINE}{_SPACES}{_SPAC
 
 
 def encode(text: str) -> str:
-    """Returns `text` on one line, in characters that T5 keeps; `decode` gives `text` back, whatever it is."""
+    """Returns `text` on one line, in characters that T5 keeps; `decode` restores any text."""
     return _BEFORE_WORD.sub(" ", _TO_SPELL.sub(_spell, text))
 
 
 def decode(text: str) -> str:
-    """Returns the text that `encode` spelled; never fails, for a student writes what it likes."""
+    """Returns the text that `encode` spelled; never fails, whatever a student writes."""
     return _SPELLED.sub(_read, text)
 
 

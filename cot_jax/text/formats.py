@@ -1,14 +1,14 @@
-"""Formats: how questions and targets become token ids, and what a student writes becomes text again.
+"""Formats: how questions and targets become token ids, and how ids become text again.
 
 Each family of students reads one format. Only the format knows what joins the parts of a question, what ends
-an input or a target, and what a target's ids stand for.
+an input or a target, and what the ids of a target mean.
 """
 
 import collections
 import dataclasses
 import functools
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
@@ -24,11 +24,11 @@ _CLASSES: Shape = {"labels": [str], "parts": range(1, 1000), "multiple_choice": 
 _SPELLED = " (spelled by the codec)"
 _NO_LIMIT = 2**30
 
-# What plain prompts put behind a question, and between one example and the next.
+# What plain prompts put after a question, and between examples.
 _ASK, _BETWEEN = "\nAnswer:", "\n\n"
 _BLANK = re.compile("\n{2,}")
-# Questions that have nothing in common: what their prompts share, all prompts do. A digit or a mark may merge
-# with what is beside it, so that the first two alone, which are words, say what stands behind a word.
+# Questions with nothing in common: what their prompts share, all prompts share. Digits and marks may merge
+# with their neighbours, so only the first two, which are words, show what follows a word.
 _QUESTIONS = (("a",), ("B",), ("0",), ('"',))
 
 _Row = TypeVar("_Row", str, list[int])
@@ -41,8 +41,8 @@ class Encoded(NamedTuple):
     """Token ids of some texts.
 
     Attributes:
-      ids: of each text, without the prefix; empty where there is no text.
-      report: what was counted, in words.
+      ids: of each text, without the prefix; empty for a missing text.
+      report: counts, in words.
       prefix: ids that all texts begin with.
     """
 
@@ -55,45 +55,51 @@ class Encoded(NamedTuple):
 class Format:
     """Text to token ids and back.
 
-    What is here is what most formats do: a question and its targets are encoded one apart from the other, and
-    there is no place for shots and no likelihood of a continuation.
+    The defaults encode a question and its targets separately and support neither shots nor the likelihood of
+    a continuation.
 
     Attributes:
-      tokenizer: of the inputs.
-      spelled: names of the views whose targets are spelled by `codec`.
+      tokenizer: tokenizer of the inputs.
+      spelled: views whose targets are spelled by `codec`.
     """
 
     tokenizer: Tokenizer
     spelled: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
 
-    reader: ClassVar[str]  # whose format it is, for an error
+    reader: ClassVar[str]  # who reads the format, for errors
     needs: ClassVar[tuple[str, ...]]  # special tokens that the tokenizer must have
-    words: ClassVar[tuple[str, ...]] = ()  # texts of the format's own, for a tokenizer's training
+    words: ClassVar[tuple[str, ...]] = ()  # texts that the format adds, to train a tokenizer on
 
     @property
     def texts(self) -> Texts:
-        """What a student must know of the texts."""
+        """What a student must know about the texts."""
         return Texts(self.tokenizer.size, self.tokenizer.hf.pad_token_id, self.tokenizer.eos_id)
 
     def fit(self, targets: Mapping[str, Sequence[str]], exact: Collection[str]) -> Self:
-        """Returns the format for views that learn these targets.
+        """Returns the format for views with these targets: it spells those that it would otherwise lose.
 
         Args:
           targets: by the view's name.
-          exact: views whose targets must be decoded to the letter; others may lose white space.
+          exact: views whose targets must decode exactly; others may lose white space.
         """
-        return dataclasses.replace(
-            self, spelled=_to_spell(dataclasses.replace(self, spelled=()), targets, exact)
-        )
+        plain, lost = dataclasses.replace(self, spelled=()), []
+        for view, texts in targets.items():
+            rows = plain.targets(view, texts, _NO_LIMIT).ids
+            pairs = zip(rows, texts, strict=True)
+            if plain.tokenizer.unknown_rate(rows) or (
+                view in exact and any(plain.decode(view, row) != text for row, text in pairs)
+            ):
+                lost.append(view)
+        return dataclasses.replace(self, spelled=tuple(lost))
 
     def with_shots(self, shots: Sequence[Shot]) -> Self:
         """Returns the format that shows these examples before every question. They are not saved.
 
         Raises:
-          UserError: the format has no place for them.
+          UserError: the format does not support examples.
         """
         if shots:
-            raise UserError(f"{len(shots)} shots: {self.reader} reads a question alone; show it none")
+            raise UserError(f"{len(shots)} shots: {self.reader} reads the question only; use --shots=0")
         return self
 
     def pairs(
@@ -105,18 +111,18 @@ class Format:
         most_input: int,
         most_target: int,
     ) -> tuple[Encoded, Encoded]:
-        """Returns what is read and what is learned to be written of some examples through a view.
+        """Returns the inputs and targets of examples in a view.
 
         Args:
           view: its name.
           prefix: put before each question.
-          questions: as `inputs` takes them; None where there is no target.
-          targets: of each example, any number.
-          most_input, most_target: ids at most.
+          questions: as in `inputs`; None for an example without targets.
+          targets: any number per example.
+          most_input, most_target: maximum number of ids.
 
         Returns:
-          The inputs, one each; and the targets, those of an example next to one another, with an empty one
-          for an example that has none.
+          One input per example; and the targets in the order of the examples, with one empty target for an
+          example without any.
 
         Raises:
           UserError: `most_input` has no room for a question.
@@ -125,7 +131,7 @@ class Format:
         return self.inputs(prefix, questions, most_input), self.targets(view, texts, most_target)
 
     def inputs(self, prefix: str, questions: Sequence[tuple[str, ...] | None], most: int) -> Encoded:
-        """Returns at most `most` ids of each question, which has one part or several, behind the prefix.
+        """Returns at most `most` ids of each question, of one or several parts, after the prefix.
 
         Raises:
           UserError: `most` has no room for a question.
@@ -133,16 +139,16 @@ class Format:
         raise NotImplementedError
 
     def targets(self, view: str, texts: Sequence[str | None], most: int) -> Encoded:
-        """Returns at most `most` ids of each text as a target of a view that follows any question."""
+        """Returns at most `most` ids of each text as a target of a view, whatever the question."""
         raise NotImplementedError
 
     def continued(
         self, contexts: Sequence[str], continuations: Sequence[str]
     ) -> tuple[list[list[int]], list[list[int]]]:
-        """Returns the ids of texts and of what follows each of them: not asked, not ended, not cut.
+        """Returns the ids of contexts and their continuations, without prompt or end token, uncut.
 
-        Both are tokenised together; the seam is where the context by itself ends, and white space at its end
-        is the continuation's, as in `_encode_pair` of lm-evaluation-harness.
+        Both are tokenised together. The continuation starts where the context alone ends and includes white
+        space at that end, as in `_encode_pair` of lm-evaluation-harness.
 
         Raises:
           UserError: students of the format do not continue a text.
@@ -150,37 +156,48 @@ class Format:
         raise UserError(f"the student is {self.reader}: it has no likelihood of what continues a text")
 
     def decode(self, view: str, ids: Sequence[int]) -> str:
-        """Returns the text of a target's ids; ids that stand for nothing are left out."""
+        """Returns the text of a target's ids; ids without meaning are dropped."""
         raise NotImplementedError
 
     def sample(self, view: str, prefix: str, hf_class: str) -> str:
-        """Returns a program that asks an exported student a question through a view, for a model card.
+        """Returns a program for a model card that asks an exported student a question in a view.
 
-        It needs PyTorch and Transformers, which has `hf_class`, runs beside the student's files, finds the
-        `question`, a text, and prints what the student writes, as `decode` does.
+        It needs PyTorch and Transformers' `hf_class`, runs in the export's directory with the text `question`
+        defined, and prints the answer as `decode` returns it.
         """
         raise NotImplementedError
 
     def save(self, directory: Path) -> None:
-        """Writes what `load` reads.
+        """Writes the files that `load` reads.
 
         Raises:
-          OSError: it cannot be written.
+          OSError: they cannot be written.
         """
         self.tokenizer.save(directory)
         write_json(directory / _FILE, self._saved() | {"spelled": self.spelled})
 
     def _saved(self) -> dict[str, Any]:
-        """The kind and what else `load` cannot find in the tokenizer."""
+        """The kind, and what `load` cannot find in the tokenizer."""
         raise NotImplementedError
+
+    def _spell(self, view: str, text: str) -> str:
+        return codec.encode(text) if view in self.spelled else text
+
+    def _read(self, view: str, text: str) -> str:
+        return codec.decode(text) if view in self.spelled else text
+
+    def _targets(self, view: str, rows: Sequence[list[int] | None], most: int) -> Encoded:
+        """Targets of a view from their ids."""
+        encoded = _ended(self.tokenizer, rows, most)
+        return encoded._replace(report=encoded.report + _SPELLED) if view in self.spelled else encoded
 
 
 @dataclasses.dataclass(frozen=True)
 class Seq2Seq(Format):
-    """Inputs and targets of an encoder-decoder: a text, then the end token (Raffel et al. 2020).
+    """Inputs and targets of an encoder-decoder: a text and its end token (Raffel et al. 2020).
 
-    The text of the end token joins the parts of a question, `premise</s>hypothesis`, as in the released code
-    of Hsieh et al. 2023. A text that is cut keeps its end token.
+    The end token also joins the parts of a question, `premise</s>hypothesis`, as in the released code of
+    Hsieh et al. 2023. A text that is cut keeps its end token.
     """
 
     reader: ClassVar[str] = "an encoder-decoder"
@@ -188,19 +205,15 @@ class Seq2Seq(Format):
 
     def inputs(self, prefix: str, questions: Sequence[tuple[str, ...] | None], most: int) -> Encoded:
         end = self.tokenizer.eos_token
-        return self._encode(
-            [None if parts is None else prefix + end.join(parts) for parts in questions], most
-        )
+        texts = [None if parts is None else prefix + end.join(parts) for parts in questions]
+        return _ended(self.tokenizer, _present(self.tokenizer.encode, texts), most)
 
     def targets(self, view: str, texts: Sequence[str | None], most: int) -> Encoded:
-        if view not in self.spelled:
-            return self._encode(texts, most)
-        ids, report, _ = self._encode([None if text is None else codec.encode(text) for text in texts], most)
-        return Encoded(ids, report + _SPELLED)
+        spelled = [None if text is None else self._spell(view, text) for text in texts]
+        return self._targets(view, _present(self.tokenizer.encode, spelled), most)
 
     def decode(self, view: str, ids: Sequence[int]) -> str:
-        text = self.tokenizer.decode(ids)
-        return codec.decode(text) if view in self.spelled else text
+        return self._read(view, self.tokenizer.decode(ids))
 
     def sample(self, view: str, prefix: str, hf_class: str) -> str:
         asking = (
@@ -212,25 +225,21 @@ class Seq2Seq(Format):
     def _saved(self) -> dict[str, Any]:
         return {"kind": "seq2seq"}
 
-    def _encode(self, texts: Sequence[str | None], most: int) -> Encoded:
-        present = iter(self.tokenizer.encode([text for text in texts if text is not None]))
-        return _ended(self.tokenizer, [None if text is None else next(present) for text in texts], most)
-
 
 @dataclasses.dataclass(frozen=True)
 class Causal(Format):
-    """Prompts and completions of a decoder, which goes on writing where the prompt ends.
+    """Prompts and completions of a decoder, which continues where the prompt ends.
 
-    A plain prompt is the question, its parts one below the other, then "Answer:" on a line of its own; a chat
-    is the question as the user's turn, in the words of the tokenizer's template. The completion is the target
-    behind a space, or what the template puts there, then the end token.
+    A plain prompt is the question, one part per line, then "Answer:" on its own line. In a chat the question
+    is the user's turn, written by the tokenizer's template. The completion is a space, or what the template
+    puts there, the target and the end token.
 
-    Prompt and completion are tokenised together, so that a student learns the tokens that a text has. Where
-    the tokenizer merges over the seam, the prompt ends a token earlier. [as the released code of DPO-ST]
+    Prompt and completion are tokenised together, so a student learns the tokens of running text. If the
+    tokenizer merges across the seam, the prompt ends a token earlier. [as the released code of DPO-ST]
 
     Attributes:
       chat: whether prompts are chats.
-      shots: examples shown before every question: as earlier turns of a chat, or with a blank line between.
+      shots: examples shown before every question: as earlier turns of a chat, or separated by blank lines.
     """
 
     chat: bool
@@ -269,22 +278,19 @@ class Causal(Format):
             seam = len(_common([alone, *joined]))
             prompts.append(_Prompt(alone[:seam], len(alone) - seam))
             completions += [row[seam:] for row in joined] or [None]
-        written = _ended(self.tokenizer, completions, most_target)
-        return self._inputs(prefix, prompts, most_input), self._said(view, written)
+        return self._inputs(prefix, prompts, most_input), self._targets(view, completions, most_target)
 
     def inputs(self, prefix: str, questions: Sequence[tuple[str, ...] | None], most: int) -> Encoded:
-        texts = [self._prompt(prefix, parts) for parts in questions if parts is not None]
-        encoded = iter(self._encode(texts))
-        rows = [None if parts is None else _Prompt(next(encoded)) for parts in questions]
-        return self._inputs(prefix, rows, most)
+        texts = [None if parts is None else self._prompt(prefix, parts) for parts in questions]
+        rows = _present(self._encode, texts)
+        return self._inputs(prefix, [None if row is None else _Prompt(row) for row in rows], most)
 
     def targets(self, view: str, texts: Sequence[str | None], most: int) -> Encoded:
         before, ids = self._before
-        present = [before + self._completion(view, text) for text in texts if text is not None]
-        joined = iter(self.tokenizer.encode(present))
-        behind = (row[len(_common([ids, row])) :] for row in joined)
-        rows = [None if text is None else next(behind) for text in texts]
-        return self._said(view, _ended(self.tokenizer, rows, most))
+        joined = [None if text is None else before + self._completion(view, text) for text in texts]
+        rows = _present(self.tokenizer.encode, joined)
+        completions = [None if row is None else row[len(_common([ids, row])) :] for row in rows]
+        return self._targets(view, completions, most)
 
     def continued(
         self, contexts: Sequence[str], continuations: Sequence[str]
@@ -292,11 +298,11 @@ class Causal(Format):
         front = self.tokenizer.front_ids
         alone = self.tokenizer.encode([context.rstrip() for context in contexts])
         whole = self.tokenizer.encode(list(map("".join, zip(contexts, continuations, strict=True))))
-        behind = [ids[len(before) :] for before, ids in zip(alone, whole, strict=True)]
-        return [[*front, *ids] for ids in alone], behind
+        after = [ids[len(before) :] for before, ids in zip(alone, whole, strict=True)]
+        return [[*front, *ids] for ids in alone], after
 
     def decode(self, view: str, ids: Sequence[int]) -> str:
-        # Some tokenizers drop the space that a text begins with: it is kept behind other text.
+        # Some tokenizers drop a leading space; they keep it after other text.
         _, before = self._before
         ids = list(ids)
         if self.tokenizer.eos_id in ids:
@@ -304,9 +310,9 @@ class Causal(Format):
         decode = functools.partial(self.tokenizer.decode, tidy=False)
         text = decode([*before, *ids]).removeprefix(decode(before)).removeprefix(self._lead)
         if self.shots and not self.chat:
-            # A model that was not taught to end goes on with an example of its own.
+            # A model that was not taught to end continues with an example of its own.
             text = text.partition(_BETWEEN)[0]
-        return codec.decode(text) if view in self.spelled else text
+        return self._read(view, text)
 
     def sample(self, view: str, prefix: str, hf_class: str) -> str:
         asking = f"prompt = {_asked(prefix)} + {_ASK!r}\n"
@@ -337,21 +343,21 @@ class Causal(Format):
         question = prefix + "\n".join(parts)
         shots = [(prefix + "\n".join(shown), target) for shown, target in self.shots]
         if not self.chat:
-            # A blank line is the end of an example: there is none inside.
+            # A blank line ends an example, so its target has none.
             answered = (q + _ASK + self._lead + _BLANK.sub("\n", t) + _BETWEEN for q, t in shots)
             return "".join(answered) + question + _ASK
-        turns = [turn for q, t in shots for turn in (_user(q), _assistant(t))]
-        return self.tokenizer.chat([*turns, _user(question)], answers=True)
+        turns = [turn for q, t in shots for turn in (_turn("user", q), _turn("assistant", t))]
+        return self.tokenizer.chat([*turns, _turn("user", question)], answers=True)
 
     def _completion(self, view: str, target: str) -> str:
-        return self._lead + (codec.encode(target) if view in self.spelled else target)
+        return self._lead + self._spell(view, target)
 
     @functools.cached_property
     def _lead(self) -> str:
         """The white space between a prompt and its target."""
         if not self.chat:
             return " "
-        question, answer = _user("a"), _assistant("B")
+        question, answer = _turn("user", "a"), _turn("assistant", "B")
         asked = self.tokenizer.chat([question], answers=True)
         whole = self.tokenizer.chat([question, answer], answers=False)
         between = whole.removeprefix(asked).partition("B")[0] if whole.startswith(asked) else ""
@@ -359,20 +365,20 @@ class Causal(Format):
 
     @functools.cached_property
     def _before(self) -> tuple[str, list[int]]:
-        """The end of a prompt, from the last word of its question on, and its ids."""
+        """The end of a prompt from the last word of its question, and its ids."""
         first, second = (self._prompt("", parts) for parts in _QUESTIONS[:2])
         text = _QUESTIONS[0][0] + _common([first[::-1], second[::-1]])[::-1]
         return text, self.tokenizer.encode([text])[0]
 
     @functools.cached_property
     def _tail(self) -> list[int]:
-        """The ids of what follows a question that ends in a word."""
+        """The ids after a question that ends in a word."""
         (question,), (_, ids) = self.tokenizer.encode(_QUESTIONS[0]), self._before
         return ids[len(_common([question, ids])) :]
 
     @property
     def _front(self) -> list[int]:
-        """The ids before a prompt: a chat template writes its own start token."""
+        """The ids before a prompt; a chat template writes its own start token."""
         return [] if self.chat else self.tokenizer.front_ids
 
     def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -381,37 +387,34 @@ class Causal(Format):
         return [[*front, *row] for row in self.tokenizer.encode(prompts)]
 
     def _inputs(self, prefix: str, prompts: Sequence["_Prompt | None"], most: int) -> Encoded:
-        """Prompts behind a view's prefix as inputs: cut, and without what they share."""
+        """Prompts with a view's prefix as inputs: cut, and without the ids that they share."""
         shared = _common(self._encode([self._prompt(prefix, parts) for parts in _QUESTIONS]))
         present = [prompt for prompt in prompts if prompt is not None]
         cut = sum(len(prompt.ids) > most for prompt in present)
         if cut and most <= (around := len(shared) + len(self._tail)):
             raise UserError(
                 f"config.data.max_input_tokens={most}: a prompt has {around} tokens without its question; "
-                "give it more, or show fewer examples"
+                "increase it, or show fewer examples"
             )
         rows = [self._shortened(prompt, most) for prompt in present]
         report = _report(self.tokenizer, rows, cut, most)
         if rows:
-            # A row of none would be no question.
+            # Every row keeps at least one id.
             shared = _common([shared, *rows])[: min(map(len, rows)) - 1]
         following = iter(rows)
         ids = [[] if prompt is None else next(following)[len(shared) :] for prompt in prompts]
         return Encoded(ids, report, tuple(shared))
 
     def _shortened(self, prompt: "_Prompt", most: int) -> list[int]:
-        """The ids of a prompt without those at the question's end that are too many."""
+        """The ids of a prompt, its question cut at the end."""
         if len(prompt.ids) <= most:
             return prompt.ids
         tail = self._tail[: max(len(self._tail) - prompt.moved, 0)]
         return [*prompt.ids[: most - len(tail)], *tail]
 
-    def _said(self, view: str, encoded: Encoded) -> Encoded:
-        return encoded._replace(report=encoded.report + _SPELLED) if view in self.spelled else encoded
-
 
 class _Prompt(NamedTuple):
-    """Ids up to the seam, and how many more the prompt has by itself."""
+    """Ids up to the seam, and how many more the prompt alone has."""
 
     ids: list[int]
     moved: int = 0
@@ -421,15 +424,15 @@ class _Prompt(NamedTuple):
 class Classes(Format):
     """Questions of an encoder, which has a class for each label and writes nothing.
 
-    A question of one or several texts is `[CLS] A [SEP] B [SEP]`, of RoBERTa `<s> A </s></s> B </s>`; one
-    that is too long loses tokens of its longest text. With multiple choice the first text is followed by the
-    choices, and there is such a pair for each of them, one behind the other. The templates are ours, as
-    Transformers' tokenizer of DeBERTa v1 puts two [SEP] between texts.
+    A question of one or more texts is `[CLS] A [SEP] B [SEP]`, for RoBERTa `<s> A </s></s> B </s>`; if it is
+    too long, its longest text loses tokens. With multiple choice, the texts after the first are the choices;
+    each forms a pair with the first, and the pairs are concatenated. The templates are ours: Transformers'
+    tokenizer of DeBERTa v1 puts two [SEP] between texts.
 
     Attributes:
       labels: the classes' names.
-      parts: number of texts of a question.
-      multiple_choice: whether the texts after the first are what is chosen among.
+      parts: number of texts in a question.
+      multiple_choice: whether the texts after the first are the choices.
     """
 
     labels: tuple[str, ...]
@@ -455,16 +458,14 @@ class Classes(Format):
                 continue
             if len(parts) != self.parts:
                 raise UserError(
-                    f"a question of {len(parts)} texts, {parts[0][:40]!r} first: the student reads "
+                    f"a question has {len(parts)} texts (the first is {parts[0][:40]!r}), the student reads "
                     f"{self.parts}"
                 )
             first, *others = parts
             asked = [(other,) for other in others] if self.multiple_choice else [others]
             sequences += [(prefix + first, *rest) for rest in asked]
         encoded = iter(self.tokenizer.encode([text for parts in sequences for text in parts], plain=True))
-        begin, end = self.tokenizer.hf.cls_token_id, self.tokenizer.hf.sep_token_id
-        # Between two texts, as RoBERTa was trained.
-        between = [end, end] if self.tokenizer.hf.cls_token == "<s>" else [end]
+        begin, end, between = self._marks
         rows, cut = [], 0
         for parts in sequences:
             texts = [next(encoded) for _ in parts]
@@ -498,11 +499,10 @@ class Classes(Format):
         return self.labels[ids[0]] if len(ids) else ""
 
     def sample(self, view: str, prefix: str, hf_class: str) -> str:
-        hf = self.tokenizer.hf
-        between = [hf.sep_token_id] * (2 if hf.cls_token == "<s>" else 1)
+        begin, end, between = self._marks
         asking = (
             "texts = [question] if isinstance(question, str) else question\n"
-            f"begin, end, between = {hf.cls_token_id}, {hf.sep_token_id}, {between}\n"
+            f"begin, end, between = {begin}, {end}, {between}\n"
             "\n"
             "def encode(texts):\n"
             "    ids, types = [begin], [0]\n"
@@ -520,8 +520,7 @@ class Classes(Format):
                 "written = model.config.id2label[max(range(len(scores)), key=scores.__getitem__)]\n"
             )
         else:
-            types = "" if hf.cls_token == "<s>" else "**"
-            call = "**encode(texts)" if types else "input_ids=encode(texts)['input_ids']"
+            call = "**encode(texts)" if len(between) == 1 else "input_ids=encode(texts)['input_ids']"
             asking += f"written = model.config.id2label[model({call}).logits.argmax().item()]\n"
         return _program(hf_class, asking, "import torch\n", spelled=False)
 
@@ -529,15 +528,22 @@ class Classes(Format):
         values = {"labels": self.labels, "parts": self.parts, "multiple_choice": self.multiple_choice}
         return {"kind": "classes"} | values
 
+    @property
+    def _marks(self) -> tuple[int, int, list[int]]:
+        """The ids that begin a sequence, end it and separate its texts."""
+        hf = self.tokenizer.hf
+        # RoBERTa was trained with two between texts, and has no token types.
+        return hf.cls_token_id, hf.sep_token_id, [hf.sep_token_id] * (2 if hf.cls_token == "<s>" else 1)
+
 
 def _shortened(lengths: Sequence[int], most: int) -> list[int]:
-    """Lengths of texts that together have at most `most` tokens: the longest loses the next one."""
+    """Lengths that sum to at most `most`: the longest text loses each next token."""
     shorter = list(lengths)
     while (excess := sum(shorter) - most) > 0:
         longest = max(shorter)
         others = [length for length in shorter if length < longest]
         which = [n for n, length in enumerate(shorter) if length == longest]
-        # All of the longest down to the next one's length, or as far as is needed.
+        # All of the longest, down to the next length or as far as needed.
         step = min(longest - max(others, default=0), -(-excess // len(which)))
         for n in reversed(which):
             taken = min(step, sum(shorter) - most)
@@ -554,19 +560,19 @@ def load(
     """Returns the format in a directory that `save` wrote, or of a tokenizer's directory or Hub repository.
 
     Args:
-      kind: a key of `FORMATS`: what the student reads.
+      kind: the student's format, a key of `FORMATS`.
       chat: whether prompts are chats: template | plain | auto, as saved or else if there is a template.
-      classes: the attributes of `Classes` but for its tokenizer; None: as saved.
+      classes: the attributes of `Classes` except its tokenizer; None: as saved.
 
     Raises:
-      UserError: there is no tokenizer, it lacks what the format needs, the directory is of another kind, or
+      UserError: the tokenizer is missing or lacks what the format needs, the directory is of another kind, or
         a file is malformed.
     """
     loaded = tokenizer.load(path_or_id)
     file = Path(path_or_id) / _FILE
     saved = read_json(file, _SAVED) if file.exists() else {"spelled": []}
     spelled = tuple(saved["spelled"])
-    # The first releases knew one kind and wrote none.
+    # The first releases had one kind and did not save it.
     if file.is_file() and classes is None and (found := saved.get("kind", "seq2seq")) != kind:
         raise UserError(
             f"{file}: the format is {found!r}, the student reads {kind!r}; take its own tokenizer"
@@ -577,23 +583,21 @@ def load(
     if kind == "causal":
         return Causal(loaded, _chats(path_or_id, loaded, chat, saved), spelled=spelled)
     if chat == "template":
-        raise UserError("config.data.chat=template: the student is no decoder, it reads no chat")
+        raise UserError("config.data.chat=template: the student is not a decoder and reads no chat")
     if kind == "classes":
-        return Classes(loaded, **(classes or _read_classes(file, saved)))
+        if classes is None:
+            if not saved.get("labels") or misfit(saved, _CLASSES):
+                raise UserError(f"{file}: no labels of an encoder's classes; it must be trained first")
+            classes = {key: saved[key] for key in _CLASSES} | {"labels": tuple(saved["labels"])}
+        return Classes(loaded, **classes)
     return Seq2Seq(loaded, spelled=spelled)
-
-
-def _read_classes(file: Path, saved: Mapping[str, Any]) -> dict[str, Any]:
-    if not saved.get("labels") or misfit(saved, _CLASSES):
-        raise UserError(f"{file}: no labels of an encoder's classes; it must be trained first")
-    return {"labels": tuple(saved["labels"])} | {key: saved[key] for key in ("parts", "multiple_choice")}
 
 
 def _chats(path_or_id: str | Path, loaded: Tokenizer, chat: str, saved: Mapping[str, Any]) -> bool:
     chats = saved.get("chat", loaded.has_chat) if chat == "auto" else chat == "template"
     if chats and not loaded.has_chat:
         raise UserError(
-            f"tokenizer {path_or_id}: no chat template; put its chat_template.jinja there, or take plain "
+            f"tokenizer {path_or_id}: no chat template; put its chat_template.jinja there, or use plain "
             "prompts with --config.data.chat=plain"
         )
     return chats
@@ -605,27 +609,8 @@ def train(texts: Iterable[str], vocab_size: int, directory: str | Path, kind: st
     return Causal(trained, chat=False) if kind == "causal" else Seq2Seq(trained)
 
 
-def _to_spell(
-    format: Format, targets: Mapping[str, Sequence[str]], exact: Collection[str]
-) -> tuple[str, ...]:
-    """The views whose targets a format that spells nothing loses.
-
-    They have no tokens, or, of a view in `exact`, are decoded to other texts.
-    """
-    lost = []
-    for view, texts in targets.items():
-        rows = format.targets(view, texts, _NO_LIMIT).ids
-        unknown = format.tokenizer.unknown_rate(rows)
-        if unknown or (
-            view in exact
-            and any(format.decode(view, row) != text for row, text in zip(rows, texts, strict=True))
-        ):
-            lost.append(view)
-    return tuple(lost)
-
-
 def _ended(tokenizer: Tokenizer, rows: Sequence[list[int] | None], most: int) -> Encoded:
-    """Rows of at most `most` ids, the end token of which is one; a row that is cut has it, too."""
+    """Rows of at most `most` ids, including the end token, which a cut row keeps."""
     present = [row for row in rows if row is not None]
     cut = sum(len(row) >= most for row in present)
     ended = [[*row[: most - 1], tokenizer.eos_id] for row in present]
@@ -644,7 +629,7 @@ def _report(tokenizer: Tokenizer, rows: Sequence[Sequence[int]], cut: int, most:
 
 
 def _asked(prefix: str) -> str:
-    """What a sample asks, in Python."""
+    """The text that a sample asks, as Python code."""
     return f"{prefix!r} + question" if prefix else "question"
 
 
@@ -660,15 +645,17 @@ def _program(hf_class: str, asking: str, imports: str = "", *, spelled: bool) ->
 
 
 def _common(rows: Sequence[_Row]) -> _Row:
-    """What all rows begin with: the first and the last in their order do."""
+    """The common prefix of all rows: that of the least and the greatest."""
     first, last = min(rows), max(rows)
     differs = (n for n, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
     return first[: next(differs, len(first))]
 
 
-def _user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": content}
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
-def _assistant(content: str) -> dict[str, str]:
-    return {"role": "assistant", "content": content}
+def _present(function: Callable[[list[str]], list[list[int]]], texts: Sequence[str | None]) -> list[Any]:
+    """`function` of the texts that are not None; None for the others."""
+    found = iter(function([text for text in texts if text is not None]))
+    return [None if text is None else next(found) for text in texts]

@@ -1,4 +1,4 @@
-"""Tokenizers: fast tokenizers of Transformers, downloaded, on disk or trained here."""
+"""Fast tokenizers of Transformers, downloaded, on disk or trained here."""
 
 import collections
 import dataclasses
@@ -20,39 +20,38 @@ from cot_jax.imports import without_torch
 with without_torch():
     from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
-_EXTRA_IDS = range(2**16)  # Transformers makes a token of each
+_EXTRA_IDS = range(2**16)  # Transformers makes a token for each
 _SPACE = "▁"  # stands for a space in SentencePiece's pieces
-# Where tokenizers of one vocabulary differ.
+# A text on which tokenizers of one vocabulary differ.
 _SAMPLE = "Tom's 2 cats ate 31.5 kg - naïvely,\n  THE end: 1/2 * (x = 7) ?"
 
-# For templates that would else put today's date into a prompt, or let the model think before it writes.
+# For templates that otherwise put today's date into a prompt, or let the model think before it writes.
 TEMPLATE_OPTIONS: dict[str, Any] = {"date_string": "26 Jul 2024", "enable_thinking": False}
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Text to ids and back, by the tokenizer of Transformers underneath."""
+    """Text to ids and back, with a tokenizer of Transformers."""
 
     hf: PreTrainedTokenizerFast
 
     @property
     def size(self) -> int:
-        """Number of ids, special ones included. T5 has 32,100; its embedding has some more rows."""
+        """Number of ids, including special ones. T5 has 32,100; its embedding has a few more rows."""
         return len(self.hf)
 
     @property
     def pad_id(self) -> int:
-        """The end token's where there is no padding token; lengths tell the two apart."""
+        """The padding id, else the end id; lengths distinguish the two."""
         return self.eos_id if self.hf.pad_token_id is None else self.hf.pad_token_id
 
     @property
     def eos_id(self) -> int:
-        """Only where there is an end token."""
         return self.hf.eos_token_id
 
     @property
     def eos_token(self) -> str:
-        """The text of the end token, where there is one."""
+        """The text of the end token."""
         return self.hf.eos_token
 
     @property
@@ -61,7 +60,7 @@ class Tokenizer:
 
     @property
     def front_ids(self) -> list[int]:
-        """What the tokenizer puts before any text by itself: a start token, or nothing."""
+        """The ids that the tokenizer puts before any text: a start token, or nothing."""
         text = "a"
         with_special, (alone,) = self.hf(text)["input_ids"], self.encode([text])
         begins = range(len(with_special) - len(alone) + 1)
@@ -74,13 +73,13 @@ class Tokenizer:
         return bool(self.hf.chat_template)
 
     def chat(self, turns: Sequence[Mapping[str, str]], *, answers: bool) -> str:
-        """Returns turns, each a role and its content, as the chat template writes them.
+        """Returns turns, each a role and its content, in the words of the chat template.
 
         Args:
           answers: whether the head of the assistant's next turn follows.
 
         Raises:
-          UserError: the template, or what it needs, fails.
+          UserError: the template fails.
         """
         conversation = [dict(turn) for turn in turns]
         try:
@@ -89,16 +88,16 @@ class Tokenizer:
                     conversation, add_generation_prompt=answers, tokenize=False, **TEMPLATE_OPTIONS
                 )
             )
-        except Exception as error:  # a template is a program: anything can be wrong with it
+        except Exception as error:  # a template is a program: anything can fail
             raise UserError(
                 f"tokenizer {self.hf.name_or_path}: its chat template fails ({first_line(error)}); fix it, "
-                "or take plain prompts with --config.data.chat=plain"
+                "or use plain prompts with --config.data.chat=plain"
             ) from error
 
     def encode(self, texts: Sequence[str], *, plain: bool = False) -> list[list[int]]:
-        """Returns each text's ids, without any special token but those that are written out in the text.
+        """Returns each text's ids. No special tokens are added.
 
-        With `plain` these are text like any other.
+        Special tokens that are written out in a text count as such, unless `plain`.
         """
         options: dict[str, Any] = {"split_special_tokens": True} if plain else {}
         if not texts:
@@ -106,32 +105,32 @@ class Tokenizer:
         return self.hf(list(texts), add_special_tokens=False, verbose=False, **options)["input_ids"]
 
     def decode(self, ids: Sequence[int], *, tidy: bool | None = None) -> str:
-        """Returns the text of `ids` without special tokens and without ids that are no token.
+        """Returns the text of `ids`, without special tokens and unknown ids.
 
         Args:
-          tidy: whether spaces before English punctuation are removed; None: as the tokenizer has it.
+          tidy: whether spaces before English punctuation are removed; None: the tokenizer decides.
         """
         return str(self.hf.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=tidy))
 
     def unknown_rate(self, ids: Iterable[Sequence[int]]) -> float:
-        """Returns the share of unknown tokens: of text that a student can neither read nor write."""
+        """Returns the share of unknown tokens, which a student can neither read nor write."""
         unknown = [token == self.unk_id for row in ids for token in row]
         return sum(unknown) / max(len(unknown), 1)
 
     def fingerprint(self) -> int:
-        """Returns a checksum of every token in the order of the ids, and of the ids of a sample."""
+        """Returns a checksum of all tokens in the order of their ids, and of the ids of a sample."""
         tokens = self.hf.convert_ids_to_tokens(list(range(self.size)))
         return zlib.crc32(json.dumps([tokens, self.encode([_SAMPLE])]).encode())
 
     def save(self, directory: str | Path) -> None:
-        """Writes the files that `load`, and Transformers' AutoTokenizer, read it back from.
+        """Writes the files that `load` and Transformers' AutoTokenizer read.
 
         Raises:
           OSError: they cannot be written.
         """
         try:
             self.hf.save_pretrained(directory)
-        except Exception as error:  # the Rust side raises a bare one
+        except Exception as error:  # the Rust side raises a bare Exception
             raise OSError(str(error)) from None
 
 
@@ -139,13 +138,13 @@ def load(path_or_id: str | Path) -> Tokenizer:
     """Returns the tokenizer in a local directory or in a repository of the Hugging Face Hub.
 
     Raises:
-      UserError: there is none, it is out of reach, or it is not a fast tokenizer.
+      UserError: it is missing, out of reach or not a fast tokenizer.
     """
     if (file := Path(path_or_id) / "tokenizer_config.json").exists():
         read_json(file, {"extra_ids?": _EXTRA_IDS})
     try:
         hf = AutoTokenizer.from_pretrained(path_or_id, trust_remote_code=False)
-    # The Hub, Transformers and tokenizers raise a dozen types between them, a bare Exception among them.
+    # The Hub, Transformers and tokenizers raise a dozen types, including a bare Exception.
     except Exception as error:
         fix = "give a directory with tokenizer.json and tokenizer_config.json, or a repository id in reach"
         raise UserError(f"tokenizer {path_or_id}: cannot be loaded ({first_line(error)}); {fix}") from error
@@ -160,10 +159,10 @@ def train(texts: Iterable[str], vocab_size: int, directory: str | Path) -> Token
     The ids begin as T5's do: padding 0, end 1, unknown 2. The same texts give the same tokenizer.
 
     Args:
-      vocab_size: the most ids; fewer if the texts have fewer words.
+      vocab_size: maximum number of ids; there are fewer if the texts have few words.
 
     Raises:
-      UserError: `vocab_size` does not even hold the characters of the texts.
+      UserError: `vocab_size` is below the number of characters in the texts.
     """
     model = _train_sentencepiece(texts, vocab_size)
     pieces = [(model.id_to_piece(i), model.get_score(i)) for i in range(len(model))]
@@ -172,12 +171,11 @@ def train(texts: Iterable[str], vocab_size: int, directory: str | Path) -> Token
 
 
 def _train_sentencepiece(texts: Iterable[str], vocab_size: int) -> sentencepiece.SentencePieceProcessor:
-    """Trains on words, numbers and punctuation marks as the pieces to choose from.
+    """Trains with words, numbers and punctuation marks as candidate pieces.
 
-    SentencePiece's own candidates are the substrings that two *different* words share, which misses most
-    words of a small vocabulary: word problems come out 1.5 times as long. With whole numbers as
-    candidates, a number that is copied, which is all that a label does with it, is one token; a rare
-    number that found no room falls apart into digits.
+    SentencePiece's own candidates are substrings that two *different* words share. They miss most words of a
+    small vocabulary: word problems become 1.5 times as long. With whole numbers as candidates, a number that
+    a label copies is one token; rare numbers that do not fit are split into digits.
     """
     lines = [" ".join(text.split()) for text in texts]
     words = collections.Counter(_SPACE + word for line in lines for word in line.split())
@@ -205,7 +203,7 @@ def _train_sentencepiece(texts: Iterable[str], vocab_size: int) -> sentencepiece
             eos_id=1,
             unk_id=2,
             bos_id=-1,
-            num_threads=1,  # more would add up in another order
+            num_threads=1,  # more threads would sum in another order
             minloglevel=2,
         )
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())

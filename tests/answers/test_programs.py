@@ -141,8 +141,8 @@ def test_programs(program, answer):
         ("ans = [1][3]", "IndexError", "list index out of range"),
         ("ans = {'a': 1}['b']", "KeyError", "b"),
         ("a, b = 1, 2, 3", "ValueError", "zip() argument 2 is longer than argument 1"),
-        ("return 3", "SyntaxError", "a jump out of nowhere"),
-        ("def f(): break\nfor i in [1]: f()", "SyntaxError", "a jump out of nowhere"),
+        ("return 3", "SyntaxError", "a misplaced jump"),
+        ("def f(): break\nfor i in [1]: f()", "SyntaxError", "a misplaced jump"),
         ("x" * 10_001, "Budget", "size"),
     ],
 )

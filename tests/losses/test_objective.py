@@ -253,7 +253,7 @@ def test_parts_take_less_memory():
 def test_a_batch_that_does_not_divide_is_named():
     student = Wide()
     objective = make_objective(student, TERMS, WEIGHTS, micro_batches=5)
-    with pytest.raises(ValueError, match="8 groups do not divide in 5 parts"):
+    with pytest.raises(ValueError, match="8 groups do not divide into 5 parts"):
         objective(student.params(), _random_batch(8, 2), None, None)
 
 

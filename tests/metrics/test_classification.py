@@ -11,7 +11,7 @@ LABELS = ["yes", "no", "maybe"]
 def test_answers_outside_the_labels_have_a_column_of_their_own():
     counts = confusion_matrix(["yes", "no ", "no"], [" yes", "maybe", "No"], LABELS)
     np.testing.assert_array_equal(counts, [[1, 0, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]])
-    with pytest.raises(ValueError, match="'perhaps' is none of the labels yes, no, maybe"):
+    with pytest.raises(ValueError, match="'perhaps' is not one of the labels yes, no, maybe"):
         confusion_matrix(["perhaps"], ["yes"], LABELS)
 
 
@@ -83,7 +83,7 @@ def test_the_second_of_two_labels_is_positive():
     gold, said = ["yes", "yes", "no", "no"], ["yes", "no", "no", "maybe"]
     assert scores(["f1"], gold, said, ["yes", "no"]) == {"f1": 0.5}
     assert scores(["f1"], gold, said, ["no", "yes"])["f1"] == pytest.approx(2 / 3)
-    with pytest.raises(ValueError, match="f1 is of two labels, the second of them positive; found 3"):
+    with pytest.raises(ValueError, match="f1 needs two labels, the second of them positive; found 3"):
         scores(["f1"], gold, said, LABELS)
 
 

@@ -50,8 +50,8 @@ def test_order_of_endings_and_equal_lengths_do_not_matter():
         ([[-1.0, np.nan]], [[1, 1]], [0], "NaN or positive"),
         ([[-1.0, 0.5]], [[1, 1]], [0], "NaN or positive"),
         ([[-1.0, -2.0]], [[1, 0]], [0], "without characters"),
-        ([[-1.0, -2.0]], [[1, 1]], [2], "none of the 2 continuations"),
-        ([[-1.0, -2.0]], [[1, 1]], [-1], "none of the 2 continuations"),
+        ([[-1.0, -2.0]], [[1, 1]], [2], "not one of the 2 continuations"),
+        ([[-1.0, -2.0]], [[1, 1]], [-1], "not one of the 2 continuations"),
     ],
 )
 def test_what_does_not_fit_is_refused(log_probs, characters, golds, message):

@@ -39,7 +39,7 @@ def test_rows_behind_the_checkpoint_are_written_again(rows):
 def test_lost_rows_are_not_resumed_from(rows, damage):
     rows.write_bytes(damaged := damage(rows.read_bytes()))
     with pytest.raises(
-        UserError, match=r"its rows end at step [0-2], the checkpoint is of step 4: put the"
+        UserError, match=r"its rows end at step [0-2], the checkpoint is of step 4: restore the"
     ) as e:
         MetricsWriter(rows.parent, 4)
     assert rows.read_bytes() == damaged

@@ -514,7 +514,7 @@ def test_labels_in_another_order_are_permuted_and_others_are_fresh(theirs, ours,
     other, found, report = from_pretrained(directory, Options(), texts_with(student, ("a", "b")))
     assert other.outputs == 2
     assert "classifier" not in found
-    assert report[0] == f"{directory}: its classifier tells no, yes, perhaps apart and is not used"
+    assert report[0] == f"{directory}: its classifier is not used, its classes are no, yes, perhaps"
     assert report[-1] == f"{directory}: fresh weights for classifier/w, classifier/bias"
 
 
@@ -575,7 +575,7 @@ def test_what_only_v2_has_is_ignored_in_v1():
 def test_a_text_that_is_longer_than_the_positions_is_one_line(ours, kind):
     student, params = ours(kind)
     examples = batch({"view": view([[pair(kind, np.random.default_rng(0), 57)]])})
-    with pytest.raises(UserError, match=r"^texts of up to 50 tokens, but the student has 48 positions: cut "):
+    with pytest.raises(UserError, match=r"^texts have up to 50 tokens, the student has 48 positions: cut "):
         student.hidden(params, examples, None)
 
 

@@ -433,7 +433,7 @@ def test_a_file_of_the_body_alone_is_read(theirs, tmp_path):
         ({"hidden_size": "32"}, "hidden_size is '32', expected an integer from 1"),
         ({"hidden_size": 0}, "hidden_size is 0, expected an integer from 1"),
         ({"hidden_size": None}, "hidden_size is missing"),
-        ({"num_key_value_heads": 3}, "make no model"),
+        ({"num_key_value_heads": 3}, "do not fit"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1, expected bool"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized (gptq)"),
         ({"rope_scaling": {"rope_type": "longrope"}}, 'rope_type is "longrope", known: default, linear'),
@@ -463,7 +463,7 @@ def test_dynamic_rope_is_refused_beyond_its_length(small):
     student, params, views = small
     rope = Rope(1e4, "dynamic", (("factor", 2.0),))
     config = dataclasses.replace(student.config, rope=rope, max_position_embeddings=10)
-    with pytest.raises(UserError, match="rope_type=dynamic is known up to 10 positions"):
+    with pytest.raises(UserError, match="rope_type=dynamic is supported up to 10 positions"):
         Llama(config).hidden(params, batch(views), None)
 
 

@@ -256,10 +256,10 @@ def test_logits_gradients_and_files_are_those_of_peft(adapted, torch, tmp_path):
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        ("attention/Q$", "found in no parameter's path"),
-        ("self_attention", "found in .*/layers/self_attention_norm, no layer's matrix"),
-        ("embedding", "found in embedding, no layer's matrix"),
-        ("head", "found in head, no layer's matrix"),
+        ("attention/Q$", "matches no parameter's path"),
+        ("self_attention", "matches .*/layers/self_attention_norm, which is not a layer's matrix"),
+        ("embedding", "matches embedding, which is not a layer's matrix"),
+        ("head", "matches head, which is not a layer's matrix"),
         ("attention/[qv", "config.model.lora_targets='attention/.qv': unterminated"),
     ],
 )
@@ -303,7 +303,7 @@ BIAS = Q0.replace("A.weight", "B.bias")
         ),
         (
             lambda d: _change_tensors(d, lambda t: t.update({BIAS: np.ones(3)})),
-            f"adapter_model.safetensors: {BIAS} is no part of a plain product",
+            f"adapter_model.safetensors: {BIAS} is not part of a plain product",
         ),
     ],
 )

@@ -437,5 +437,5 @@ for name in {names!r}:
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     for name, message in zip(names, result.stdout.splitlines(), strict=True):
-        assert message.startswith(f"{name}: no such directory, and not to be had from the Hub (")
+        assert message.startswith(f"{name}: no such directory, and the Hub does not provide it (")
         assert message.endswith("give a local directory with --config.model.pretrained=DIR")

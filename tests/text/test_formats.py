@@ -361,19 +361,17 @@ def test_a_saved_format_is_that_of_its_kind(trained, tokenizers_root, tmp_path):
 def test_what_a_format_cannot_do_is_refused(trained, tokenizers_root, tmp_path):
     trained.tokenizer.save(tmp_path)
     with pytest.raises(
-        UserError, match=r"no chat template; put its chat_template\.jinja there, or take plain"
+        UserError, match=r"no chat template; put its chat_template\.jinja there, or use plain"
     ):
         formats.load(tmp_path, "causal", "template")
     with pytest.raises(UserError, match=r"^config\.data\.chat=template: .* reads no chat$"):
         formats.load(tmp_path, "seq2seq", "template")
     assert trained.with_shots(()) == trained
-    with pytest.raises(UserError, match=r"^2 shots: an encoder-decoder reads a question alone"):
+    with pytest.raises(UserError, match=r"^2 shots: an encoder-decoder reads the question only"):
         trained.with_shots(SHOTS)
     _llama(tmp_path / "broken", tokenizers_root, "chatml")
     (tmp_path / "broken/chat_template.jinja").write_text("{{ raise_exception('no user') }}")
-    with pytest.raises(
-        UserError, match=r"its chat template fails .*no user.*; fix it, or take plain prompts"
-    ):
+    with pytest.raises(UserError, match=r"its chat template fails .*no user.*; fix it, or use plain prompts"):
         formats.load(tmp_path / "broken", "causal").inputs("", [("Tom?",)], 64)
 
 

@@ -560,7 +560,7 @@ BAD = {
     ),
     "no template": (
         lambda directory: ["--config.data.chat=template"],
-        r"no chat template; put its chat_template\.jinja there, or take plain prompts with "
+        r"no chat template; put its chat_template\.jinja there, or use plain prompts with "
         r"--config\.data\.chat=plain",
     ),
     "an adapter of another size": (

@@ -658,4 +658,7 @@ def test_a_question_of_other_parts_is_one_line(taught, capsys, monkeypatch):
     row = json.dumps({"input": "bob is at work ."}).encode()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(row)))
     assert predict.main([str(taught)]) == 2
-    assert "a question of 1 texts, 'bob is at work .' first: the student reads 2" in capsys.readouterr().err
+    assert (
+        "a question has 1 texts (the first is 'bob is at work .'), the student reads 2"
+        in capsys.readouterr().err
+    )

@@ -1,7 +1,7 @@
-"""How a command starts: with room on its stack, and without PyTorch, which its libraries would import.
+"""How a command starts: with a large enough stack, and without PyTorch.
 
-That takes seconds, and no command but `judge` needs it. In a process of somebody else's, such as a test or a
-notebook, nothing is hidden: they may want it.
+Transformers imports PyTorch where it is installed. That takes seconds, and only `judge` needs it. In other
+processes, such as tests and notebooks, PyTorch stays visible: they may need it.
 """
 
 import contextlib
@@ -24,24 +24,24 @@ def _is_command() -> bool:
 
 
 def unlimit_stack() -> None:
-    """Restarts this command with the largest stack that it may have, where the TPU's compiler is installed.
+    """Restarts this command with the largest stack allowed, where the TPU compiler is installed.
 
-    The compiler overflows the usual 8 MiB: libtpu 0.0.42.1 did on preset base with model.remat=layers.
+    The compiler overflows the default 8 MiB: libtpu 0.0.42.1 did on preset base with model.remat=layers.
     """
     stack, most = resource.getrlimit(resource.RLIMIT_STACK)
     if stack != most and importlib.util.find_spec("libtpu"):
         resource.setrlimit(resource.RLIMIT_STACK, (most, most))
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # it is read when a process starts
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # the limit is read at process start
 
 
 def make_callable(name: str, function: Callable[..., Any]) -> None:
-    """Lets a module be called: `cot_jax.train` is a command and, to a program, a function."""
+    """Makes a module callable: `cot_jax.train` is both a command and a function."""
     sys.modules[name].__class__ = type("CallableModule", (ModuleType,), {"__call__": staticmethod(function)})
 
 
 @contextlib.contextmanager
 def without_torch() -> Iterator[None]:
-    """In a command: imports in the block find no PyTorch, and Transformers does not look for it later."""
+    """In a command, hides PyTorch from imports in the block, and from Transformers for good."""
     if "torch" in sys.modules or not _is_command():
         yield
         return

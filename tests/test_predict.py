@@ -348,4 +348,4 @@ def test_questions_come_from_one_place(capsys):
     with pytest.raises(SystemExit) as stopped:
         predict.main(["anything", "--split=train", "--input=questions.jsonl"])
     assert stopped.value.code == 2
-    assert "--input what a file does: take either" in capsys.readouterr().err
+    assert "--input those of a file: give one" in capsys.readouterr().err

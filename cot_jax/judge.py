@@ -225,7 +225,7 @@ def _judge(
     for number, index in enumerate(drawn):
         own = replies[number * options.samples :][: options.samples]
         grades = [int(reply.text) for reply in own if re.fullmatch(r"\s*[1-5]\s*", reply.text, re.ASCII)]
-        rows[index] |= {"grades": grades, "grade": _mean(grades), "grade_std": _std(grades)}
+        rows[index].update(grades=grades, grade=_mean(grades), grade_std=_std(grades))
     graded = [rows[index] for index in drawn if rows[index]["grades"]]
     means, stds = ([row[key] for row in graded if row[key] is not None] for key in ("grade", "grade_std"))
     return {

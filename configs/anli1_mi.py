@@ -1,6 +1,6 @@
 """Distilling Step-by-Step with the mutual-information term on ANLI round 1, T5-base.
 
-Published test accuracy: 51.20 % (Chen et al. 2024, max reduction; theirs, not reproduced here).
+Published test accuracy: 51.20 % (Chen et al. 2024, max reduction; not reproduced here).
 
     python -m cot_jax.train --config=configs/anli1_mi.py --config.data.root=DIR
 """

@@ -1,6 +1,6 @@
 """Single-task rationale and label on ANLI round 1, T5-base.
 
-Published test accuracy: 43.50 % (as reported by Chen et al. 2024; theirs, not reproduced here).
+Published test accuracy: 43.50 % (reported by Chen et al. 2024; not reproduced here).
 
     python -m cot_jax.train --config=configs/anli1_single_task.py --config.data.root=DIR
 """

@@ -1,6 +1,6 @@
-"""Distilling Step-by-Step on AQuA-RAT, T5-base, with human rationales; the label is the letter of an option.
+"""Distilling Step-by-Step on AQuA-RAT, T5-base, with human rationales. The label is the option's letter.
 
-Its students also answer MathQA: python -m cot_jax.evaluate RUN --task=mathqa
+The student also answers MathQA: python -m cot_jax.evaluate RUN --task=mathqa
 
     python -m cot_jax.train --config=configs/aqua_dss.py --config.data.root=DIR
 """

@@ -1,6 +1,6 @@
-"""Standard fine-tuning on AQuA-RAT, T5-base: the letter of the option is learned.
+"""Standard fine-tuning on AQuA-RAT, T5-base. The label is the option's letter.
 
-The human rationales are not; `aqua_dss.py` learns them too.
+`aqua_dss.py` also learns the human rationales.
 
     python -m cot_jax.train --config=configs/aqua_standard.py --config.data.root=DIR
 """

@@ -1,7 +1,7 @@
 """Mixed Distillation on ASDiv, T5-base: rationales and programs of GPT-3.5 (pot/asdiv).
 
 Published for LLaMA2-7B and Mistral-7B students only (Li et al. 2024). Three in eight training problems have a
-program; the others teach their label.
+program; the others teach their label only.
 
     python -m cot_jax.train --config=configs/asdiv_mixed.py --config.data.root=DIR
 """

@@ -1,6 +1,6 @@
-"""What every experiment starts from: the published recipe of Distilling Step-by-Step.
+"""The base of every experiment: the published recipe of Distilling Step-by-Step.
 
-AdamW at 5e-5 decaying linearly to 0 over 10,000 steps, batch 64, dropout 0.1, an evaluation every 250
+AdamW at 5e-5 with linear decay to 0 over 10,000 steps, batch 64, dropout 0.1, evaluation every 250
 steps (Hsieh et al. 2023, released code). `python -m cot_jax.train --help` lists every key.
 """
 
@@ -12,7 +12,7 @@ def get_config():
 
 
 def published(task: str, method: str):
-    """The published recipe on `task`: T5 v1.1 base, gold labels, PaLM 540B's rationales on its four tasks."""
+    """The published recipe on `task`: T5 v1.1 base, gold labels, PaLM 540B's rationales where published."""
     config = default_config()
     config.data.task = task
     config.objective.method = method
@@ -21,7 +21,7 @@ def published(task: str, method: str):
 
 
 def small_decoder(task: str, method: str):
-    """SmolLM2-135M-Instruct with LoRA on `task`, three epochs of SVAMP; the recipe is ours."""
+    """SmolLM2-135M-Instruct with LoRA on `task`; three epochs for SVAMP. The recipe is ours."""
     config = default_config()
     config.data.task = task
     config.objective.method = method
@@ -38,9 +38,9 @@ def small_decoder(task: str, method: str):
 
 
 def encoder(pretrained: str, task: str, batch_size: int):
-    """An encoder on `task` of GLUE or SuperGLUE, three epochs, an evaluation after each.
+    """An encoder on `task` of GLUE or SuperGLUE: three epochs, each followed by an evaluation.
 
-    What is usual for BERT (Devlin et al. 2019; students of Sun et al. 2019): warm-up over a tenth of the
+    The usual BERT recipe (Devlin et al. 2019; students of Sun et al. 2019): warm-up over a tenth of the
     steps, weight decay 0.01, 128 tokens.
     """
     config = default_config()
@@ -59,12 +59,12 @@ def encoder(pretrained: str, task: str, batch_size: int):
 
 
 def demo(method: str):
-    """The embedded default: generated word problems and a tiny T5 from scratch; minutes on two cores."""
+    """The demo: generated word problems and a tiny T5 from scratch; minutes on two cores."""
     config = default_config()
     config.data.task = "word_problems"
     config.objective.method = method
     config.model.preset = "tiny"
-    config.model.dropout_rate = 0.0  # no problem is seen often enough to be learned by heart
+    config.model.dropout_rate = 0.0  # no problem is seen often enough to be memorised
     config.data.word_problems.distractors = 0
     # T5's own optimizer: initial weights differ in size by a factor of 30; relative steps suit all of them.
     config.optimizer.name = "adafactor"
@@ -76,6 +76,6 @@ def demo(method: str):
 
 
 def self_distilled(config, method: str):
-    """`config` with self-distillation from the last mini-batch on every view."""
+    """Adds self-distillation from the last mini-batch, on every view."""
     config.self_distillation.method = method
     return config

@@ -1,7 +1,7 @@
 """DynSDPB (Fu et al. 2024), vocabulary map matching, on CQA, T5-base.
 
-Batches overlap by half, so every example is visited twice an epoch. `cqa_standard.py` makes as many
-visits in as many steps: it is the papers' "double fine-tuning", the fair comparison.
+Batches overlap by half, so every example is seen twice per epoch. `cqa_standard.py` sees the
+examples as often in as many steps: it is the papers' "double fine-tuning", the fair comparison.
 
     python -m cot_jax.train --config=configs/cqa_dynsdpb.py --config.data.root=DIR
 """

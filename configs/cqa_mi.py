@@ -1,6 +1,6 @@
 """Distilling Step-by-Step with the mutual-information term on CommonsenseQA, T5-base.
 
-Published test accuracy: 63.88 % (Chen et al. 2024, max reduction; theirs, not reproduced here).
+Published test accuracy: 63.88 % (Chen et al. 2024, max reduction; not reproduced here).
 
     python -m cot_jax.train --config=configs/cqa_mi.py --config.data.root=DIR
 """

@@ -1,6 +1,6 @@
 """Standard fine-tuning on CommonsenseQA, T5-base.
 
-Published test accuracy: 62.19 % (as reported by Chen et al. 2024; theirs, not reproduced here).
+Published test accuracy: 62.19 % (reported by Chen et al. 2024; not reproduced here).
 
     python -m cot_jax.train --config=configs/cqa_standard.py --config.data.root=DIR
 """

@@ -1,4 +1,4 @@
-"""Mixed Distillation, answers, rationales and programs, on generated word problems: no network, no files.
+"""Mixed Distillation (labels, rationales, programs) on generated word problems: no network, no files.
 
 python -m cot_jax.train --config=configs/demo_mixed.py
 python -m cot_jax.evaluate runs/demo_mixed --samples=8

@@ -1,6 +1,6 @@
 """Single-task rationale and label on e-SNLI, T5-base.
 
-Published test accuracy: 88.88 % (as reported by Chen et al. 2024; theirs, not reproduced here).
+Published test accuracy: 88.88 % (reported by Chen et al. 2024; not reproduced here).
 
     python -m cot_jax.train --config=configs/esnli_single_task.py --config.data.root=DIR
 """

@@ -1,7 +1,7 @@
-"""Mixed Distillation on GSM8K, T5-base: your teacher's rationales and programs.
+"""Mixed Distillation on GSM8K, T5-base, with rationales and programs of your own teacher.
 
-Published for LLaMA2-7B and Mistral-7B students only (Li et al. 2024). The training set comes with human
-solutions and without programs, so that a teacher is asked first:
+Published for LLaMA2-7B and Mistral-7B students only (Li et al. 2024). The training set has human
+solutions but no programs, so generate both first:
 
     python -m cot_jax.rationalize --task=gsm8k --root=DIR --kind=both --endpoint=URL --model=M --output=OUT
     python -m cot_jax.train --config=configs/gsm8k_mixed.py --config.data.root=DIR \\

@@ -1,6 +1,6 @@
-"""Standard fine-tuning on GSM8K, T5-base: the bare number is learned.
+"""Standard fine-tuning on GSM8K, T5-base. The label is the bare number.
 
-The human solutions are not; `gsm8k_dss.py` learns them too.
+`gsm8k_dss.py` also learns the human solutions.
 
     python -m cot_jax.train --config=configs/gsm8k_standard.py --config.data.root=DIR
 """

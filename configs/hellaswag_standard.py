@@ -1,6 +1,6 @@
-"""Standard fine-tuning on HellaSwag, T5-base: endings are numbered in the question, the number is learned.
+"""Standard fine-tuning on HellaSwag, T5-base. The question numbers the endings; the label is the number.
 
-Training needs the authors' hellaswag_train.jsonl; test is their validation file.
+Training needs the authors' hellaswag_train.jsonl; the test set is their validation file.
 
     python -m cot_jax.train --config=configs/hellaswag_standard.py --config.data.root=DIR
 """

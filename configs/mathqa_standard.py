@@ -1,4 +1,4 @@
-"""Standard fine-tuning on MathQA, T5-base: the letter of the option is learned.
+"""Standard fine-tuning on MathQA, T5-base. The label is the option's letter.
 
 Training needs the authors' train.json, dev.json and test.json.
 

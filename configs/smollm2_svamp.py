@@ -1,4 +1,4 @@
-r"""SVAMP by a decoder of 135 M parameters with LoRA: the rationale, then the answer.
+r"""SVAMP with LoRA on a decoder of 135 M parameters: rationale, then answer.
 
     python -m cot_jax.train --config=configs/smollm2_svamp.py --config.data.root=DIR
     python -m cot_jax.train --config=configs/smollm2_svamp.py --config.data.root=DIR \

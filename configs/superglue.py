@@ -2,7 +2,7 @@
 
     python -m cot_jax.train --config=configs/superglue.py --config.data.task=boolq --config.data.root=DIR
 
-Half of the usual learning rate: He et al. 2021 fine-tune large models at 5e-6 to 1e-5.
+Learning rate 1e-5: He et al. 2021 fine-tune large models at 5e-6 to 1e-5.
 """
 
 from cot_jax.configs import common

@@ -3,12 +3,12 @@
     import cot_jax as cj
 
     config = cj.config("svamp_mi", **{"data.root": "data", "train.steps": 200})
-    run = cj.train(config, "runs/short")            # resumes; cj.load("runs/short") reads a finished one
+    run = cj.train(config, "runs/short")            # or resumes; cj.load("runs/short") reads a finished run
     run.predict(["Tom has 3 pens and buys 4. How many has he?"])
     run.evaluate()
     run.export("student")
 
-These names are public; modules are the commands' own, and may change. JAX is imported when it is needed.
+These names are public. Everything else is internal and may change. JAX is imported on first use.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        if name in ("config", "train"):  # modules that can be called
+        if name in ("config", "train"):  # callable modules
             import importlib
 
             return importlib.import_module(f"cot_jax.{name}")

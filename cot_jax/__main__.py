@@ -1,6 +1,6 @@
 """All commands under one name: cot-jax COMMAND [...], or python -m cot_jax COMMAND [...]
 
-`cot-jax train --config=demo_mi` is `python -m cot_jax.train --config=demo_mi`, word for word.
+`cot-jax train --config=demo_mi` is the same as `python -m cot_jax.train --config=demo_mi`.
 """
 
 import runpy
@@ -17,13 +17,13 @@ COMMANDS = {
     "compare": "make the table and the plots of a sweep",
     "judge": "measure how good a student's rationales are",
     "rationalize": "ask a language model for rationales and programs",
-    "plan": "say whether a run fits into the memory of its devices",
+    "plan": "check whether a run fits into the memory of its devices",
     "prepare_data": "fetch published data sets",
 }
 
 
 def main() -> int:
-    """Runs a command, which exits; returns 0 after --help or --version, and 2 where there is no such one."""
+    """Runs a command, which exits; returns 0 after --help or --version, 2 for an unknown command."""
     match sys.argv[1:]:
         case [command, *_] if command in COMMANDS:
             del sys.argv[1]
@@ -31,7 +31,7 @@ def main() -> int:
         case ["--version"]:
             print(__version__)
         case [] | ["--help" | "-h"]:
-            print("usage: cot-jax COMMAND [...]; cot-jax COMMAND --help says more\n")
+            print("usage: cot-jax COMMAND [...]; cot-jax COMMAND --help lists its flags\n")
             print(*(f"  {command:14}{summary}" for command, summary in COMMANDS.items()), sep="\n")
         case [word, *_]:
             print(f"error: {word}: no such command; cot-jax --help lists them", file=sys.stderr)

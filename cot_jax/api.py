@@ -1,4 +1,4 @@
-"""Training and asking students from Python; `import cot_jax` gives what is here, and the commands call it."""
+"""The Python API, which `import cot_jax` exposes and the commands call."""
 
 import dataclasses
 import functools
@@ -18,11 +18,11 @@ from cot_jax.training.saved import Saved
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A student that was trained, in its directory.
+    """A trained student, in its directory.
 
     Attributes:
-      directory: of the run, or of an export.
-      result: what its result.json says: steps, accuracy on validation and test, seconds; {} of an export.
+      directory: the run's work directory, or an export.
+      result: the content of result.json: steps, accuracy on validation and test, seconds; {} for an export.
     """
 
     directory: Path
@@ -30,22 +30,22 @@ class Trained:
 
     @functools.cached_property
     def saved(self) -> Saved:
-        """The student itself, its parameters and its config; read when it is first asked."""
+        """The student, its parameters and its config; loaded on first use."""
         return saved.load(self.directory)
 
     def predict(
         self, questions: Iterable[str | Sequence[str] | Mapping[str, Any]], **options: Any
     ) -> list[dict[str, Any]]:
-        """Answers questions: a text each, a list of several parts, or a row {"input", "id"?, "rationale"?}.
+        """Answers questions. Each is a text, a list of parts, or a row {"input", "id"?, "rationale"?}.
 
         Args:
           options: the flags of `python -m cot_jax.predict`, e.g. explain=True, samples=10.
 
         Returns:
-          {"id", "input", "label"} of each, in their order, and what the options add.
+          One {"id", "input", "label"} per question, in order, plus the fields that the options add.
 
         Raises:
-          UserError: a question or an option that is not for this student.
+          UserError: a question or an option does not suit this student.
         """
         rows = (
             Row(f"question {n}", dict(one) if isinstance(one, Mapping) else {"input": one})
@@ -73,16 +73,16 @@ class Trained:
         print(*showing.questions(self.saved, count), sep="\n")
 
     def evaluate(self, **options: Any) -> dict[str, Any]:
-        """Measures the student, writes the files of `python -m cot_jax.evaluate`, prints its summary.
+        """Evaluates the student, writes the files of `python -m cot_jax.evaluate`, prints its summary.
 
         Args:
           options: the flags of the command, e.g. split="valid", samples=10.
 
         Returns:
-          What evaluation.json says.
+          The content of evaluation.json.
 
         Raises:
-          UserError: an option that is not for this student, or data that is missing.
+          UserError: an option does not suit this student, or data is missing.
         """
         return assessment.evaluate(assessment.Options(self.directory, **options), self.saved)
 
@@ -93,21 +93,21 @@ class Trained:
           options: the flags of the command, e.g. license="apache-2.0", push_to_hub="OWNER/NAME".
 
         Raises:
-          UserError: the directory is not empty, or an option is not for this student.
+          UserError: the directory is not empty, or an option does not suit this student.
         """
         exporting.export(self.saved, self.directory, exporting.Options(Path(output), **options))
 
 
 def train(config: Config, workdir: str | Path | None = None, profile_steps: int = 0) -> Trained:
-    """Trains a student, or resumes where `workdir` holds a run of the same config.
+    """Trains a student, or resumes training where `workdir` holds a run of the same config.
 
     Args:
-      workdir: runs/TASK_METHOD if not said.
-      profile_steps: so many steps are traced to `workdir/profile`.
+      workdir: runs/TASK_METHOD by default.
+      profile_steps: number of steps to trace to `workdir/profile`.
 
     Raises:
-      UserError: data, weights or keys that do not fit, or `workdir` holds another run.
-      cot_jax.training.loop.Preempted: stopped by Ctrl-C or SIGTERM, after saving.
+      UserError: data, weights or keys do not fit together, or `workdir` holds another run.
+      cot_jax.training.loop.Preempted: Ctrl-C or SIGTERM; a checkpoint was saved.
       cot_jax.training.loop.Diverged: a loss is not finite.
     """
     directory = Path(workdir or Path("runs") / f"{config.data.task}_{config.objective.method}")
@@ -118,13 +118,13 @@ def train(config: Config, workdir: str | Path | None = None, profile_steps: int 
 
 
 def load(directory: str | Path) -> Trained:
-    """Reads a student that was trained: the work directory of a run, or its export.
+    """Loads a trained student from a run's work directory or an export.
 
     Raises:
-      UserError: it is neither, or the run has not been evaluated yet.
+      UserError: the directory is neither, or the run has no evaluation yet.
     """
     directory = Path(directory)
     file = directory / "result.json"
     trained = Trained(directory, read_json(file) if file.is_file() else {})
-    _ = trained.saved  # a mistake is named here
+    _ = trained.saved  # raises here, not on first use
     return trained

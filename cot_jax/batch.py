@@ -1,10 +1,10 @@
-"""The arrays that travel from data through models to losses: flat tokens, and the map to rectangles.
+"""The arrays that pass from data through models to losses: flat tokens, and their map to rectangles.
 
-A batch is flat: the tokens of its examples stand one behind the other, and lengths say where each example
-begins (Krell et al. 2021, "Efficient Sequence Packing without Cross-contamination"; Portes et al. 2023,
+A batch is flat: the tokens of its examples are concatenated, and lengths give where each example begins
+(Krell et al. 2021, "Efficient Sequence Packing without Cross-contamination"; Portes et al. 2023,
 "MosaicBERT", call it unpadding). Everything in a transformer but attention acts on one token at a time, so
-nothing is spent on padding. The examples are divided into G groups, one for each device that has examples of
-its own (times the micro-batches of a step); a group has E examples and X slots for their tokens.
+no arithmetic is spent on padding. The examples are divided into G groups, one per data-parallel device and
+micro-batch. A group has E examples and X slots for their tokens.
 
 Shape suffixes: G groups, E examples of a group, X slots of a group, S positions of an example.
 """
@@ -27,11 +27,11 @@ class Tokens:
     """Sequences of token ids. NumPy on the host, jax.Array in the step.
 
     Attributes:
-      ids: (G, X) int32, the sequences of a group one behind the other; the slots left over hold any valid id.
+      ids: (G, X) int32, the concatenated sequences of a group; unused slots hold any valid id.
       length: (G, E) int32, tokens of each sequence; 0 for none.
-      width: no sequence is longer. Static: a program is compiled for it.
-      prefix: (G, P) int32, what all sequences begin with, such as the head of a chat template: stored once,
-        equal in all groups, and counted neither in `ids` nor in `length`. None where they share nothing.
+      width: upper bound of the lengths. Static: each width is a program.
+      prefix: (G, P) int32, tokens that all sequences begin with, such as the head of a chat template. Stored
+        once, equal in all groups, counted neither in `ids` nor in `length`. None: no shared prefix.
     """
 
     ids: np.ndarray
@@ -50,10 +50,10 @@ class ViewArrays(NamedTuple):
 
     Attributes:
       inputs: what the student reads.
-      targets: what it is taught to write, the end token included, no start token. A target may be followed by
+      targets: what it learns to write, with the end token, without a start token. A target may be followed by
         padding, which is decoded but not learned: the published mutual-information loss reads it.
-      learned: (G, E) int32, tokens of each target that are learned. 0 means "nothing to learn here": such an
-        example counts in no loss and no mean.
+      learned: (G, E) int32, tokens of each target that are learned. 0: nothing to learn, the example counts
+        in no loss and no mean.
     """
 
     inputs: Tokens
@@ -62,14 +62,14 @@ class ViewArrays(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """What a student must know of the texts that it reads and writes.
+    """What a student needs to know about its texts.
 
     Attributes:
       size: number of token ids.
-      pad_id: fills what is left over; None: there is none.
-      end_id: ends a text or, of an encoder, each part of one.
+      pad_id: the padding token; None: there is none.
+      end_id: ends a text; for an encoder, ends each part of it.
       begin_id: begins a sequence of an encoder.
-      labels: names of the classes that an encoder tells apart; () for students that write.
+      labels: class names of an encoder; () for students that write.
       multiple_choice: whether an encoder chooses among as many texts.
     """
 
@@ -86,7 +86,7 @@ class Batch(NamedTuple):
 
     Attributes:
       views: view name ("predict", "explain", ...) -> arrays.
-      example: (G, E) int32, the number of each example in the training split.
+      example: (G, E) int32, the index of each example in the training split.
     """
 
     views: dict[str, ViewArrays]
@@ -94,9 +94,9 @@ class Batch(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What the passes over one view cost, in tokens and in pairs of tokens that attend to each other.
+    """The cost of one view, in tokens and in pairs of tokens that attend to each other.
 
-    Each is a number or an array; a student's `flops` is linear in all of them.
+    Each is a number or an array. A student's `flops` is linear in all of them.
 
     Attributes:
       inputs, targets: tokens.
@@ -111,13 +111,13 @@ class Work(NamedTuple):
 
 
 class Segments:
-    """Where each token of flat sequences belongs. Made inside a step; gathers stay inside a group.
+    """The sequence and position of each token of a flat batch. Made inside a step; gathers stay in a group.
 
     Attributes:
       example_GX: int32, the sequence of each slot's token, in [0, E).
       position_GX: int32, the token's position in its sequence.
-      real_GX: bool, whether there is a token.
-      real_GES: bool, whether a sequence has a position.
+      real_GX: bool, whether the slot holds a token.
+      real_GES: bool, whether the sequence has this position.
     """
 
     def __init__(self, length_GE: ArrayLike, slots: int, width: int):
@@ -138,7 +138,7 @@ class Segments:
         self.position_GX = slot_1X - _rows(start_GE, self.example_GX)
         position_11S = jnp.arange(width)[None, None]
         self.real_GES = position_11S < length_GE[:, :, None]
-        # What has no place on the other side points beyond its end and reads as zero.
+        # An index without a counterpart points past the end and reads as zero.
         self._slot_GES = jnp.where(self.real_GES, start_GE[:, :, None] + position_11S, slots)
         self._cell_GX = jnp.where(self.real_GX, self.example_GX * width + self.position_GX, E * width)
 
@@ -147,7 +147,7 @@ class Segments:
         return cls(tokens.length, tokens.slots, tokens.width)
 
     def unpack(self, x: jax.Array) -> jax.Array:
-        """Each sequence's tokens as a row of a rectangle: (G, X, ...) -> (G, E, S, ...), zeros elsewhere."""
+        """One row of a rectangle per sequence: (G, X, ...) -> (G, E, S, ...), zeros elsewhere."""
         return _unpack(x, self._slot_GES, self._cell_GX)
 
     def pack(self, x: jax.Array) -> jax.Array:
@@ -155,20 +155,20 @@ class Segments:
         return _pack(x, self._slot_GES, self._cell_GX)
 
     def spread(self, x_GE: ArrayLike) -> jax.Array:
-        """(G, X), of each token what its sequence has."""
+        """(G, X), each sequence's value at all its tokens."""
         return _rows(jnp.asarray(x_GE), self.example_GX)
 
     def last(self, x_GX: jax.Array) -> jax.Array:
-        """(G, E), the last token of each sequence; an empty one has some other sequence's."""
+        """(G, E), the last token of each sequence; for an empty one, some other sequence's."""
         return _rows(x_GX, jnp.maximum(self._end_GE - 1, 0))
 
     def first(self, x: jax.Array) -> jax.Array:
-        """(G, E, ...), the first token of each sequence in `x` (G, X, ...); an empty one has another's."""
+        """(G, E, ...), each sequence's first token in `x` (G, X, ...); for an empty one, some other's."""
         last_slot = self.real_GX.shape[1] - 1
         return _rows(x, jnp.minimum(self._start_GE, last_slot))
 
     def within(self, length_GE: ArrayLike) -> jax.Array:
-        """(G, X) bool, the tokens at positions below `length_GE` of their sequences."""
+        """(G, X) bool, whether a token's position is below `length_GE` of its sequence."""
         return self.real_GX & (self.position_GX < self.spread(length_GE))
 
     def mean(self, x_GX: jax.Array, length_GE: ArrayLike) -> jax.Array:
@@ -182,7 +182,7 @@ def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
     return jax.vmap(lambda rows, i: rows.at[i].get(mode="fill", fill_value=0))(x, index)
 
 
-# Each token has one place on either side: the gradient of the one gather is the other, and no scatter.
+# The map is one to one: the gradient of each gather is the other gather, never a scatter.
 @jax.custom_vjp
 def _unpack(x, slot_GES, cell_GX):
     return _rows(x, slot_GES)

@@ -1,10 +1,9 @@
 """Make the table and the plots of a sweep: python -m cot_jax.compare DIR
 
-Writes report.md, report.csv (a row a run), differences.csv (every pair of methods) and, where Matplotlib is
-installed, pictures into DIR; prints the table.
+Writes to DIR report.md, report.csv (one row per run), differences.csv (every pair of methods) and, where
+Matplotlib is installed, plots; prints the table.
 """
 
-import argparse
 import csv
 import dataclasses
 import importlib.util
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cot_jax import experiments
-from cot_jax.errors import UserError, command, writing
+from cot_jax.errors import UserError, argument_parser, command, writing
 from cot_jax.experiments import Cell, Table
 from cot_jax.files import Shape, read_json_lines, whole, write_text
 from cot_jax.metrics.plots import Curve, curve_of, draw_curves, draw_data_size, draw_heat_map
@@ -26,9 +25,9 @@ from cot_jax.metrics.significance import paired_p_value
 from cot_jax.training.result import metric_of, read_result
 
 _FRACTION = "data.train_fraction"
-# Training rows are averaged over so many steps before they are drawn.
+# Training metrics are averaged over this many steps for the plots.
 _WINDOW = 25
-# What is told of a run, beside its scores.
+# What the report shows of a run, beside its scores.
 _REPORTED: dict[str, Shape] = {
     "best_step": int,
     "examples": int,
@@ -52,18 +51,18 @@ class _Runs:
         return next((metric_of(result) for result in self.results.values()), "accuracy")
 
     def scores(self) -> list[float]:
-        """Returns the metric on test, one a seed."""
+        """Returns the test metric of each seed."""
         return [_score(result) for result in self.results.values()]
 
     def metrics(self, name: str) -> list[list[tuple[int, float]]]:
-        """Returns the (step, value) of a metric, a list a seed."""
+        """Returns the (step, value) pairs of a metric, one list per seed."""
         curves = []
         for seed in self.results:
             workdir = self.directory / f"seed{seed}"
             curves.append([(row["step"], row[name]) for row in _measured(workdir) if name in row])
             if not curves[-1]:
                 raise UserError(
-                    f"{workdir / 'metrics.jsonl'}: no {name}, which other seeds have: train it again"
+                    f"{workdir / 'metrics.jsonl'}: no {name}, which other seeds have: train this seed again"
                 )
         return curves
 
@@ -75,13 +74,8 @@ class _Runs:
 
 @command
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit status: 0, or 2 where there is nothing to report."""
-    parser = argparse.ArgumentParser(
-        "python -m cot_jax.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """Runs the command; returns its exit status: 0, or 2 if there is nothing to report."""
+    parser = argument_parser("compare", __doc__)
     parser.add_argument("directory", type=Path, help="--output of a sweep")
     directory = parser.parse_args(argv).directory
     table = experiments.from_directory(directory)
@@ -95,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
         if importlib.util.find_spec("matplotlib"):
             pictures = _draw(table, found, directory)
         else:
-            print("no pictures: pip install 'cot-jax[plots]'", file=sys.stderr)
+            print("no plots: pip install 'cot-jax[plots]'", file=sys.stderr)
         text = _markdown(table, found)
         write_text(directory / "report.md", text + "".join(f"\n![]({picture})\n" for picture in pictures))
     print(text, end="")
@@ -214,7 +208,7 @@ def _csv_rows(found: Iterable[_Runs]) -> list[dict[str, Any]]:
 
 
 def _differences(table: Table, found: Mapping[tuple[str, str], _Runs]) -> list[dict[str, Any]]:
-    """Returns mean differences a - b in points, over the seeds that both have."""
+    """Returns the mean differences a - b in percentage points, over the seeds that both have."""
     rows = []
     for column in table.columns:
         for b, a in itertools.combinations(table.rows, 2):
@@ -247,7 +241,7 @@ def _write_csv(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _draw(table: Table, found: Mapping[tuple[str, str], _Runs], directory: Path) -> list[str]:
-    """Returns the names of the pictures drawn: curves of a column, the metric against data, a heat map."""
+    """Draws learning curves by column, the metric against data size, and a heat map; returns their names."""
     pictures = []
     for column in table.columns:
         curves: dict[str, dict[str, Curve]] = defaultdict(dict)
@@ -285,7 +279,7 @@ def _draw(table: Table, found: Mapping[tuple[str, str], _Runs], directory: Path)
 
 
 def _numbers(names: Sequence[str]) -> tuple[str, dict[str, float]] | None:
-    """Returns the key and, in ascending order, the numbers of names KEY=NUMBER; None if they are others."""
+    """Returns KEY and the numbers, ascending, of names KEY=NUMBER; None if the names have another form."""
     try:
         numbers = {name: float(name.split("=", 1)[1]) for name in names}
     except (IndexError, ValueError):
@@ -295,7 +289,7 @@ def _numbers(names: Sequence[str]) -> tuple[str, dict[str, float]] | None:
 
 
 def _mean_percent(runs: _Runs | None) -> float:
-    """NaN where no run is finished."""
+    """NaN if no run is finished."""
     return 100 * float(np.mean(runs.scores())) if runs and runs.results else float("nan")
 
 

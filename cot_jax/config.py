@@ -1,8 +1,8 @@
 """Configuration: a ConfigDict at the border, validated frozen dataclasses inside.
 
-Every key is declared once, below, with its default, its limits and its meaning. `configs/common.py` takes its
-ConfigDict from here; `--help` and docs/config.md list the same keys. A mistake in a key, a type or a value is
-a `UserError` of one line.
+Every key is declared once, below, with its default, limits and meaning. `configs/common.py` takes its
+ConfigDict from here; `--help` and docs/config.md list the same keys. A wrong key, type or value is a
+one-line `UserError`.
 """
 
 import dataclasses
@@ -40,13 +40,13 @@ from cot_jax.losses.choices import (
 )
 from cot_jax.models.choices import PRESETS, REMAT
 
-# The published recipe of Hsieh et al. 2023, and that of Raffel et al. 2020, section 3.1.2.
+# AdamW: the recipe of Hsieh et al. 2023. Adafactor: Raffel et al. 2020, section 3.1.2.
 LEARNING_RATES = {"adamw": 5e-5, "adafactor": 1e-3}
-# The files of configs/, which a package contains as well.
+# The files of configs/, which the package contains too.
 SHIPPED = Path(__file__).parent / "configs"
 TABLES = SHIPPED / "tables"
-STEPS = 10_000  # of both papers on rationales, Hsieh et al. and Chen et al. 2024
-# Hu et al. 2022, appendix D.1, as others since: about ten times that of all weights.
+STEPS = 10_000  # Hsieh et al. 2023 and Chen et al. 2024
+# Hu et al. 2022, appendix D.1, and common practice: about ten times that of full fine-tuning.
 LORA_LEARNING_RATE = 5e-4
 
 
@@ -71,12 +71,10 @@ class WordProblemsConfig:
     train: int = _key(20_000, "training problems", low=1, high=MOST["examples"])
     valid: int = _key(200, "validation problems", low=1, high=MOST["examples"])
     test: int = _key(1000, "test problems", low=1, high=MOST["examples"])
-    max_steps: int = _key(2, "most arithmetic steps of a solution", low=1)
-    distractors: int = _key(1, "most sentences with a number that does not matter", low=0)
-    max_number: int = _key(20, "largest number, given or worked out", low=1, high=10**5)
-    teacher_error_rate: float = _key(
-        0.0, "chance that the teacher overlooks the last step", low=0.0, high=1.0
-    )
+    max_steps: int = _key(2, "maximum arithmetic steps of a solution", low=1)
+    distractors: int = _key(1, "maximum sentences with an irrelevant number", low=0)
+    max_number: int = _key(20, "largest number, given or computed", low=1, high=10**5)
+    teacher_error_rate: float = _key(0.0, "chance that the teacher omits the last step", low=0.0, high=1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,14 +82,14 @@ class DataConfig:
     task: str = _key("word_problems", "data set", choices=sorted([*TASKS, "word_problems"]))
     root: str = _key(
         "",
-        "folder with the data sets, as published; of GLUE, SuperGLUE and jsonl also an id on the Hub",
+        "folder with the published data sets; for GLUE, SuperGLUE and jsonl also a repository id on the Hub",
     )
-    label_source: str = _key("gold", "whose label is trained on", choices=("gold", "teacher"))
+    label_source: str = _key("gold", "labels to train on", choices=("gold", "teacher"))
     parser: str = _key("corrected", "parser of the teacher's outputs", choices=("corrected", "reference"))
-    teacher: str = _key("", "a teacher's file, as rationalize writes it, instead of the data's own outputs")
+    teacher: str = _key("", "a teacher's file, as rationalize writes it; replaces the data's own outputs")
     rationales: str = _key(
         "all",
-        "which are trained on; right = of questions only that the teacher's label is right for",
+        "rationales to train on; right = only those whose teacher label is correct",
         choices=("all", "right"),
     )
     sandbox: bool = _key(False, "run a teacher's programs that the interpreter refuses, in bubblewrap")
@@ -100,19 +98,17 @@ class DataConfig:
         "how task=jsonl compares answers; auto = by value if all are equations",
         choices=("auto", "text", "value"),
     )
-    max_train_examples: int = _key(0, "keep at most this many training examples; 0 = all", low=0)
+    max_train_examples: int = _key(0, "maximum number of training examples; 0 = all", low=0)
     train_fraction: float = _key(1.0, "share of the training examples to keep", low=0.0, high=1.0)
     chat: str = _key(
         "auto",
-        "how a decoder is asked: by its chat template, in plain text; auto = by the template it has, if any",
+        "prompt format of a decoder: its chat template or plain text; auto = the template, if there is one",
         choices=("auto", "plain", "template"),
     )
-    max_input_tokens: int = _key(1024, "inputs are cut here", low=2, high=MOST["max_tokens"])
-    max_target_tokens: int = _key(256, "targets are cut here", low=2, high=MOST["max_tokens"])
+    max_input_tokens: int = _key(1024, "longer inputs are cut", low=2, high=MOST["max_tokens"])
+    max_target_tokens: int = _key(256, "longer targets are cut", low=2, high=MOST["max_tokens"])
     order: str = _key(
-        "random",
-        "random: a fresh permutation for each epoch; sequential: the order of the data",
-        choices=ORDERS,
+        "random", "random = a new permutation every epoch; sequential = the order of the data", choices=ORDERS
     )
     word_problems: WordProblemsConfig = dataclasses.field(default_factory=WordProblemsConfig)
 
@@ -120,10 +116,12 @@ class DataConfig:
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     pretrained: str = _key("", "Hugging Face repository id or directory; empty = from scratch")
-    layers: int = _key(0, "take so many layers of the pretrained model, the first ones; 0 = all", low=0)
-    preset: str = _key("base", "size when from scratch", choices=sorted(PRESETS))
-    tokenizer: str = _key("", "repository id or directory; empty = the model's (word_problems: trained)")
-    dropout_rate: float = _key(-1.0, "dropout rate; -1 = as is usual for the family", low=-1.0, high=0.9)
+    layers: int = _key(0, "keep only the first N layers of the pretrained model; 0 = all", low=0)
+    preset: str = _key("base", "size of a student from scratch", choices=sorted(PRESETS))
+    tokenizer: str = _key(
+        "", "repository id or directory; empty = the model's (word_problems: one is trained)"
+    )
+    dropout_rate: float = _key(-1.0, "dropout rate; -1 = the family's default", low=-1.0, high=0.9)
     compute_dtype: str = _key(
         "auto",
         "auto = bfloat16 on GPU and TPU, float32 on CPU",
@@ -131,39 +129,37 @@ class ModelConfig:
     )
     remat: str = _key(
         "auto",
-        "what the backward pass computes again of a layer, to save memory: elementwise = all but linear "
-        "maps, auto = as is usual for the family",
+        "what the backward pass recomputes of a layer, to save memory: elementwise = all but linear maps; "
+        "auto = the family's default",
         choices=("auto", *REMAT),
     )
     lora_rank: int = _key(
         -1,
-        "train LoRA's low-rank updates of this rank only; 0 = all weights, -1 = as is usual for the family: "
-        "16 for pretrained decoders, 0 for others",
+        "rank of LoRA's updates; 0 = train all weights; -1 = the family's default: 16 for pretrained "
+        "decoders, 0 for others",
         low=-1,
     )
-    lora_alpha: float = _key(
-        0.0, "these updates are multiplied by alpha / rank; 0 = as is usual for the family", low=0.0
-    )
+    lora_alpha: float = _key(0.0, "LoRA scales by alpha / rank; 0 = the family's default", low=0.0)
     lora_adapter: str = _key(
         "", "directory of a PEFT adapter to start from; its rank, alpha and targets replace the other keys"
     )
     frozen_dtype: str = _key(
-        "float32", "of the weights that LoRA leaves as they are", choices=("float32", "bfloat16")
+        "float32", "dtype of the weights that LoRA freezes", choices=("float32", "bfloat16")
     )
     lora_targets: str = _key(
-        "", "regular expression of the updated parameters' paths; empty = as is usual for the family"
+        "", "regular expression for the paths of the adapted parameters; empty = the family's default"
     )
 
     @property
     def has_lora(self) -> bool:
-        """Whether an adapter is trained, and not the weights themselves."""
+        """Whether an adapter is trained in place of the weights."""
         return bool(self.lora_rank > 0 or self.lora_adapter)
 
     def resolved(self, usual: Mapping[str, Any]) -> "ModelConfig":
-        """With the values of `usual` for what says "as is usual for the family".
+        """Returns the config with the family's defaults, `usual`, for the keys that ask for them.
 
         Raises:
-          UserError: a dropout rate that is neither.
+          UserError: a dropout rate between -1 and 0.
         """
         if -1 < self.dropout_rate < 0:
             raise UserError(f"config.model.dropout_rate={self.dropout_rate}: must be -1 or from 0 to 0.9")
@@ -177,17 +173,17 @@ class ModelConfig:
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
     method: str = _key("dss", "method", choices=sorted(METHODS))
-    alpha: float = _key(0.5, "weight of the label loss; the rationale loss has 1 - alpha", low=0.0, high=1.0)
-    program_weight: float = _key(
-        0.5, "weight of the program loss beside them (method=mixed, mixed_mi; ours)", low=0.0
+    alpha: float = _key(
+        0.5, "weight of the label loss; the rationale loss is weighted 1 - alpha", low=0.0, high=1.0
     )
+    program_weight: float = _key(0.5, "weight of the program loss (method=mixed, mixed_mi; ours)", low=0.0)
     beta: float = _key(0.1, "weight of the mutual-information loss (method=mi, mixed_mi)", low=0.0)
     mi_variant: str = _key("reference", "form of the mutual-information loss", choices=VARIANTS)
-    mi_reduction: str = _key("max", "how a view's probabilities become one map", choices=REDUCTIONS)
-    mi_detach: str = _key("label", "view whose map carries no gradient", choices=DETACHABLE)
+    mi_reduction: str = _key("max", "how a view's probabilities reduce to one map", choices=REDUCTIONS)
+    mi_detach: str = _key("label", "view whose map gets no gradient", choices=DETACHABLE)
     class_weights: str = _key(
         "none",
-        "of a classifier's label loss; balanced = n / (K n_c) for n examples, n_c of the class, K classes",
+        "class weights of a classifier's loss; balanced = n / (K n_c): n examples, n_c of class c, K classes",
         choices=("none", "balanced"),
     )
 
@@ -198,130 +194,130 @@ class SelfDistillationConfig:
 
     method: str = _key(
         "none",
-        "dlb = fixed weight and temperature; dynsdpb = per example; dynamic = dynsdpb's weights on the "
-        "cross-entropy, nothing distilled (the paper's ablation)",
+        "dlb = fixed weight and temperature; dynsdpb = both per example; dynamic = dynsdpb's weights on the "
+        "cross-entropy, without distillation (the paper's ablation)",
         choices=("none", *SELF_DISTILLATION),
     )
     views: str = _key(
-        "all", "views it acts on, by what they learn", choices=("label", "rationale", "program", "all")
+        "all",
+        "views that are distilled, by their loss term",
+        choices=("label", "rationale", "program", "all"),
     )
-    weight: float = _key(1.0, "weight of its term beside the view's cross-entropy (papers: alpha)", low=0.0)
+    weight: float = _key(1.0, "weight relative to the view's cross-entropy (papers: alpha)", low=0.0)
     temperature: float = _key(3.0, "temperature of the distilled distributions (papers: tau)", low=0.01)
     output: str = _key(
-        "vmm", "what is stored: vocabulary maps, logits of every token, of its top k only", choices=OUTPUTS
+        "vmm", "what is stored: vocabulary maps, all logits of every token, or its top k", choices=OUTPUTS
     )
-    map_logits: str = _key("log", "what the softmax over a vocabulary map is of", choices=MAP_LOGITS)
+    map_logits: str = _key("log", "how a vocabulary map becomes logits", choices=MAP_LOGITS)
     difficulty: str = _key(
         "clip", "how dynsdpb's temperature grows with an example's loss", choices=DIFFICULTIES
     )
-    uncertainty: str = _key(
-        "log_vocabulary", "what an example's entropy is measured against", choices=UNCERTAINTIES
-    )
-    top_k: int = _key(64, "logits stored for a token (output=top_k)", low=1)
-    dtype: str = _key("float32", "of stored logits", choices=("float32", "bfloat16"))
+    uncertainty: str = _key("log_vocabulary", "what normalises an example's entropy", choices=UNCERTAINTIES)
+    top_k: int = _key(64, "stored logits per token (output=top_k)", low=1)
+    dtype: str = _key("float32", "dtype of stored logits", choices=("float32", "bfloat16"))
 
 
 @dataclasses.dataclass(frozen=True)
 class DistillationConfig:
-    """Distillation from a teacher that answers in the same step, or did before, on top of any method."""
+    """Distillation from a teacher, run in the same step or stored, on top of any method."""
 
     teacher: str = _key(
         "",
-        "work directory of a run, its export, a fine-tuned model, or, for encoders, the FILE.jsonl that "
-        "`predict --log_probs` wrote; empty = no teacher",
+        "work directory of a run, its export, a fine-tuned model, or, for encoders, a FILE.jsonl written by "
+        "`predict --log_probs`; empty = no teacher",
     )
     weight: float = _key(
-        0.5, "weight of its term; the cross-entropy has 1 - weight (papers: alpha)", low=0.0, high=1.0
+        0.5,
+        "weight of distillation; the cross-entropy is weighted 1 - weight (papers: alpha)",
+        low=0.0,
+        high=1.0,
     )
     temperature: float = _key(5.0, "temperature of both distributions (papers: T)", low=0.01)
     layers: str = _key(
         "none",
-        "teacher layers whose states an encoder's match (patient distillation): spread evenly, the last ones",
+        "teacher layers that an encoder's states match (patient distillation): skip = evenly spaced, last = "
+        "the last ones",
         choices=("none", "skip", "last"),
     )
-    layer_weight: float = _key(100.0, "weight of that term (PKD: beta)", low=0.0)
+    layer_weight: float = _key(100.0, "weight of matching states (PKD: beta)", low=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    name: str = _key("adamw", "optimizer; adafactor keeps next to no state", choices=sorted(LEARNING_RATES))
+    name: str = _key("adamw", "optimizer; adafactor has almost no state", choices=sorted(LEARNING_RATES))
     learning_rate: float = _key(
-        0.0, "peak learning rate; 0 = the usual one: AdamW 5e-5, Adafactor 1e-3, LoRA 5e-4", low=0.0
+        0.0, "peak learning rate; 0 = default: AdamW 5e-5, Adafactor 1e-3, LoRA 5e-4", low=0.0
     )
-    schedule: str = _key("linear", "decay of it, to 0 at the last step", choices=("linear", "constant"))
+    schedule: str = _key(
+        "linear",
+        "learning rate schedule; linear = decay to 0 at the last step",
+        choices=("linear", "constant"),
+    )
     warmup_steps: int = _key(0, "steps of linear warm-up", low=0)
     warmup_ratio: float = _key(
-        0.0, "share of the steps, in place of warmup_steps; 0 = by these", low=0.0, high=1.0
+        0.0, "warm-up as a share of all steps; 0 = warmup_steps decides", low=0.0, high=1.0
     )
-    clip_norm: float = _key(1.0, "largest global norm of the gradient; 0 = any", low=0.0)
+    clip_norm: float = _key(1.0, "maximum global norm of the gradient; 0 = no clipping", low=0.0)
     weight_decay: float = _key(0.0, "decoupled weight decay (not on norms and biases)", low=0.0)
     b1: float = _key(0.9, "decay of AdamW's first moment", low=0.0, high=1.0)
     b2: float = _key(0.999, "decay of AdamW's second moment", low=0.0, high=1.0)
     eps: float = _key(1e-8, "AdamW's epsilon", low=0.0)
     moment_dtype: str = _key(
         "float32",
-        "of AdamW's two moments as they are stored; bfloat16 is dithered, so that small changes add up",
+        "storage dtype of AdamW's moments; bfloat16 uses stochastic rounding, so that small changes add up",
         choices=("float32", "bfloat16"),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    steps: int = _key(
-        0, f"optimizer steps; 0 = by epochs, or {STEPS:,} without them", low=0, high=MOST["steps"]
-    )
-    epochs: float = _key(0.0, "visits of every training example, in place of steps; 0 = by these", low=0.0)
-    batch_size: int = _key(64, "examples a step, over all devices", low=1, high=MOST["batch_size"])
+    steps: int = _key(0, f"optimizer steps; 0 = epochs decides, else {STEPS:,}", low=0, high=MOST["steps"])
+    epochs: float = _key(0.0, "epochs, in place of steps; 0 = steps decides", low=0.0)
+    batch_size: int = _key(64, "examples per step, over all devices", low=1, high=MOST["batch_size"])
     micro_batches: int = _key(
-        1,
-        "parts in which a batch goes through the student: less memory, same gradient, forward pass twice",
-        low=1,
+        1, "parts that a batch is processed in: less memory, same gradient, two forward passes", low=1
     )
-    eval_every: int = _key(250, "steps between evaluations on validation; 0 = an epoch", low=0)
-    checkpoint_every: int = _key(250, "steps between checkpoints; 0 = an epoch", low=0)
-    patience: int = _key(
-        0, "evaluations in a row without a better result after which training stops; 0 = it never does", low=0
-    )
+    eval_every: int = _key(250, "steps between evaluations on validation; 0 = one epoch", low=0)
+    checkpoint_every: int = _key(250, "steps between checkpoints; 0 = one epoch", low=0)
+    patience: int = _key(0, "stop after this many evaluations in a row without improvement; 0 = never", low=0)
     log_every: int = _key(50, "steps between printed lines", low=1)
     layer_norms_every: int = _key(
-        0, "steps between rows of every layer's gradient norm, drawn at the end; 0 = never", low=0
+        0, "steps between rows of every layer's gradient norm, plotted at the end; 0 = never", low=0
     )
     wandb: bool = _key(False, "also log to Weights & Biases (pip install cot-jax[wandb])")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How the devices are arranged; the product of the three is their number."""
+    """The device mesh; the product of its axes is the number of devices."""
 
-    data: int = _key(-1, "groups of devices that have examples of their own; -1 = all there are", low=-1)
-    fsdp: int = _key(
-        1, "devices of a group that share parameters and optimizer and divide its examples", low=-1
-    )
-    model: int = _key(1, "devices that share heads, feed-forward and vocabulary of the same examples", low=-1)
+    data: int = _key(-1, "data-parallel groups of devices; -1 = as many as fit", low=-1)
+    fsdp: int = _key(1, "devices of a group that shard parameters, optimizer state and examples", low=-1)
+    model: int = _key(1, "devices that shard heads, feed-forward and vocabulary (tensor parallel)", low=-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    batch_size: int = _key(64, "examples generated at once, over all devices", low=1, high=MOST["batch_size"])
+    batch_size: int = _key(64, "questions per batch, over all devices", low=1, high=MOST["batch_size"])
     max_new_tokens: int = _key(64, "longest generated answer", low=1, high=MOST["max_new_tokens"])
     answers: str = _key(
         "generate",
-        "how: written, or the most probable of all labels, where a task has a closed set of them",
+        "generate = write the answer; score = take the most probable label, where labels are a closed set",
         choices=("generate", "score"),
     )
-    beams: int = _key(1, "beams of the search (answers=generate); 1 = greedy", low=1, high=MOST["beams"])
+    beams: int = _key(1, "beam width (answers=generate); 1 = greedy", low=1, high=MOST["beams"])
     max_examples: int = _key(0, "validation examples used during training; 0 = all", low=0)
     mutual_information: bool = _key(
-        False, "also estimate what label and rationale side know of each other (InfoNCE, on validation)"
+        False, "also estimate the mutual information of label and rationale view (InfoNCE, on validation)"
     )
     reference_protocol: bool = _key(
-        False, "evaluate on test every eval_every steps too and report last and best, as published"
+        False, "also evaluate on test every eval_every steps; report last and best, as the papers do"
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything a run depends on but its work directory."""
+    """Everything that determines a run, except its work directory."""
 
     seed: int = _key(
         0, "seed of initialisation, dropout, data order and generated data", low=0, high=MOST["seed"]
@@ -337,7 +333,7 @@ class Config:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
     def resolved(self, usual: Mapping[str, Any]) -> "Config":
-        """With the values that defaults such as a learning rate of 0 stand for; `usual` is the student's."""
+        """Returns the config without placeholders such as learning rate 0; `usual`: the family's defaults."""
         model = self.model.resolved(usual)
         rate = LORA_LEARNING_RATE if model.has_lora else LEARNING_RATES[self.optimizer.name]
         optimizer = dataclasses.replace(self.optimizer, learning_rate=self.optimizer.learning_rate or rate)
@@ -347,10 +343,10 @@ class Config:
         return dataclasses.replace(self, model=model, optimizer=optimizer, train=train)
 
     def scheduled(self, steps_an_epoch: float) -> "Config":
-        """A resolved config with the steps that epochs and shares of them stand for; keeps one that has them.
+        """Returns a resolved config with epochs and shares as steps; a config with steps is unchanged.
 
         Raises:
-          UserError: a number of steps, and beside it epochs or a share that make another.
+          UserError: both steps and epochs (or a share) are given, and they disagree.
         """
         train, optimizer = self.train, self.optimizer
         steps = _as_steps(train.epochs, "train.epochs", steps_an_epoch, train.steps, "train.steps")
@@ -368,7 +364,7 @@ class Config:
 
     @property
     def unscheduled(self) -> set[str]:
-        """Keys that have no value before `scheduled`."""
+        """Keys that only `scheduled` gives a value."""
         train, optimizer = self.train, self.optimizer
         missing = {
             "train.steps": not train.steps,
@@ -380,17 +376,17 @@ class Config:
 
 
 def _as_steps(share: float, name: str, whole: float, given: int, key: str) -> int:
-    """Returns the steps of `share` of `whole`, rounded up, or those given where it is 0."""
+    """Returns `share` of `whole` in steps, rounded up; `given` if the share is 0."""
     if not share:
         return given
     # 0.07 * 100 is a little more than 7.
     steps = max(1, math.ceil(round(min(share * whole, 2.0 * MOST["steps"]), 6)))
     if steps > MOST["steps"]:
-        raise UserError(f"config.{name}={share:g} makes more than {MOST['steps']:,} steps: ask for fewer")
+        raise UserError(f"config.{name}={share:g} makes more than {MOST['steps']:,} steps: lower it")
     if given not in (0, steps):
         raise UserError(
-            f"config.{name}={share:g} makes {steps:,} steps, but config.{key}={given}: give one of the two "
-            f"only, with --config.{key}=0 or --config.{name}=0"
+            f"config.{name}={share:g} makes {steps:,} steps, but config.{key}={given}: give only one of "
+            f"them, with --config.{key}=0 or --config.{name}=0"
         )
     return steps
 
@@ -401,7 +397,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def describe_keys(cls: type = Config, path: str = "config") -> Iterator[tuple[str, Any, str]]:
-    """Yields (key, default, meaning with its choices) of every key, in order."""
+    """Yields (key, default, meaning and choices) for every key, in order."""
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         name = f"{path}.{field.name}"
@@ -449,7 +445,7 @@ def freeze(values: Any, cls: type = Config, path: str = "config") -> Any:
 def with_defaults(
     values: dict[str, Any], cls: type = Config, path: str = ""
 ) -> tuple[dict[str, Any], list[str]]:
-    """Returns the JSON of a saved config with every key, and those it lacked: they are newer than it."""
+    """Returns a saved config's JSON with defaults for missing keys, and those keys: it is older than they."""
     hints, complete, added = typing.get_type_hints(cls), dict(values), []
     for field in dataclasses.fields(cls):
         name = f"{path}{field.name}"
@@ -468,12 +464,12 @@ def with_defaults(
 def _check(value: Any, kind: type, limits: Any, path: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         if abs(value) > sys.float_info.max:
-            raise UserError(f"{path}: an integer too large for a number")
+            raise UserError(f"{path}: the integer is too large for a float")
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise UserError(f"{path}={value!r}: expected {kind.__name__}, found {type(value).__name__}")
     if isinstance(value, str) and "\0" in value:
-        raise UserError(f"{path}={value!r}: a null character is no text that a file's name or a prompt has")
+        raise UserError(f"{path}={value!r}: remove the null character")
     if limits["choices"] and value not in limits["choices"]:
         raise UserError(f"{path}={value!r}: must be one of {', '.join(limits['choices'])}")
     # Written so that NaN fails too.
@@ -502,7 +498,7 @@ class CommandLine:
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """How the processes of a run find each other; all None: as Slurm, Kubernetes or Cloud TPU tell them."""
+    """How the processes of a run find each other; all None: Slurm, Kubernetes or Cloud TPU says."""
 
     coordinator: str | None
     count: int | None
@@ -517,7 +513,7 @@ def parse_command_line(argv: Sequence[str], summary: str) -> CommandLine:
       summary: the first lines of `--help`.
 
     Raises:
-      UserError: anything wrong with the flags, the config file or a value.
+      UserError: a wrong flag, config file or value.
       SystemExit: after `--help`, with status 0.
     """
     program, *arguments = argv
@@ -526,7 +522,7 @@ def parse_command_line(argv: Sequence[str], summary: str) -> CommandLine:
         raise SystemExit(0)
     files = [a.split("=", 1)[1] for a in arguments if re.match("--?config=", a)]
     if len(files) != 1:
-        raise UserError("one --config=NAME or --config=FILE is needed, e.g. --config=demo_mi")
+        raise UserError("give one --config=NAME or --config=FILE, e.g. --config=demo_mi")
     arguments = [program, *(a for a in arguments if not re.match("--?config=", a))]
     known = {name for name, _, _ in describe_keys()}
     for argument in arguments:
@@ -536,12 +532,7 @@ def parse_command_line(argv: Sequence[str], summary: str) -> CommandLine:
     file = find_config(files[0])
     values = flags.FlagValues()
     made = load_config_module(file, "get_config", ml_collections.ConfigDict)
-    holder = config_flags.DEFINE_config_dict(
-        "config",
-        made,
-        flag_values=values,
-        sys_argv=arguments,
-    )
+    holder = config_flags.DEFINE_config_dict("config", made, flag_values=values, sys_argv=arguments)
     flags.DEFINE_string("workdir", str(Path("runs") / file.stem), "", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "", flag_values=values)
     flags.DEFINE_integer("profile_steps", 0, "", lower_bound=0, flag_values=values)
@@ -567,14 +558,14 @@ def parse_command_line(argv: Sequence[str], summary: str) -> CommandLine:
 
 
 def make(given: str, **overrides: Any) -> Config:
-    """Returns a config with some keys changed, as `--config=GIVEN --config.KEY=VALUE` does on a command line.
+    """Returns a config with some keys changed, like `--config=GIVEN --config.KEY=VALUE` on a command line.
 
     Args:
       given: a name such as "svamp_mi", or a config file.
       overrides: by key, e.g. **{"data.root": "data", "train.steps": 200}.
 
     Raises:
-      UserError: there is no such config or key, or a value of the wrong type or out of its range.
+      UserError: unknown config or key, or a value of the wrong type or out of range.
     """
     keys = [f"--config.{key}={value}" for key, value in overrides.items()]
     return parse_command_line(["config", f"--config={given}", *keys], "").config
@@ -585,17 +576,17 @@ def _processes(values: flags.FlagValues) -> Processes | None:
     if explicit == (None, None, None):
         return Processes(None, None, None) if values.distributed else None
     if None in explicit:
-        raise UserError("--coordinator=HOST:PORT, --processes=N and --process=I go together")
+        raise UserError("give --coordinator=HOST:PORT, --processes=N and --process=I together")
     if values.process >= values.processes:
         raise UserError(f"--process={values.process}: must be below --processes={values.processes}")
     return Processes(*explicit)
 
 
 def find_config(given: str, folder: Path = SHIPPED) -> Path:
-    """Returns the config file that `given` means: a path, or the name of one that is shipped in `folder`.
+    """Returns the config file at the path `given`, or the shipped one of that name in `folder`.
 
     Raises:
-      UserError: it is neither.
+      UserError: there is neither.
     """
     file = Path(given)
     if file.is_file():
@@ -612,16 +603,16 @@ def find_config(given: str, folder: Path = SHIPPED) -> Path:
 
 
 def name_of(given: str) -> str:
-    """Returns the name of the shipped config that `given` means, if it means one; else `given`."""
+    """Returns the name of a shipped config, given by path or name; `given` itself if it is another file."""
     file = Path(given).resolve()
     return file.stem if file.is_file() and file.parent == SHIPPED.resolve() else given
 
 
 def load_config_module(file: Path, function: str, kind: type) -> Any:
-    """Returns what `function`, e.g. "get_config", of a config file returns.
+    """Returns the result of a config file's `function`, e.g. "get_config".
 
     Raises:
-      UserError: it fails, or returns something else than a `kind`.
+      UserError: it fails, or does not return a `kind`.
     """
     spec = importlib.util.spec_from_file_location("config_file", file)
     if spec is None or spec.loader is None:
@@ -632,7 +623,7 @@ def load_config_module(file: Path, function: str, kind: type) -> Any:
         found = getattr(module, function)()
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # a config file is a program: anything can be wrong with it
+    except (Exception, SystemExit) as error:  # a config file is a program and can raise anything
         raise UserError(f"{file}: {type(error).__name__}: {_one_line(error)}") from None
     if not isinstance(found, kind):
         raise UserError(f"{file}: {function}() must return a {kind.__name__}, not {type(found).__name__}")
@@ -640,10 +631,10 @@ def load_config_module(file: Path, function: str, kind: type) -> Any:
 
 
 def refuse_other_config(workdir: Path, config: Config) -> bool:
-    """Returns whether `workdir` holds a run of `config` already; False where it holds none.
+    """Returns whether `workdir` already holds a run of `config`.
 
-    How devices are arranged makes no other run: it may resume with more of them, or fewer. What only the
-    data tells of `config` is not compared.
+    The mesh may differ: a run may resume on more devices, or fewer. Keys that depend on the data are not
+    compared.
 
     Raises:
       UserError: it holds a run of another config.
@@ -678,14 +669,14 @@ def _help(summary: str) -> str:
     keys = "\n".join(f"  --{name}={default!r}\n      {doc}" for name, default, doc in describe_keys())
     return (
         f"{summary}\n\n"
-        "  --config=NAME      experiment to run: one that is shipped, e.g. demo_mi, or a file\n"
-        "  --workdir=DIR      where the run is written and resumed from (default: runs/NAME of the config)\n"
-        "  --dry_run          print what would run, with one decoded example a view, and stop\n"
-        "  --profile_steps=N  write a trace of N steps, after ten others, to DIR/profile\n"
-        "  --show=N           answer N test questions at the end, and draw the learning curve (default: 3)\n"
+        "  --config=NAME      experiment to run: a shipped one, e.g. demo_mi, or a file\n"
+        "  --workdir=DIR      directory to write to and resume from (default: runs/NAME of the config)\n"
+        "  --dry_run          print what would run, with one decoded example per view, and stop\n"
+        "  --profile_steps=N  trace N steps, after ten others, to DIR/profile\n"
+        "  --show=N           answer N test questions at the end and draw the learning curve (default: 3)\n"
         "  --distributed      join the other processes of this Slurm, Kubernetes or Cloud TPU job\n"
         "  --coordinator=HOST:PORT --processes=N --process=I\n"
-        "                     join N processes, of which this one is I, elsewhere\n\n"
+        "                     join N processes as number I, on any other cluster\n\n"
         f"Keys (defaults of configs/common.py):\n{keys}"
     )
 
@@ -694,7 +685,7 @@ def reference() -> str:
     """Returns docs/config.md; `python -m cot_jax.config > docs/config.md` writes it."""
     rows = ((name, default, doc.replace(" | ", " or ")) for name, default, doc in describe_keys())
     table = "\n".join(f"| `{name}` | `{default!r}` | {doc} |" for name, default, doc in rows)
-    head = "Set any of them as `--config.KEY=VALUE`. Written by `python -m cot_jax.config`."
+    head = "Set any key with `--config.KEY=VALUE`. This page is generated by `python -m cot_jax.config`."
     return f"# Config keys\n\n{head}\n\n| key | default | meaning |\n|---|---|---|\n{table}\n"
 
 

@@ -1,5 +1,6 @@
-"""The one error a user is meant to read, and the frame around every command."""
+"""The one error a user is meant to read, and what all commands share: their frame and their parser."""
 
+import argparse
 import contextlib
 import functools
 import re
@@ -7,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 
 class UserError(Exception):
@@ -21,9 +23,9 @@ class UserError(Exception):
 
 
 def printable(text: str) -> str:
-    """Returns a text of servers, programs or files as one line that does nothing to a terminal.
+    """Returns text from a server, program or file as one line that is safe to print on a terminal.
 
-    Spaces stand for line ends and control characters, and URLs come without names and passwords.
+    Line ends and control characters become spaces. User names and passwords in URLs are removed.
     """
     line = "".join(character if character.isprintable() else " " for character in text)
     return re.sub(r"(?<=://)[^/\s]*@", "", line)
@@ -33,42 +35,52 @@ Main = Callable[[Sequence[str]], int]
 
 
 def command(main: Main) -> Main:
-    """Returns `main`, the body of a command, with errors of the user's and the machine's in one line.
+    """Returns `main`, the body of a command, with user errors and system errors reported in one line.
 
-    A `UserError` gives exit status 2; what the machine refuses (files, memory, depth, text that cannot be
-    written) status 1. Other exceptions are mistakes of ours and keep their traceback. With `--debug` among
-    the arguments all have one.
+    A `UserError` gives exit status 2. System errors (files, memory, recursion depth, text encoding) give
+    status 1. Other exceptions are bugs and keep their traceback. With `--debug` all errors show one.
     """
 
     @functools.wraps(main)
     def framed(argv: Sequence[str]) -> int:
         try:
             status = main([argument for argument in argv if argument != "--debug"])
-            sys.stdout.flush()  # a full disk, while it can be said
+            sys.stdout.flush()  # so that a full disk is still reported
             return status
         except Exception as error:
             if isinstance(error, UserError):
-                said, status = str(error), 2
-            elif _is_the_machine_s(error):
-                said, status = f"{_refused(error)}; --debug shows where", 1
+                message, status = str(error), 2
+            elif _is_system_error(error):
+                message, status = f"{_system_message(error)}; --debug shows where", 1
             else:
                 raise
             if "--debug" in argv:
                 traceback.print_exc()
-        print("error:", " ".join(said.split()), file=sys.stderr)
+        print("error:", " ".join(message.split()), file=sys.stderr)
         return status
 
     return framed
 
 
-def _is_the_machine_s(error: Exception) -> bool:
-    # XLA has a class of its own for all that goes wrong; without memory it says this.
+def argument_parser(name: str, doc: str | None, **options: Any) -> argparse.ArgumentParser:
+    """Returns the parser of `python -m cot_jax.NAME`, whose `--help` shows `doc` as it is written.
+
+    Args:
+      options: further arguments of ArgumentParser.
+    """
+    raw = argparse.RawDescriptionHelpFormatter
+    name = f"python -m cot_jax.{name}"
+    return argparse.ArgumentParser(name, description=doc, formatter_class=raw, allow_abbrev=False, **options)
+
+
+def _is_system_error(error: Exception) -> bool:
+    # XLA raises one class for everything; out of memory it begins with this code.
     return isinstance(error, OSError | MemoryError | RecursionError | UnicodeError) or str(error).startswith(
         "RESOURCE_EXHAUSTED"
     )
 
 
-def _refused(error: Exception) -> str:
+def _system_message(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return first_line(error)
@@ -76,7 +88,7 @@ def _refused(error: Exception) -> str:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns an error of the file system, such as a folder in a file's place, into a `UserError`."""
+    """Turns a file system error, such as a directory in place of a file, into a `UserError`."""
     try:
         yield
     except FileNotFoundError:
@@ -87,7 +99,7 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns an error of the file system, such as a full disk, into a `UserError` about `path`."""
+    """Turns a file system error, such as a full disk, into a `UserError` that names `path`."""
     try:
         yield
     except OSError as error:

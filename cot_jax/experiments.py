@@ -1,4 +1,4 @@
-"""A table of experiments: rows are methods, columns data sets or shares of one, cells are runs over seeds."""
+"""A table of experiments: rows are methods, columns data sets or shares of one, cells runs over seeds."""
 
 import dataclasses
 import re
@@ -24,7 +24,7 @@ _CELL: Shape = {
 }
 _TABLE: Shape = {"title": str, "cells": [_CELL], "source": str}
 
-# In an override: the directory of the table's runs, e.g. for the teacher of a student.
+# In an override, stands for the directory of the table's runs, e.g. to name a teacher.
 RUNS = "{runs}"
 
 
@@ -33,11 +33,11 @@ class Cell:
     """One experiment, run with several seeds.
 
     Attributes:
-      config: config file, or name of one that is shipped; a shipped one is known by its name whichever was
-        given, so that the same sweep resumes from another installation.
+      config: a config file, or the name of a shipped one. The path of a shipped config becomes its name, so
+        that the sweep resumes from another installation.
       overrides: config keys that differ from the file, without `config.`, e.g. {"objective.method": "mi"}.
-      published: accuracy in %, the authors' and not ours; None where there is none.
-      chosen: further keys, whose values a sweep chose on validation.
+      published: the authors' accuracy in %; None: not published.
+      chosen: further keys, whose values a grid search chose on validation.
     """
 
     row: str
@@ -52,17 +52,17 @@ class Cell:
 
     @property
     def choice(self) -> str:
-        """What was chosen, in words."""
+        """The chosen values as text."""
         return ", ".join(f"{key}={value}" for key, value in self.chosen.items())
 
     @property
     def path(self) -> Path:
-        """The directory of its runs, one directory a seed."""
+        """The directory of its runs, relative to the table's; each seed has one below it."""
         names = (self.row, self.column, *([self.choice] if self.chosen else []))
         return Path(*(re.sub(r"[^\w.+=-]+", "_", name) for name in names))
 
     def flags(self, seed: int, runs: Path) -> list[str]:
-        """Returns the arguments of `cot_jax.train` for one seed, of a table whose runs are in `runs`."""
+        """Returns the arguments of `cot_jax.train` for one seed; `runs` is the table's directory."""
         values = {**self.overrides, **self.chosen}
         overrides = [f"--config.{key}={str(value).replace(RUNS, str(runs))}" for key, value in values.items()]
         return [f"--config={self.config}", *overrides, f"--config.seed={seed}"]
@@ -70,7 +70,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Cells, row by row; `source` says where the published figures stand."""
+    """Cells, row by row; `source` is the publication of the published figures."""
 
     title: str
     cells: tuple[Cell, ...]
@@ -90,10 +90,10 @@ class Table:
 
 
 def grid(config: str, methods: Sequence[str], fractions: Sequence[float]) -> Table:
-    """Returns methods x shares of the training data, all from one config file.
+    """Returns the table of methods x shares of the training data, from one config.
 
     Raises:
-      UserError: a method that `overrides_of` does not know.
+      UserError: `overrides_of` does not know a method.
     """
     cells = [
         Cell(
@@ -109,10 +109,10 @@ def grid(config: str, methods: Sequence[str], fractions: Sequence[float]) -> Tab
 
 
 def overrides_of(method: str) -> dict[str, str]:
-    """Returns the config keys of METHOD[:MI_VARIANT][+SELF_DISTILLATION], e.g. `mi:masked+dynsdpb`.
+    """Returns the config overrides of METHOD[:MI_VARIANT][+SELF_DISTILLATION], e.g. `mi:masked+dynsdpb`.
 
     Raises:
-      UserError: no such method.
+      UserError: unknown method.
     """
     match = re.fullmatch(r"(\w+)(?::(\w+))?(?:\+(\w+))?", method)
     name, variant, distillation = match.groups() if match else (None, None, None)
@@ -123,17 +123,16 @@ def overrides_of(method: str) -> dict[str, str]:
         or distillation not in (None, *SELF_DISTILLATION)
     ):
         raise UserError(
-            f"--methods: no {method!r}; METHOD[:MI_VARIANT][+SELF_DISTILLATION] with METHOD one of "
-            f"{', '.join(METHODS)}; of {' and '.join(WITH_MUTUAL_INFORMATION)} a variant "
-            f"{', '.join(VARIANTS)}; "
-            f"SELF_DISTILLATION {', '.join(SELF_DISTILLATION)}"
+            f"--methods: no {method!r}; write METHOD[:MI_VARIANT][+SELF_DISTILLATION], METHOD one of "
+            f"{', '.join(METHODS)}; MI_VARIANT, for {' and '.join(WITH_MUTUAL_INFORMATION)} only, one of "
+            f"{', '.join(VARIANTS)}; SELF_DISTILLATION one of {', '.join(SELF_DISTILLATION)}"
         )
     overrides = {"objective.method": name, "self_distillation.method": distillation or "none"}
     return overrides | ({"objective.mi_variant": variant} if variant else {})
 
 
 def from_file(given: str) -> Table:
-    """Returns what `get_table()` of a file returns; `given` is its path, or the name of a shipped table."""
+    """Returns the result of a file's `get_table()`; `given` is a path or the name of a shipped table."""
     return load_config_module(find_config(given, TABLES), "get_table", Table)
 
 
@@ -141,7 +140,7 @@ def from_directory(directory: Path) -> Table:
     """Reads the table that a sweep wrote.
 
     Raises:
-      UserError: there is none, or it is torn.
+      UserError: the file is missing or damaged.
     """
     file = directory / _FILE
     if not file.is_file():
@@ -155,12 +154,12 @@ def from_directory(directory: Path) -> Table:
 
 
 def merged(table: Table, directory: Path) -> Table:
-    """Returns `table` with the cells that `directory` already has before its own.
+    """Returns the cells that `directory` already holds, followed by those of `table`.
 
-    The values that were chosen for a cell may be others now: what is chosen from has grown.
+    The chosen values of a cell may differ: its grid may have grown.
 
     Raises:
-      UserError: a cell of the same row and column is another experiment there.
+      UserError: the directory has a different experiment in the same row and column.
     """
     if not (directory / _FILE).is_file():
         return table

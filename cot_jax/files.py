@@ -1,4 +1,4 @@
-"""Files: texts that are written whole or not at all, JSON, rows of JSON that name their place, and locks."""
+"""Files: atomic writes, JSON with checked shapes, JSON lines with located errors, and locks."""
 
 import codecs
 import contextlib
@@ -17,20 +17,20 @@ from cot_jax.limits import MOST_CHARACTERS
 
 
 def partial(path: Path) -> Path:
-    """Returns the file beside `path` that is written first."""
+    """Returns the temporary file beside `path`."""
     return path.with_name(path.name + ".partial")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file atomically."""
     with whole(path) as file:
         file.write(text)
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[TextIO]:
-    """Opens a file that takes the place of `path` once all is written; until then it is `partial(path)`."""
-    if path.exists() and not path.is_file():  # a device or a pipe holds nothing to lose
+    """Opens `partial(path)` for writing; it replaces `path` once everything is written."""
+    if path.exists() and not path.is_file():  # a device or a pipe has no content to protect
         with path.open("w", encoding="utf-8") as file:
             yield file
         return
@@ -41,10 +41,10 @@ def whole(path: Path) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Makes a directory and keeps it from other processes that ask for it; the end of this one frees it.
+    """Makes a directory and locks it against other processes, at the latest until this one ends.
 
     Raises:
-      UserError: another one has it.
+      UserError: another process holds the lock.
     """
     with contextlib.ExitStack() as stack:
         with writing(directory):
@@ -54,7 +54,7 @@ def locked(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"{directory} is in use by another process: wait until it ends, or choose another directory"
+                f"{directory} is in use by another process: wait for it to end, or choose another directory"
             ) from None
         except OSError as error:  # some network file systems
             note = f"note: {directory} cannot be locked ({error.strerror}): start no second command there"
@@ -65,7 +65,7 @@ def locked(directory: Path) -> Iterator[None]:
 def refuse_full(directory: Path) -> None:
     """
     Raises:
-      UserError: something is in the directory, or it is none.
+      UserError: the directory is not empty, or is a file.
     """
     with reading(directory):
         if directory.exists() and any(directory.iterdir()):
@@ -74,10 +74,10 @@ def refuse_full(directory: Path) -> None:
 
 @contextlib.contextmanager
 def whole_directory(directory: Path) -> Iterator[None]:
-    """Makes a directory that is empty again where not all of it can be written.
+    """Makes a directory, and empties it again if the block fails.
 
     Raises:
-      UserError: something is in it already, or it cannot be written.
+      UserError: it is not empty, or cannot be written.
     """
     refuse_full(directory)
     with writing(directory):
@@ -98,21 +98,21 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-# A shape that JSON may have: a type (float is any number, object anything); None; a range of integers; a
-# tuple of which one fits; [shape], a list of them; {name: shape}, an object that has these, where "name?" may
-# be absent or null and the key `str` stands for all other names.
+# The expected shape of a JSON value: a type (float: any number, object: anything); None; a range of integers;
+# a tuple of alternatives; [shape], a list; {name: shape}, an object, where "name?" may be absent or null and
+# the key `str` stands for all other names.
 Shape = Any
 
 _WORDS: dict[Any, str] = {
     str: "a text", bool: "true or false", int: "an integer", float: "a number", list: "a list",
     dict: "an object", None: "null",
 }  # fmt: skip
-_MOST_DIGITS = 300  # of an integer: more are no float either
+_MOST_DIGITS = 300  # of an integer: with more it does not fit a float either
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def misfit(value: Any, shape: Shape, path: str = "") -> str:
-    """Returns what of a value of JSON has not the shape, and which it should have; empty if it has."""
+    """Returns where a JSON value does not have the shape, and what was expected; '' if it has it."""
     if isinstance(shape, list) and isinstance(value, list):
         (each,) = shape
         return next(filter(None, (misfit(item, each, f"{path}[{n}]") for n, item in enumerate(value))), "")
@@ -131,7 +131,7 @@ def misfit(value: Any, shape: Shape, path: str = "") -> str:
         if "" in found:
             return ""
         nested = [one for one, its in zip(shape, found, strict=True) if isinstance(value, type(one))]
-        if len(nested) == 1:  # what it is meant to be
+        if len(nested) == 1:  # the alternative that was meant
             return found[shape.index(nested[0])]
     elif _has(value, shape):
         return ""
@@ -172,7 +172,7 @@ def _integer(digits: str) -> int:
 
 
 def parse_text(content: bytes) -> str:
-    """Returns UTF-8, with or without a byte order mark, as text; raises ValueError for anything else."""
+    """Decodes UTF-8, with or without a byte order mark; raises ValueError for anything else."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -180,11 +180,11 @@ def parse_text(content: bytes) -> str:
 
 
 def parse_json(content: bytes, shape: Shape = object) -> Any:
-    """Returns the value of JSON.
+    """Parses JSON.
 
     Raises:
-      ValueError: it is not UTF-8, or not JSON; it has an integer that is too long, more levels than can be
-        read or half of a character (a lone surrogate); or it has another shape. The message is one line.
+      ValueError: the content is not UTF-8 or not JSON, has a too long integer, too many nested levels or a
+        lone surrogate, or does not have the shape. The message is one line.
     """
     text = parse_text(content)
     try:
@@ -195,23 +195,25 @@ def parse_json(content: bytes, shape: Shape = object) -> Any:
     except ValueError as error:
         raise ValueError(f"not valid JSON ({error})") from None
     except RecursionError:
-        raise ValueError("not valid JSON (too many brackets inside one another)") from None
+        raise ValueError("not valid JSON (nested too deeply)") from None
     if _SURROGATE.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = error.object[error.start]
-            raise ValueError(f"{half!r} is half of a character (a lone surrogate): write all of it") from None
+            raise ValueError(
+                f"{half!r} is a lone surrogate, half of a character: write both halves"
+            ) from None
     if wrong := misfit(value, shape):
         raise ValueError(wrong)
     return value
 
 
 def read_json(path: Path, shape: Shape = dict) -> Any:
-    """Returns what a JSON file holds, which has `shape`.
+    """Returns the content of a JSON file, which has `shape`.
 
     Raises:
-      UserError: there is no such file, or it cannot be read, or not as `parse_json` does.
+      UserError: the file is missing or unreadable, or `parse_json` rejects it.
     """
     with reading(path):
         content = path.read_bytes()
@@ -223,7 +225,7 @@ def read_json(path: Path, shape: Shape = dict) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of a file of JSON objects; its errors name its place."""
+    """A row of a file of JSON objects; its errors name file and line."""
 
     where: str  # file:line
     values: dict[str, Any]
@@ -232,13 +234,13 @@ class Row:
         return UserError(f"{self.where}: {message}")
 
     def check(self, shape: Shape) -> dict[str, Any]:
-        """Returns the values, which have `shape`."""
+        """Returns the values after checking their shape."""
         if wrong := misfit(self.values, shape):
             raise self.error(wrong)
         return self.values
 
     def id(self) -> str:
-        """Returns the row's id, a text or an integer, as text."""
+        """Returns the row's id, a string or an integer, as a string."""
         value = self.values.get("id")
         if type(value) not in (str, int):
             raise self.error(f"every row needs an 'id', a text or an integer; found {value!r}")
@@ -287,7 +289,7 @@ def read_json_lines(path: Path) -> Iterator[Row]:
     """Returns the rows of a JSON-lines file; see `rows_of`.
 
     Raises:
-      UserError: there is no such file or it cannot be read, at once; later as `rows_of` does.
+      UserError: at once, the file is missing or unreadable; during iteration, as `rows_of`.
     """
     with reading(path), path.open("rb"):
         pass
@@ -303,7 +305,7 @@ def rows_of(lines: Iterable[bytes], name: str) -> Iterator[Row]:
     """Yields the rows of JSON lines; blank lines are skipped.
 
     Raises:
-      UserError: a line is not a JSON object; the message gives `name` and the line's number.
+      UserError: a line is not a JSON object; names `name` and the line number.
     """
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -317,10 +319,10 @@ def rows_of(lines: Iterable[bytes], name: str) -> Iterator[Row]:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yields the rows of a JSON-lines file, or of a file that is a JSON list of objects.
+    """Yields the rows of a JSON-lines file, or of a JSON file with a list of objects.
 
     Raises:
-      UserError: as `read_json_lines`; rows of a list are named by their number.
+      UserError: as `read_json_lines`; for a list it names the row number.
     """
     with reading(path), path.open("rb") as file:
         is_list = file.read(100).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")

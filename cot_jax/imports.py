@@ -1,7 +1,7 @@
-"""How a command starts: with a large stack and large pages, and without PyTorch, which its libraries import.
+"""How a command starts: with a large enough stack, with large pages, and without PyTorch.
 
-That takes seconds, and no command but `judge` needs it. In a process of somebody else's, such as a test or a
-notebook, nothing is hidden: they may want it.
+Transformers imports PyTorch where it is installed. That takes seconds, and only `judge` needs it. In other
+processes, such as tests and notebooks, PyTorch stays visible: they may need it.
 """
 
 import contextlib
@@ -47,13 +47,13 @@ def restart_prepared() -> None:
 
 
 def make_callable(name: str, function: Callable[..., Any]) -> None:
-    """Lets a module be called: `cot_jax.train` is a command and, to a program, a function."""
+    """Makes a module callable: `cot_jax.train` is both a command and a function."""
     sys.modules[name].__class__ = type("CallableModule", (ModuleType,), {"__call__": staticmethod(function)})
 
 
 @contextlib.contextmanager
 def without_torch() -> Iterator[None]:
-    """In a command: imports in the block find no PyTorch, and Transformers does not look for it later."""
+    """In a command, hides PyTorch from imports in the block, and from Transformers for good."""
     if "torch" in sys.modules or not _is_command():
         yield
         return

@@ -1,8 +1,8 @@
-"""Measure how good a student's rationales are: python -m cot_jax.judge RUN [--split=test] [--task=T]
+"""Measure the quality of a student's rationales: python -m cot_jax.judge RUN [--split=test] [--task=T]
 
-Reads predictions.jsonl and evaluation.json in RUN/evaluation/TASK_SPLIT, as `python -m cot_jax.evaluate`
-writes them. Writes beside them rationales.json (measures of all examples together), rationales.jsonl (of each
-example), with --endpoint judge_cache.jsonl (what a language model was asked and answered), and with --against
+Reads predictions.jsonl and evaluation.json from RUN/evaluation/TASK_SPLIT, as `python -m cot_jax.evaluate`
+writes them. Writes beside them rationales.json (corpus measures) and rationales.jsonl (measures per example);
+with --endpoint also judge_cache.jsonl (requests to a judge model and its answers); with --against also
 case_studies.md (two runs on the same examples, side by side).
 """
 
@@ -19,20 +19,12 @@ import numpy as np
 from cot_jax.answers.equality import is_correct
 from cot_jax.answers.reading import choices, final_answer
 from cot_jax.data.teacher.endpoint import Endpoint, chat
-from cot_jax.errors import UserError, command, writing
-from cot_jax.files import (
-    Row,
-    misfit,
-    read_json,
-    read_json_lines,
-    write_json,
-    write_json_lines,
-    write_text,
-)
+from cot_jax.errors import UserError, argument_parser, command, writing
+from cot_jax.files import Row, misfit, read_json, read_json_lines, write_json, write_json_lines, write_text
 from cot_jax.limits import refuse_too_much
 from cot_jax.metrics import quality
 
-# The scale is that of Chen et al. 2024; the words around it are ours.
+# The scale is from Chen et al. 2024; the wording around it is ours.
 JUDGE_PROMPT = """\
 Somebody answered a question and gave a reason. Grade the reason, not the answer: does it help a reader to \
 understand why one would answer so?
@@ -53,7 +45,7 @@ Grades:
 
 Reply with the grade, one digit from 1 to 5, and nothing else."""
 
-# What correctness is correlated with, a column of rationales.jsonl each.
+# Columns of rationales.jsonl that are correlated with correctness.
 QUALITIES = ("bleu", "chrf", "rouge_l", "similarity", "agrees_with_prediction", "grade")
 
 OUTCOMES = {
@@ -63,7 +55,7 @@ OUTCOMES = {
     (False, False): "both wrong",
 }
 
-Measures = dict[str, Any]  # of one example or of all; None where there is nothing to measure
+Measures = dict[str, Any]  # of one example or of all; a None value: nothing to measure
 
 
 class Prediction(NamedTuple):
@@ -83,7 +75,7 @@ class Evaluation(NamedTuple):
 
     where: Path
     by_value: bool
-    labels: tuple[str, ...]  # empty where they are no closed set
+    labels: tuple[str, ...]  # empty for open answers
     predictions: list[Prediction]
 
 
@@ -94,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
     refuse_too_much(vars(options))
     evaluation = _read(_place(options.run, options))
     if all(prediction.rationale is None for prediction in evaluation.predictions):
-        raise UserError(f"{evaluation.where}: this student wrote no rationale that could be measured")
+        raise UserError(f"{evaluation.where}: this student wrote no rationales to measure")
     with writing(evaluation.where):
         if options.against:
             studies = _case_studies(evaluation, _read(_place(options.against, options)), options.examples)
@@ -111,7 +103,7 @@ def _place(run: Path, options: argparse.Namespace) -> Path:
     """Returns the directory of a run's evaluation.
 
     Raises:
-      UserError: there is none, or there are several and `--task` does not say which.
+      UserError: there is none, or there are several and --task is not given.
     """
     found = sorted((run / "evaluation").glob(f"{options.task or '*'}_{options.split}"))
     if not found:
@@ -126,20 +118,19 @@ def _place(run: Path, options: argparse.Namespace) -> Path:
 
 
 def _read(where: Path) -> Evaluation:
-    """Raises UserError where the files are not those that evaluate writes."""
+    """Reads the files of `cot_jax.evaluate`; raises UserError if they are something else."""
     path = where / "evaluation.json"
-    said = read_json(path)
-    if wrong := misfit(said, {"by_value": bool, "labels": ([str], None)}):
+    values = read_json(path)
+    if wrong := misfit(values, {"by_value": bool, "labels": ([str], None)}):
         raise UserError(f"{path}: {wrong}: evaluate again")
-    by_value, labels = said["by_value"], tuple(said["labels"] or ())
     predictions = [_prediction(row) for row in read_json_lines(where / "predictions.jsonl")]
-    return Evaluation(where, by_value, labels, predictions)
+    return Evaluation(where, values["by_value"], tuple(values["labels"] or ()), predictions)
 
 
 def _prediction(row: Row) -> Prediction:
     if not isinstance(correct := row.values.get("correct"), bool):
         raise row.error(f"'correct' must be true or false; found {correct!r}")
-    # A blank rationale is a rationale, and a bad one.
+    # A blank rationale counts, as a bad one.
     rationale = None if row.values.get("rationale") is None else row.text("rationale")
     return Prediction(
         id=row.id(),
@@ -153,7 +144,7 @@ def _prediction(row: Row) -> Prediction:
 
 
 def _measure(evaluation: Evaluation, options: argparse.Namespace) -> tuple[Measures, list[Measures]]:
-    """Returns the measures of all examples together, and of each one that has a rationale."""
+    """Returns the corpus measures, and those of each example with a rationale."""
     explained = [prediction for prediction in evaluation.predictions if prediction.rationale is not None]
     rows: list[Measures] = [{"id": prediction.id, "correct": prediction.correct} for prediction in explained]
     measures: Measures = {
@@ -175,15 +166,15 @@ def _measure(evaluation: Evaluation, options: argparse.Namespace) -> tuple[Measu
 def _against_teacher(
     explained: Sequence[Prediction], rows: Sequence[Measures], encoder: str | None
 ) -> Measures | None:
-    """Compares with the teacher's rationale where there is one; adds each example's measures to `rows`."""
+    """Compares with the teacher's rationales, if there are any; adds each example's measures to `rows`."""
     compared = [(p, row) for p, row in zip(explained, rows, strict=True) if p.teacher_rationale]
     if not compared:
         return None
-    said = [prediction.rationale or "" for prediction, _ in compared]
-    meant = [prediction.teacher_rationale or "" for prediction, _ in compared]
-    corpus, each = quality.likeness(said, meant)
+    written = [prediction.rationale or "" for prediction, _ in compared]
+    references = [prediction.teacher_rationale or "" for prediction, _ in compared]
+    corpus, each = quality.likeness(written, references)
     if encoder:
-        each["similarity"] = quality.similarity(said, meant, encoder)
+        each["similarity"] = quality.similarity(written, references, encoder)
         corpus["similarity"] = statistics.fmean(each["similarity"])
     for index, (_, row) in enumerate(compared):
         row.update({name: values[index] for name, values in each.items()})
@@ -193,29 +184,29 @@ def _against_teacher(
 def _consistency(
     evaluation: Evaluation, explained: Sequence[Prediction], rows: Sequence[Measures]
 ) -> Measures:
-    """Counts whose rationale arrives at the predicted and at the gold label; adds them to `rows`."""
+    """Counts the rationales that arrive at the predicted and at the gold label; adds both to `rows`."""
     for prediction, row in zip(explained, rows, strict=True):
         candidates = evaluation.labels or choices(prediction.question)
         answer = final_answer(prediction.rationale or "", evaluation.by_value, candidates)
         row["answer"] = answer
-        for name, label in (
-            ("agrees_with_prediction", prediction.label),
-            ("agrees_with_gold", prediction.gold),
-        ):
+        labels = {"agrees_with_prediction": prediction.label, "agrees_with_gold": prediction.gold}
+        for name, label in labels.items():
             row[name] = None if answer is None else is_correct(answer, label, evaluation.by_value)
     counts = {
-        name: sum(bool(row[name]) for row in rows) for name in ("agrees_with_prediction", "agrees_with_gold")
-    } | {"no_readable_answer": sum(row["answer"] is None for row in rows)}
+        "agrees_with_prediction": sum(bool(row["agrees_with_prediction"]) for row in rows),
+        "agrees_with_gold": sum(bool(row["agrees_with_gold"]) for row in rows),
+        "no_readable_answer": sum(row["answer"] is None for row in rows),
+    }
     return {name: {"count": count, "share": count / len(rows)} for name, count in counts.items()}
 
 
 def _judge(
     where: Path, explained: Sequence[Prediction], rows: Sequence[Measures], options: argparse.Namespace
 ) -> Measures:
-    """Has a language model grade some of the rationales; adds the grades to `rows`.
+    """Lets a judge model grade a sample of the rationales; adds the grades to `rows`.
 
-    Each is graded `samples` times, by the seeds from `seed` on. A reply that is not one digit from 1 to 5 is
-    no grade; such are counted. Standard deviations are those of a sample (n - 1).
+    Each is graded `samples` times, with seeds counting up from `seed`. Replies that are not one digit from 1
+    to 5 are counted as unparsable. Standard deviations are sample standard deviations (n - 1).
     """
     drawn = np.random.default_rng(options.seed).permutation(len(explained))[: options.examples].tolist()
     requests = []
@@ -223,25 +214,18 @@ def _judge(
         one = explained[index]
         prompt = JUDGE_PROMPT.format(question=one.question, label=one.label, rationale=one.rationale)
         message = {"role": "user", "content": prompt}
+        sampling = {"temperature": options.temperature, "max_tokens": options.max_tokens}
         requests += [
-            chat(
-                options.model,
-                [message],
-                temperature=options.temperature,
-                seed=options.seed + sample,
-                max_tokens=options.max_tokens,
-            )
+            chat(options.model, [message], seed=options.seed + sample, **sampling)
             for sample in range(options.samples)
         ]
     with Endpoint(options.endpoint, where / "judge_cache.jsonl", concurrency=options.concurrency) as endpoint:
         replies = list(endpoint.ask(requests))
         sent = endpoint.sent
     for number, index in enumerate(drawn):
-        said = replies[number * options.samples :][: options.samples]
-        grades = [int(reply.text) for reply in said if re.fullmatch(r"\s*[1-5]\s*", reply.text, re.ASCII)]
-        rows[index].update(
-            grades=grades, grade=statistics.fmean(grades) if grades else None, grade_std=_std(grades)
-        )
+        own = replies[number * options.samples :][: options.samples]
+        grades = [int(reply.text) for reply in own if re.fullmatch(r"\s*[1-5]\s*", reply.text, re.ASCII)]
+        rows[index].update(grades=grades, grade=_mean(grades), grade_std=_std(grades))
     graded = [rows[index] for index in drawn if rows[index]["grades"]]
     means, stds = ([row[key] for row in graded if row[key] is not None] for key in ("grade", "grade_std"))
     return {
@@ -252,13 +236,17 @@ def _judge(
         "samples": options.samples,
         "unparsable": len(replies) - sum(len(row["grades"]) for row in graded),
         "without_grade": len(drawn) - len(graded),
-        "mean": statistics.fmean(means) if means else None,
+        "mean": _mean(means),
         "std_over_examples": _std(means),
-        "mean_std_over_samples": statistics.fmean(stds) if stds else None,
+        "mean_std_over_samples": _mean(stds),
         "requests_sent": sent,
         "prompt_tokens": sum(reply.prompt_tokens for reply in replies),
         "completion_tokens": sum(reply.completion_tokens for reply in replies),
     }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
 
 
 def _std(values: Sequence[float]) -> float | None:
@@ -266,7 +254,7 @@ def _std(values: Sequence[float]) -> float | None:
 
 
 def _case_studies(a: Evaluation, b: Evaluation, most: int) -> str:
-    """Returns Markdown of both runs' answers; first where one is right and one wrong, then other differences.
+    """Returns both runs' answers in Markdown: first where only one is right, then where labels differ.
 
     Raises:
       UserError: the runs have no example in common, or an example differs between them.
@@ -277,7 +265,7 @@ def _case_studies(a: Evaluation, b: Evaluation, most: int) -> str:
         raise UserError(f"{a.where} and {b.where} have no example in common: evaluate both on the same data")
     for ours, theirs in pairs:
         if (ours.question, ours.gold) != (theirs.question, theirs.gold):
-            raise UserError(f"the example {ours.id!r} of {a.where} is another one in {b.where}")
+            raise UserError(f"example {ours.id!r} of {a.where} has another question or label in {b.where}")
 
     def agreement(pair: tuple[Prediction, Prediction]) -> int:
         ours, theirs = pair
@@ -316,7 +304,7 @@ def _table_row(*cells: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """Returns Markdown that shows `text` as it is, on one line of source."""
+    """Returns Markdown, on one line, that renders as `text`."""
     return re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", text.strip()).replace("\n", "<br>")
 
 
@@ -330,14 +318,14 @@ def _summary(measures: Measures) -> list[str]:
         likeness = ", ".join(
             f"{title} {shown(teacher[name])}" for name, title in names.items() if name in teacher
         )
-        lines.append(f"like the teacher's ({teacher['examples']:,}): {likeness}")
+        lines.append(f"similarity to the teacher's ({teacher['examples']:,}): {likeness}")
     for name, found in measures["consistency"].items():
         lines.append(f"{name.replace('_', ' ')}: {found['count']:,} ({100 * found['share']:.1f} %)")
     if judge := measures["judge"]:
         lines.append(
             f"judge {judge['model']}: {shown(judge['mean'])}, standard deviation over {judge['examples']:,} "
             f"examples {shown(judge['std_over_examples'])}, over {judge['samples']:,} samples "
-            f"{shown(judge['mean_std_over_samples'])}; {judge['unparsable']:,} replies were no grade"
+            f"{shown(judge['mean_std_over_samples'])}; {judge['unparsable']:,} unparsable replies"
         )
         lines.append(
             f"{judge['requests_sent']:,} requests sent; {judge['prompt_tokens']:,} + "
@@ -363,34 +351,28 @@ def _written(options: argparse.Namespace) -> list[str]:
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "python -m cot_jax.judge",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help="work directory of a run, or its export")
-    parser.add_argument("--split", choices=("valid", "test"), default="test")
-    parser.add_argument("--task", help="data set, where the run was evaluated on several")
-    parser.add_argument("--against", type=Path, metavar="RUN", help="another run: adds case studies")
-    parser.add_argument("--encoder", help="sentence encoder, Hugging Face id or directory: adds similarity")
-    parser.add_argument("--endpoint", metavar="URL", help="of a judge, as http://HOST:PORT/v1: adds grades")
-    parser.add_argument("--model", help="the name that the endpoint knows the judge by")
-    parser.add_argument("--examples", type=int, default=50, help="examples to judge, and case studies")
-    parser.add_argument("--samples", type=int, default=4, help="grades of each example")
-    parser.add_argument("--temperature", type=float, default=0.7, help="of the judge")
-    parser.add_argument(
-        "--max_tokens", type=int, default=16, help="of a grade; 0, for judges that reason, is any"
-    )
-    parser.add_argument("--concurrency", type=int, default=8, help="requests under way at once")
-    parser.add_argument("--seed", type=int, default=0, help="of the examples drawn and of the judge")
+    parser = argument_parser("judge", __doc__)
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="work directory of a run, or its export")
+    add("--split", choices=("valid", "test"), default="test")
+    add("--task", help="data set, if the run was evaluated on several")
+    add("--against", type=Path, metavar="RUN", help="another run: adds case studies")
+    add("--encoder", help="sentence encoder, Hugging Face id or directory: adds similarity")
+    add("--endpoint", metavar="URL", help="of a judge model, as http://HOST:PORT/v1: adds grades")
+    add("--model", help="the judge's name at the endpoint")
+    add("--examples", type=int, default=50, help="number of examples to judge, and of case studies")
+    add("--samples", type=int, default=4, help="grades per example")
+    add("--temperature", type=float, default=0.7, help="of the judge")
+    add("--max_tokens", type=int, default=16, help="of a grade; 0 = any, for reasoning models")
+    add("--concurrency", type=int, default=8, help="parallel requests")
+    add("--seed", type=int, default=0, help="of the choice of examples and of the judge")
     options = parser.parse_args(argv)
     if bool(options.endpoint) != bool(options.model):
-        parser.error("--endpoint and --model belong together")
+        parser.error("give --endpoint and --model together")
     if min(options.examples, options.samples, options.concurrency) < 1:
-        parser.error("--examples, --samples and --concurrency are at least 1")
+        parser.error("--examples, --samples and --concurrency must be at least 1")
     if min(options.temperature, options.max_tokens, options.seed) < 0:
-        parser.error("--temperature, --max_tokens and --seed are not negative")
+        parser.error("--temperature, --max_tokens and --seed must not be negative")
     return options
 
 

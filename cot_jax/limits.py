@@ -1,13 +1,13 @@
-"""The most that may be asked for: far above what anybody needs, and below what takes all memory."""
+"""Upper limits of flags and keys: far above any real need, below what exhausts memory."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from cot_jax.errors import UserError
 
-MOST_CHARACTERS = 10**6  # of a text in a row: tokenizers take minutes and gigabytes for ten times as many
+MOST_CHARACTERS = 10**6  # of one text: for ten times as many, tokenizers take minutes and gigabytes
 
-# Of flags, and of the keys of the config that are called alike.
+# For flags, and for config keys of the same name.
 MOST = {
     "batch_size": 2**16,
     "beams": 100,

@@ -1,11 +1,11 @@
 """Does it fit? python -m cot_jax.plan --config=FILE --topology=v5e:4x4 | --devices=8 --memory=80GiB
 
-Compiles the training step of FILE at its costliest shape, from shapes alone, and says what of a device's
-memory parameters, optimizer, the last batch of self-distillation and activations take, and where they do not
-fit the least costly change with which they do. TPU slices are compiled for by their own compiler, without the
-hardware (pip install 'cot-jax[tpu]'); --devices by the one for CPU, on so many virtual devices, in the
-precision of a GPU. Weights are not read: --config.model.pretrained= --config.model.preset=xxl plans for a
-size. All other flags are those of cot_jax.train.
+Compiles the training step of FILE at its costliest shape, from shapes alone. Prints how much of a device's
+memory parameters, optimizer state, the last batch of self-distillation and activations need. If they do not
+fit, prints the cheapest change that makes them fit. --topology uses the TPU compiler, without the hardware
+(pip install 'cot-jax[tpu]'); --devices uses the CPU compiler, on as many virtual devices, in the precision of
+a GPU. No weights are read: --config.model.pretrained= --config.model.preset=xxl plans for a size. All other
+flags are those of cot_jax.train.
 """
 
 import argparse
@@ -29,18 +29,18 @@ from cot_jax.training.mesh import group_count
 from cot_jax.training.run import Run
 from cot_jax.training.students import load_student, make_lora
 
-# Of one chip, GiB.
+# GiB per chip.
 _TPU_MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
 
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """What a step takes of one device, in bytes.
+    """What a step needs of one device, in bytes.
 
     Attributes:
-      rest: gradients, activations and other temporaries; None: not compiled, what is known without them being
-        too much already.
-      compiler: what it said where it refused.
+      rest: gradients, activations and other temporaries; None: not compiled, since the rest is already too
+        much.
+      compiler: the compiler's message if it refused the program.
     """
 
     parameters: int
@@ -53,12 +53,12 @@ class Need:
 
     @property
     def resident(self) -> int:
-        """What stays in memory from step to step."""
+        """What stays in memory between steps."""
         return self.parameters + self.optimizer + self.last_batch + self.batch
 
     @property
     def least(self) -> int:
-        """What it takes whatever the activations: all gradients are there at once, to be clipped."""
+        """The minimum without activations: all gradients exist at once, for clipping."""
         return self.resident + self.gradients
 
     @property
@@ -71,7 +71,7 @@ class Need:
 
 @command
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit status: 0 it fits, 1 it does not, 2 usage."""
+    """Runs the command; returns its exit status: 0: it fits, 1: it does not, 2: usage."""
     options, rest = _options(argv)
     config = parse_command_line([argv[0], *rest], __doc__).config
     devices, memory, source = _devices(options)
@@ -85,18 +85,16 @@ def main(argv: Sequence[str]) -> int:
     if need.fits(memory):
         print("fits")
         return 0
-    print(f"does not fit, because {_why(need, memory)}", flush=True)
-    print(
-        remedy(experiment, devices, memory) or "no change of memory settings makes it fit: take more devices"
-    )
+    print(f"does not fit: {_why(need, memory)}", flush=True)
+    print(remedy(experiment, devices, memory) or "no memory setting makes it fit: use more devices")
     return 1
 
 
 def measure(experiment: Experiment, devices: Sequence[jax.Device], memory: int) -> Need:
-    """Returns what a device needs, compiling the step unless its state alone is too much.
+    """Returns what a device needs; compiles the step unless its state alone is too much.
 
     Raises:
-      UserError: the batch or a dimension does not divide among the devices.
+      UserError: the batch or a dimension is not divisible among the devices.
     """
     run = Run(experiment, devices)
     state, batch, frozen = run.abstract_arguments()
@@ -113,7 +111,7 @@ def measure(experiment: Experiment, devices: Sequence[jax.Device], memory: int) 
     try:
         found = run.compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
-        # The TPU's compiler refuses what does not fit, and says how much it is; a part of a chip is its own.
+        # The TPU compiler rejects a program that does not fit and reports its size; it reserves some memory.
         used = re.search(r"Used ([\d.]+)([MG]) of ([\d.]+)([MG]) hbm", str(error))
         if not used:
             raise
@@ -125,10 +123,10 @@ def measure(experiment: Experiment, devices: Sequence[jax.Device], memory: int) 
 
 
 def remedy(experiment: Experiment, devices: Sequence[jax.Device], memory: int) -> str | None:
-    """Returns the flags of the least costly change with which it fits, and what it then needs; or None."""
+    """Returns the flags of the cheapest change that makes it fit, and its need; None if nothing does."""
     *weaker, strongest = _activation_changes(experiment.config.train.batch_size)
     for state in _state_changes(experiment.config, len(devices)):
-        # The strongest first: where it is not enough, the weaker ones need not be compiled.
+        # The strongest first: if it is not enough, the weaker ones need no compilation.
         if not _needed(experiment, {**state, **strongest}, devices, memory):
             continue
         for activations in (*weaker, strongest):
@@ -142,7 +140,7 @@ def remedy(experiment: Experiment, devices: Sequence[jax.Device], memory: int) -
 def _needed(
     experiment: Experiment, change: dict[str, Any], devices: Sequence[jax.Device], memory: int
 ) -> int | None:
-    """Returns the bytes of a device with `change`; None where it does not fit or does not divide."""
+    """Returns the bytes of a device with `change`; None if it does not fit or does not divide evenly."""
     try:
         need = measure(changed(experiment, change), devices, memory)
     except UserError:
@@ -151,11 +149,11 @@ def _needed(
 
 
 def _state_changes(config: Config, devices: int) -> list[dict[str, Any]]:
-    """What makes parameters and optimizer smaller, the least costly first.
+    """Changes that shrink parameters and optimizer state, the cheapest first.
 
-    Nothing; moments in bfloat16 (4 bytes a parameter for 8) or, with LoRA, the frozen weights (2 for 4);
-    parameters divided among devices (more communication), over heads and feed-forward too; then, where every
-    weight is trained, what gives other results: Adafactor, LoRA.
+    No change; moments in bfloat16 (4 bytes per parameter, not 8) or, with LoRA, frozen weights in bfloat16
+    (2, not 4); parameters sharded among devices (more communication), then heads and feed-forward too. Last,
+    if all weights are trained, changes of the result: Adafactor, LoRA.
     """
     divisors = [n for n in range(2, devices + 1) if devices % n == 0]
     divided: list[dict[str, Any]] = [{"mesh.data": -1, "mesh.fsdp": n} for n in divisors]
@@ -163,7 +161,7 @@ def _state_changes(config: Config, devices: int) -> list[dict[str, Any]]:
     frozen = {"model.frozen_dtype": "bfloat16"}
     narrow = frozen if config.model.has_lora else {"optimizer.moment_dtype": "bfloat16"}
     changes: list[dict[str, Any]] = [{}, narrow, *divided, *({**narrow, **mesh} for mesh in divided)]
-    # An adapter is not trained by Adafactor (`students.check_lora`).
+    # Adafactor cannot train an adapter (`students.check_lora`).
     adamw = {"optimizer.name": "adamw"} if config.optimizer.name != "adamw" else {}
     lora = {"model.lora_rank": 16, **adamw}
     for other in () if config.model.has_lora else ({"optimizer.name": "adafactor"}, lora, lora | frozen):
@@ -172,7 +170,7 @@ def _state_changes(config: Config, devices: int) -> list[dict[str, Any]]:
 
 
 def _activation_changes(batch_size: int) -> list[dict[str, Any]]:
-    """What makes activations smaller, the least costly first: computing them in parts, or again."""
+    """Changes that shrink activations, the cheapest first: micro-batches, rematerialisation."""
     parts = [n for n in (2, 4, 8, 16) if batch_size % n == 0]
     return [
         {},
@@ -184,7 +182,7 @@ def _activation_changes(batch_size: int) -> list[dict[str, Any]]:
 
 
 def changed(experiment: Experiment, change: dict[str, Any]) -> Experiment:
-    """Returns the experiment with other values of the keys "SECTION.NAME"."""
+    """Returns the experiment with new values for the keys "SECTION.NAME"."""
     config = _changed(experiment.config, change)
     student = dataclasses.replace(  # type: ignore[type-var]
         load_student(config.model, experiment.format, weights=False)[0], unroll=False
@@ -203,7 +201,7 @@ def _changed(config: Config, change: dict[str, Any]) -> Config:
 
 
 def _bytes(tree: Any) -> int:
-    """Of one device's part of a tree of shapes."""
+    """Bytes of one device's shards of a tree of shapes."""
 
     def one(x):
         return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
@@ -213,10 +211,10 @@ def _bytes(tree: Any) -> int:
 
 def _why(need: Need, memory: int) -> str:
     if need.rest is None:
-        return f"what stays in memory and the gradients alone take {_size(need.least)} of {_size(memory)}"
+        return f"state and gradients alone need {_size(need.least)} of {_size(memory)}"
     if need.compiler:
         return f"the compiler says: {need.compiler}"
-    return f"{_size(need.total)} are more than {_size(memory)}"
+    return f"it needs {_size(need.total)} of {_size(memory)}"
 
 
 def _table(need: Need, memory: int) -> list[str]:
@@ -248,8 +246,8 @@ def _describe(
         f"{describe(shape)} slots (longest text) of each view's inputs > targets: the largest program"
     )
     yield (
-        f"a step: {flops / 1e12:.3g} TFLOP in matrix products, {flops / len(devices) / 1e12:.3g} a device; "
-        "what saves activations computes part of them again"
+        f"a step: {flops / 1e12:.3g} TFLOP in matrix products, {flops / len(devices) / 1e12:.3g} per device, "
+        "without rematerialisation"
     )
     yield f"{len(devices)} x {devices[0].device_kind}, {_size(memory)} each; {source}"
 
@@ -261,37 +259,37 @@ def _size(count: int | None) -> str:
 
 
 def _devices(options: argparse.Namespace) -> tuple[Sequence[jax.Device], int, str]:
-    """What is planned for: devices, which need not exist, bytes of one, and where figures come from.
+    """Returns the devices to plan for, which need not exist, the bytes of one, and the source of the figures.
 
     Raises:
-      UserError: there is no such topology, or no compiler for it.
+      UserError: no such topology, or no compiler for it.
     """
     if options.devices:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", options.devices)
-        source = "figures of the compiler for CPU: it widens bfloat16, so activations are an upper bound"
+        source = "figures of the CPU compiler: it widens bfloat16, so activations are an upper bound"
         return jax.devices(), options.memory, source
     devices, memory = topology(options.topology)
-    return devices, options.memory or memory, "figures of the TPU's compiler, without hardware"
+    return devices, options.memory or memory, "figures of the TPU compiler, without hardware"
 
 
 def topology(name: str) -> tuple[Sequence[jax.Device], int]:
-    """The chips of a TPU slice, e.g. "v5e:4x4", and the bytes of one.
+    """Returns the chips of a TPU slice, e.g. "v5e:4x4", and the bytes of one.
 
     Raises:
-      UserError: there is no such slice, or no compiler for it.
+      UserError: no such slice, or no compiler for it.
     """
     kind = name.partition(":")[0]
     if kind not in _TPU_MEMORY:
-        raise UserError(f"--topology={name}: {kind} is none of {', '.join(_TPU_MEMORY)}")
+        raise UserError(f"--topology={name}: {kind!r} is not one of {', '.join(_TPU_MEMORY)}")
     jax.config.update("jax_platforms", "cpu")
-    # There is no such machine to ask, and where there is one a run may hold it.
+    # There may be no TPU to query, or another run may hold it.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     from jax.experimental import topologies
 
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name)
-    except Exception as error:  # whatever libtpu, or its absence, comes up with
+    except Exception as error:  # libtpu, or its absence, raises many classes
         raise UserError(
             f"--topology={name}: {' '.join(str(error).split())[:200]} (it needs pip install 'cot-jax[tpu]' "
             "and a slice such as v5e:4x4 or v5p:2x2x4)"
@@ -313,14 +311,14 @@ def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if options.devices is not None and options.devices < 1:
         raise UserError(f"--devices={options.devices}: at least 1")
     if not (options.topology or (options.devices and options.memory)) and not asks:
-        raise UserError("what for? --topology=v5e:4x4, or --devices=8 --memory=80GiB")
+        raise UserError("give the devices to plan for: --topology=v5e:4x4, or --devices=8 --memory=80GiB")
     return options, rest
 
 
 def _memory(text: str) -> int:
     found = re.fullmatch(r"([\d.]+)\s*(GiB|GB)", text)
     if not found:
-        raise argparse.ArgumentTypeError(f"{text!r}: a number and GiB or GB, e.g. 80GiB")
+        raise argparse.ArgumentTypeError(f"{text!r}: write a number and GiB or GB, e.g. 80GiB")
     return int(float(found[1]) * {"GiB": 2**30, "GB": 10**9}[found[2]])
 
 

@@ -1,13 +1,16 @@
 """Answer questions: python -m cot_jax.predict RUN [--input=FILE] [--output=FILE] [--explain]
 
-Reads JSON lines {"input": ..., "id"?: ..., "rationale"?: ...}, writes {"id", "input", "label", "rationale"?}
-in the same order, a batch as soon as it is there; a file is OUTPUT.partial until it is whole. An input is a
-text, or a list of several such as premise and hypothesis. With --samples=K the label is the one that most of
-K drawn answers agree on; "votes" is their share and "samples" lists all, [{"label", "log_prob"}, ...]. With
---paths=cot it is what the student's own rationale ends in, with --paths=pot what its program gives (which is
-interpreted, never executed but with --sandbox), with --paths=cot,pot what most of both agree on, with
---samples=K of K of each. A student that chooses among classes also writes, with --log_probs, "log_probs",
-{label: number} of every label; of the training examples (--split=train) they teach another student
+Reads JSON lines {"input": ..., "id"?: ..., "rationale"?: ...}. Writes {"id", "input", "label", "rationale"?}
+in the same order, batch by batch; until it is complete, the file is OUTPUT.partial. An input is a text, or a
+list of texts such as premise and hypothesis.
+
+--samples=K draws K answers; the label is their majority vote, "votes" is its share, and "samples" lists all
+answers, [{"label", "log_prob"}, ...]. --paths=cot takes the answer at the end of the student's own rationale,
+--paths=pot the result of its program (which is interpreted; only --sandbox executes it), --paths=cot,pot the
+majority of both, with --samples=K of K samples of each.
+
+--log_probs also writes, for a student that chooses among classes, "log_probs": {label: number} for every
+label. Those of the training examples (--split=train) can teach another student
 (--config.distillation.teacher=FILE).
 """
 
@@ -20,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from cot_jax.data.tasks import ALL_SPLITS
-from cot_jax.errors import UserError, command, writing
+from cot_jax.errors import UserError, argument_parser, command, writing
 from cot_jax.files import partial, read_json_lines, rows_of, whole
 
 
@@ -33,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     from cot_jax.training.saved import load
 
     with contextlib.ExitStack() as files:
-        how = answering.Options(**options)
+        checked = answering.Options(**options)
         _refuse_one_file(source, target)
         rows = rows_of(sys.stdin.buffer, "standard input") if source == "-" else read_json_lines(Path(source))
         saved = load(run)
@@ -43,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         if target != "-":
             files.enter_context(writing(target))
             sink = files.enter_context(whole(Path(target)))
-        for answer in answering.predict(saved, rows, how):
+        for answer in answering.predict(saved, rows, checked):
             print(json.dumps(answer, ensure_ascii=False), file=sink, flush=True)
     return 0
 
@@ -51,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 def _refuse_one_file(source: str, target: str) -> None:
     """
     Raises:
-      UserError: what is read would be written over.
+      UserError: the output would overwrite the input.
     """
     if "-" in (source, target) or not Path(source).is_file():
         return
@@ -61,40 +64,29 @@ def _refuse_one_file(source: str, target: str) -> None:
 
 
 def _options(argv: Sequence[str]) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(
-        "python -m cot_jax.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help="work directory of a run, or its export")
-    parser.add_argument("--input", default="-", help="JSON lines; - is standard input")
-    parser.add_argument("--output", default="-", help="JSON lines; - is standard output")
-    parser.add_argument(
-        "--split", default="", choices=ALL_SPLITS, help="ask the questions of its own data instead of --input"
-    )
-    parser.add_argument(
-        "--log_probs", action="store_true", help="write the log-probability of every class as well"
-    )
-    parser.add_argument("--explain", action="store_true", help="also write the rationale")
-    parser.add_argument(
-        "--paths", type=lambda text: text.split(","), help="who answers: label, cot, pot, joined by commas"
-    )
-    parser.add_argument("--beams", type=int, help="of the search; 1 = greedy, 0 = answers as in training")
-    parser.add_argument("--samples", type=int, help="answers drawn to vote on; 0 = none are drawn")
-    parser.add_argument("--temperature", type=float, help="of the draws; above 0")
-    parser.add_argument("--top_k", type=int, help="draw from so many likeliest tokens; 0 = all")
-    parser.add_argument("--top_p", type=float, help="draw from the fewest tokens that are so likely; 1 = all")
-    parser.add_argument("--seed", type=int, help="of the draws")
-    parser.add_argument("--batch_size", type=int, help="questions at once; 64 if not said")
-    parser.add_argument("--max_new_tokens", type=int, help="longest answer; 0 = as in training")
-    parser.add_argument(
-        "--sandbox", action="store_true", help="run programs that the interpreter refuses, in bubblewrap"
-    )
+    parser = argument_parser("predict", __doc__, argument_default=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="work directory of a run, or its export")
+    add("--input", default="-", help="JSON lines; - is standard input")
+    add("--output", default="-", help="JSON lines; - is standard output")
+    split = "answer a split of the student's own data set instead of --input"
+    add("--split", default="", choices=ALL_SPLITS, help=split)
+    add("--log_probs", action="store_true", help="also write the log-probability of every class")
+    add("--explain", action="store_true", help="also write the rationale")
+    paths = "paths that answer: label, cot, pot, joined by commas"
+    add("--paths", type=lambda text: text.split(","), help=paths)
+    add("--beams", type=int, help="beam width; 1 = greedy, 0 = as in training")
+    add("--samples", type=int, help="samples to vote on; 0 = no vote")
+    add("--temperature", type=float, help="sampling temperature, above 0")
+    add("--top_k", type=int, help="sample from the K most likely tokens; 0 = all")
+    add("--top_p", type=float, help="sample from the smallest set of tokens of this probability; 1 = all")
+    add("--seed", type=int, help="sampling seed")
+    add("--batch_size", type=int, help="questions per batch (default: 64)")
+    add("--max_new_tokens", type=int, help="longest answer; 0 = as in training")
+    add("--sandbox", action="store_true", help="run programs that the interpreter refuses, in bubblewrap")
     options = vars(parser.parse_args(argv))
     if options["split"] and options["input"] != "-":
-        parser.error("--split asks what the student's own data ask, --input what a file does: take either")
+        parser.error("--split takes the questions of the student's data, --input those of a file: give one")
     return options
 
 

@@ -1,8 +1,8 @@
-"""Fetches published data sets: `python -m cot_jax.prepare_data svamp cqa --root DIR`.
+"""Fetch published data sets: python -m cot_jax.prepare_data svamp cqa --root DIR
 
-SVAMP, CQA, ANLI and e-SNLI with PaLM's outputs are in the archive that the authors of Distilling
-Step-by-Step publish with their code; ASDiv comes from its own authors. What arrives is compared with what is
-known of it and only then moved to its place; what is in its place already is checked and left alone.
+SVAMP, CQA, ANLI and e-SNLI with PaLM's outputs come from the archive that the authors of Distilling
+Step-by-Step publish with their code; ASDiv comes from its own authors. Downloads are verified before they
+are moved into place. Data sets already in place are verified and left alone.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from cot_jax.data import glue
 from cot_jax.data.tasks import DATA_SETS, Options, count
-from cot_jax.errors import UserError, command, printable, writing
+from cot_jax.errors import UserError, argument_parser, command, printable, writing
 
 ARCHIVE_URL = "https://github.com/google-research/distilling-step-by-step/raw/main/datasets.zip"
 ASDIV_URL = "https://raw.githubusercontent.com/chaochun/nlu-asdiv-dataset/master/dataset"
@@ -31,17 +31,17 @@ ASDIV_SHA256 = {
     "ASDiv.xml": "ef8904068482919ac48c8eeaaf6df344b8a308ba66d048c2d4d87eab82dc4929",
     "nfolds/asdiv-w/fold4.txt": "e5e89a52d9d53ad9cd35587e6c41c6c3d3bf2ef1fdeb01f60c19639f193ca558",
 }
-MAX_BYTES = 2 << 30  # of what is fetched, and unpacked: several times what the published files need
+MAX_BYTES = 2 << 30  # of a download, and unpacked: several times the size of the published files
 
-# Of the names and contents of the teacher's outputs, file by file. Of ANLI and e-SNLI we had only parts.
+# Over names and contents of the teacher's output files. Of ANLI and e-SNLI we had only parts.
 OUTPUTS_SHA256 = {
     "svamp": "5f467bee0036e6f81317f6239efadce951897ada708b59f724634c28e49dac65",
     "cqa": "55d736e7114df95e9ddeb12ca25bdfcdc135de27b5450453c31762e4d87780c8",
 }
 
-# (examples, rationales, teacher labels, right ones) as the released parser has them, counted on the published
-# files. None is not counted: of ANLI's training set we had the teacher's outputs but not the gold labels, of
-# e-SNLI's only a part.
+# (examples, rationales, teacher labels, correct ones) by the released parser, counted on the published files.
+# None: not counted. Of ANLI's training set we had the teacher's outputs but not the gold labels, of e-SNLI's
+# only a part.
 KNOWN: dict[str, dict[str, tuple[int | None, ...]]] = {
     "svamp": {"train": (800, 789, 787, 588), "test": (200, 198, 198, 148)},
     "cqa": {"train": (9741, 9741, 9738, 7234), "test": (1221, 1221, 1221, 943)},
@@ -60,24 +60,24 @@ KNOWN: dict[str, dict[str, tuple[int | None, ...]]] = {
 
 
 def prepare(names: Sequence[str], root: Path, url: str) -> None:
-    """Brings data sets to `root`/NAME: all that are not there, or none.
+    """Fetches the missing data sets to `root`/NAME, all of them or none.
 
     Raises:
-      UserError: nothing arrives, or what arrives or is there is not the published data.
+      UserError: a download fails, or new or existing files are not the published data.
     """
     missing = [name for name in names if not (root / name).exists()]
     for name in names:
         if name not in missing:
             try:
-                print(f"{root / name} is there already, {verify(name, root)}")
+                print(f"{root / name} exists already: {verify(name, root)}")
             except UserError as error:
                 raise UserError(
-                    f"{root / name} is there, but not as published ({error}): move it away"
+                    f"{root / name} exists, but not as published ({error}): move it away"
                 ) from None
     if not missing:
         return
     root.mkdir(parents=True, exist_ok=True)
-    # Inside `root`, so that moving is renaming within one file system.
+    # Inside `root`, so that moving is a rename within one file system.
     with tempfile.TemporaryDirectory(dir=root, prefix=".prepare_data-") as folder:
         staged = Path(folder)
         if archived := [name for name in missing if name != "asdiv"]:
@@ -88,18 +88,16 @@ def prepare(names: Sequence[str], root: Path, url: str) -> None:
         try:
             verified = {name: verify(name, staged) for name in missing}
         except UserError as error:
-            # By the time the message is read the folder is gone.
+            # The temporary folder will be gone when the message is read.
             reason = str(error).replace(f"{staged}/", "")
-            raise UserError(
-                f"what was fetched is not the published data ({reason}): nothing was kept"
-            ) from None
+            raise UserError(f"the download is not the published data ({reason}): nothing was kept") from None
         for name, counted in verified.items():
             (staged / name).rename(root / name)
             print(f"{root / name}: {counted}")
 
 
 def verify(name: str, root: Path) -> str:
-    """Compares a data set with `KNOWN` and `OUTPUTS_SHA256`; returns the number of examples in words.
+    """Compares a data set with `KNOWN` and `OUTPUTS_SHA256`; returns its counts of examples as text.
 
     Raises:
       UserError: it is incomplete or different.
@@ -115,12 +113,12 @@ def verify(name: str, root: Path) -> str:
     for path in sorted((root / name / "llm").glob("*_CoT_*.json")):
         outputs.update(path.name.encode() + path.read_bytes())
     if OUTPUTS_SHA256.get(name) not in (None, outputs.hexdigest()):
-        raise UserError(f"{name}/llm has other teacher outputs: their sha256 is not {OUTPUTS_SHA256[name]}")
+        raise UserError(f"{name}/llm has unknown teacher outputs: their sha256 is not {OUTPUTS_SHA256[name]}")
     return ", ".join(sizes)
 
 
 def download(url: str, path: Path) -> None:
-    """Fetches `url` to `path`; a progress bar on a terminal, elsewhere a line for each tenth."""
+    """Downloads `url` to `path`, with a progress bar on a terminal and a line per tenth elsewhere."""
     terminal = sys.stderr.isatty()
     done = 0
     try:
@@ -132,20 +130,20 @@ def download(url: str, path: Path) -> None:
                     bar.update(len(block))
                     before, done = done, done + len(block)
                     if done > MAX_BYTES:
-                        raise UserError(f"{url} is not what was published: over {MAX_BYTES:,} bytes")
+                        raise UserError(f"{url} is not the published file: over {MAX_BYTES:,} bytes")
                     if size and not terminal and 10 * done // size > 10 * before // size:
                         line = f"{printable(url)}: {done / 1e6:.1f} of {size / 1e6:.1f} MB"
                         print(line, file=sys.stderr, flush=True)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise UserError(
-            f"cannot fetch {url} ({error}): where there is no network, bring the file and pass --url file:///PATH"
+            f"cannot fetch {url} ({error}): without a network, copy the file and pass --url file:///PATH"
         ) from None
     if done < size:
         raise UserError(f"{url}: the connection ended after {done:,} of {size:,} bytes: try again")
 
 
 def unpack(archive: Path, names: Sequence[str], into: Path) -> None:
-    """Unpacks what a data set consists of, and nothing else, to `into`/NAME for each of `names`."""
+    """Unpacks the files of the data sets `names`, and nothing else, to `into`/NAME."""
     file_of = re.compile(
         rf"(?:.*/)?((?:{'|'.join(names)})/(?:\w+_(?:train|valid|test)|SVAMP|llm/\w+_CoT_\d+)\.json)"
     )
@@ -170,17 +168,17 @@ def unpack(archive: Path, names: Sequence[str], into: Path) -> None:
                     shutil.copyfileobj(source, file)
     except (UserError, OSError):
         raise
-    except Exception as error:  # of zipfile, struct and the decompressors
-        raise UserError(f"what was fetched is not a sound zip archive ({error}): try again") from None
+    except Exception as error:  # from zipfile, struct and the decompressors
+        raise UserError(f"the download is not a valid zip archive ({error}): try again") from None
 
 
 def make_asdiv(into: Path) -> None:
-    """Writes ASDiv as the released loader reads it; its authors' fold 4 is the test set."""
+    """Writes ASDiv in the layout of the released loader; the authors' fold 4 is the test set."""
     for name, digest in ASDIV_SHA256.items():
         path = into / Path(name).name
         download(f"{ASDIV_URL}/{name}", path)
         if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            raise UserError(f"{ASDIV_URL}/{name} is not what was published: its sha256 is not {digest}")
+            raise UserError(f"{ASDIV_URL}/{name} is not the published file: its sha256 is not {digest}")
     test_ids = set((into / "fold4.txt").read_text().split())
     rows: dict[str, list[str]] = {"train": [], "test": []}
     for problem in ElementTree.parse(into / "ASDiv.xml").iter("Problem"):
@@ -192,24 +190,21 @@ def make_asdiv(into: Path) -> None:
 
 
 def _name(text: str) -> str:
-    """Returns the name of a data set, unless it is one that is not fetched."""
+    """Returns the name of a data set; raises ArgumentTypeError for one that is not fetched here."""
     data = DATA_SETS.get(text) or glue.TASKS.get(text)
     if data and data.source:
-        raise argparse.ArgumentTypeError(f"{text} is not fetched here: it is from {data.source}")
+        raise argparse.ArgumentTypeError(f"{text} is not fetched here: get it from {data.source}")
     return text
 
 
 @command
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, or 2 for a mistake in its arguments or files."""
-    parser = argparse.ArgumentParser(
-        "python -m cot_jax.prepare_data", description="Fetches published data sets."
-    )
-    parser.add_argument("names", nargs="+", type=_name, choices=KNOWN, metavar="NAME", help=", ".join(KNOWN))
-    parser.add_argument("--root", type=Path, required=True, help="folder to put the data sets into")
-    parser.add_argument(
-        "--url", default=ARCHIVE_URL, help="the authors' archive; file:///PATH for one at hand"
-    )
+    parser = argument_parser("prepare_data", __doc__)
+    add = parser.add_argument
+    add("names", nargs="+", type=_name, choices=KNOWN, metavar="NAME", help=", ".join(KNOWN))
+    add("--root", type=Path, required=True, help="folder to write the data sets to")
+    add("--url", default=ARCHIVE_URL, help="the authors' archive; file:///PATH for a local copy")
     flags = parser.parse_args(argv)
     with writing(flags.root):
         prepare(list(dict.fromkeys(flags.names)), flags.root, flags.url)

@@ -1,10 +1,10 @@
 """Ask a language model for rationales and programs: python -m cot_jax.rationalize --task=svamp --root=DATA \\
     --endpoint=http://localhost:8000/v1 --model=MODEL --samples=4 --output=DIR
 
-Asks a teacher behind an OpenAI-compatible endpoint every question of a split. Writes to DIR teacher.jsonl,
-which training reads (--config.data.teacher=DIR/teacher.jsonl), samples.jsonl with every output and why it was
-left out, report.md and report.json, and cache.jsonl with every request and its answer. The same command,
-started again, asks only what is missing, so filters can be changed at no cost.
+Sends every question of a split to a teacher behind an OpenAI-compatible endpoint. Writes to DIR:
+teacher.jsonl, which training reads (--config.data.teacher=DIR/teacher.jsonl); samples.jsonl, with every
+output and why it was left out; report.md and report.json; and cache.jsonl, with every request and its answer.
+The same command, run again, sends only what is missing, so changing the filters costs nothing.
 """
 
 import argparse
@@ -25,25 +25,25 @@ from cot_jax.data.teacher import prompts
 from cot_jax.data.teacher.endpoint import Batch, Endpoint, Reply, Request, chat, completion
 from cot_jax.data.teacher.prompts import Demonstration, Style
 from cot_jax.data.teacher.samples import FILTERS, KINDS, Asked, Sample, drops, majority, read
-from cot_jax.errors import UserError, command, printable, writing
+from cot_jax.errors import UserError, argument_parser, command, printable, writing
 from cot_jax.files import Row, locked, read_json_lines, write_json, write_json_lines, write_text
 from cot_jax.limits import refuse_too_much
 
-_SHOWN = 3  # examples of each reason
-_FIELDS = {"cot": "rationales", "pot": "programs"}  # of a teacher's file
+_SHOWN = 3  # examples shown for each reason
+_FIELDS = {"cot": "rationales", "pot": "programs"}  # kind -> field of a teacher's file
 
-Judged = list[tuple[Sample, str | None]]  # with why it is left out; None: it is kept
+Judged = list[tuple[Sample, str | None]]  # each with why it is left out; None: it is kept
 
 
 @command
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit status: 0, 2 for a mistake in arguments or files, 130 stopped."""
+    """Runs the command; returns its exit status: 0, 2: wrong arguments or files, 130: interrupted."""
     options = _options(argv)
     refuse_too_much(vars(options))
     try:
         _run(options)
     except KeyboardInterrupt:
-        print("stopped; the same command asks only what is not answered yet", file=sys.stderr)
+        print("stopped; the same command sends only what has no answer yet", file=sys.stderr)
         return 130
     return 0
 
@@ -64,11 +64,10 @@ def _run(options: argparse.Namespace) -> None:
             more = _ask(source, again, style, splits.by_value, interpreter, options)
             replies, samples = replies + more[0], samples + more[1]
         if isinstance(source, Batch):
-            if options.write_batch:
-                source.write(options.write_batch)
             print(f"{len(source.missing):,} of {len(replies):,} requests have no answer yet")
             if options.write_batch:
-                print(f"they are in {options.write_batch}: read what is answered with --read_batch")
+                source.write(options.write_batch)
+                print(f"they are in {options.write_batch}: read the answers with --read_batch")
                 return
         sent = source.sent if isinstance(source, Endpoint) else 0
     judged = list(zip(samples, drops(samples, options.filters, options.max_words), strict=True))
@@ -87,23 +86,23 @@ def _run(options: argparse.Namespace) -> None:
 def _load(options: argparse.Namespace) -> Splits:
     if options.task != "word_problems":
         return tasks.load(options.task, options.root)
-    # The first training problems are the same however many there are.
+    # The first N training problems do not depend on their number.
     problems = word_problems.splits(options.limit, 1, 1, options.seed)
     return tasks.as_splits(options.task, problems, None, by_value=True)
 
 
 def _style(options: argparse.Namespace, splits: Splits, kinds: Sequence[str]) -> Style:
-    """Raises UserError where there is nothing to show, or no number that a program could find."""
+    """Returns how to ask; raises UserError without demonstrations, or for programs without numbers."""
     own = []
     if options.demonstrations:
         own = [_demonstration(row, kinds) for row in read_json_lines(options.demonstrations)]
     style = prompts.style_of(options.task, splits, own)
     if "pot" in kinds and not splits.by_value:
         raise UserError(
-            f"--kind={options.kind}: the labels of {options.task} are no numbers: take --kind=cot"
+            f"--kind={options.kind}: the labels of {options.task} are not numbers: use --kind=cot"
         )
     if options.prompt == "few_shot" and not style.demonstrations:
-        fix = "give your own with --demonstrations=FILE, or take --prompt=zero_shot"
+        fix = "give your own with --demonstrations=FILE, or use --prompt=zero_shot"
         raise UserError(f"there are no demonstrations for task={options.task}: {fix}")
     return style
 
@@ -116,13 +115,8 @@ def _demonstration(row: Row, kinds: Sequence[str]) -> Demonstration:
 def _source(options: argparse.Namespace) -> Endpoint | Batch:
     cache = options.output / "cache.jsonl"
     if options.endpoint:
-        return Endpoint(
-            options.endpoint,
-            cache,
-            concurrency=options.concurrency,
-            per_minute=options.per_minute,
-            timeout=options.timeout,
-        )
+        limits = {name: getattr(options, name) for name in ("concurrency", "per_minute", "timeout")}
+        return Endpoint(options.endpoint, cache, **limits)
     batch = Batch(cache)
     if options.read_batch:
         batch.read(options.read_batch)
@@ -158,13 +152,13 @@ def _request(asked: Asked, style: Style, options: argparse.Namespace) -> Request
 
 
 def _lettered(example: Example) -> str:
-    """Returns the label as the question writes it: "(b) pond" where it is one of its choices."""
+    """Returns the label as the question writes it, e.g. "(b) pond" for a choice."""
     letters = dict(zip(choices(example.text), "abcdefghijklmnopqrstuvwxyz", strict=False))
     return f"({letters[example.label]}) {example.label}" if example.label in letters else example.label
 
 
 def _never_right(samples: Sequence[Sample], seed: int) -> list[Asked]:
-    """Returns what to ask with a hint: each question and kind that was answered, and never right."""
+    """Returns what to ask with a hint: each question and kind with answers, none of them correct."""
     outcomes: dict[tuple[Example, str], list[bool]] = {}
     for sample in samples:
         settled = sample.failure == "not answered" or (sample.right and not sample.failure)
@@ -173,16 +167,17 @@ def _never_right(samples: Sequence[Sample], seed: int) -> list[Asked]:
 
 
 def _rows(examples: Sequence[Example], judged: Judged, by_value: bool) -> list[dict[str, Any]]:
-    """Returns the rows of the teacher's file: one a question, empty fields left out."""
+    """Returns the rows of the teacher's file: one per question, without empty fields."""
     by_id: dict[str, Judged] = {example.id: [] for example in examples}
     for sample, dropped in judged:
         by_id[sample.asked.example.id].append((sample, dropped))
     rows = []
-    for key, said in by_id.items():
-        kept = [sample for sample, dropped in said if dropped is None]
+    for key, judged_samples in by_id.items():
+        kept = [sample for sample, dropped in judged_samples if dropped is None]
+        unhinted = [sample for sample, _ in judged_samples if not sample.asked.hinted]
         row = {
             "id": key,
-            "label": majority([sample for sample, _ in said if not sample.asked.hinted], by_value),
+            "label": majority(unhinted, by_value),
             **{name: [s.text for s in kept if s.asked.kind == kind] for kind, name in _FIELDS.items()},
             "hinted": sorted({_FIELDS[s.asked.kind] for s in kept if s.asked.hinted}),
         }
@@ -205,7 +200,7 @@ def _report(
     judged: Judged,
     by_value: bool,
 ) -> dict[str, Any]:
-    """Returns what was asked and, for each kind with and without hint, what came of it."""
+    """Returns the settings and, for each kind with and without hint, the outcome."""
     kinds: dict[str, Any] = {}
     for kind, hinted in sorted({sample.asked[1::2] for sample, _ in judged}):
         these = [one for one in judged if one[0].asked[1::2] == (kind, hinted)]
@@ -242,22 +237,17 @@ def _report(
 
 def _usage(options: argparse.Namespace, replies: Sequence[Reply | None], sent: int) -> dict[str, Any]:
     answered = [reply for reply in replies if reply]
-    prompt = sum(reply.prompt_tokens for reply in answered)
-    completion = sum(reply.completion_tokens for reply in answered)
-    cost = None
-    if options.price:
-        cost = (prompt * options.price[0] + completion * options.price[1]) / 1e6
-    return {
-        "requests_sent": sent,
-        "answers": len(answered),
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "cost": cost,
+    tokens = {
+        name: sum(getattr(reply, name) for reply in answered)
+        for name in ("prompt_tokens", "completion_tokens")
     }
+    prices = options.price and zip(tokens.values(), options.price, strict=True)
+    cost = sum(count * price for count, price in prices) / 1e6 if prices else None
+    return {"requests_sent": sent, "answers": len(answered), **tokens, "cost": cost}
 
 
 def _summary(report: dict[str, Any]) -> list[str]:
-    """Returns the report in Markdown, but for what was left out."""
+    """Returns the report in Markdown, without the samples that were left out."""
     lines = [
         f"# {report['model']} on {report['task']}, {report['split']}",
         "",
@@ -282,16 +272,16 @@ def _summary(report: dict[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        f"Label that most samples give: {labels:,} questions have one, it is right for {right:,}"
+        f"Majority label: {labels:,} questions have one, it is right for {right:,}"
         + (f" ({100 * right / labels:.2f} %)." if labels else "."),
         f"Questions with nothing kept: {report['questions_with_nothing']:,}.",
-        f"{report['requests_sent']:,} requests sent now; all {report['answers']:,} answers: "
+        f"{report['requests_sent']:,} requests sent now; {report['answers']:,} answers in all: "
         f"{report['prompt_tokens']:,} + {report['completion_tokens']:,} tokens{cost}.",
     ]
 
 
 def _left_out(report: dict[str, Any]) -> list[str]:
-    """Returns examples of what was left out, in Markdown."""
+    """Returns examples of the samples that were left out, in Markdown."""
     lines = []
     for name, of in report["kinds"].items():
         for reason, found in of["left_out"].items():
@@ -314,70 +304,53 @@ def _filters(text: str) -> frozenset[str]:
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "python -m cot_jax.rationalize",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = argument_parser("rationalize", __doc__)
     add = parser.add_argument
     add("--task", required=True, choices=sorted([*tasks.TASKS, "word_problems"]), help="as config.data.task")
     add("--root", type=Path, help="as config.data.root")
     add("--split", default="train", choices=tasks.ALL_SPLITS)
     add("--limit", type=int, default=0, help="ask the first N questions only; 0 = all")
-    add("--model", required=True, help="the name that the endpoint knows it by")
-    add("--output", type=Path, required=True, metavar="DIR", help="where to write, and to resume from")
+    add("--model", required=True, help="the model's name at the endpoint")
+    add("--output", type=Path, required=True, metavar="DIR", help="directory to write to and resume from")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--endpoint", metavar="URL", help="as in http://localhost:8000/v1")
-    source.add_argument(
-        "--write_batch",
-        type=Path,
-        metavar="FILE",
-        help="send nothing: write what is missing for a batch service",
-    )
-    source.add_argument(
-        "--read_batch", type=Path, metavar="FILE", help="send nothing: read what that answered"
-    )
+    source.add_argument("--endpoint", metavar="URL", help="e.g. http://localhost:8000/v1")
+    write = "send nothing: write the missing requests for a batch service"
+    source.add_argument("--write_batch", type=Path, metavar="FILE", help=write)
+    read_help = "send nothing: read the results of a batch service"
+    source.add_argument("--read_batch", type=Path, metavar="FILE", help=read_help)
     add("--kind", default="cot", choices=("cot", "pot", "both"), help="rationales, programs of thought")
-    add("--samples", type=int, default=1, help="of each kind, a question")
-    add("--hint", action="store_true", help="once more, with the gold label, where no sample was right")
-    add(
-        "--prompt",
-        default="few_shot",
-        choices=("few_shot", "zero_shot"),
-        help="with demonstrations, or without",
-    )
-    add("--demonstrations", type=Path, metavar="FILE",
-        help="JSON lines {input, rationale, label, program?} to show instead of ours")  # fmt: skip
+    add("--samples", type=int, default=1, help="samples per question and kind")
+    add("--hint", action="store_true", help="ask again with the gold label where no sample was right")
+    prompt = "with or without demonstrations"
+    add("--prompt", default="few_shot", choices=("few_shot", "zero_shot"), help=prompt)
+    own = "JSON lines {input, rationale, label, program?} that replace our demonstrations"
+    add("--demonstrations", type=Path, metavar="FILE", help=own)
     add("--api", default="chat", choices=("chat", "completions"), help="completions: for models without chat")
     add("--temperature", type=float, default=0.7)
-    add("--max_tokens", type=int, default=512, help="of an answer; 0 = the server's own limit")
-    add(
-        "--seed",
-        type=int,
-        default=0,
-        help="of the first sample, the next has the next; word_problems: config.seed",
-    )
-    add("--filters", type=_filters, default=frozenset(FILTERS), metavar="LIST",
-        help=f"what to leave out, of {','.join(FILTERS)} (default: all three)")  # fmt: skip
-    add("--max_words", type=int, default=0, help="of a rationale or program; 0 = any")
+    add("--max_tokens", type=int, default=512, help="longest answer; 0 = the server's limit")
+    seed = "seed of the first sample; further samples count up (word_problems: also config.seed)"
+    add("--seed", type=int, default=0, help=seed)
+    leave_out = f"filters to apply, of {','.join(FILTERS)} (default: all three)"
+    add("--filters", type=_filters, default=frozenset(FILTERS), metavar="LIST", help=leave_out)
+    add("--max_words", type=int, default=0, help="longest rationale or program; 0 = any")
     add("--sandbox", action="store_true", help="run programs that the interpreter refuses, in bubblewrap")
-    add("--concurrency", type=int, default=8, help="requests under way at once")
-    add("--per_minute", type=float, default=0.0, help="most requests a minute; 0 = any")
-    add("--timeout", type=float, default=120.0, help="seconds without an answer before the next attempt")
-    add("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="of a million tokens: adds the cost")
+    add("--concurrency", type=int, default=8, help="parallel requests")
+    add("--per_minute", type=float, default=0.0, help="maximum requests per minute; 0 = any")
+    add("--timeout", type=float, default=120.0, help="seconds to wait for an answer before a retry")
+    add("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="per million tokens: reports the cost")
     options = parser.parse_args(argv)
     if min(options.samples, options.concurrency) < 1:
-        parser.error("--samples and --concurrency are at least 1")
+        parser.error("--samples and --concurrency must be at least 1")
     numbers = ("limit", "temperature", "max_tokens", "seed", "max_words", "per_minute")
     if any(getattr(options, name) < 0 for name in numbers) or not options.timeout > 0:
-        parser.error(f"{', '.join(f'--{name}' for name in numbers)} are not negative, --timeout is above 0")
+        names = ", ".join(f"--{name}" for name in numbers)
+        parser.error(f"{names} must not be negative, --timeout must be above 0")
     if options.task != "word_problems" and not options.root:
         parser.error(f"--task={options.task} reads files: give their folder with --root=DIR")
     if options.task == "word_problems" and (options.split != "train" or not options.limit):
-        parser.error("--task=word_problems makes as many training problems as --limit=N says, and no others")
+        parser.error("--task=word_problems generates --limit=N training problems, and no other split")
     if options.hint and "right" not in options.filters:
-        parser.error("--hint replaces wrong answers: it needs right among the --filters")
+        parser.error("--hint replaces wrong answers: it needs right in --filters")
     return options
 
 

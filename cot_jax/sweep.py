@@ -4,12 +4,11 @@ python -m cot_jax.sweep --config=demo_mi --seeds=0..3 --methods=standard,dss,mi 
 python -m cot_jax.sweep --table=mi_base --seeds=0..3 --output=DIR --config.data.root=DATA
     --grid optimizer.learning_rate=1e-4,3e-4,1e-3
 
-With a grid, every combination of its values is run with the first seed, and the best one on validation with
+With --grid, every combination of values runs with the first seed. The best one on validation then runs with
 all seeds, in DIR/ROW/COLUMN/VALUES/seedN.
 
-Every run is a process of its own in DIR/ROW/COLUMN/seedN; the same command skips what is done
-and resumes what was stopped. `python -m cot_jax.compare DIR` makes the table. Keys as --config.KEY=VALUE hold
-for all.
+Every run is a separate process in DIR/ROW/COLUMN/seedN. The same command skips finished runs and resumes
+stopped ones. `python -m cot_jax.compare DIR` makes the table. --config.KEY=VALUE applies to all runs.
 """
 
 import argparse
@@ -28,7 +27,7 @@ from pathlib import Path
 
 from cot_jax import experiments
 from cot_jax.config import parse_command_line, refuse_other_config
-from cot_jax.errors import command, writing
+from cot_jax.errors import argument_parser, command, writing
 from cot_jax.experiments import Cell, Table
 from cot_jax.files import locked
 from cot_jax.limits import MOST
@@ -36,7 +35,7 @@ from cot_jax.training.result import RESULT_FILE, metric_of, read_result
 
 say = functools.partial(print, flush=True)
 
-STOPPED = 75  # exit status, as of `cot_jax.train`: start me again
+STOPPED = 75  # exit status, as in `cot_jax.train`: run the command again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +43,7 @@ class _Job:
     name: str
     workdir: Path
     flags: list[str]
-    split: str = "test"  # what is said of it
+    split: str = "test"  # whose score is printed
 
     @property
     def done(self) -> bool:
@@ -60,7 +59,7 @@ class _Job:
 
 
 class _Jobs:
-    """Runs jobs, some at a time; a signal stops those that run after they have saved."""
+    """Runs jobs in parallel; on a signal the running ones save and stop."""
 
     def __init__(self, jobs: Sequence[_Job]):
         self._jobs, self._lock = jobs, threading.Lock()
@@ -73,7 +72,7 @@ class _Jobs:
             child.terminate()
 
     def run(self, parallel: int) -> list[_Job]:
-        """Returns those that failed."""
+        """Runs all jobs, `parallel` at a time; returns those that failed."""
         previous = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             with ThreadPoolExecutor(parallel) as pool:
@@ -91,7 +90,7 @@ class _Jobs:
             with self._lock:
                 if self.stopped:
                     return False
-                # A session of its own, so that Ctrl-C reaches it once, from here.
+                # A new session, so that Ctrl-C reaches the child only once, from here.
                 child = subprocess.Popen(
                     [
                         sys.executable,
@@ -111,14 +110,14 @@ class _Jobs:
             name, value = job.score
             say(f"{place}: {name} {100 * value:.2f} %, {time.monotonic() - began:.0f} s")
         elif not self.stopped:
-            said = (job.workdir / "train.log").read_text(encoding="utf-8", errors="replace").splitlines()
-            say(f"{place}: failed with status {status}: {said[-1] if said else 'it said nothing'}")
+            lines = (job.workdir / "train.log").read_text(encoding="utf-8", errors="replace").splitlines()
+            say(f"{place}: failed with status {status}: {lines[-1] if lines else 'train.log is empty'}")
         return status == 0
 
 
 @command
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit status: 0, 1 some runs failed, 2 usage, 75 stopped."""
+    """Runs the command; returns its exit status: 0, 1: some runs failed, 2: usage, 75: stopped."""
     table, options = _options(argv)
     whole = experiments.merged(table, options.output)
     if options.grid:
@@ -141,7 +140,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(jobs: Sequence[_Job], options: argparse.Namespace) -> int:
-    """Runs those that are not done, or prints them; returns the exit status."""
+    """Runs the unfinished jobs, or prints them (--dry_run); returns the exit status."""
     left = [job for job in jobs if not job.done]
     say(f"{len(jobs)} runs, {len(jobs) - len(left)} of them done")
     if options.dry_run:
@@ -161,7 +160,7 @@ def _run(jobs: Sequence[_Job], options: argparse.Namespace) -> int:
 
 
 def _best(trials: Sequence[Cell], jobs: Sequence[_Job]) -> Cell:
-    """Returns the cell whose run is best on validation, the first one of equals."""
+    """Returns the cell whose run is best on validation, the first one in a tie."""
     scores = [job.score for job in jobs]
     name, value = max(scores, key=lambda score: score[1])
     best = trials[scores.index((name, value))]
@@ -170,7 +169,7 @@ def _best(trials: Sequence[Cell], jobs: Sequence[_Job]) -> Cell:
 
 
 def _plan(cells: Sequence[Cell], seeds: Sequence[int], output: Path, split: str = "test") -> list[_Job]:
-    """Returns all runs, the first seed of every cell first, so that what is there can be compared early."""
+    """Returns all runs, the first seed of every cell first, so that early results can be compared."""
     jobs = []
     for seed, cell in itertools.product(seeds, cells):
         workdir = output / cell.path / f"seed{seed}"
@@ -187,40 +186,31 @@ def _plan(cells: Sequence[Cell], seeds: Sequence[int], output: Path, split: str 
 
 
 def _options(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
-    parser = argparse.ArgumentParser(
-        "python -m cot_jax.sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = argument_parser("sweep", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--table", help="published table, e.g. mi_base, or a file with get_table()")
-    what.add_argument("--config", help="what all runs start from, e.g. demo_mi, or a file")
-    parser.add_argument("--methods", help="e.g. standard,dss,mi:masked,standard+dlb,mi+dynsdpb")
-    parser.add_argument("--fractions", help="shares of the training data, e.g. 0.25,1.0")
-    parser.add_argument(
-        "--grid",
-        type=_values,
-        action="append",
-        default=[],
-        help="values to choose from on validation, e.g. optimizer.learning_rate=1e-4,3e-4; may be repeated",
-    )
-    parser.add_argument("--seeds", type=_seeds, required=True, help="e.g. 0..3 or 0,7")
-    parser.add_argument("--output", type=Path, required=True, help="directory of the runs and the table")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
-    parser.add_argument("--dry_run", action="store_true", help="print what would run and stop")
+    what.add_argument("--config", help="config that all runs start from, e.g. demo_mi, or a file")
+    add = parser.add_argument
+    add("--methods", help="e.g. standard,dss,mi:masked,standard+dlb,mi+dynsdpb")
+    add("--fractions", help="shares of the training data, e.g. 0.25,1.0")
+    grid_help = "values to choose from on validation, e.g. optimizer.learning_rate=1e-4,3e-4; repeatable"
+    add("--grid", type=_values, action="append", default=[], help=grid_help)
+    add("--seeds", type=_seeds, required=True, help="e.g. 0..3 or 0,7")
+    add("--output", type=Path, required=True, help="directory of the runs and the table")
+    add("--jobs", type=int, default=1, help="runs in parallel")
+    add("--dry_run", action="store_true", help="print what would run and stop")
     options, rest = parser.parse_known_args(argv)
     overrides = {}
     for argument in rest:
         match = re.fullmatch(r"--config\.([^=]+)=(.*)", argument)
         if not match:
-            parser.error(f"unexpected argument {argument!r}; keys are given as --config.KEY=VALUE")
+            parser.error(f"unexpected argument {argument!r}; give keys as --config.KEY=VALUE")
         overrides[match[1]] = match[2]
     if options.jobs < 1:
-        parser.error("--jobs is at least 1")
+        parser.error(f"--jobs={options.jobs}: must be at least 1")
     if options.table:
         if options.methods or options.fractions:
-            parser.error("--table names its methods itself: leave --methods and --fractions out")
+            parser.error("--table defines its own methods: leave --methods and --fractions out")
         table = experiments.from_file(options.table)
     else:
         if not options.methods:
@@ -232,13 +222,11 @@ def _options(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
         table = experiments.grid(options.config, options.methods.split(","), fractions)
     grid = dict(options.grid)
     if len(grid) < len(options.grid) or "seed" in grid:
-        parser.error("--grid: each key once, and not the seed")
-    options.grid = (
-        [dict(zip(grid, v, strict=True)) for v in itertools.product(*grid.values())] if grid else []
-    )
-    first = options.grid[0] if grid else {}  # until it is known which is best
-    cells = (
-        dataclasses.replace(cell, overrides={**cell.overrides, **overrides}, chosen=first)
+        parser.error("--grid: give each key once, and not the seed")
+    points = [dict(zip(grid, v, strict=True)) for v in itertools.product(*grid.values())]
+    options.grid = points if grid else []  # the product of nothing is one empty point
+    cells = (  # with the first point, until the best is known
+        dataclasses.replace(cell, overrides={**cell.overrides, **overrides}, chosen=points[0])
         for cell in table.cells
     )
     return dataclasses.replace(table, cells=tuple(cells)), options
@@ -247,7 +235,7 @@ def _options(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
 def _values(text: str) -> tuple[str, list[str]]:
     match = re.fullmatch(r"([\w.]+)=(.+)", text)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not like KEY=VALUE,VALUE")
+        raise argparse.ArgumentTypeError(f"{text!r}: write KEY=VALUE,VALUE")
     return match[1], match[2].split(",")
 
 
@@ -255,10 +243,10 @@ def _seeds(text: str) -> list[int]:
     if match := re.fullmatch(r"(\d+)\.\.(\d+)", text):
         seeds = range(int(match[1]), int(match[2]) + 1)
         if not 0 < len(seeds) <= MOST["seeds"]:
-            raise argparse.ArgumentTypeError(f"{text!r} must be 1 to {MOST['seeds']:,} seeds")
+            raise argparse.ArgumentTypeError(f"{text!r}: give 1 to {MOST['seeds']:,} seeds")
         return list(seeds)
     if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither like 0..3 nor like 0,7")
+        raise argparse.ArgumentTypeError(f"{text!r}: write 0..3 or 0,7")
     return [int(seed) for seed in text.split(",")]
 
 

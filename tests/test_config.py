@@ -87,7 +87,7 @@ def test_overrides_reach_the_dataclass():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "one --config=NAME or --config=FILE is needed"),
+        ([], "give one --config=NAME or --config=FILE"),
         (["--config=configs/nowhere.py"], "configs/nowhere.py: no such config file"),
         ([f"--config={CONFIGS}/demo_m.py"], "did you mean .*/demo_mi.py"),
         (["--config=demo_m"], "demo_m: no such config file; did you mean demo_mi?"),
@@ -204,8 +204,8 @@ def test_epochs_and_shares_become_steps():
     [
         (
             "--config.train.epochs=3",
-            r"config\.train\.epochs=3 makes 30 steps, but config\.train\.steps=3500: give one of the two "
-            r"only, with --config\.train\.steps=0 or --config\.train\.epochs=0",
+            r"config\.train\.epochs=3 makes 30 steps, but config\.train\.steps=3500: give only one of them, "
+            r"with --config\.train\.steps=0 or --config\.train\.epochs=0",
         ),
         (
             "--config.optimizer.warmup_ratio=0.06",

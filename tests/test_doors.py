@@ -62,7 +62,7 @@ def test_the_attack_sees_what_is_taken_or_refused_wrongly(world, tmp_path, monke
 DAMAGED = [
     pytest.param(content, message, id=message[:16])
     for content, message in [
-        ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "too many brackets"),
+        ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
         ('{"a": ' + "9" * 5000 + "}", "an integer of 5,000 digits"),
         ('{"a": "x\\ud800"}', "half of a character"),
         ('{"\\uDFFF": 1}', "half of a character"),

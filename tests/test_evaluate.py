@@ -204,8 +204,8 @@ def test_a_data_set_with_a_test_alone(run, tmp_path, capsys):
     # Nothing to fit a temperature on.
     assert set(evaluation["calibration"]["label_set"]) == {"accuracy", "as_trained"}
     for more, message in [
-        ("--split=valid", "task=mathqa has no valid set: take --split=test"),
-        ("--mutual_information", "trains on a training set, which task=mathqa has not"),
+        ("--split=valid", "task=mathqa has no valid set: use --split=test"),
+        ("--mutual_information", "needs a training set; task=mathqa has none"),
     ]:
         assert evaluate.main([*command, more]) == 2
         assert message in capsys.readouterr().err
@@ -288,10 +288,8 @@ def test_a_pretrained_model_is_asked_without_training(pretrained, tmp_path, caps
     unmarked = sum(map(bool, numbers))
     assert unmarked
     assert evaluation["unmarked_answers"] == unmarked / 4
-    assert (
-        f"  {100 * unmarked / 4:.2f} % of the answers are the last number of a text that marks none" in said
-    )
-    assert f"of {unmarked} the last number is the answer, which nothing marks" in counted
+    assert f"  {100 * unmarked / 4:.2f} % of the answers are unmarked: the last number was taken" in said
+    assert f"{unmarked} answers not marked, the last number taken" in counted
 
 
 @pytest.fixture(scope="module")
@@ -365,7 +363,7 @@ def test_few_shots_of_a_decoder(decoder, pretrained, capsys):
 def test_what_a_pretrained_model_needs(pretrained, run, capsys):
     directory, root = pretrained
     for command, message in [
-        ([directory], "was not trained here: say what to ask it with --task=T --root=DIR"),
+        ([directory], "was not trained here: give its data set with --task=T --root=DIR"),
         (
             [directory, "--task=jsonl", f"--root={root}", "--shots=9"],
             "--shots=9: task=jsonl has 7 training ex",
@@ -374,8 +372,8 @@ def test_what_a_pretrained_model_needs(pretrained, run, capsys):
             [directory, "--task=jsonl", f"--root={root}", "--shots=2"],
             "2 shots: an encoder-decoder reads a qu",
         ),
-        ([run, "--shots=2"], "--shots and --chat are for a pretrained model, which"),
-        ([run, "--chat=plain"], "--shots and --chat are for a pretrained model, which"),
+        ([run, "--shots=2"], "--shots and --chat are for pretrained models;"),
+        ([run, "--chat=plain"], "--shots and --chat are for pretrained models;"),
     ]:
         assert evaluate.main([str(word) for word in command]) == 2
         said, error = capsys.readouterr()

@@ -40,7 +40,7 @@ def test_a_directory_is_one_process_s_until_it_ends(tmp_path, capsys, monkeypatc
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         with (
-            pytest.raises(UserError, match=r"a/run is in use by another process: wait until"),
+            pytest.raises(UserError, match=r"a/run is in use by another process: wait for"),
             locked(workdir),
         ):
             pass

@@ -256,7 +256,7 @@ def test_case_studies_show_two_runs_side_by_side(where, tmp_path, capsys):
             lambda w, b: (b / "predictions.jsonl").write_text(
                 json.dumps({"id": "e0", "input": "?", "gold": "1", "label": "1", "correct": True})
             ),
-            r"the example 'e0' of .* is another one in",
+            r"example 'e0' of .* has another question or label in",
         ),
     ],
 )

@@ -227,7 +227,7 @@ def test_every_path_is_evaluated_and_votes(scripted, tmp_path, capsys):
     assert "path pot: accuracy 100.00 %" in out
     assert "vote of cot, samples of each path: 25.00 % of 1, 25.00 % of 2, 25.00 % of 3; 4 answer" in out
     assert "program: 4 texts" in err
-    assert "4 of 12 answer nothing (SyntaxError 4)" in err
+    assert "4 of 12 without an answer (SyntaxError 4)" in err
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert rows[0]["program"] == _program(2, 3)
     assert (rows[0]["pot"], rows[0]["cot"]) == ("5", "( 3 + 3 )")
@@ -296,10 +296,12 @@ def test_mistakes_are_named(config, scripted, capsys):
     assert predict.main([str(scripted), "--paths=pod"]) == 2
     assert "--paths=pod: a student of method=mixed_mi has label, cot, pot only" in capsys.readouterr().err
     assert evaluate.main([str(scripted), "--paths=pot"]) == 2
-    assert "--paths and --temperature are for draws" in capsys.readouterr().err
+    assert "--paths and --temperature need --samples" in capsys.readouterr().err
     without = dataclasses.replace(config.data, task="word_problems")
     objective = dataclasses.replace(config.objective, method="mixed")
     problems = dataclasses.replace(without.word_problems, train=8, teacher_error_rate=1.0)
     data = dataclasses.replace(without, word_problems=problems)
-    with pytest.raises(UserError, match="method=mixed learns from programs, but no training example has one"):
+    with pytest.raises(
+        UserError, match="method=mixed learns from programs, but no training example has a correct one"
+    ):
         prepare(dataclasses.replace(config, data=data, objective=objective))

@@ -122,12 +122,12 @@ def test_what_is_advised_can_be_trained(experiment, monkeypatch, optimizer):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "what for?"),
-        (["--devices=8"], "what for?"),
+        ([], "give the devices to plan for"),
+        (["--devices=8"], "give the devices to plan for"),
         (["--devices=0", "--memory=80GiB"], "--devices=0: at least 1"),
         (["--devices=8", "--memory=80"], "a number and GiB or GB"),
         (["--topology=v5e:4x4", "--devices=8"], "not allowed with"),
-        (["--topology=v9:4x4"], "v9 is none of v4, v5e, v5p, v6e"),
+        (["--topology=v9:4x4"], "'v9' is not one of v4, v5e, v5p, v6e"),
     ],
 )
 def test_what_is_planned_for_must_be_said(flags, message, capsys):
@@ -148,5 +148,5 @@ def test_the_command(target):
         assert process.stdout.endswith("fits\n")
     else:
         assert process.returncode == 1, process.stderr
-        assert "does not fit, because what stays in memory and the gradients alone take" in process.stdout
-        assert process.stdout.endswith("no change of memory settings makes it fit: take more devices\n")
+        assert "does not fit: state and gradients alone need" in process.stdout
+        assert process.stdout.endswith("no memory setting makes it fit: use more devices\n")

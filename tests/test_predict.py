@@ -129,7 +129,7 @@ def test_a_student_goes_to_the_hub_with_its_card(run, tmp_path, capsys, monkeypa
     assert said.count("\n") == 1
     assert (tmp_path / "again" / "README.md").is_file()
     assert export.main([*command, "--adapter"]) == 2
-    assert "take either" in capsys.readouterr().err
+    assert "give one of them" in capsys.readouterr().err
 
 
 def test_an_input_of_several_parts_is_a_list_in_and_out(run, capsys, monkeypatch):
@@ -261,7 +261,7 @@ def test_a_method_without_rationales_cannot_explain(exported, tmp_path, capsys):
 def test_a_student_that_writes_has_no_classes_to_weigh(run, capsys, monkeypatch):
     status, rows, said = _predict(run, capsys, monkeypatch, "--log_probs")
     assert (status, rows) == (2, [])
-    assert said == "error: --log_probs: the student writes its answers and chooses among no classes\n"
+    assert said == "error: --log_probs: the student writes its answers, it has no classes\n"
 
 
 def _copy(exported, directory):
@@ -294,9 +294,7 @@ def test_another_tokenizer_is_refused(run, exported, tmp_path, capsys):
         for command in (predict, evaluate, export):
             assert command.main([str(student), f"--output={tmp_path / 'out'}"]) == 2
             (line,) = capsys.readouterr().err.splitlines()
-            expected = (
-                f"{directory}: the tokenizer is not the one that {student} was trained with; put it back"
-            )
+            expected = f"{directory}: not the tokenizer that {student} was trained with; restore it"
             assert line == f"error: {expected}"
         for file in directory.glob("tokenizer*"):
             file.unlink()
@@ -322,21 +320,21 @@ def test_a_damaged_student_is_refused(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--batch_size=0"], "--batch_size is at least 1"),
-        (["--samples=-1"], "no number is negative"),
+        (["--batch_size=0"], "--batch_size must be at least 1"),
+        (["--samples=-1"], "and no number negative"),
         (["--samples=1000000000"], "--samples=1000000000: at most 1,000"),
         (["--beams=1000000000"], "--beams=1000000000: at most 100"),
         (["--max_new_tokens=1000000000"], "--max_new_tokens=1000000000: at most 8,192"),
         (["--batch_size=1000000000"], "--batch_size=1000000000: at most 65,536"),
         (["--samples=2", "--seed=4294967296"], "--seed=4294967296: at most 4,294,967,295"),
-        (["--samples=2", "--seed=-1"], "no number is negative"),
-        (["--samples=2", "--temperature=0"], "--temperature is above 0"),
-        (["--samples=2", "--temperature=nan"], "--temperature is above 0"),
+        (["--samples=2", "--seed=-1"], "and no number negative"),
+        (["--samples=2", "--temperature=0"], "--temperature must be above 0"),
+        (["--samples=2", "--temperature=nan"], "--temperature must be above 0"),
         (["--samples=2", "--top_p=1.5"], "--top_p above 0 and at most 1"),
-        (["--samples=2", "--beams=2"], "take either"),
-        (["--top_p=0.9"], "say how many with --samples"),
-        (["--log_probs", "--explain"], "--log_probs is of all classes: take no --samples"),
-        (["--log_probs", "--samples=2"], "--log_probs is of all classes: take no --samples"),
+        (["--samples=2", "--beams=2"], "give one of them"),
+        (["--top_p=0.9"], "need --samples"),
+        (["--log_probs", "--explain"], "--log_probs excludes --samples"),
+        (["--log_probs", "--samples=2"], "--log_probs excludes --samples"),
     ],
 )
 def test_flags_that_do_not_go_together(flags, message, capsys):
@@ -348,4 +346,4 @@ def test_questions_come_from_one_place(capsys):
     with pytest.raises(SystemExit) as stopped:
         predict.main(["anything", "--split=train", "--input=questions.jsonl"])
     assert stopped.value.code == 2
-    assert "--input what a file does: take either" in capsys.readouterr().err
+    assert "--input those of a file: give one" in capsys.readouterr().err

@@ -107,13 +107,13 @@ def test_fetches_checks_and_is_done_once(server, archive, data_root, tmp_path, c
     assert sorted(path.name for path in root.iterdir()) == ["cqa", "svamp"]
     out, err = capsys.readouterr()
     assert out == f"{root}/svamp: train 800, test 200\n{root}/cqa: train 9,741, test 1,221\n"
-    assert err.count("\n") == 10, "one line for each tenth"
+    assert err.count("\n") == 10, "one line per tenth"
     assert err.splitlines()[-1].endswith(f"of {len(archive) / 1e6:.1f} MB")
     assert len(tasks.load("svamp", root).train) == 720
 
     assert _run("cqa", "svamp", "--root", root, "--url", f"{server.url}/datasets.zip") == 0
     assert server.requests == ["/datasets.zip"], "what is there must not be fetched again"
-    assert "svamp is there already, train 800, test 200" in capsys.readouterr().out
+    assert "svamp exists already: train 800, test 200" in capsys.readouterr().out
 
 
 def test_fetches_only_what_is_asked_and_missing(server, archive, data_root, tmp_path):
@@ -146,10 +146,10 @@ def _without_last_row(content):
 FAULTS = {
     "not there": (lambda e, z: None, "cannot fetch http://.*404.*pass --url file:///PATH"),
     "cut off": (lambda e, z: (z[:-1000], len(z)), "the connection ended after .* bytes: try again"),
-    "nothing": (lambda e, z: b"", "not a sound zip archive"),
-    "a web page": (lambda e, z: b"<html>Sign in</html>" * 99, "not a sound zip archive"),
-    "a damaged file": (lambda e, z: z[:3000] + bytes(500) + z[3500:], "not a sound zip archive"),
-    "half a zip": (lambda e, z: z[: len(z) // 2], "not a sound zip archive"),
+    "nothing": (lambda e, z: b"", "not a valid zip archive"),
+    "a web page": (lambda e, z: b"<html>Sign in</html>" * 99, "not a valid zip archive"),
+    "a damaged file": (lambda e, z: z[:3000] + bytes(500) + z[3500:], "not a valid zip archive"),
+    "half a zip": (lambda e, z: z[: len(z) // 2], "not a valid zip archive"),
     "upwards": (lambda e, z: _zip([*e.items(), ("../evil.json", b"[]")]), r"an entry '\.\./evil\.json'"),
     "far upwards": (
         lambda e, z: _zip([*e.items(), ("a/../../svamp/x", b"")]),
@@ -184,7 +184,7 @@ FAULTS = {
                 for k, v in e.items()
             ]
         ),
-        r"published data \(svamp/llm has other teacher outputs: their sha256 is not \w{64}\)",
+        r"published data \(svamp/llm has unknown teacher outputs: their sha256 is not \w{64}\)",
     ),
     "no rationales": (
         lambda e, z: _zip([(k, v) for k, v in e.items() if "/llm/" not in k]),
@@ -226,7 +226,7 @@ def test_an_archive_that_is_or_unpacks_to_too_much(server, archive, tmp_path, ca
     url = server.url.replace("://", "://me:pass@")
     monkeypatch.setattr(urllib.request, "urlopen", _without_name(urllib.request.urlopen))
     assert _run("svamp", "--root", tmp_path, "--url", f"{url}/a") == 2
-    expected = f"error: {server.url}/a is not what was published: over 500,000 bytes\n"
+    expected = f"error: {server.url}/a is not the published file: over 500,000 bytes\n"
     assert capsys.readouterr().err == expected
     assert list(tmp_path.iterdir()) == []
 
@@ -241,7 +241,7 @@ def test_no_network(tmp_path, capsys, url, monkeypatch):
     assert _run("svamp", "--root", tmp_path, "--url", url) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: cannot fetch {url} (")
-    assert err.endswith("where there is no network, bring the file and pass --url file:///PATH\n")
+    assert err.endswith("without a network, copy the file and pass --url file:///PATH\n")
     assert err.count("\n") == 1
 
 
@@ -249,7 +249,7 @@ def test_what_is_there_and_different_is_left_alone(server, archive, data_root, t
     server.files["/a"] = archive
     shutil.copytree(data_root / "anli1", tmp_path / "anli1")
     assert _run("svamp", "anli1", "--root", tmp_path, "--url", f"{server.url}/a") == 2
-    assert "anli1 is there, but not as published (anli1 train has 9,877 examples, not 16,946): move it" in (
+    assert "anli1 exists, but not as published (anli1 train has 9,877 examples, not 16,946): move it" in (
         capsys.readouterr().err
     )
     assert [path.name for path in tmp_path.iterdir()] == ["anli1"]
@@ -272,7 +272,7 @@ def test_asdiv_comes_from_its_authors(server, data_root, tmp_path, capsys, monke
     shutil.rmtree(tmp_path / "asdiv")
     server.files["/ASDiv.xml"] += b"\n"
     assert _run("asdiv", "--root", tmp_path) == 2
-    assert "ASDiv.xml is not what was published: its sha256 is not ef89" in capsys.readouterr().err
+    assert "ASDiv.xml is not the published file: its sha256 is not ef89" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -308,10 +308,14 @@ def test_what_is_known_of_the_complete_anli_and_esnli(data_root):
         (
             ["svamp", "rte", "--root", "."],
             2,
-            "rte is not fetched here: it is from https://gluebenchmark.com/",
+            "rte is not fetched here: get it from https://gluebenchmark.com/",
         ),
-        (["wic", "--root", "."], 2, "wic is not fetched here: it is from https://super.gluebenchmark.com/ta"),
-        (["gsm8k", "--root", "."], 2, "gsm8k is not fetched here: it is from openai/grade-school-math"),
+        (
+            ["wic", "--root", "."],
+            2,
+            "wic is not fetched here: get it from https://super.gluebenchmark.com/ta",
+        ),
+        (["gsm8k", "--root", "."], 2, "gsm8k is not fetched here: get it from openai/grade-school-math"),
         (["svamp"], 2, "--root"),
         (["--root", "."], 2, "NAME"),
         (["--help"], 0, "svamp, cqa, anli1, esnli, asdiv"),

@@ -212,7 +212,7 @@ def test_own_demonstrations_for_own_questions(server, tmp_path, capsys):
     run(tmp_path, f"--endpoint={server.url}", status=2)
     assert "there are no demonstrations for task=jsonl" in capsys.readouterr().err
     run(tmp_path, f"--endpoint={server.url}", "--kind=pot", status=2)
-    assert "--kind=pot: the labels of jsonl are no numbers" in capsys.readouterr().err
+    assert "--kind=pot: the labels of jsonl are not numbers" in capsys.readouterr().err
     shown = {"input": "Which is first?", "rationale": "It leads.", "label": "item 1"}
     (tmp_path / "shown.jsonl").write_text(json.dumps(shown))
     run(tmp_path, f"--endpoint={server.url}", f"--demonstrations={tmp_path / 'shown.jsonl'}", "--filters=")

@@ -285,11 +285,11 @@ def test_one_process_a_directory(tmp_path, capsys, stub):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--grid=seed=1,2"], "--grid: each key once, and not the seed"),
-        (["--grid=train.steps=1", "--grid=train.steps=2"], "--grid: each key once"),
-        (["--grid=train.steps"], "'train.steps' is not like KEY=VALUE,VALUE"),
-        (["--seeds=0..99999999999"], "'0..99999999999' must be 1 to 10,000 seeds"),
-        (["--seeds=3..0"], "'3..0' must be 1 to 10,000 seeds"),
+        (["--grid=seed=1,2"], "--grid: give each key once, and not the seed"),
+        (["--grid=train.steps=1", "--grid=train.steps=2"], "--grid: give each key once"),
+        (["--grid=train.steps"], "'train.steps': write KEY=VALUE,VALUE"),
+        (["--seeds=0..99999999999"], "'0..99999999999': give 1 to 10,000 seeds"),
+        (["--seeds=3..0"], "'3..0': give 1 to 10,000 seeds"),
     ],
 )
 def test_a_grid_or_seeds_that_are_none_are_refused(tmp_path, capsys, flags, message):

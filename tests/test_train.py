@@ -365,7 +365,7 @@ def test_a_full_disk_is_one_line_and_with_more_room_the_same_command_goes_on(
     again = "and run the same command again\nstatus 2\n"
     assert re.fullmatch(
         rf"error: disk/run cannot be written: No space left on device.*; fix that {again}"
-        rf"error: .*/latest: the checkpoint of step 4 needs .* MiB, .* are free; make room {again}"
+        rf"error: .*/latest: the checkpoint of step 4 needs .* MiB, .* are free; free some space {again}"
         "status 0\n",
         done.stdout,
     )

@@ -1,6 +1,6 @@
 """Fine-tuning and distillation against DSS: gold and teacher's labels on four tasks, T5-base.
 
-The comparison of Hsieh et al. 2023, who draw these figures and print none.
+The comparison of Hsieh et al. 2023, who plot the results without printing figures.
 
 python -m cot_jax.sweep --table=configs/tables/dss_label_sources.py --seeds=0..3 --output=DIR \\
     --config.data.root=DATA
@@ -18,7 +18,7 @@ _ROWS = {
 
 def get_table():
     cells = [
-        cell(row, task, method, data__label_source=source)
+        cell(row, task, method, **{"data.label_source": source})
         for row, (method, source) in _ROWS.items()
         for task in TASKS
     ]

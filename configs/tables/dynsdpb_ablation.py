@@ -1,7 +1,7 @@
 """The parts of DynSDPB on CQA and SVAMP, T5-base: the ablation of Fu et al. 2024 on this project's tasks.
 
-Every row makes as many visits of the examples, so `fine-tuning` is the paper's double fine-tuning. Their
-figures are of other tasks and models, so none stands here.
+All rows see the examples equally often, so `fine-tuning` is the paper's double fine-tuning. The published
+figures are of other tasks and models, so none is listed here.
 
 python -m cot_jax.sweep --table=configs/tables/dynsdpb_ablation.py --seeds=0..3 --output=DIR \\
     --config.data.root=DATA

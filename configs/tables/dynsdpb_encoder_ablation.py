@@ -1,6 +1,6 @@
-"""DynSDPB without what it distils: Table 5 of Fu et al. 2024, dynamic fine-tuning of encoders.
+"""DynSDPB without distillation: Table 5 of Fu et al. 2024, dynamic fine-tuning of encoders.
 
-Their table repeats the rows of Table 1 beside these (two of them misprinted); see `dynsdpb_glue.py`.
+Their table also repeats rows of Table 1 (two of them misprinted); see `dynsdpb_glue.py`.
 
 python -m cot_jax.sweep --table=configs/tables/dynsdpb_encoder_ablation.py --seeds=0..2 --output=DIR \\
     --config.data.root=nyu-mll/glue
@@ -24,8 +24,7 @@ _PUBLISHED = {
 def get_table():
     cells = []
     for (student, layers), figures in _PUBLISHED.items():
-        for (task, column), figure in zip(_TASKS.items(), figures, strict=True):
-            keys = {"model.pretrained": _STUDENTS[student], "model.layers": layers, "train.epochs": 3.0}
-            row = f"{student}-{layers}, dynamic fine-tuning"
-            cells.append(classified(row, task, column, method="standard+dynamic", published=figure, **keys))
+        keys = {"model.pretrained": _STUDENTS[student], "model.layers": layers, "train.epochs": 3.0}
+        row = f"{student}-{layers}, dynamic fine-tuning"
+        cells += classified(row, _TASKS, "standard+dynamic", figures, **keys)
     return table("DynSDPB, dynamic fine-tuning of encoders", f"{FU}, Table 5", cells)

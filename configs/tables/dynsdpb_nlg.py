@@ -1,17 +1,17 @@
 """Fine-tuning against self-distillation of Llama students on five tasks: Table 4 of Fu et al. 2024.
 
-Random DLB and DynSDPB see every example twice an epoch, and double fine-tuning makes twice the steps of
-fine-tuning, so that the last three rows of a student cost the same. Students are trained with LoRA as
-ResLoRA's script does it (rank 4, alpha 8, q and v, learning rate 1e-4, batch 128; `configs.tables.common`),
-whose code Fu et al. follow. Their own rank, alpha, temperature and weight are lost; tau 3 and weight 1 are
-those of DLB.
+Random DLB and DynSDPB see every example twice per epoch, and double fine-tuning makes twice the steps of
+fine-tuning, so the last three rows of a student cost the same. Students are trained with LoRA by ResLoRA's
+script (rank 4, alpha 8, q and v, learning rate 1e-4, batch 128; `configs.tables.common`), whose code Fu et
+al. follow. Their own rank, alpha, temperature and weight are not published; tau 3 and weight 1 are those of
+DLB.
 
 GSM8K, AQuA and MathQA teach the rationale and then the answer, SVAMP the equation, HellaSwag the number of
-the ending. The published wording is "The answer is"; ours is "So the answer is", and nothing before an answer
-that stands alone. The best checkpoint is chosen on a tenth of the training rows; ResLoRA's is chosen on test.
+the ending. The published wording is "The answer is"; ours is "So the answer is", and no words before an
+answer without a rationale. We select the best checkpoint on a tenth of the training rows; ResLoRA on test.
 
-MathQA and HellaSwag need their authors' training files; AQuA's steps are for its full training set (97,467
-rows, 40,000 of them used). The weights of Llama 2 and 3 are behind a licence on the Hub.
+MathQA and HellaSwag need their authors' training files. AQuA's steps are for its full training set (97,467
+rows, 40,000 of them used). The weights of Llama 2 and 3 need a licence on the Hub.
 
 python -m cot_jax.sweep --table=configs/tables/dynsdpb_nlg.py --seeds=0 --output=DIR --config.data.root=DATA
 """
@@ -24,7 +24,7 @@ _STUDENTS = {
     "Llama-2-13B": "meta-llama/Llama-2-13b-hf",
     "Llama-3-8B": "meta-llama/Meta-Llama-3-8B",
 }
-# Column, method, training rows without the tenth held out, longest answer.
+# Column, method, training rows after holding out a tenth, longest answer.
 _TASKS = {
     "gsm8k": ("GSM8K", "single_task", 6_725, 256),
     "svamp": ("SVAMP", "standard", 720, 64),
@@ -32,7 +32,7 @@ _TASKS = {
     "aqua": ("AQuA", "single_task", 87_720, 256),
     "mathqa": ("MathQA", "single_task", 29_837, 256),
 }
-# What is added to the method, and how often an example is seen in the time of one epoch of fine-tuning.
+# Suffix of the method, and how often an example is seen per epoch.
 _ROWS = {
     "fine-tuning": ("", 1),
     "double fine-tuning": ("", 2),

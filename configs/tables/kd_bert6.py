@@ -1,15 +1,15 @@
 """Six layers of BERT, taught by the fine-tuned twelve: the teacher-based rows of Table 2 of Fu et al. 2024.
 
 The student is the first six layers of the pretrained model (Sun et al. 2019); weight, temperature and beta
-are in the middle of their grids. QQP's figures of the teacher's rows may be F1; ours is accuracy. Published
-and not run here: GKD-CLS, Hard- and Soft-Action KD, Meta Distill, LGTM, ReAugKD. The teacher of a column is
-its run of seed 0, which comes first: --jobs=1.
+are the middle of their grids. The teacher-based figures for QQP may be F1; ours are accuracies. Published but
+not included here: GKD-CLS, Hard- and Soft-Action KD, Meta Distill, LGTM, ReAugKD. A column's teacher is its
+run of seed 0, which must finish first: use --jobs=1.
 
 python -m cot_jax.sweep --table=configs/tables/kd_bert6.py --seeds=0..2 --output=DIR \\
     --config.data.root=nyu-mll/glue
 """
 
-from cot_jax.configs.tables.common import FU, classified, self_distilled, table
+from cot_jax.configs.tables.common import FU, KD, PKD, classified, self_distilled, table
 
 _TASKS = {
     "rte": "RTE",
@@ -20,12 +20,11 @@ _TASKS = {
     "qnli": "QNLI",
     "qqp": "QQP",
 }
-_KD = {"distillation.weight": 0.5, "distillation.temperature": 10.0}
-_PKD = _KD | {"distillation.layers": "skip", "distillation.layer_weight": 100.0}
+_TEACHER = {"distillation.teacher": "{runs}/teacher/{column}/seed0"}
 _ROWS = {
     "teacher": ({"model.layers": 0, "distillation.teacher": ""}, (69.3, 85.5, 84.1, 83.1, 92.7, 90.5, 89.2)),
-    "KD": (_KD, (65.1, 79.8, 82.4, 81.6, 91.4, 86.9, 88.4)),
-    "PKD": (_PKD, (65.5, 79.9, 81.5, 81.0, 92.0, 89.0, 88.9)),
+    "KD": (_TEACHER | KD, (65.1, 79.8, 82.4, 81.6, 91.4, 86.9, 88.4)),
+    "PKD": (_TEACHER | PKD, (65.5, 79.9, 81.5, 81.0, 92.0, 89.0, 88.9)),
     "fine-tuning": ({}, (64.9, 79.2, 81.1, 79.8, 89.5, 86.5, 88.2)),
     "DynSDPB": ({}, (68.2, 82.6, 82.7, 82.2, 91.5, 88.4, 91.0)),
 }
@@ -36,9 +35,5 @@ def get_table():
     methods = self_distilled(4.0)
     for row, (keys, figures) in _ROWS.items():
         method, epochs = methods.get(row, ("standard", {"train.epochs": 4.0}))
-        for (task, column), figure in zip(_TASKS.items(), figures, strict=True):
-            given = {"model.layers": 6} | epochs
-            if row in ("KD", "PKD"):
-                given["distillation.teacher"] = f"{{runs}}/teacher/{column}/seed0"
-            cells.append(classified(row, task, column, method=method, published=figure, **(given | keys)))
+        cells += classified(row, _TASKS, method, figures, **({"model.layers": 6} | epochs | keys))
     return table("A teacher for six layers of BERT", f"{FU}, Table 2", cells)

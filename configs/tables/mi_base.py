@@ -3,7 +3,7 @@
 python -m cot_jax.sweep --table=configs/tables/mi_base.py --seeds=0..3 --output=DIR --config.data.root=DATA
 """
 
-from cot_jax.configs.tables.common import CHEN, cell, table
+from cot_jax.configs.tables.common import compared
 
 _PUBLISHED = {
     ("standard", "standard"): {"esnli": 88.38, "anli1": 43.58, "cqa": 62.19, "svamp": 62.63},
@@ -14,9 +14,4 @@ _PUBLISHED = {
 
 
 def get_table():
-    cells = [
-        cell(row, task, method, published)
-        for (row, method), tasks in _PUBLISHED.items()
-        for task, published in tasks.items()
-    ]
-    return table("Mutual information, T5-base", CHEN, cells)
+    return compared("Mutual information, T5-base", _PUBLISHED)

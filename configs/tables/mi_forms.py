@@ -1,7 +1,7 @@
 """Forms of the mutual-information loss on four tasks with T5-base: Chen et al. 2024's and ours.
 
-The form of their KL ablation is not published; our `kl` is beside it. `masked` and `normalized`
-are ours and have no published figures.
+The exact form of their KL ablation is not published; `kl` is our reading of it. `masked` and `normalized` are
+ours and have no published figures.
 
 python -m cot_jax.sweep --table=configs/tables/mi_forms.py --seeds=0..3 --output=DIR --config.data.root=DATA
 """
@@ -19,7 +19,7 @@ _PUBLISHED = {
 
 def get_table():
     cells = [
-        cell(row, task, method, published.get(task), objective__mi_reduction=reduction)
+        cell(row, task, method, published.get(task), **{"objective.mi_reduction": reduction})
         for (row, method, reduction), published in _PUBLISHED.items()
         for task in TASKS
     ]

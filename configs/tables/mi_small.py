@@ -3,7 +3,7 @@
 python -m cot_jax.sweep --table=configs/tables/mi_small.py --seeds=0..3 --output=DIR --config.data.root=DATA
 """
 
-from cot_jax.configs.tables.common import CHEN, SMALL, cell, table
+from cot_jax.configs.tables.common import compared
 
 _PUBLISHED = {
     ("standard", "standard"): {"esnli": 82.90, "anli1": 42.00, "cqa": 43.16, "svamp": 45.00},
@@ -13,9 +13,5 @@ _PUBLISHED = {
 
 
 def get_table():
-    cells = [
-        cell(row, task, method, published, **SMALL)
-        for (row, method), tasks in _PUBLISHED.items()
-        for task, published in tasks.items()
-    ]
-    return table("Mutual information, T5-small", CHEN, cells)
+    keys = {"model.pretrained": "google/t5-v1_1-small"}
+    return compared("Mutual information, T5-small", _PUBLISHED, **keys)

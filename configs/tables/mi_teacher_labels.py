@@ -1,10 +1,10 @@
-"""DSS and MI trained on the teacher's labels, T5-base, as Chen et al. 2024 report them.
+"""DSS and MI trained on the teacher's labels, T5-base, as reported by Chen et al. 2024.
 
 python -m cot_jax.sweep --table=configs/tables/mi_teacher_labels.py --seeds=0..3 --output=DIR \\
     --config.data.root=DATA
 """
 
-from cot_jax.configs.tables.common import CHEN, cell, table
+from cot_jax.configs.tables.common import compared
 
 _PUBLISHED = {
     ("DSS", "dss"): {"esnli": 82.65, "anli1": 42.80},
@@ -13,9 +13,4 @@ _PUBLISHED = {
 
 
 def get_table():
-    cells = [
-        cell(row, task, method, published, data__label_source="teacher")
-        for (row, method), tasks in _PUBLISHED.items()
-        for task, published in tasks.items()
-    ]
-    return table("Teacher's labels, T5-base", CHEN, cells)
+    return compared("Teacher's labels, T5-base", _PUBLISHED, **{"data.label_source": "teacher"})

@@ -1,7 +1,7 @@
-"""All of PaLM's rationales against those whose answer is right, on SVAMP and CQA, T5-base: DSS and MI.
+"""All of PaLM's rationales against those with a correct answer, on SVAMP and CQA, T5-base: DSS and MI.
 
-The published students learn from wrong reasons too: PaLM's answer is wrong, or none that can be read, for a
-quarter of the training questions of each. The comparison is ours: no published figures.
+The published students also learn from wrong rationales: for a quarter of the training questions PaLM's answer
+is wrong or unreadable. The comparison is ours: no published figures.
 
 python -m cot_jax.sweep --table=configs/tables/right_rationales.py --seeds=0..3 --output=DIR \\
     --config.data.root=DATA
@@ -14,7 +14,7 @@ _METHODS = {"DSS": "dss", "MI": "mi"}
 
 def get_table():
     cells = [
-        cell(f"{row}, {rationales}", task, method, data__rationales=rationales)
+        cell(f"{row}, {rationales}", task, method, **{"data.rationales": rationales})
         for row, method in _METHODS.items()
         for rationales in ("all", "right")
         for task in TASKS

@@ -1,7 +1,7 @@
-"""How much DynSDPB depends on its temperature tau and its weight alpha, RTE: 30 cells, drawn as a heat map.
+"""Sensitivity of DynSDPB to temperature tau and weight alpha on RTE: 30 cells, plotted as a heat map.
 
-Fu et al. 2024 draw such a surface (Fig. 3) and print no figures; of their values only the largest alpha, 2,
-is known. The encoder is that of the command line.
+Fu et al. 2024 plot such a surface (Fig. 3) without printing figures; of their grid only the largest alpha, 2,
+is known. The encoder is given on the command line.
 
 python -m cot_jax.sweep --table=configs/tables/sensitivity.py --seeds=0 --output=DIR \\
     --config.model.pretrained=DIR_OF_MINILM --config.data.root=nyu-mll/glue
@@ -19,6 +19,6 @@ def get_table():
     for tau in _TAUS:
         for alpha in _ALPHAS:
             keys = {"self_distillation.temperature": tau, "self_distillation.weight": alpha}
-            names = (f"tau={tau:g}", "rte", f"alpha={alpha:g}")
-            cells.append(classified(*names, method="standard+dynsdpb", **_KEYS, **keys))
+            tasks = {"rte": f"alpha={alpha:g}"}
+            cells += classified(f"tau={tau:g}", tasks, "standard+dynsdpb", **_KEYS, **keys)
     return table("DynSDPB over tau and alpha, RTE", FU, cells)

@@ -1,7 +1,7 @@
 """Token ids, flat batches and the order of examples. NumPy only.
 
-Texts are tokenised once; a batch is then an indexing operation. The order is a pure function of
-(seed, step), so a resumed run sees exactly the batches it would have seen.
+Texts are tokenized once; a batch is then an indexing operation. The order is a pure function of
+(seed, step), so a resumed run sees the same batches as an uninterrupted one.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ from cot_jax.data.lengths import (
     real_work,
 )
 
-# What compiling one more program costs: in training as much as this many steps (most of it is hidden behind
-# them), in evaluation this share of the arithmetic.
+# The cost of compiling one more program: in training this many steps (most of it is hidden behind them), in
+# evaluation this share of the arithmetic.
 _COMPILE_STEPS, _COMPILE_SHARE = 100, 0.03
 
-# Steps whose lengths are looked up at once, and most steps that shapes are chosen by.
+# Steps whose lengths are computed at once, and the maximum number of steps for choosing shapes.
 _BLOCK, _SAMPLED = 1024, 2**14
 
 
@@ -36,7 +36,7 @@ class Ragged:
 
     Attributes:
       lengths: (N,) int32, without the prefix.
-      prefix: (P,) int32, what all sequences begin with; stored once.
+      prefix: (P,) int32, the common beginning of all sequences; stored once.
     """
 
     def __init__(self, sequences: Sequence[Sequence[int]], prefix: Sequence[int] = ()):
@@ -50,7 +50,7 @@ class Ragged:
         return len(self.lengths)
 
     def __getitem__(self, row: int) -> np.ndarray:
-        """Returns the ids of a sequence behind the prefix."""
+        """Returns the ids of a sequence, without the prefix."""
         return self._tokens[self._starts[row] :][: self.lengths[row]]
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -67,12 +67,12 @@ class Ragged:
 
         Args:
           shape: slots of a group and width.
-          pad_id: fills the slots left over.
+          pad_id: fills unused slots.
           groups: G.
-          least: shorter sequences are continued with `pad_id` up to so many tokens.
+          least: shorter sequences are padded with `pad_id` to this length.
 
         Raises:
-          ValueError: they do not fit the shape.
+          ValueError: the sequences do not fit the shape.
         """
         slots, width = map(int, shape)
         real_B = self.lengths_of(rows)
@@ -99,9 +99,9 @@ class TokenizedView:
     """All N examples of a split through one view.
 
     Attributes:
-      inputs: one each.
-      targets: at least one each, those of an example next to one another.
-      first: (N + 1,) int, where each example's targets begin; None: one each.
+      inputs: one per example.
+      targets: at least one per example, those of an example adjacent.
+      first: (N + 1,) int, the index of each example's first target; None: one target per example.
     """
 
     inputs: Ragged
@@ -109,20 +109,20 @@ class TokenizedView:
     first: np.ndarray | None = None
 
     def checksum(self, crc: int = 0) -> int:
-        """Returns the CRC-32 of all that is learned through the view, and of what `crc` is of."""
+        """Returns the CRC-32 of the view's inputs and targets, continued from `crc`."""
         first = [] if self.first is None else [self.first]
         for array in (*self.inputs.arrays(), *self.targets.arrays(), *first):
             crc = zlib.crc32(np.ascontiguousarray(array).data, crc)
         return crc
 
     def longest_targets(self) -> np.ndarray:
-        """(N,) tokens of each example's longest target."""
+        """(N,) length of each example's longest target."""
         if self.first is None:
             return self.targets.lengths
         return np.maximum.reduceat(self.targets.lengths, self.first[:-1])
 
     def in_turn(self, rows: np.ndarray, turns: np.ndarray | int) -> np.ndarray:
-        """(...) int, of each example of `rows`, (...), the target whose turn it is; -1 remains -1."""
+        """(...) int, the index of the target in turn for each example of `rows`, (...); -1 stays -1."""
         if self.first is None:
             return rows
         count = self.first[rows + 1] - self.first[rows]
@@ -130,25 +130,24 @@ class TokenizedView:
 
 
 class Batches:
-    """The training batches of a run: which examples each step sees, and in what shapes.
+    """The training batches of a run: the examples and the shape of each step.
 
-    The examples are an endless stream, a fresh permutation for each epoch end to end (`random`) or always
-    the data's own order (`sequential`), so that no batch is short and every example is seen once an epoch.
-    Where an example has several targets, each epoch shows the next one, from one drawn by lot.
+    The examples are an endless stream of epochs, each a new permutation (`random`) or the data's own order
+    (`sequential`). No batch is short and every example is seen once per epoch. If an example has several
+    targets, each epoch shows the next one, beginning with a random one.
 
-    Overlapping batches move along the stream by half a batch: rows 0, 2, ... of each are rows 1, 3, ... of
-    the batch before, so that a batch divided among devices keeps an example where it is. Then every example
-    is seen twice an epoch.
+    Overlapping batches advance by half a batch: rows 0, 2, ... of each are rows 1, 3, ... of the batch
+    before, so an example stays on its device. Every example is then seen twice per epoch.
 
-    The order is known, and so is what each step needs. The cost of a shape is its arithmetic plus the slots
-    of each view's inputs and of its targets, all relative to what is needed on average: by arithmetic
-    alone, slots of short targets are so cheap that a tenth and more of them would stay empty.
+    The order is known in advance, and so are the lengths of each step. The cost of a shape is its arithmetic
+    plus the slots of each view's inputs and targets, all relative to the average need: by arithmetic alone,
+    slots of short targets are so cheap that more than a tenth of them would stay empty.
 
     Attributes:
-      views: all training examples through every view.
-      shapes: the static shapes, cheapest first; each is a program to compile. The last holds every batch.
-      efficiency: share of the run's arithmetic that is for tokens.
-      filled: view name -> shares of the run's slots of inputs and of targets that hold tokens.
+      views: all training examples by view.
+      shapes: the static shapes, cheapest first; each is a program. The last one holds every batch.
+      efficiency: share of the run's arithmetic spent on tokens.
+      filled: view name -> shares of the run's input and target slots that hold tokens.
     """
 
     def __init__(
@@ -167,16 +166,16 @@ class Batches:
     ):
         """
         Args:
-          views: all training examples through every view.
-          batch_size: B, examples a step; `groups` divides it.
-          steps: how many batches will be asked for.
+          views: all training examples by view.
+          batch_size: B, examples per step, a multiple of `groups`.
+          steps: number of batches of the run.
           seed: of the order.
           order: one of `examples.ORDERS`.
-          overlap: whether a batch shares half of its examples with the one before; B is even then.
+          overlap: whether a batch shares half of its examples with the one before; B must be even.
           groups: G.
-          padded: views whose targets are decoded up to the longest of the batch (`make_batch`).
+          padded: views whose targets are padded to the longest of the batch (`make_batch`).
           flops: arithmetic of the forward pass, given the work of each view.
-          pad_id: fills the slots left over.
+          pad_id: fills unused slots.
         """
         self.views, self._seed, self._order, self._overlap = views, seed, order, overlap
         self._batch_size, self._groups, self._padded, self._pad_id = batch_size, groups, padded, pad_id
@@ -207,13 +206,13 @@ class Batches:
         self.filled = dict(zip(views, map(tuple, (real[:, :2] / slots).tolist()), strict=True))
 
     def __call__(self, step: int) -> Batch:
-        """Returns the batch of training step `step` (from 0): a pure function of the arguments above."""
+        """Returns the batch of training step `step` (from 0), a pure function of the run's arguments."""
         (rows,), (turns,) = self._visits(step, 1)
         shape = self.shape(step)
         return make_batch(self.views, rows, shape, self._pad_id, self._groups, turns, self._padded)
 
     def largest(self) -> Batch:
-        """Returns the batch of step 0 in the shape that holds every batch."""
+        """Returns the batch of step 0, in the shape that holds every batch."""
         (rows,), (turns,) = self._visits(0, 1)
         return make_batch(self.views, rows, self.shapes[-1], self._pad_id, self._groups, turns, self._padded)
 
@@ -226,19 +225,16 @@ class Batches:
         return self._visits(step, 1)[0][0]
 
     def _lengths(self, first: int, steps: int) -> np.ndarray:
-        """(views, 2, steps, B) tokens of inputs and targets in the steps from `first` on."""
+        """(views, 2, steps, B), lengths of inputs and targets in the steps from `first` on."""
         return view_lengths(self.views, *self._visits(first, steps), self._padded)
 
     def _needs(self, lengths: np.ndarray) -> np.ndarray:
-        """(steps, views * 4), for each view slots and width of inputs, then of targets."""
+        """(steps, views * 4), the slots and width of each view's inputs, then of its targets."""
         needs = np.moveaxis(needed(lengths, self._groups), 2, 0)
         return needs.reshape(len(needs), -1)
 
     def _visits(self, first: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-        """The examples of the steps from `first` on, and whose turn it is among the targets of each.
-
-        Both are (steps, B) int64.
-        """
+        """Returns the examples of the steps from `first` on, and their turns, both (steps, B) int64."""
         B, N = self._batch_size, self._examples
         stride = B // 2 if self._overlap else B
         row = np.arange(B).reshape(2, -1).T.reshape(-1) if self._overlap else np.arange(B)
@@ -263,7 +259,7 @@ def view_lengths(
     turns: np.ndarray | int = 0,
     padded: Collection[str] = (),
 ) -> np.ndarray:
-    """Returns (views, 2, ..., B) int, tokens of inputs and targets of the batches `rows`, (..., B).
+    """Returns (views, 2, ..., B) int, lengths of inputs and targets of the batches `rows`, (..., B).
 
     `turns` is as in `TokenizedView.in_turn`, `padded` as in `make_batch`.
     """
@@ -289,11 +285,11 @@ def make_batch(
 
     Args:
       rows: row -1 is no example, of length 0 everywhere.
-      shape: holds them.
-      pad_id: fills the slots left over.
+      shape: must hold the batch.
+      pad_id: fills unused slots.
       groups: G.
       turns: as in `TokenizedView.in_turn`.
-      padded: views whose targets are decoded up to the longest of the batch in that view.
+      padded: views whose targets are padded to the longest of the batch.
     """
     taken = {}
     for (name, view), its in zip(views.items(), shape, strict=True):
@@ -307,9 +303,9 @@ def make_batch(
 
 
 def evaluation_rows(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Yields rows in batches of `batch_size`, longest first, the last one filled up with -1.
+    """Yields rows in batches of `batch_size`, longest first, the last batch padded with -1.
 
-    Sorted by length there is little padding; longest first, lack of memory shows at once.
+    Sorting by length saves padding; longest first, lack of memory shows at once.
     """
     order = np.argsort(-lengths, kind="stable")
     for start in range(0, len(order), batch_size):
@@ -320,7 +316,7 @@ def evaluation_rows(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray
 def evaluation_shapes(
     views: Mapping[str, TokenizedView], batches: Sequence[np.ndarray], *, groups: int, flops: Flops
 ) -> list[Shape]:
-    """Returns the shape of each of the `batches`, rows (B,) of examples; at most three are different.
+    """Returns the shape of each of the `batches`, rows (B,) of examples; at most three distinct shapes.
 
     Args:
       groups: G.
@@ -357,6 +353,6 @@ def question_shapes(
 
 
 def stream_shapes(most: int, examples: int) -> np.ndarray:
-    """Returns (shapes, 2), slots and width, for any questions of up to `most` tokens, `examples` a group."""
+    """Returns (shapes, 2), slots and width, for questions of up to `most` tokens, `examples` per group."""
     widths = [width for width in (32, 64, 128, 256, 512) if width < most]
     return np.array([(examples * width, width) for width in [*widths, most]])

@@ -1,4 +1,4 @@
-"""Questions whose answers are scored by likelihood: a context and what may follow it."""
+"""Questions scored by likelihood: a context and its possible continuations."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ _IN_BRACKETS = re.compile(r"\[.*?\]")
 
 
 class Continuations(NamedTuple):
-    """A context, its endings and the number of the right one.
+    """A context, its endings and the index of the correct one.
 
     The text that is scored is `context + " " + ending`; acc_norm divides by `len(ending)`, without the space
     (`metrics.multiple_choice.likelihood_accuracy`).
@@ -26,15 +26,15 @@ class Continuations(NamedTuple):
 
 
 def hellaswag(root: Path, split: str = "test") -> tuple[list[Continuations], tuple[str, ...]]:
-    """Returns HellaSwag as lm-evaluation-harness scores it, and notes in plain lines.
+    """Returns HellaSwag as lm-evaluation-harness scores it, and notes for the user.
 
-    Its figures go by the name `hellaswag_likelihood`. The task `hellaswag` is another (`problems.hellaswag`):
-    there the endings stand in the question and the answer is written, and the two measures do not compare.
+    Its scores are called `hellaswag_likelihood`. The task `hellaswag` (`problems.hellaswag`) differs: its
+    questions list the endings and the answer is generated. The two are not comparable.
 
     Args:
       root: folder with the data sets.
-      split: test, which is the published validation file, or valid or train, a tenth of the training file and
-        the rest of it, as of the task.
+      split: test: the published validation file; valid, train: a tenth of the training file and the rest, as
+        for the task.
 
     Raises:
       UserError: the file is missing, or a row is malformed (file and line are named).
@@ -45,13 +45,13 @@ def hellaswag(root: Path, split: str = "test") -> tuple[list[Continuations], tup
         questions = valid if split == "valid" else train
     note = (
         f"hellaswag_likelihood: {joined:,} rows of the file have 'ctx' without 'ctx_a' and "
-        "'ctx_b': a small letter at the start of its last part stays small, unlike in lm-evaluation-harness"
+        "'ctx_b': their last part is not capitalised, unlike in lm-evaluation-harness"
     )
     return questions, (note,) if joined else ()
 
 
 def _read(root: Path, file: str) -> tuple[list[Continuations], int]:
-    """Returns the questions of a file, and how many have their context in one part."""
+    """Returns the questions of a file, and how many have a one-part context."""
     data = DATA_SETS["hellaswag"]
     path = data.path(file, root)
     if not path.is_file():
@@ -66,12 +66,12 @@ def _read(root: Path, file: str) -> tuple[list[Continuations], int]:
         gold = int(hellaswag_label(row))
         questions.append(Continuations(f"hellaswag-{file}-{index:04d}", context, endings, gold))
     if not questions:
-        raise UserError(f"{path}: there are no questions")
+        raise UserError(f"{path}: the file has no questions")
     return questions, joined
 
 
 def _context(row: Row) -> tuple[str, bool]:
-    """Returns the context, and whether the row has it in the published two parts."""
+    """Returns the context, and whether the row has the two published parts."""
     activity = row.text("activity_label")
     if row.values.get("ctx_a") is None and row.values.get("ctx_b") is None:
         return _cleaned(f"{activity}: {row.text('ctx')}"), False
@@ -79,6 +79,6 @@ def _context(row: Row) -> tuple[str, bool]:
 
 
 def _cleaned(text: str) -> str:
-    # In lm-evaluation-harness's order: what WikiHow left in brackets goes, and so do double spaces, once.
+    # As lm-evaluation-harness: remove WikiHow's brackets, then collapse double spaces, once.
     text = text.strip().replace(" [title]", ". ")
     return _IN_BRACKETS.sub("", text).replace("  ", " ")

@@ -1,21 +1,21 @@
-"""Examples: a question, its gold answer, and what a teacher said."""
+"""Examples: a question, its gold answer, and a teacher's outputs."""
 
 import dataclasses
 
-ORDERS = ("random", "sequential")  # in which a run sees them
+ORDERS = ("random", "sequential")  # orders of training
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One problem, its gold answer and what a teacher said about it.
+    """One problem, its gold answer and a teacher's outputs.
 
-    `None`, or no text among several, means "there is none": a method that needs the field leaves the example
-    out of that loss and counts it. The empty string is text like any other and is trained on.
+    None or () means "missing": a method that needs the field leaves the example out of that loss and counts
+    it. An empty string is text like any other and is trained on.
 
     Attributes:
       parts: the question, one text or several, such as a premise and a hypothesis.
       label: the gold answer.
-      asked: the question as one text, where joining the parts is not how it is asked.
+      asked: the question as one text, if it is not the joined parts.
     """
 
     id: str
@@ -28,7 +28,7 @@ class Example:
 
     @property
     def text(self) -> str:
-        """The parts, one below the other, for people to read."""
+        """The parts on separate lines, for people to read."""
         return "\n".join(self.parts)
 
     @property
@@ -43,5 +43,5 @@ class Example:
 
 
 def parts_as_json(parts: tuple[str, ...]) -> str | list[str]:
-    """Returns what `files.Row.parts` reads: a text, or a list of several."""
+    """Returns the JSON that `files.Row.parts` reads: a text, or a list of texts."""
     return parts[0] if len(parts) == 1 else list(parts)

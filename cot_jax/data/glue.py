@@ -1,16 +1,16 @@
-"""GLUE and SuperGLUE: files of three layouts, and what their rows ask.
+"""GLUE and SuperGLUE, in three file layouts.
 
 A task is read from the first of these places that has its development set:
 
-* the unpacked zip archives of the authors, `root`/RTE, or `root`/glue/RTE and `root`/superglue/RTE where a
-  folder holds both: GLUE's tables (`dev.tsv`), SuperGLUE's JSON lines (`val.jsonl`); the case of a folder's
-  name and a hyphen in it do not matter;
+* the authors' unpacked zip archives, `root`/RTE, or `root`/glue/RTE and `root`/superglue/RTE if a folder
+  holds both: GLUE's tables (`dev.tsv`), SuperGLUE's JSON lines (`val.jsonl`). Case and hyphens in folder
+  names do not matter;
 * a copy of the Hub's files, `root`/rte/validation-*.parquet;
-* where `root` is no folder, the repository of that name on the Hub: nyu-mll/glue or aps/super_glue.
+* if `root` is not a folder, the repository of that name on the Hub: nyu-mll/glue or aps/super_glue.
 
-The labels of the published test sets are hidden. The development set is the test set here, and a tenth of
-the training set is for validation. Students that read one text read the wording of Raffel et al. 2020
-(appendix D and the released code).
+The published test sets have no labels. The development set is the test set here, and a tenth of the training
+set is the validation set. Students that read one text get the wording of Raffel et al. 2020 (appendix D and
+the released code).
 """
 
 import dataclasses
@@ -27,11 +27,10 @@ from cot_jax.files import Row, read_json_lines
 _GLUE = "https://gluebenchmark.com/tasks, or nyu-mll/glue on the Hub"
 _SUPERGLUE = "https://super.gluebenchmark.com/tasks, or aps/super_glue on the Hub"
 
-# jiant's words for COPA's two questions.
+# jiant's wording of COPA's two questions.
 _COPA_QUESTIONS = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}
 
-# What the copies of BoolQ that lack the passages of the training set have instead: FewGLUE's rows, and the
-# questions.
+# Copies of BoolQ without the passages of the training set have FewGLUE's rows, and the bare questions.
 _FEW_SHOT = {"train": "fewshot_train32.jsonl", "valid": "fewshot_dev32.jsonl"}
 _QUESTIONS_ONLY = "train_question_only.jsonl"
 
@@ -42,10 +41,10 @@ class Table:
 
     Attributes:
       columns: of the task's fields, from 0.
-      label: column of the label; -1 is the header's last.
-      numbers: labels are numbers.
-      header: whether the first line has the names of the columns.
-      skips_short: rows with too few columns are left out, and counted.
+      label: column of the label; -1: the last column of the header.
+      numbers: whether labels are numbers.
+      header: whether the first line names the columns.
+      skips_short: whether rows with too few columns are skipped and counted.
     """
 
     columns: tuple[int, ...]
@@ -63,10 +62,10 @@ class Task:
       hub: its name on the Hub and in the wording of Raffel et al. 2020.
       fields: the texts of a row, by their names on the Hub.
       labels: in the Hub's order.
-      metrics: names in `metrics.classification.METRICS`; the first one chooses among students.
-      table: of GLUE; None is SuperGLUE, which has JSON lines.
-      dev: what follows "dev" in the name of the table, and "validation" on the Hub.
-      parts: what an example asks, where that is not the fields.
+      metrics: names in `metrics.classification.METRICS`; the first one selects students.
+      table: layout of GLUE's table; None: SuperGLUE, which has JSON lines.
+      dev: suffix of "dev" in the table's name, and of "validation" on the Hub.
+      parts: row -> parts of the input; None: the fields.
       multiple_choice: the parts are a text and the choices.
     """
 
@@ -152,10 +151,10 @@ TASKS = {
 
 
 def read(task: Task, root: Path) -> tuple[dict[str, list[Example]], list[str]]:
-    """Returns the examples of "train" and "test" (of few-shot BoolQ "valid", too), and notes in plain lines.
+    """Returns the examples of "train" and "test" (few-shot BoolQ: also "valid"), and notes for the user.
 
     Raises:
-      UserError: files that are missing, or a row that is malformed; the message names it.
+      UserError: a file is missing, or a row is malformed; names it.
     """
     notes: list[str] = []
     read, dev = {}, ""
@@ -165,11 +164,11 @@ def read(task: Task, root: Path) -> tuple[dict[str, list[Example]], list[str]]:
     return read, notes
 
 
-_Found = dict[str, tuple[str, Iterable[Row]]]  # by split, "test" last: the name of a file, and its rows
+_Found = dict[str, tuple[str, Iterable[Row]]]  # split -> file name and rows; "test" is last
 
 
 def _find(task: Task, root: Path, notes: list[str]) -> _Found:
-    """Returns the rows of each split, from the first layout that has a development set."""
+    """Returns the rows of each split, from the first layout with a development set."""
     if not root.is_dir():
         return _hub(task, str(root))
     if task.table:
@@ -189,11 +188,11 @@ def _find(task: Task, root: Path, notes: list[str]) -> _Found:
             return {split: (name, _parquet(task, folder, name)) for split, name in files.items()}
     where = ", ".join(map(str, folders)) or f"{root} (which has no folder {task.hub})"
     needs = " or ".join(looked_for)
-    raise UserError(f"{where}: {task.name} needs {needs} there and found neither; it is from {task.source}")
+    raise UserError(f"{where}: {task.name} needs {needs}, found neither; it is from {task.source}")
 
 
 def _folders(task: Task, root: Path) -> Iterator[Path]:
-    """Yields the folders that the task may be in, those of its own benchmark first."""
+    """Yields the possible folders of the task, those of its own benchmark first."""
     benchmarks = ("glue",) if task.table else ("superglue", "super_glue")
     names = [folder for folder in sorted(root.iterdir()) if folder.name.lower() in benchmarks]
     for parent in (*names, root):
@@ -203,11 +202,11 @@ def _folders(task: Task, root: Path) -> Iterator[Path]:
 
 
 def _few_shot(folder: Path, notes: list[str]) -> dict[str, Path]:
-    """Returns FewGLUE's training and validation rows of BoolQ, where those are the ones with passages."""
+    """Returns FewGLUE's training and validation files of BoolQ, where only they have passages."""
     found = {split: folder / name for split, name in _FEW_SHOT.items()}
     if not all(path.is_file() for path in found.values()):
-        return {"train": folder / "train.jsonl"}  # its absence is what the user must hear of
-    notes.append(f"boolq: {folder} has no train.jsonl: {' and '.join(_FEW_SHOT.values())} are taken instead")
+        return {"train": folder / "train.jsonl"}  # reported as missing later
+    notes.append(f"boolq: {folder} has no train.jsonl: using {' and '.join(_FEW_SHOT.values())} instead")
     if (questions := folder / _QUESTIONS_ONLY).is_file():
         taken = {row.values.get("idx") for path in found.values() for row in read_json_lines(path)}
         left = sum(row.values.get("idx") not in taken for row in read_json_lines(questions))
@@ -222,7 +221,7 @@ def _rows(task: Task, path: Path, notes: list[str]) -> Iterator[Row]:
 
 
 def _table_rows(task: Task, table: Table, path: Path, notes: list[str]) -> Iterator[Row]:
-    """Yields the rows of a table: tabs and line feeds divide it, quotes are text."""
+    """Yields the rows of a table, separated by tabs and line feeds; quotes have no meaning."""
     label = table.label
     needed = max(*table.columns, label) + 1
     skipped = read = 0
@@ -260,11 +259,11 @@ def _parquet(task: Task, folder: Path, pattern: str) -> Iterator[Row]:
     if not files:
         raise UserError(f"{folder / pattern}: no such file; it is from {task.source}")
     library = hub.library(str(folder))
-    # The library reads a copy in a folder of its own; what changes under the same name is read again.
+    # A temporary cache, so that a file that changed under the same name is read again.
     with tempfile.TemporaryDirectory() as cache:
         try:
             data = library.Dataset.from_parquet(files, cache_dir=cache, keep_in_memory=True)
-        except Exception as error:  # the library's and Arrow's are of many classes
+        except Exception as error:  # the library and Arrow raise many classes
             raise UserError(f"{folder / pattern}: cannot be read ({hub.reason(error)})") from None
     return hub.rows(data, str(folder / pattern))
 
@@ -277,9 +276,9 @@ def _hub(task: Task, root: str) -> _Found:
     for split, name in (("train", "train"), ("test", f"validation{task.dev}")):
         try:
             data = library.load_dataset(root, task.hub, split=name)
-        except Exception as error:  # of the network, the Hub and the library
+        except Exception as error:  # from the network, the Hub or the library
             raise UserError(
-                f"{root}: no such folder, and the Hub gives no {task.hub} {name} ({hub.reason(error)}); "
+                f"{root}: no such folder, and the Hub has no {task.hub} {name} ({hub.reason(error)}); "
                 f"{task.name} is from {task.source}"
             ) from None
         found[split] = (name, hub.rows(data, f"{root} {task.hub} {name}"))
@@ -299,7 +298,7 @@ def _examples(task: Task, split: str, rows: Iterable[Row], notes: list[str]) -> 
 
 
 def _label(task: Task, row: Row) -> str:
-    """Returns the label's word: files have it, or its number in the Hub's order, or true and false."""
+    """Returns the label as text; files have the text, its index in the Hub's order, or true and false."""
     label, labels = row.values.get("label"), task.labels
     if type(label) is int and 0 <= label < len(labels):
         return labels[label]
@@ -307,6 +306,6 @@ def _label(task: Task, row: Row) -> str:
     if word not in labels:
         known = ", ".join(f"{word} ({number})" for number, word in enumerate(labels))
         raise row.error(
-            f"the label {label!r} is not one of {known}; take the published training and development files"
+            f"the label {label!r} is not one of {known}; use the published training and development files"
         )
     return word

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub, as rows."""
+"""Rows of data sets on the Hugging Face Hub."""
 
 import re
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def reason(error: Exception) -> str:
 
 
 def rows(data: Any, where: str) -> Iterator[Row]:
-    """Yields the rows of a `datasets.Dataset`; labels that have names there go by them."""
+    """Yields the rows of a `datasets.Dataset`, with named labels by name."""
     names = getattr(data.features.get("label"), "names", None)
     for number, values in enumerate(data, start=1):
         label = values.get("label")
@@ -38,17 +38,15 @@ def rows(data: Any, where: str) -> Iterator[Row]:
 
 
 def splits(given: str) -> dict[str, Iterator[Row]]:
-    """Returns the rows of each split of OWNER/NAME, or of its subset OWNER/NAME:SUBSET, by the Hub's names.
+    """Returns the rows of OWNER/NAME, or of its subset OWNER/NAME:SUBSET, by the Hub's name of the split.
 
     Raises:
-      UserError: the Hub does not give it.
+      UserError: the data set cannot be loaded.
     """
     repository, _, subset = given.partition(":")
     datasets = library(given)
     try:
         found = datasets.load_dataset(repository, subset or None)
-    except Exception as error:  # of the network, the Hub and the library
-        raise UserError(
-            f"{given}: no such folder, and the Hub gives no such data set ({reason(error)})"
-        ) from None
+    except Exception as error:  # from the network, the Hub or the library
+        raise UserError(f"{given}: no such folder, and not a data set on the Hub ({reason(error)})") from None
     return {split: rows(data, f"{given} {split}") for split, data in found.items()}

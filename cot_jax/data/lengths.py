@@ -1,8 +1,8 @@
-"""The few static shapes that hold the flat batches of a run, chosen by their lengths.
+"""The choice of a few static shapes for the flat batches of a run.
 
-Every shape is a program to compile, and every slot without a token is wasted arithmetic. The sum of a
-batch's lengths varies little from batch to batch, so a few shapes leave few slots empty. All axes are
-chosen together, since a batch must fit its shape in every axis.
+Every shape is a program to compile, and every empty slot is wasted arithmetic. The total length of a batch
+varies little, so a few shapes leave few slots empty. All axes are chosen together, since a batch must fit
+its shape in every axis.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,19 +12,14 @@ import numpy as np
 
 from cot_jax.batch import Work
 
-# Slots and widths are multiples of it: the rows of a tile of a matrix unit.
-_MULTIPLE = 8
+_MULTIPLE = 8  # slots and widths are multiples of a matrix unit's tile
+_PROGRAMS = 3  # maximum number of shapes
+_CANDIDATES = 64  # maximum number of values tried for each axis of a shape
 
-# Most shapes.
-_PROGRAMS = 3
-
-# Most values that are tried for each axis of a shape.
-_CANDIDATES = 64
-
-# The forward pass's matrix-product FLOPs of views with such work (`Student.flops`).
+# Work of each view -> matrix-product FLOPs of the forward pass (`Student.flops`).
 Flops = Callable[[Sequence[Work]], np.ndarray]
 
-# What batches of shapes (..., axes) cost: (...).
+# Shapes (..., axes) -> cost of a batch (...).
 Cost = Callable[[np.ndarray], np.ndarray]
 
 
@@ -40,7 +35,7 @@ class ViewShape(NamedTuple):
     targets: tuple[int, int]
 
 
-# One for each view.
+# One per view.
 Shape = tuple[ViewShape, ...]
 
 
@@ -55,20 +50,20 @@ def describe(shape: Shape) -> str:
 
 
 def needed(lengths: np.ndarray, groups: int) -> np.ndarray:
-    """Returns (..., 2): the slots that the fullest group needs, and the width, of lengths (..., B)."""
+    """Returns (..., 2): slots of the fullest group, and width, for batches of lengths (..., B)."""
     grouped = lengths.reshape(*lengths.shape[:-1], groups, -1)
     return np.stack([grouped.sum(axis=-1).max(axis=-1), lengths.max(axis=-1)], axis=-1)
 
 
 def padded_work(shapes: np.ndarray, batch_size: int, groups: int) -> list[Work]:
-    """Returns the work, arrays (...), of each view of whole batches of `shapes`, (..., views, 2, 2)."""
+    """Returns each view's work, arrays (...), for batches of `shapes`, (..., views, 2, 2), slots included."""
     X, S, Y, T = np.moveaxis(shapes.reshape(*shapes.shape[:-2], 4), (-2, -1), (1, 0))
     B, G = batch_size, groups
     return [Work(*work) for work in zip(G * X, G * Y, B * S * S, B * T * T, B * S * T, strict=True)]
 
 
 def real_work(lengths: np.ndarray) -> list[Work]:
-    """Returns the work of the tokens of each view; `lengths` is (views, 2, ...), of inputs and targets."""
+    """Returns each view's work without empty slots; `lengths` (views, 2, ...) of inputs and targets."""
     return [
         Work(S.sum(), T.sum(), (S * S).sum(), (T * T).sum(), (S * T).sum())
         for S, T in lengths.astype(np.int64)
@@ -76,15 +71,15 @@ def real_work(lengths: np.ndarray) -> list[Work]:
 
 
 def choose_shapes(needs: np.ndarray, cost: Cost, program: float) -> np.ndarray:
-    """Chooses shapes, at most three, such that every batch fits one and little is left empty.
+    """Chooses at most three shapes so that every batch fits one and few slots stay empty.
 
-    The last shape holds every batch. The others begin at quantiles; then each axis of each shape in turn
-    takes its best value until nothing improves. One more shape must save more than its program costs.
+    The last shape holds every batch. The others start at quantiles; coordinate descent then improves each
+    axis of each shape until nothing improves. An additional shape must save more than its program costs.
 
     Args:
-      needs: (batches, axes) int, what each batch needs.
-      cost: what a batch of each shape costs.
-      program: cost of compiling a program, as a share of that of all batches.
+      needs: (batches, axes) int, the smallest shape of each batch.
+      cost: shapes -> cost of a batch.
+      program: cost of compiling a program, as a share of the cost of all batches.
 
     Returns:
       (shapes, axes) int64, cheapest first.
@@ -118,7 +113,7 @@ def _search(needs: np.ndarray, count: int, cost: Cost) -> np.ndarray:
 
 
 def _least(needs: np.ndarray, shapes: np.ndarray, cost: Cost) -> np.ndarray:
-    """(batches,) what each costs in the cheapest of `shapes` that holds it."""
+    """(batches,) cost of each batch in the cheapest of `shapes` that holds it."""
     fits = (needs[:, None] <= shapes).all(axis=-1)
     return np.where(fits, cost(shapes), np.inf).min(axis=1)
 

@@ -1,4 +1,4 @@
-"""What a row of each published data set asks: its input, its gold answer, a person's own reasons."""
+"""Rows of the published data sets as problems: input, gold answer, human rationale."""
 
 import re
 from typing import NamedTuple
@@ -11,8 +11,8 @@ LETTERS = ("A", "B", "C", "D", "E")
 YES_NO = ("yes", "no")
 ENDINGS = ("0", "1", "2", "3")
 
-_CALCULATION = re.compile(r"<<.*?>>")  # GSM8K's notes for a calculator: "48/2 = <<48/2=24>>24"
-# How most of AQuA's rationales end: "Answer : A", "The correct option is C.", "( Option C )", "\nD".
+_CALCULATION = re.compile(r"<<.*?>>")  # GSM8K's calculator notes: "48/2 = <<48/2=24>>24"
+# The usual end of AQuA's rationales: "Answer : A", "The correct option is C.", "( Option C )", "\nD".
 _NAMED_LETTER = re.compile(
     r"(?:[\s(]|\b(?:so|hence|the|correct|final)\b)*(?:\b(?:ans|answer|option)\b[^\n.]{0,12}\W|\n\W*)[A-E]\W*$",
     re.IGNORECASE,
@@ -23,7 +23,7 @@ _LETTERED = re.compile(r"(?:[A-E] \) )+", re.IGNORECASE)
 
 
 class Problem(NamedTuple):
-    """A question in one or several parts, its gold answer, and any answers to choose from and reasons."""
+    """A question in one or several parts, its gold answer, and choices and rationale, if any."""
 
     parts: tuple[str, ...]
     label: str
@@ -51,10 +51,10 @@ def nli(row: Row) -> Problem:
 
 
 def asdiv(row: Row) -> Problem | None:
-    # The label should teach what SVAMP's do, to write the equation: the left side of ASDiv's formula where it
-    # has the answer's value ("7+2=9", "9 (apples)"), else the number itself ("47/6=7 r5", "5 (cookies)"),
-    # which is the released code's label for every row. Left out are answers that are not one number ("Yes",
-    # "3:30 p.m.", "6 (years old); 9 (years old)"): they have no value to compare with. [ours]
+    # As in SVAMP, the label should be an equation: the left side of ASDiv's formula if it has the answer's
+    # value ("7+2=9", "9 (apples)"), else the number itself ("47/6=7 r5", "5 (cookies)"), which is every
+    # label in the released code. Answers that are not one number ("Yes", "3:30 p.m.", "6 (years old); 9
+    # (years old)") are left out: they have no value to compare with. [ours]
     answer = row.text("Answer")
     number = answer.partition(" ")[0]
     if evaluate(number) is None or ";" in answer:
@@ -73,8 +73,8 @@ def gsm8k(row: Row) -> Problem:
 
 
 def aqua(row: Row) -> Problem:
-    # The letter is the label, as in the published results: the texts of options repeat within 2 % of the
-    # questions and hold signs that some vocabularies lack.
+    # The label is the letter, as in the published results: in 2 % of the questions options repeat, and their
+    # texts contain characters that some vocabularies lack.
     options = _texts(row, "options", len(LETTERS))
     if [option[:2] for option in options] != [f"{letter})" for letter in LETTERS]:
         raise row.error(f"'options' must begin with A) to E); found {options!r}")
@@ -84,7 +84,7 @@ def aqua(row: Row) -> Problem:
 
 
 def mathqa(row: Row) -> Problem | None:
-    """A row as MathQA's authors publish it; asks as `aqua` does. None if its options cannot be told apart."""
+    """A row of MathQA's authors, worded like `aqua`; None if its options cannot be read."""
     if (texts := _mathqa_options(row.text("options"))) is None:
         return None
     worked = _without_letter(row.text("Rationale").strip().strip('"'))
@@ -92,7 +92,7 @@ def mathqa(row: Row) -> Problem | None:
 
 
 def mathqa_instruct(row: Row) -> Problem:
-    """A row of LLM-Adapters' copy of MathQA's test set; asks as `mathqa` does."""
+    """A row of LLM-Adapters' copy of MathQA's test set, worded like `mathqa`."""
     question, _, listed = row.text("instruction").partition(" The options: ")
     if (texts := _mathqa_options(listed)) is None:
         raise row.error("the instruction does not end in 'The options: A ) .., B ) .., .. E ) ..'")
@@ -108,7 +108,7 @@ def _mathqa_options(listed: str) -> list[str] | None:
 
 
 def _without_letter(rationale: str) -> str | None:
-    """Returns a rationale that does not end by giving the letter away."""
+    """Returns a rationale without the letter at its end."""
     worked = rationale[:-_LONGEST_NAMING] + _NAMED_LETTER.sub("", rationale[-_LONGEST_NAMING:])
     return worked.strip() or None
 
@@ -116,18 +116,18 @@ def _without_letter(rationale: str) -> str | None:
 def strategyqa(row: Row) -> Problem:
     if not isinstance(answer := row.values.get("answer"), bool):
         raise row.error(
-            f"'answer' must be true or false; found {answer!r} (the official test set is published without: "
-            "set questions of the training file aside)"
+            f"'answer' must be true or false; found {answer!r} (the official test set has no answers: hold "
+            "out questions of the training file)"
         )
     facts = " ".join(fact.strip() for fact in _texts(row, "facts")) if row.values.get("facts") else None
     return Problem((row.text("question"),), YES_NO[not answer], YES_NO, facts)
 
 
 def hellaswag(row: Row) -> Problem:
-    """Asks which ending follows as DynSDPB's tables do: the endings are numbered, the answer is the number.
+    """Asks for an ending as in DynSDPB's tables: the endings are numbered, the answer is the number.
 
-    Fu et al. 2024 follow ResLoRA, whose code has these words. That is no score by likelihood, which is
-    `data.continuations.hellaswag`'s.
+    Fu et al. 2024 follow ResLoRA, whose code has this wording. `data.continuations.hellaswag` is for scoring
+    by likelihood.
     """
     endings = _texts(row, "endings", len(ENDINGS))
     numbered = "\n".join(f"{n}: {ending}" for n, ending in enumerate(endings))
@@ -139,12 +139,12 @@ def hellaswag(row: Row) -> Problem:
 
 
 def hellaswag_label(row: Row) -> str:
-    """Returns the number of the right ending: an integer in the authors' files, a text on the Hub."""
+    """Returns the number of the correct ending: an integer in the authors' files, a string on the Hub."""
     label = row.values.get("label")
     if isinstance(label, bool) or str(label) not in ENDINGS:
         raise row.error(
-            f"the label {label!r} is not one of {', '.join(ENDINGS)} (the published test set has none: its "
-            "validation set is the test set here)"
+            f"the label {label!r} is not one of {', '.join(ENDINGS)} (the published test set has no labels: "
+            "use the validation set)"
         )
     return str(label)
 

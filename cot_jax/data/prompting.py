@@ -1,8 +1,8 @@
-"""Questions to a model that was taught none of our views: what it is shown or told, and how it is read.
+"""Prompts for a pretrained model that was not trained on our views, and how its answers are read.
 
-Few-shot as in Wei et al. 2022, "Chain-of-Thought Prompting Elicits Reasoning in Large Language Models"; a
-model that is shown nothing is told what to end in [ours]. Where nothing marks a number as the answer, it is
-the last one of the text, as `flexible-extract` of lm-evaluation-harness reads GSM8K.
+Few-shot as in Wei et al. 2022, "Chain-of-Thought Prompting Elicits Reasoning in Large Language Models". With
+zero shots the prompt says how to end [ours]. If no number is marked as the answer, the last one in the text
+counts, as in `flexible-extract` of lm-evaluation-harness for GSM8K.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from cot_jax.data.views import ANSWER_MARK, METHODS, Reading, View
 from cot_jax.errors import UserError
 from cot_jax.text.formats import Shot
 
-# "So the answer is", and what models that were not taught it make of it: "So, the final answer is".
+# "So the answer is", and variants of pretrained models: "So, the final answer is".
 _MARK = re.compile(r"\bthe (?:final )?answer is\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s)")
 # What chat models put around an answer: "So the answer is **42**."
@@ -25,15 +25,15 @@ _AROUND = " \t:*\"'`"
 
 
 def method_of(splits: Splits) -> str:
-    """Returns the method whose first view is asked: with reasons, where training examples have some."""
+    """Returns the method whose first view is used: with rationales, if training examples have any."""
     return "single_task" if any(example.rationales for example in splits.train) else "standard"
 
 
 def prompted(splits: Splits, shots: int) -> View:
-    """Returns the view that is asked: that of `method_of`, read with indulgence.
+    """Returns the view of `method_of`, with a lenient reader.
 
     Args:
-      shots: how many examples are shown; with none, the prompt says in words what to end in.
+      shots: number of examples shown; with 0 the prompt says how to end.
     """
     (view,) = METHODS[method_of(splits)]
     view = dataclasses.replace(view, reader=functools.partial(_read, view.path == "cot", splits.by_value))
@@ -48,7 +48,7 @@ def prompted(splits: Splits, shots: int) -> View:
 
 
 def examples_of(view: View, splits: Splits, shots: int) -> list[Shot]:
-    """Returns the first training examples that have what the view writes, as question and target.
+    """Returns the first `shots` training examples with a target of the view, as question and target.
 
     Raises:
       UserError: there are fewer.
@@ -62,7 +62,7 @@ def examples_of(view: View, splits: Splits, shots: int) -> list[Shot]:
             found.append((parts, targets[0]))
     if len(found) < shots:
         raise UserError(
-            f"--shots={shots}: task={splits.task} has {len(found)} training examples to show; take fewer"
+            f"--shots={shots}: task={splits.task} has {len(found)} training examples to show; use fewer"
         )
     return found
 
@@ -76,7 +76,7 @@ def _instruction(view: View, splits: Splits) -> str:
 
 
 def _read(reasons: bool, by_value: bool, text: str) -> Reading:
-    """The answer is what follows the mark on its line; without reasons, a first line needs no mark."""
+    """Returns the rest of the line after the mark; without rationales, the first line needs no mark."""
     *_, end = (0, *(mark.end() for mark in _MARK.finditer(text)))
     if end or not reasons:
         line = text[end:].strip().partition("\n")[0]
@@ -91,8 +91,8 @@ def _read(reasons: bool, by_value: bool, text: str) -> Reading:
 
 
 def _value(answer: str) -> str:
-    """The number or equation that an answer is in a sentence; empty where there is none."""
+    """Returns the number or equation in an answer that is a sentence; '' if there is none."""
     if evaluate(answer) is not None:
         return answer
-    # "2 * 9 = 18 apples. Tom has": what the first sentence arrives at.
+    # "2 * 9 = 18 apples. Tom has": the result of the first sentence.
     return number(answer) or final_answer(_SENTENCE_END.split(answer)[0], by_value=True) or ""

@@ -1,4 +1,4 @@
-"""Selects the programs of a teacher that run and give the answer."""
+"""Selection of a teacher's programs that run and give the correct answer."""
 
 import collections
 import dataclasses
@@ -16,14 +16,14 @@ def keep_right_programs(
     by_value: bool,
     interpreter: Interpreter = programs.run,
 ) -> tuple[list[Example], str]:
-    """Returns `examples` with the programs that answer as the label does, none twice, and what was counted.
+    """Returns `examples` with the distinct programs whose answer equals the label, and a line of counts.
 
-    Li et al. 2024 publish no filter; this is ours. (That of rationales is config.data.rationales=right.)
+    Li et al. 2024 publish no filter; this is ours. (config.data.rationales=right filters rationales.)
 
     Args:
-      labels: those that are trained on; where there is none no program is right.
+      labels: the labels to train on; None: no program is correct.
       by_value: how answers compare (`equality.is_correct`).
-      interpreter: gives the answer of a program.
+      interpreter: runs a program.
     """
     left_out: collections.Counter[str] = collections.Counter()
     kept = []

@@ -1,7 +1,7 @@
 """Data sets: from files to examples.
 
-The published files are under `root` in the layout of Hsieh et al. 2023: `NAME/NAME_{split}.json`, with the
-teacher's raw outputs in `NAME/llm/{split}_CoT_{k}.json`. `jsonl` is a user's own data.
+Published files are under `root` in the layout of Hsieh et al. 2023: `NAME/NAME_{split}.json`, with the
+teacher's raw outputs in `NAME/llm/{split}_CoT_{k}.json`. `jsonl` is the user's own data.
 """
 
 import dataclasses
@@ -30,14 +30,13 @@ _Row = TypeVar("_Row")
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """A data set, ready to be learned and tested.
+    """A data set.
 
     Attributes:
-      label_set: all labels, where the task has a closed set of them.
-      by_value: answers are equations or numbers and compared by value (`answers.equality`), else as text.
-      notes: what was left out or changed, in plain lines.
-      metrics: what a student is judged by, names in `metrics.classification.METRICS`; the first one is what
-        students are chosen by.
+      label_set: all labels; None: an open set.
+      by_value: whether answers are equations or numbers, compared by value (`answers.equality`), or text.
+      notes: what was left out or changed, for the user.
+      metrics: names in `metrics.classification.METRICS`; the first one selects students.
       multiple_choice: the parts of an example are a text and the choices, and `label_set` names the choices.
     """
 
@@ -53,7 +52,7 @@ class Splits:
 
     @property
     def report(self) -> tuple[str, ...]:
-        """The notes, and what each split has, in plain lines."""
+        """The notes, and the counts of each split."""
         splits = {split: getattr(self, split) for split in ALL_SPLITS}
         counts = (
             f"{split}: {count(examples, self.by_value)}" for split, examples in splits.items() if examples
@@ -77,16 +76,16 @@ def load(
 ) -> Splits:
     """Reads the data set `task`, a key of `TASKS`, from `root`.
 
-    A data set without a validation file gives 10 % of its training examples for validation, those that the
-    released code takes with `datasets.Dataset.train_test_split(test_size=0.1, seed=0)`.
+    Without a validation file, 10 % of the training examples are for validation: the same ones as in the
+    released code, `datasets.Dataset.train_test_split(test_size=0.1, seed=0)`.
 
     Args:
-      parser: how raw teacher outputs are read, corrected | reference (`data.teacher.outputs`).
-      compare: how answers of `jsonl` are compared, as text | value; auto is value if every label has one.
-        The published data sets have a way of their own.
+      parser: of raw teacher outputs, corrected | reference (`data.teacher.outputs`).
+      compare: how answers of `jsonl` compare, text | value | auto: by value if every label has one. The
+        published data sets define their own comparison.
 
     Raises:
-      UserError: an unknown task, or files that are missing, malformed or do not fit one another.
+      UserError: an unknown task, or files are missing, malformed or inconsistent.
     """
     if task not in TASKS:
         raise UserError(f"unknown task {task!r}: the known ones are {', '.join(TASKS)}")
@@ -94,12 +93,12 @@ def load(
 
 
 class Counts(NamedTuple):
-    """What examples have; blank text counts as none."""
+    """Counts of examples and of what they have; blank text counts as none."""
 
     examples: int
     rationales: int
     teacher_labels: int
-    right: int  # teacher labels that are right by the gold label
+    right: int  # teacher labels that equal the gold label
 
     def __str__(self) -> str:
         share = f" ({100 * self.right / self.teacher_labels:.2f} %)" if self.teacher_labels else ""
@@ -121,15 +120,14 @@ class DataSet:
     """A published data set.
 
     Attributes:
-      problem: row -> what the row asks; None leaves the row out.
+      problem: row -> problem; None leaves the row out.
       splits: the splits that have a file.
-      id_key: the column with the id; None: ids are made from split and row number, `svamp-train-0007`.
-      file: its files' name in `root`/NAME, with a place for the {split}; empty is `NAME_{split}.json`.
-      split_names: what that name calls a split where not train, valid or test.
-      optional: splits that there may be no file of.
-      kept: which rows are not left out, in words.
-      source: where it is published, a repository on GitHub or a page; empty is where `cot_jax.prepare_data`
-        fetches it.
+      id_key: the id's column; None: ids are made of split and row number, `svamp-train-0007`.
+      file: file name in `root`/NAME, with {split}; default: `NAME_{split}.json`.
+      split_names: names of splits in file names, where not train, valid or test.
+      optional: splits whose file may be missing.
+      kept: describes the rows that are kept, if some are left out.
+      source: where it is published, a GitHub repository or a page; empty: `cot_jax.prepare_data` fetches it.
     """
 
     name: str
@@ -156,10 +154,10 @@ class DataSet:
             raise UserError(f"{path}: no such file; {f'it is from {self.source}' if self.source else fix}")
         rows = list(read_rows(path))
         folder = path.parent / "llm"
-        said = outputs.read_outputs(folder, split)
-        if said is not None and len(said) != len(rows):
+        raw = outputs.read_outputs(folder, split)
+        if raw is not None and len(raw) != len(rows):
             raise UserError(
-                f"{folder}/{split}_CoT_*.json: {len(said):,} teacher outputs for the {len(rows):,} rows "
+                f"{folder}/{split}_CoT_*.json: {len(raw):,} teacher outputs for the {len(rows):,} rows "
                 f"of {path}: there must be one output for each row, in the same order"
             )
         published = published_programs.read(self.name, split, root, rows)
@@ -174,8 +172,8 @@ class DataSet:
             key = row.text(self.id_key) if self.id_key else f"{self.name}-{split}-{index:04d}"
             beside = published[index] if published else Published()
             rationale, label = problem.rationale, None
-            if said is not None:
-                rationale, label = self._parse(said[index], problem, options.parser, row)
+            if raw is not None:
+                rationale, label = self._parse(raw[index], problem, options.parser, row)
             elif beside.output and options.parser == "corrected":
                 rationale, label = self._parse(beside.output, problem, options.parser, row)
             rationales = () if rationale is None else (rationale,)
@@ -184,15 +182,14 @@ class DataSet:
 
     def _parse(self, output: str, problem: Problem, parser: str, row: Row) -> outputs.ParsedOutput:
         try:
-            said = outputs.parse(self.name, output, parser)
+            parsed = outputs.parse(self.name, output, parser)
         except ValueError:
-            raise row.error(
-                "the released parser stops at this row's teacher output: take corrected"
-            ) from None
-        if parser == "corrected" and problem.choices and said.label is not None:
-            same = (choice for choice in problem.choices if _bare(choice) == _bare(said.label))
-            return said._replace(label=next(same, None))
-        return said
+            fix = "use --config.data.parser=corrected"
+            raise row.error(f"the released parser fails on this row's teacher output: {fix}") from None
+        if parser == "corrected" and problem.choices and parsed.label is not None:
+            same = (choice for choice in problem.choices if _bare(choice) == _bare(parsed.label))
+            return parsed._replace(label=next(same, None))
+        return parsed
 
 
 def _bare(choice: str) -> str:
@@ -219,7 +216,7 @@ DATA_SETS = {
             label_set=problems.LETTERS,
             file="{split}.json",
             split_names={"valid": "dev"},
-            kept="those whose five options can be told apart",
+            kept="those with five readable options",
             source="https://math-qa.github.io (MathQA.zip)",
         ),
         DataSet(
@@ -251,7 +248,7 @@ _MATHQA_TEST = dataclasses.replace(
 
 
 def hold_out(examples: Sequence[_Row]) -> tuple[list[_Row], list[_Row]]:
-    """Returns (training, validation): the split of `load`, without the library's table."""
+    """Returns (training, validation): the split that `load` describes, without the `datasets` library."""
     order = np.random.default_rng(0).permutation(len(examples))
     size = math.ceil(0.1 * len(examples))
     return [examples[i] for i in order[size:]], [examples[i] for i in order[:size]]
@@ -261,7 +258,7 @@ def _published(data: DataSet, root: Path, options: Options) -> Splits:
     missing = {split: data.path(split, root) for split in data.optional}
     missing = {split: path for split, path in missing.items() if not path.is_file()}
     read = {split: data.read(split, root, options) for split in data.splits if split not in missing}
-    notes = [f"{data.name}: no {split} problems, for there is no {path}" for split, path in missing.items()]
+    notes = [f"{data.name}: no {split} problems, since there is no {path}" for split, path in missing.items()]
     notes += filter(None, (_left_out(data, split, root, examples) for split, examples in read.items()))
     return as_splits(data.name, read, data.label_set, data.by_value, *notes)
 
@@ -274,13 +271,13 @@ def _left_out(data: DataSet, split: str, root: Path, examples: Sequence[Example]
 
 
 def _mathqa(root: Path, options: Options) -> Splits:
-    """The authors' three files or, where there is no train.json, the test set alone in LLM-Adapters' form."""
+    """The authors' three files or, without a train.json, the test set only, in LLM-Adapters' form."""
     data = DATA_SETS["mathqa"]
     return _published(data if data.path("train", root).is_file() else _MATHQA_TEST, root, options)
 
 
 def _hellaswag(root: Path, options: Options) -> Splits:
-    """Validation is a tenth of the training file, test the published validation file."""
+    """Validation is a tenth of the training file; test is the published validation file."""
     splits = _published(DATA_SETS["hellaswag"], root, options)
     note = "hellaswag: test is the published validation set; the published test set has no labels"
     return dataclasses.replace(splits, notes=(*splits.notes, note))
@@ -293,7 +290,7 @@ def _glue(task: glue.Task, root: Path, options: Options) -> Splits:
 
 
 def _svamp_asdiv(root: Path, options: Options) -> Splits:
-    """SVAMP with ASDiv's training problems added to its own; validation and test stay SVAMP's."""
+    """SVAMP with ASDiv's training problems added; validation and test are SVAMP's."""
     svamp, asdiv = DATA_SETS["svamp"], DATA_SETS["asdiv"]
     train, valid = hold_out(svamp.read("train", root, options))
     added = asdiv.read("train", root, options)
@@ -302,17 +299,17 @@ def _svamp_asdiv(root: Path, options: Options) -> Splits:
 
 
 def _jsonl(root: Path, options: Options) -> Splits:
-    """`{split}.jsonl` with rows `{id, input, label, rationale?, program?}`; no two have the same id.
+    """`{split}.jsonl` with rows `{id, input, label, rationale?, program?}` and unique ids.
 
-    A row may instead have a question and its answer as `prompt` and `completion` or as `messages`
-    (`_as_own`). `root` may be a data set of the Hub, whose splits have such rows.
+    A row may instead have question and answer as `prompt` and `completion` or as `messages` (`_as_own`).
+    `root` may be a data set of the Hub with such rows.
 
-    An input of several parts is a list of texts. Several rationales or programs of one question are lists,
-    `rationales` and `programs`.
+    An input of several parts is a list of texts. Several rationales or programs are lists, `rationales` and
+    `programs`.
 
     A teacher's outputs may be in separate files, joined by id: `teacher.jsonl` for all splits or
-    `{split}_teacher.jsonl` for one. Such a file has a row for every example of a split or for none; a row
-    with nothing but an id means that the teacher gave no output.
+    `{split}_teacher.jsonl` for one. Such a file has a row for every example of a split or for none. A row
+    with only an id means that the teacher gave no output.
     """
     rows: dict[str, Row] = {}
     read: dict[str, list[Example]] = {}
@@ -320,13 +317,13 @@ def _jsonl(root: Path, options: Options) -> Splits:
         read[split] = [_own_example(_as_own(row, f"{split}-{n}"), rows) for n, row in enumerate(its, start=1)]
     words = next((row for row in rows.values() if evaluate(row.text("label")) is None), None)
     if options.compare == "value" and words:
-        raise words.error(f"the label {words.text('label')!r} has no value: compare as text")
+        raise words.error(f"the label {words.text('label')!r} has no value: use --config.data.compare=text")
     by_value = options.compare != "text" and words is None
     return as_splits("jsonl", _join_teacher(read, rows, root), None, by_value)
 
 
 def _own_rows(root: Path) -> dict[str, Iterator[Row]]:
-    """The rows of a folder, or of a data set of the Hub, where rows without an id go by their number."""
+    """The rows of a folder, or of a data set of the Hub, where the row number replaces a missing id."""
     if root.is_dir() or not hub.REPOSITORY.fullmatch(str(root).partition(":")[0]):
         paths = {split: root / f"{split}.jsonl" for split in ALL_SPLITS}
         for split, path in paths.items():
@@ -338,8 +335,7 @@ def _own_rows(root: Path) -> dict[str, Iterator[Row]]:
     found = hub.splits(str(root))
     if not {"train", "test"} <= found.keys():
         raise UserError(
-            f"{root}: a train and a test split are needed, and validation if there is one; "
-            f"found {', '.join(found)}"
+            f"{root}: needs the splits train and test, optionally validation; found {', '.join(found)}"
         )
     names = {"train": "train", "valid": "validation", "test": "test"}
     return {split: _numbered(found[name], split) for split, name in names.items() if name in found}
@@ -351,9 +347,9 @@ def _numbered(rows: Iterator[Row], split: str) -> Iterator[Row]:
 
 
 def _as_own(row: Row, name: str) -> Row:
-    """Returns `row` with `input` and `label`, which it may have as `prompt` and `completion` or `messages`.
+    """Returns `row` with `input` and `label`, converted from `prompt` and `completion` or from `messages`.
 
-    Prompt and completion are texts or messages themselves. Without an id, `name` is the row's.
+    Prompt and completion are texts or messages. `name` replaces a missing id.
     """
     match row.values:
         case {"messages": messages}:
@@ -365,16 +361,14 @@ def _as_own(row: Row, name: str) -> Row:
         case _:
             return row
     if taken := {"input", "label"} & row.values.keys():
-        raise row.error(
-            f"has {' and '.join(sorted(taken))} beside a prompt or messages: leave one of them out"
-        )
+        raise row.error(f"has {' and '.join(sorted(taken))} beside a prompt or messages: leave one out")
     return dataclasses.replace(
         row, values={"id": name, "input": question, "label": answer.strip()} | row.values
     )
 
 
 def _question_and_answer(row: Row, messages: Any) -> tuple[str, str]:
-    """Returns what the user asks, after the system's text where there is one, and what the assistant says."""
+    """Returns the user's question, after any system text, and the assistant's answer."""
     match messages:
         case [
             *before,
@@ -392,14 +386,14 @@ def _question_and_answer(row: Row, messages: Any) -> tuple[str, str]:
         else messages
     )
     raise row.error(
-        "messages must be a text of the user and one of the assistant, after one of the system or none; "
+        "messages must be one user message and one assistant message, optionally after a system message; "
         f"found the roles {roles!r}"
     )
 
 
 def _own_example(row: Row, earlier: dict[str, Row]) -> Example:
     if (key := row.id()) in earlier:
-        raise row.error(f"the id {key!r} is taken by {earlier[key].where}")
+        raise row.error(f"the id {key!r} is already used by {earlier[key].where}")
     earlier[key] = row
     if not row.text("label").strip():
         raise row.error("the label is blank")
@@ -420,7 +414,7 @@ def _join_teacher(
         missing = [example.id for example in examples if example.id not in said]
         if missing and len(missing) < len(examples):
             raise rows[missing[0]].error(
-                f"the teacher's file has rows for other {split} examples but not for the id {missing[0]!r}"
+                f"the teacher's file has rows for other {split} examples but none with the id {missing[0]!r}"
             )
         joined[split] = examples if missing else [outputs.join(e, said[e.id]) for e in examples]
     return joined
@@ -433,24 +427,22 @@ def as_splits(
     by_value: bool,
     *notes: str,
 ) -> Splits:
-    """Returns the examples `read` of each split; without "valid", a tenth of "train" becomes it.
-
-    Where there is no "train" there is only a test to take: both are empty.
+    """Returns the splits; without "valid", it is a tenth of "train"; without "train", both are empty.
 
     Raises:
-      UserError: a split that was read is empty.
+      UserError: a given split is empty.
     """
     if "train" in read and "valid" not in read:
         read["train"], read["valid"] = hold_out(read["train"])
     for split, examples in read.items():
         if not examples:
-            raise UserError(f"{task}: there are no {split} examples")
+            raise UserError(f"{task}: the {split} split has no examples")
     train, valid, test = (tuple(read.get(split, ())) for split in ALL_SPLITS)
     return Splits(task, train, valid, test, label_set, by_value, notes)
 
 
 def as_text(splits: Splits) -> Splits:
-    """Returns `splits` for students that read one text: `asked`, where there is one, becomes the parts."""
+    """Returns `splits` for students that read one text: `asked`, if given, becomes the only part."""
     train, valid, test = (tuple(map(_asked, getattr(splits, split))) for split in ALL_SPLITS)
     return dataclasses.replace(splits, train=train, valid=valid, test=test)
 
@@ -462,12 +454,12 @@ def _asked(example: Example) -> Example:
 
 
 def taught_by(splits: Splits, path: Path) -> Splits:
-    """Returns `splits` with the outputs in a teacher's file instead of those of the data's own teacher.
+    """Returns `splits` with the outputs of a teacher's file in place of those of the data's own teacher.
 
-    The file holds rows as `outputs.read_by_id` reads them; examples without a row have no teacher's outputs.
+    `outputs.read_by_id` defines its rows; examples without a row have no teacher outputs.
 
     Raises:
-      UserError: the file is missing or malformed, or has a row for no example.
+      UserError: the file is missing or malformed, or has a row with an unknown id.
     """
     known = {example.id for split in ALL_SPLITS for example in getattr(splits, split)}
     said = outputs.read_by_id(path, known, {})
@@ -484,7 +476,7 @@ def taught_by(splits: Splits, path: Path) -> Splits:
 
 
 def only_right(splits: Splits) -> Splits:
-    """Returns `splits` without the training rationales of a teacher whose label is not right."""
+    """Returns `splits` without the training rationales whose teacher label is not correct."""
     train, counts = [], {"kept": 0, "left out for a wrong label": 0, "left out without a label": 0}
     for example in splits.train:
         said = example.teacher_label or ""
@@ -498,16 +490,9 @@ def only_right(splits: Splits) -> Splits:
 
 
 TASKS: dict[str, Callable[[Path, Options], Splits]] = {
-    "svamp": functools.partial(_published, DATA_SETS["svamp"]),
-    "cqa": functools.partial(_published, DATA_SETS["cqa"]),
-    "anli1": functools.partial(_published, DATA_SETS["anli1"]),
-    "esnli": functools.partial(_published, DATA_SETS["esnli"]),
+    **{name: functools.partial(_published, data) for name, data in DATA_SETS.items()},
     "svamp_asdiv": _svamp_asdiv,
-    "asdiv": functools.partial(_published, DATA_SETS["asdiv"]),
-    "gsm8k": functools.partial(_published, DATA_SETS["gsm8k"]),
-    "aqua": functools.partial(_published, DATA_SETS["aqua"]),
     "mathqa": _mathqa,
-    "strategyqa": functools.partial(_published, DATA_SETS["strategyqa"]),
     "hellaswag": _hellaswag,
     **{name: functools.partial(_glue, task) for name, task in glue.TASKS.items()},
     "jsonl": _jsonl,

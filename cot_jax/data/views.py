@@ -1,13 +1,13 @@
 """Methods as views of an example: what the student reads and what it must write.
 
-A method is a tuple of views; the first one answers the question at test time, others that end in an answer
-are further *paths* to one, which `evaluate` and `predict` take alone or let vote. Everything downstream
-(tokens, the step, generation) works on views by name, so a new method is a new row of `METHODS`.
+A method is a tuple of views. The first one answers the question at test time. Others that end in an answer
+are further *paths*, which `evaluate` and `predict` use alone or in a vote. Everything downstream (tokens, the
+step, generation) works on views by name, so a new method is a new row of `METHODS`.
 
 Sources: Hsieh et al. 2023, "Distilling Step-by-Step!", section 3.2 (`predict`, `explain` and their
 prefixes); Wang et al. 2023, "PINTO" (`informed`: a teacher's rationale as part of the input); Li et al. 2024,
-"Mixed Distillation Helps Smaller Language Models Reason Better" (chains and programs of thought side by side;
-prefixes and the label beside them are ours, the paper gives none).
+"Mixed Distillation Helps Smaller Language Models Reason Better" (chains and programs of thought; the paper
+gives no prefixes and no label view, both are ours).
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from cot_jax.answers import programs
 from cot_jax.answers.programs import Interpreter
 from cot_jax.data.examples import Example
 
-# The published single-task baseline does not give its separator; this one is ours.
+# The separator of the published single-task baseline is not known; this one is ours.
 ANSWER_MARK = "So the answer is"
 
 
@@ -29,12 +29,12 @@ class View:
     Attributes:
       name: key of the view in batches.
       term: name of its loss.
-      prefix: put before the input.
-      reads: example -> the parts of the input, or None where the example lacks one of them.
-      writes: (example, label to train on) -> the targets, to be learned in turn; () where there is nothing.
-      path: how its text answers the question: "label", as it is; "cot", behind `ANSWER_MARK`; "pot", as what
-        the program gives; None: not at all.
-      reader: reads the answer instead, where the student was not taught to write it so (`data.prompting`).
+      prefix: text before the input.
+      reads: example -> parts of the input; None: the example lacks one of them.
+      writes: (example, label to train on) -> targets, learned in turn; (): nothing to learn.
+      path: how its text gives the answer: "label": it is the answer; "cot": after `ANSWER_MARK`; "pot": the
+        program's result; None: no answer.
+      reader: reads the answer of a student that was not trained on this view (`data.prompting`).
     """
 
     name: str
@@ -97,12 +97,12 @@ WITH_MUTUAL_INFORMATION = ("mi", "mixed_mi")
 
 
 class Reading(NamedTuple):
-    """What a text answers.
+    """The answer in a text.
 
     Attributes:
-      answer: '' if nothing.
-      failure: then why: what failed, as in `programs.Result`.
-      unmarked: whether the answer was found where nothing marks it as one.
+      answer: '' if there is none.
+      failure: why there is none, as in `programs.Result`.
+      unmarked: whether the answer was read without a mark before it.
     """
 
     answer: str
@@ -111,9 +111,9 @@ class Reading(NamedTuple):
 
 
 def answer_of(view: View, text: str, interpreter: Interpreter = programs.run) -> Reading:
-    """Returns the answer in what the student wrote for `view`; of a view that is no path, all of it.
+    """Returns the answer in a student's output for `view`; the whole output if the view is not a path.
 
-    `interpreter` gives the answer of a program.
+    `interpreter` runs programs.
     """
     if view.reader:
         return view.reader(text)
@@ -127,5 +127,5 @@ def answer_of(view: View, text: str, interpreter: Interpreter = programs.run) ->
 
 
 def rationale_of(view: View, text: str) -> str:
-    """Returns the reasons in what the student wrote for `view`: without the answer that they end in."""
+    """Returns the rationale in a student's output for `view`, without the answer at its end."""
     return text.rpartition(ANSWER_MARK)[0].rstrip() if view.path == "cot" and ANSWER_MARK in text else text

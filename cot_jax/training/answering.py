@@ -1,4 +1,4 @@
-"""A student answers questions, row by row; `cot_jax.predict`."""
+"""Answers to questions, row by row; `cot_jax.predict`."""
 
 import dataclasses
 import itertools
@@ -22,7 +22,7 @@ from cot_jax.training.saved import Answerer, LabelScorer, Saved
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How questions are answered: the flags of `cot_jax.predict`, which says what each means."""
+    """The flags of `cot_jax.predict`, whose --help explains them."""
 
     log_probs: bool = False
     explain: bool = False
@@ -41,18 +41,16 @@ class Options:
         refuse_too_much(vars(self))
         numbers = (self.beams, self.samples, self.top_k, self.seed, self.max_new_tokens)
         if self.batch_size < 1 or min(numbers) < 0:
-            raise UserError("--batch_size is at least 1, and no number is negative")
+            raise UserError("--batch_size must be at least 1, and no number negative")
         # Written so that NaN fails too.
         if not (self.temperature > 0 and 0 < self.top_p <= 1):
-            raise UserError("--temperature is above 0, --top_p above 0 and at most 1")
+            raise UserError("--temperature must be above 0, --top_p above 0 and at most 1")
         if self.samples and self.beams:
-            raise UserError("--samples draws answers, --beams searches for one: take either")
+            raise UserError("--samples draws answers, --beams searches for one: give one of them")
         if self.log_probs and (self.samples or self.beams or self.paths or self.explain):
-            raise UserError(
-                "--log_probs is of all classes: take no --samples, --beams, --paths or --explain with it"
-            )
+            raise UserError("--log_probs excludes --samples, --beams, --paths and --explain")
         if self.sampling != Sampling() and not self.samples:
-            raise UserError("--temperature, --top_k and --top_p are for draws: say how many with --samples")
+            raise UserError("--temperature, --top_k and --top_p need --samples")
 
     @property
     def sampling(self) -> Sampling:
@@ -60,17 +58,17 @@ class Options:
 
 
 def predict(saved: Saved, rows: Iterator[Row], options: Options) -> Iterator[dict[str, Any]]:
-    """Yields what a student says to each row {"input", "id"?, "rationale"?}, in their order.
+    """Yields the student's answer to each row {"input", "id"?, "rationale"?}, in order.
 
     Raises:
-      UserError: a row that is no question, or options that are not for this student.
+      UserError: a row is not a question, or options do not suit this student.
     """
     keep_compiled()
     return (_score if options.log_probs else _predict)(saved, rows, options)
 
 
 def rows_of_split(saved: Saved, split: str) -> Iterator[Row]:
-    """Yields the questions of a split of the data that the student was trained on."""
+    """Yields the questions of a split of the student's data set."""
     splits = load_splits(saved.config.data, saved.config.seed, saved.student.format)
     for example in getattr(splits, split):
         values = {"id": example.id, "input": parts_as_json(example.parts), "rationale": example.rationale}
@@ -80,7 +78,7 @@ def rows_of_split(saved: Saved, split: str) -> Iterator[Row]:
 def _score(saved: Saved, rows: Iterator[Row], options: Options) -> Iterator[dict[str, Any]]:
     labels = saved.student.labels
     if not labels:
-        raise UserError("--log_probs: the student writes its answers and chooses among no classes")
+        raise UserError("--log_probs: the student writes its answers, it has no classes")
     scorer = LabelScorer(saved, saved.views[0], labels, batch_size=options.batch_size)
     for batch in _batches(rows, options.batch_size):
         for row, log_probs in zip(batch, scorer([_question(row) for row in batch]).tolist(), strict=True):
@@ -90,7 +88,7 @@ def _score(saved: Saved, rows: Iterator[Row], options: Options) -> Iterator[dict
 
 
 def _batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
-    # A row without an id gets its number.
+    # A row without an id is named by its number.
     named = (Row(row.where, {"id": str(number)} | row.values) for number, row in enumerate(rows, start=1))
     while batch := list(itertools.islice(named, size)):
         yield batch
@@ -151,12 +149,12 @@ def _ask(view: View, answerer: Answerer, questions: Sequence[Example]) -> Answer
 
 
 def _elect(voters: Mapping[View, Answers], n: int, each: int, by_value: bool) -> dict[str, Any]:
-    """Returns the vote on the answers to row `n`, of which there are `each` for every view."""
-    every: list[dict[str, Any]] = []
+    """Returns the vote on row `n`; each view gives `each` answers per row."""
+    samples: list[dict[str, Any]] = []
     for view, given in voters.items():
         for i in range(n * each, (n + 1) * each):
-            said = {"label": given.answers[i], "log_prob": float(given.log_probs[i])}
+            sample = {"label": given.answers[i], "log_prob": float(given.log_probs[i])}
             how = {} if view.path == "label" else {"path": view.path, "text": given.texts[i]}
-            every.append(said | how)
-    label, share = vote([said["label"] for said in every], [said["log_prob"] for said in every], by_value)
-    return {"label": label, "votes": share, "samples": every}
+            samples.append(sample | how)
+    label, share = vote([one["label"] for one in samples], [one["log_prob"] for one in samples], by_value)
+    return {"label": label, "votes": share, "samples": samples}

@@ -1,4 +1,4 @@
-"""What a student is worth on a data set: accuracy, calibration, every prediction; `cot_jax.evaluate`."""
+"""Evaluation of a student on a data set: accuracy, calibration, every prediction; `cot_jax.evaluate`."""
 
 import dataclasses
 import importlib.util
@@ -48,13 +48,13 @@ from cot_jax.training.saved import (
 # A task with more distinct labels than this is not a classification.
 _MOST_LABELS = 20
 
-# HellaSwag by the likelihood of its endings, which is not the task `hellaswag`.
+# HellaSwag by the likelihood of its endings; not the task `hellaswag`.
 _LIKELIHOOD = "hellaswag_likelihood"
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is measured: the flags of `cot_jax.evaluate`, which says what each means."""
+    """The flags of `cot_jax.evaluate`, whose --help explains them."""
 
     run: Path
     split: str = "test"
@@ -82,16 +82,16 @@ class Options:
         if self.chat not in ("", "auto", "plain", "template"):
             raise UserError(f"--chat={self.chat}: must be auto, plain or template")
         if min(self.samples, self.seed, self.limit, self.shots or 0, self.max_new_tokens) < 0:
-            raise UserError("--samples, --seed, --limit, --shots and --max_new_tokens are not negative")
+            raise UserError("--samples, --seed, --limit, --shots and --max_new_tokens must not be negative")
         if not self.temperature > 0:
-            raise UserError("--temperature is above 0")
+            raise UserError("--temperature must be above 0")
         if not self.samples and (self.paths or self.temperature != 1):
-            raise UserError("--paths and --temperature are for draws: say how many with --samples")
+            raise UserError("--paths and --temperature need --samples")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Confidence:
-    """A student's confidence in its own answers: (N,) each, and (N, L) where it chose among labels."""
+    """A student's confidence in its answers: (N,) each; log_probs (N, L) if it chose among labels."""
 
     confidence: np.ndarray
     correct: np.ndarray
@@ -101,7 +101,7 @@ class _Confidence:
 
 @dataclasses.dataclass(frozen=True)
 class _Answered:
-    """A split, its answers, and every kind of confidence in them."""
+    """A split, the student's answers, and its confidence in them, by kind."""
 
     examples: Sequence[Example]
     answers: Answers
@@ -110,16 +110,16 @@ class _Answered:
 
 
 def evaluate(options: Options, student: Saved | None = None) -> dict[str, Any]:
-    """Asks a student, writes evaluation.json, predictions.jsonl and pictures, and prints a summary.
+    """Evaluates a student; writes evaluation.json, predictions.jsonl and plots, and prints a summary.
 
     Args:
-      student: that of `options.run`, where it has been read already.
+      student: the student of `options.run`, if it is loaded already.
 
     Returns:
-      What evaluation.json says.
+      The content of evaluation.json.
 
     Raises:
-      UserError: options that are not for this student or this data, or files that are missing.
+      UserError: options do not suit this student or this data, or files are missing.
     """
     keep_compiled()
     if options.task == _LIKELIHOOD:
@@ -131,17 +131,15 @@ def evaluate(options: Options, student: Saved | None = None) -> dict[str, Any]:
 
 
 def _directory(options: Options, name: str) -> Path:
-    """Where files go, of a data set, a split and a way of asking with this `name`."""
+    """Returns the output directory; `name` stands for data set, split and prompting."""
     return Path(options.output) if options.output else options.run / "evaluation" / name
 
 
 def _load(options: Options, student: Saved | None) -> tuple[Saved, Splits]:
-    """The student, and the data set whose questions it is asked."""
+    """Returns the student, and the data set to evaluate on."""
     if is_pretrained(options.run):
         if not options.task:
-            raise UserError(
-                f"{options.run} was not trained here: say what to ask it with --task=T --root=DIR"
-            )
+            raise UserError(f"{options.run} was not trained here: give its data set with --task=T --root=DIR")
         config = Config()
         data = dataclasses.replace(config.data, chat=options.chat or "auto")
         config = dataclasses.replace(config, data=_asked_data(data, options))
@@ -150,8 +148,8 @@ def _load(options: Options, student: Saved | None) -> tuple[Saved, Splits]:
         return saved, _limited(splits, options.limit)
     if options.shots is not None or options.chat:
         raise UserError(
-            f"--shots and --chat are for a pretrained model, which {options.run} is not: a student is "
-            "asked as it was trained"
+            f"--shots and --chat are for pretrained models; {options.run} is a student, which is prompted as "
+            "in training: leave them out"
         )
     saved = student or load(options.run)
     data = _asked_data(saved.config.data, options)
@@ -160,7 +158,7 @@ def _load(options: Options, student: Saved | None) -> tuple[Saved, Splits]:
 
 
 def _with_longest(saved: Saved, most: int) -> Saved:
-    """With `most` tokens to answer in; 0 leaves it as it is."""
+    """Returns the student with `most` as its longest answer; 0: unchanged."""
     evaluation = saved.config.evaluation
     evaluation = dataclasses.replace(evaluation, max_new_tokens=most or evaluation.max_new_tokens)
     return dataclasses.replace(saved, config=dataclasses.replace(saved.config, evaluation=evaluation))
@@ -175,18 +173,18 @@ def _asked_data(data: DataConfig, options: Options) -> DataConfig:
 
 
 def _limited(splits: Splits, limit: int) -> Splits:
-    """With the first questions of validation and test only; 0 is all."""
+    """Returns the first `limit` questions of validation and test; 0: all."""
     most = limit or None
     return dataclasses.replace(splits, valid=splits.valid[:most], test=splits.test[:most])
 
 
 def _evaluate(saved: Saved, splits: Splits, options: Options, directory: Path) -> dict[str, Any]:
     if not getattr(splits, options.split):
-        raise UserError(f"task={splits.task} has no {options.split} set: take --split=test")
+        raise UserError(f"task={splits.task} has no {options.split} set: use --split=test")
     labels, interpreter = _closed_labels(splits), make_interpreter(options.sandbox)
     asked = _ask(saved, splits, options.split, labels)
-    # Temperatures are fitted where the student was chosen, never where it is judged; one that was not trained
-    # was not chosen, and is asked half as much.
+    # Temperatures are fitted on the split that selected the student, never on the one that tests it. A
+    # pretrained model was not selected; skipping its validation set halves the cost.
     fits = options.split == "test" and splits.valid and not saved.prompted
     fitted_on = _ask(saved, splits, "valid", labels) if fits else None
     low, high = bootstrap_interval(asked.correct)
@@ -237,16 +235,16 @@ def _evaluate(saved: Saved, splits: Splits, options: Options, directory: Path) -
     if importlib.util.find_spec("matplotlib"):
         written += _draw(evaluation, asked, fitted_on, directory)
     else:
-        print("no pictures: pip install 'cot-jax[plots]'", file=sys.stderr)
+        print("no plots: pip install 'cot-jax[plots]'", file=sys.stderr)
     print(f"written to {directory}: {', '.join(written)}")
     return evaluation
 
 
 def _compare_endings(options: Options) -> dict[str, Any]:
-    """Prints and writes how often the right ending of HellaSwag is the most probable."""
+    """Measures how often the correct ending of HellaSwag is the most likely; as `evaluate`."""
     for name in ("shots", "chat", "samples", "max_new_tokens", "mutual_information", "sandbox"):
         if getattr(options, name):
-            raise UserError(f"--{name}: of --task={_LIKELIHOOD} texts are read as they are; leave it out")
+            raise UserError(f"--{name} does not apply to --task={_LIKELIHOOD}: leave it out")
     untrained = is_pretrained(options.run)
     saved = read_pretrained(options.run, Config()) if untrained else load(options.run)
     if not (root := options.root or saved.config.data.root):
@@ -293,7 +291,7 @@ def _compare_endings(options: Options) -> dict[str, Any]:
 
 
 def _closed_labels(splits: Splits) -> list[str] | None:
-    """The labels of a classification; None where answers are open."""
+    """Returns the labels of a classification; None for open answers."""
     if splits.label_set:
         return list(splits.label_set)
     labels = {example.label.strip() for example in (*splits.train, *splits.valid, *splits.test)}
@@ -323,7 +321,7 @@ def _ask(saved: Saved, splits: Splits, split: str, labels: Sequence[str] | None)
 
 
 def _answer(saved: Saved, view: View, examples: Sequence[Example], **draws: Any) -> Answers:
-    """Returns greedy answers, or as the run's config asks for; `draws` as in `Answerer`."""
+    """Returns answers, decoded as the run's config says or as `draws`, options of `Answerer`, say."""
     evaluation = saved.config.evaluation
     answerer = Answerer(
         saved,
@@ -345,7 +343,7 @@ def _correct(answers: Sequence[str], examples: Sequence[Example], by_value: bool
 def _paths(
     saved: Saved, asked: _Answered, written: Mapping[View, Answers], by_value: bool
 ) -> dict[str, dict[str, Any]]:
-    """The accuracy of every single path, where there are several, and how many texts answer nothing."""
+    """Returns the accuracy of each path, if there are several, and how many texts give no answer."""
     given = {view: answers for view, answers in written.items() if view.path}
     paths = {}
     for view, answers in {saved.views[0]: asked.answers, **given}.items():
@@ -361,7 +359,7 @@ def _paths(
 def _votes(
     saved: Saved, asked: _Answered, by_value: bool, interpreter: Interpreter, options: Options
 ) -> dict[str, Any]:
-    """The accuracy of 1, 2, ... samples' vote, of each path by itself and of all together."""
+    """Returns the accuracy of votes of 1, 2, ... samples, for each path and for all together."""
     reasoned = [path for path in saved.paths if path != "label"]
     chosen = saved.choose(options.paths or reasoned or [*saved.paths])
     draws = {"samples": options.samples, "sampling": Sampling(options.temperature), "seed": options.seed}
@@ -388,15 +386,15 @@ def _votes(
 
 
 def _information(saved: Saved, splits: Splits, examples: Sequence[Example]) -> dict[str, float]:
-    """The InfoNCE bound between label side and rationale side, and what it was measured with."""
+    """Returns the InfoNCE bound between label and rationale view, and the sizes behind it."""
     views = [view for view in saved.views if view.term in ("label", "rationale")]
     if len(views) != 2:
         raise UserError(
             "--mutual_information compares a label view with a rationale view; "
-            f"method={saved.config.objective.method} has not both"
+            f"method={saved.config.objective.method} does not have both"
         )
     if not splits.train:
-        raise UserError(f"--mutual_information trains on a training set, which task={splits.task} has not")
+        raise UserError(f"--mutual_information needs a training set; task={splits.task} has none")
     batch_size = -(-saved.config.evaluation.batch_size // jax.device_count()) * jax.device_count()
     train, held_out = (
         tokenize(views, some, saved.format, saved.config.data).views for some in (splits.train, examples)
@@ -471,7 +469,7 @@ def _summary(evaluation: dict[str, Any]) -> list[str]:
             lines.append(f"  {name} {value:.3f}{interval}")
     if evaluation["by_value"] and "unmarked_answers" in evaluation:
         share = 100 * evaluation["unmarked_answers"]
-        lines.append(f"  {share:.2f} % of the answers are the last number of a text that marks none")
+        lines.append(f"  {share:.2f} % of the answers are unmarked: the last number was taken")
     for row in evaluation.get("per_class", ()):
         lines.append(
             f"  {row['label']}: precision {row['precision']:.3f}, recall {row['recall']:.3f}, "
@@ -489,7 +487,7 @@ def _summary(evaluation: dict[str, Any]) -> list[str]:
                 f"{found['temperature']:.2f} fitted on validation"
             )
             if calibration.at_limit(found["temperature"]):
-                line += " (an end of its range: the fit has no optimum)"
+                line += " (limit of the range: the fit has no optimum)"
         lines.append(line)
     for path, found in evaluation.get("paths", {}).items():
         low, high = found["accuracy_interval_95"]
@@ -505,15 +503,15 @@ def _summary(evaluation: dict[str, Any]) -> list[str]:
             lines.append(f"vote of {name}, samples of each path: {shown}" + _nothing(nothing))
     if found := evaluation.get("mutual_information"):
         lines.append(
-            f"mutual information of label and rationale side: at least {found['nats']:.2f} nats (InfoNCE, "
-            f"which can show {found['most_nats']:.2f}; {found['held_out_pairs']} pairs)"
+            f"mutual information of label and rationale view: at least {found['nats']:.2f} nats (InfoNCE, "
+            f"at most {found['most_nats']:.2f} with {found['held_out_pairs']} pairs)"
         )
     return lines
 
 
 def _nothing(failures: dict[str, int]) -> str:
     why = ", ".join(f"{reason} {count:,}" for reason, count in failures.items())
-    return f"; {sum(failures.values()):,} answer nothing ({why})" if failures else ""
+    return f"; {sum(failures.values()):,} without an answer ({why})" if failures else ""
 
 
 def _draw(

@@ -1,4 +1,4 @@
-"""Checkpoints: the newest states, to resume from, and the parameters best on validation."""
+"""Checkpoints: the latest states, to resume from, and the best parameters on validation."""
 
 import json
 import logging
@@ -22,12 +22,12 @@ from cot_jax.training.console import say
 from cot_jax.training.mesh import another_was_lost, leads
 from cot_jax.training.step import TrainState
 
-SUMS = "crc32.json"  # in a checkpoint: the checksum of every file that the arrays are read from
-# Orbax ends a save that takes longer by the clock of the wall, which may be set in the middle of it.
+SUMS = "crc32.json"  # in a checkpoint: the checksum of every file with arrays
+# Orbax limits a save by wall-clock time, and the clock may be changed during it.
 _MONTH = 30 * 24 * 60 * 60
-_ITEM = "default"  # where Orbax keeps what is saved; named, lest it guess from whatever lies beside it
+_ITEM = "default"  # the item's name; without one, Orbax guesses from the files beside it
 
-# Of several reads that fail Orbax takes one error; asyncio would print the others, a traceback each.
+# If several reads fail, Orbax raises one error; asyncio would print a traceback for each of the others.
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
@@ -35,18 +35,18 @@ class Checkpoints:
     """Two train states under `directory/latest`, one set of parameters under `directory/best`.
 
     All but the first are written in the background, and each is complete or absent. Its files have checksums,
-    which are compared before it is read. The older state is there in case that the newer one is damaged. A
-    context manager; leaving it waits for what is being written.
+    which are verified before it is read. The older state is a fallback if the newer one is damaged. A context
+    manager; leaving it waits for pending writes.
 
     Raises:
-      UserError: at once, the best parameters are damaged; at the next call or on leaving, one could not be
-        written; those before it are whole.
+      UserError: at once, the best parameters are damaged; at the next call or on leaving, a write failed (the
+        earlier checkpoints are intact).
     """
 
     def __init__(self, directory: Path, *, clean: bool = False):
         """
         Args:
-          clean: whether to remove what a killed run left unfinished; only for the run that writes here.
+          clean: whether to remove the unfinished files of a killed run; only for the run that writes here.
         """
         self._latest = _manager(directory.absolute() / "latest", max_to_keep=2, cleanup_tmp_directories=clean)
         best = directory.absolute() / "best"
@@ -57,9 +57,9 @@ class Checkpoints:
                 best_fn=lambda metrics: _rank(_only(metrics)),
                 cleanup_tmp_directories=clean,
             )
-            if clean and self.best:  # now, and not when training has come to its end
+            if clean and self.best:  # now, rather than at the end of training
                 _verify(best / str(self.best[0]))
-        except Exception as error:  # whatever Orbax raises for a file that is no JSON
+        except Exception as error:  # whatever Orbax raises for an invalid file
             raise _unreadable_best(best, error) from None
 
     def __enter__(self) -> "Checkpoints":
@@ -79,28 +79,28 @@ class Checkpoints:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """Step and selecting metric of the best parameters; None before the first evaluation.
+        """Step and selection metric of the best parameters; None before the first evaluation.
 
         Raises:
           UserError: they cannot be read.
         """
         _wait(self._best)
-        step = self._best.best_step()  # of those with a metric: other directories may have come between
+        step = self._best.best_step()  # only steps with a metric: there may be foreign directories
         return None if step is None else (step, _only(self._best.metrics(step)))
 
     def save(self, step: int, state: TrainState) -> None:
-        """Makes `state` the one to resume from."""
+        """Saves `state` as the one to resume from."""
         first = self.latest_step is None
-        _wait(self._best)  # else a run killed now would resume without the best of an earlier step
+        _wait(self._best)  # otherwise a run killed now would resume without its best parameters
         _save(self._latest, step, state)
-        if first:  # so that later rows of metrics tell that there was one
+        if first:  # so that later rows of metrics imply that a checkpoint exists
             _wait(self._latest)
 
     def save_if_best(self, step: int, params: Params, value: float, metric: str = "valid/accuracy") -> int:
-        """Keeps `params` if they are better than the best so far; the earlier one of equals stays.
+        """Keeps `params` if they are better than the best so far; in a tie the earlier ones stay.
 
         Returns:
-          The step of the best.
+          The step of the best parameters.
         """
         best = self.best
         if best and not _rank(value) > _rank(best[1]):
@@ -109,18 +109,18 @@ class Checkpoints:
         return step
 
     def restore_latest(self, like: TrainState) -> TrainState:
-        """Returns the newest state that can be read; `like` has its shapes and shardings.
+        """Returns the latest readable state; `like` has its shapes and shardings.
 
-        One that cannot is reported, and deleted once an older one was read, so that it is written again.
+        An unreadable one is reported, and deleted once an older one was read, so that it is written again.
 
         Raises:
-          UserError: there are checkpoints, but none can be read.
+          UserError: there are checkpoints, but none is readable.
         """
         unreadable = []
         for step in sorted(self._latest.all_steps(), reverse=True):
             try:
                 state = _restore(self._latest, step, like)
-            except Exception as error:  # whatever Orbax raises for a file that is cut or missing
+            except Exception as error:  # whatever Orbax raises for a truncated or missing file
                 if another_was_lost(error):
                     raise
                 say(f"{self._latest.directory / str(step)} cannot be read ({first_line(error)})")
@@ -130,12 +130,12 @@ class Checkpoints:
                 self._latest.delete(damaged)
             return state
         raise UserError(
-            f"{self._latest.directory}: no checkpoint can be read, for the reasons above; put one back, or "
+            f"{self._latest.directory}: no checkpoint can be read, for the reasons above; restore one, or "
             "choose another --workdir to train from the start"
         )
 
     def restore_best(self, like: Params) -> Params:
-        """Returns the parameters best on validation.
+        """Returns the best parameters on validation.
 
         Raises:
           UserError: they cannot be read.
@@ -149,11 +149,11 @@ class Checkpoints:
 
 
 def _manager(directory: Path, **options) -> ocp.CheckpointManager:
-    """Returns what keeps the checkpoints of `directory`; before one is complete it has its `SUMS`."""
+    """Returns the manager of `directory`; each checkpoint gets its SUMS before it is complete."""
 
     def add_sums():
         for unfinished in directory.glob("*.orbax-checkpoint-tmp*"):
-            # But for those beside them, which Orbax completes later: no array depends on them.
+            # Not the files at the top, which Orbax completes later: no array depends on them.
             files = (path for path in sorted(unfinished.glob("*/**/*")) if path.is_file())
             sums = {str(path.relative_to(unfinished)): _crc32(path) for path in files}
             (unfinished / SUMS).write_text(json.dumps(sums))
@@ -165,7 +165,7 @@ def _manager(directory: Path, **options) -> ocp.CheckpointManager:
             async_options=ocp.AsyncOptions(
                 timeout_secs=_MONTH,
                 post_finalization_callback=add_sums,
-                create_directories_asynchronously=False,  # they are waited for by that clock, too
+                create_directories_asynchronously=False,  # Orbax waits for them by the wall clock, too
             ),
             **options,
         ),
@@ -183,12 +183,12 @@ def _crc32(path: Path) -> int:
 def _verify(checkpoint: Path) -> None:
     """
     Raises:
-      ValueError: a file of `checkpoint` is not as it was written. Of several processes each reads some of the
-        files, and all of them raise.
+      ValueError: a file of `checkpoint` has changed since it was written. With several processes, each checks
+        some of the files, and all raise.
     """
     if not (checkpoint / SUMS).exists():
         if leads():
-            note = f"note: {checkpoint} is older than {SUMS}: whether it is damaged is not known"
+            note = f"note: {checkpoint} is older than {SUMS}: cannot check it for damage"
             print(note, file=sys.stderr)
         return
     sums = sorted(read_json(checkpoint / SUMS).items())
@@ -200,19 +200,19 @@ def _verify(checkpoint: Path) -> None:
     if jax.process_count() > 1:
         damaged = int(np.max(multihost_utils.process_allgather(np.int32(damaged))))
     if damaged >= 0:
-        raise ValueError(f"{sums[damaged][0]} is damaged: its checksum is not the one in {SUMS}")
+        raise ValueError(f"{sums[damaged][0]} is damaged: its checksum differs from {SUMS}")
 
 
 def _unreadable_best(path: Path, error: Exception) -> Exception:
     if another_was_lost(error):
         return error
     return UserError(
-        f"{path} cannot be read ({first_line(error)}); put it back, or train again with another --workdir"
+        f"{path} cannot be read ({first_line(error)}); restore it, or train again with another --workdir"
     )
 
 
 def best_of(values: Mapping[int, float]) -> int:
-    """Returns the step with the highest value, the earlier one of equals; NaN is below all others."""
+    """Returns the step with the highest value, the earliest in a tie; NaN ranks below all numbers."""
     return max(sorted(values), key=lambda step: _rank(values[step]))
 
 
@@ -226,13 +226,13 @@ def _only(metrics: dict[str, float]) -> float:
 
 
 def _save(manager: ocp.CheckpointManager, step: int, tree: Any, **more) -> None:
-    """Begins to write, unless there is too little room: Orbax would find out in pages of tracebacks."""
+    """Starts a save, after checking for free space: Orbax would fail with pages of tracebacks."""
     _wait(manager)
     needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
     if (free := shutil.disk_usage(manager.directory).free) < needed:
         raise UserError(
             f"{manager.directory}: the checkpoint of step {step} needs {needed / 2**20:.1f} MiB, "
-            f"{free / 2**20:.1f} are free; make room and run the same command again"
+            f"{free / 2**20:.1f} are free; free some space and run the same command again"
         )
     try:
         saved = manager.save(step, args=ocp.args.Composite(**{_ITEM: ocp.args.StandardSave(tree)}), **more)
@@ -240,15 +240,15 @@ def _save(manager: ocp.CheckpointManager, step: int, tree: Any, **more) -> None:
         raise _unwritten(manager, error) from None
     if not saved:
         raise UserError(
-            f"{manager.directory}: step {step} is not saved because there is a later one, "
-            f"{manager.latest_step()}; move that away and run the same command again"
+            f"{manager.directory}: step {step} is not saved because there is a later step, "
+            f"{manager.latest_step()}; move it away and run the same command again"
         )
 
 
 def _wait(manager: ocp.CheckpointManager) -> None:
     try:
         manager.wait_until_finished()
-    except Exception as error:  # of tensorstore or the file system, from another thread
+    except Exception as error:  # from tensorstore or the file system, in another thread
         raise _unwritten(manager, error) from None
 
 

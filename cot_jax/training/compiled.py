@@ -1,4 +1,4 @@
-"""Compiled programs: ready before they are needed, and kept after the run."""
+"""Compiled programs: compiled ahead of use, and cached across runs."""
 
 import functools
 import os
@@ -16,13 +16,13 @@ from cot_jax.batch import Batch
 from cot_jax.training.console import say
 from cot_jax.training.step import Frozen, Metrics, TrainState
 
-# XLA's library YNNPACK gets the matrix products and nothing else: a small student's step then takes 0.7 of
-# the time (docs/performance.md). Experimental: an XLA that does not know it compiles without.
+# XLA uses the library YNNPACK for matrix products only: a small student's step then takes 0.7 of the time
+# (docs/performance.md). Experimental: an XLA without this option compiles without it.
 _CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
 
 
 def compiler_options(backend: str) -> dict[str, str]:
-    """What `jax.jit` takes as `compiler_options` of training steps on a platform, e.g. "cpu"."""
+    """Returns `compiler_options` of `jax.jit` for training steps on a platform, e.g. "cpu"."""
     return _CPU if backend == "cpu" and _knows_cpu_options() else {}
 
 
@@ -36,10 +36,10 @@ def _knows_cpu_options() -> bool:
 
 
 def keep_compiled() -> None:
-    """Lets a later run of the same shapes, on this machine, start without compiling them again.
+    """Caches compiled programs on disk, so that later runs with the same shapes start at once.
 
-    The programs go to JAX_COMPILATION_CACHE_DIR where that is set, else to the user's cache directory. They
-    are this machine's own: XLA compiles for the processor at hand, which JAX's key does not contain.
+    The cache is JAX_COMPILATION_CACHE_DIR if set, else in the user's cache directory. It is per machine: XLA
+    compiles for the local processor, which is not part of JAX's cache key.
     """
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
@@ -48,17 +48,17 @@ def keep_compiled() -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        print(f"{directory} cannot be written ({error.strerror}): every run compiles anew", file=sys.stderr)
+        print(f"{directory} cannot be written ({error.strerror}): every run recompiles", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(directory))
 
 
 class CompiledAhead:
-    """A jitted train step whose programs are made in the background, in the order in which they come.
+    """A jitted train step whose programs compile in the background, in the order of their first use.
 
-    The first loss is seen as soon as its own program is ready, the others are compiled meanwhile: a thread
-    of Python suffices, XLA lets go of the interpreter. One that nobody foresaw is made when its batch comes.
-    A context manager; leaving it waits for the program in work and makes no more.
+    Training starts as soon as its first program is ready. One Python thread suffices: XLA releases the
+    interpreter lock. An unforeseen program is compiled when its batch comes. A context manager; leaving it
+    waits for the current compilation and cancels the others.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class CompiledAhead:
         Args:
           step: of (state, batch, frozen).
           state: its shapes and shardings.
-          batches: those of one batch of every shape, by name, the first to come first.
-          frozen: parameters that are not trained, on the mesh.
+          batches: shapes and shardings of one batch of every shape, by name, in order of first use.
+          frozen: frozen parameters, on the mesh.
         """
         self._pool, self._frozen = ThreadPoolExecutor(1), frozen
 

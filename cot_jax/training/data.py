@@ -1,4 +1,4 @@
-"""From a config to data: the splits, the format of their texts, and the examples that are learned from."""
+"""From a config to data: splits, text format and training examples."""
 
 import dataclasses
 import tempfile
@@ -18,19 +18,19 @@ from cot_jax.text import codec, formats
 from cot_jax.text.formats import Format
 from cot_jax.training.encoding import learned, training_label
 
-# Room for every word of the generated problems as one piece, which is about 200.
+# Enough for every word of the generated problems, about 200, as one piece.
 _WORD_PROBLEM_PIECES = 512
 
 
 def load_splits(data: DataConfig, seed: int, kind: str = "") -> tasks.Splits:
-    """Returns the data set that `data` names.
+    """Returns the configured data set.
 
     Args:
-      kind: what the student reads, a key of `formats.FORMATS`; all but "classes" read one text
-        (`tasks.as_text`), which is also the default.
+      kind: the student's format, a key of `formats.FORMATS`; all but "classes" read one text
+        (`tasks.as_text`), as does the default.
 
     Raises:
-      UserError: files that are missing or do not fit.
+      UserError: files are missing or malformed.
     """
     if data.task == "word_problems":
         problems = word_problems.splits(seed=seed, **dataclasses.asdict(data.word_problems))
@@ -53,10 +53,10 @@ def _require_root(data: DataConfig) -> None:
 
 
 def require_sources(config: Config) -> None:
-    """Checks, before any file is read, that the config names data and a tokenizer where it needs them.
+    """Checks, before any file is read, that the config names its data and tokenizer.
 
     Raises:
-      UserError: one of them is not named.
+      UserError: one of them is missing.
     """
     _require_root(config.data)
     if config.data.task != "word_problems" and not (config.model.tokenizer or config.model.pretrained):
@@ -69,10 +69,10 @@ def require_sources(config: Config) -> None:
 def load_format(
     model: ModelConfig, data: DataConfig, splits: tasks.Splits, method: Sequence[View], kind: str
 ) -> Format:
-    """Returns the format of the configured tokenizer, or of one that is trained on word problems.
+    """Returns the format with the configured tokenizer, or one trained on word problems.
 
     Args:
-      kind: what the student reads, a key of `formats.FORMATS`.
+      kind: the student's format, a key of `formats.FORMATS`.
 
     Raises:
       UserError: there is no tokenizer, or it does not suit the format.
@@ -82,22 +82,22 @@ def load_format(
         return formats.load(source, kind, data.chat, classes)
     if data.chat == "template":
         raise UserError(
-            "config.data.chat=template: the tokenizer that is trained on word problems has no chat template; "
-            "take plain, or a model that has one with --config.model.pretrained=DIR"
+            "config.data.chat=template: the tokenizer trained on word problems has no chat template; use "
+            "plain, or a model with a template (--config.model.pretrained=DIR)"
         )
     return _train_format(splits, method, kind)
 
 
 def _classes(splits: tasks.Splits, method: Sequence[View]) -> dict[str, Any]:
-    """What a format of classes knows of the data.
+    """Returns what a format of classes needs to know about the data.
 
     Raises:
-      UserError: the method writes more than a label, or there is no closed set of labels.
+      UserError: the method writes more than a label, or labels are not a closed set.
     """
     if any(view.term != "label" for view in method):
         label_only = [name for name, its in views.METHODS.items() if all(v.term == "label" for v in its)]
         raise UserError(
-            "the student is an encoder: it chooses a label and writes no rationale or program; take "
+            "the student is an encoder: it chooses a label and writes no rationale or program; use "
             f"--config.objective.method={' or '.join(label_only)}"
         )
     labels = closed_labels(splits, "the student is an encoder, which chooses among labels")
@@ -107,19 +107,19 @@ def _classes(splits: tasks.Splits, method: Sequence[View]) -> dict[str, Any]:
         if len(example.parts) != parts:
             raise UserError(
                 f"task={splits.task}: the input of {example.id} has {len(example.parts)} texts, that of "
-                f"{examples[0].id} has {parts}: an encoder needs the same number of all"
+                f"{examples[0].id} has {parts}: an encoder needs the same number in all rows"
             )
     return {"labels": labels, "parts": parts, "multiple_choice": splits.multiple_choice}
 
 
 def closed_labels(splits: tasks.Splits, why: str) -> tuple[str, ...]:
-    """Returns the labels of a classification: the task's own or, where it defines none, the training split's.
+    """Returns the labels of a classification: the task's or, if it defines none, the training split's.
 
     Args:
-      why: they are needed, for the error.
+      why: the reason for the need, for the error message.
 
     Raises:
-      UserError: answers are open, there is one label only, or an example has another one.
+      UserError: answers are open, there is only one label, or an example has an unknown one.
     """
     if splits.by_value:
         raise UserError(f"{why}, but those of task={splits.task} are equations, an open set")
@@ -129,7 +129,7 @@ def closed_labels(splits: tasks.Splits, why: str) -> tuple[str, ...]:
     for example in (*splits.train, *splits.valid, *splits.test):
         if example.label.strip() not in labels:
             raise UserError(
-                f"{why}, but {example.label!r}, that of {example.id}, is none of {', '.join(labels)}"
+                f"{why}, but the label of {example.id}, {example.label!r}, is not one of {', '.join(labels)}"
             )
     return labels
 
@@ -156,7 +156,7 @@ def _train_format(splits: tasks.Splits, method: Sequence[View], kind: str) -> Fo
 def training_examples(
     config: Config, splits: tasks.Splits, method: Sequence[View]
 ) -> tuple[tuple[Example, ...], list[str]]:
-    """Returns the configured share of the training split without what teaches nothing, and lines to report.
+    """Returns the configured share of the training split, without examples that teach nothing, and a report.
 
     Raises:
       UserError: nothing is left.
@@ -164,14 +164,14 @@ def training_examples(
     data, report = config.data, []
     if not splits.train:
         raise UserError(
-            f"config.data.task={data.task} has a test set only: train on another task and ask its questions "
-            f"with `python -m cot_jax.evaluate RUN --task={data.task}`"
+            f"config.data.task={data.task} has a test set only: train on another task and evaluate with "
+            f"`python -m cot_jax.evaluate RUN --task={data.task}`"
         )
     examples = list(splits.train)
     keep = round(data.train_fraction * len(examples))
     keep = min(keep, data.max_train_examples or keep)
     if keep < len(examples):
-        # The smaller of two shares is part of the larger one.
+        # A smaller share is a subset of a larger one.
         chosen = np.sort(np.random.default_rng(config.seed).permutation(len(examples))[:keep])
         examples = [examples[i] for i in chosen]
         report.append(f"train: {keep} of {len(splits.train)} examples kept by config.data")
@@ -192,16 +192,16 @@ def training_examples(
     if not teachable:
         raise UserError(
             f"config.objective.method={config.objective.method} has no training example: the data has no "
-            f"{data.label_source} labels or rationales that it could learn from"
+            f"{data.label_source} labels or rationales to learn from"
         )
     if data.label_source == "teacher" and not any(has[method[0].name]):
         raise UserError(
-            "config.data.label_source=teacher, but no training example has a teacher's label to learn: add "
-            "them with config.data.teacher=FILE, or take gold"
+            "config.data.label_source=teacher, but no training example has a teacher's label: add them with "
+            "config.data.teacher=FILE, or use gold"
         )
     if not any(has.get("program", [True])):
         raise UserError(
             f"config.objective.method={config.objective.method} learns from programs, but no training "
-            "example has one that answers right: add them to the data, or take another method"
+            "example has a correct one: add them to the data, or use another method"
         )
     return tuple(teachable), report

@@ -13,7 +13,7 @@ from cot_jax.text.formats import Format
 
 
 class Tokenized(NamedTuple):
-    """Token ids of examples through every view, and lines for the user."""
+    """Token ids of examples by view, and lines for the user."""
 
     views: dict[str, TokenizedView]
     report: list[str]
@@ -24,18 +24,18 @@ def training_label(example: Example, label_source: str) -> str | None:
 
 
 def learned(view: View, example: Example, label_source: str) -> tuple[str, ...]:
-    """Returns the targets that `view` has of an example; () where it lacks what the view reads or writes."""
+    """Returns the targets of an example in `view`; () if the example lacks what the view reads or writes."""
     if view.reads(example) is None:
         return ()
     return view.writes(example, training_label(example, label_source))
 
 
 def fit(format: Format, method: Sequence[View], examples: Sequence[Example], data: DataConfig) -> Format:
-    """Returns the format for the targets that the method learns of the training examples."""
+    """Returns the format, adapted to the training targets of the method."""
     targets = {
         view.name: [text for example in examples for text in learned(view, example, data.label_source)]
         for view in method
-        # With its parser the released code trains on unknown tokens.
+        # The released code, with the reference parser, trains on unknown tokens.
         if view.term == "program" or data.parser == "corrected"
     }
     return format.fit(targets, [view.name for view in method if view.term == "program"])
@@ -44,11 +44,11 @@ def fit(format: Format, method: Sequence[View], examples: Sequence[Example], dat
 def tokenize(
     method: Sequence[View], examples: Sequence[Example], format: Format, data: DataConfig
 ) -> Tokenized:
-    """Returns the examples' token ids through every view, and what was cut or unknown."""
+    """Returns the examples' token ids by view, and a report of cut texts and unknown tokens."""
     tokenized, report = {}, []
     for view in method:
         targets = [learned(view, example, data.label_source) for example in examples]
-        # What a view lacks becomes an empty sequence, which no loss counts.
+        # A missing input or target becomes an empty sequence, which no loss counts.
         questions = [
             view.reads(example) if its else None for example, its in zip(examples, targets, strict=True)
         ]
@@ -65,9 +65,9 @@ def tokenize(
 def encode_questions(
     view: View, examples: Sequence[Example], format: Format, most: int
 ) -> tuple[Ragged, str]:
-    """Returns the inputs of `view` for answering, and a line that says what was counted.
+    """Returns the inputs of `view` for inference, and a line of counts.
 
-    An example that lacks part of the view's input is still a question: it is asked without that part.
+    An example that lacks part of the view's input is still a question: that part is left out.
     """
     read = [view.reads(example) for example in examples]
     asked = [parts or example.parts for parts, example in zip(read, examples, strict=True)]

@@ -1,4 +1,4 @@
-"""Answers in batches, written or chosen among labels."""
+"""Batched answers, generated or chosen among labels."""
 
 import collections
 import dataclasses
@@ -26,7 +26,7 @@ from cot_jax.models.weights import Params
 from cot_jax.text.formats import Format
 from cot_jax.training.mesh import by_example, group_count, leads, replicated, spread
 
-# Between lines that say how far a long evaluation is.
+# Between progress lines of a long evaluation.
 _TELL_SECONDS = 20.0
 
 # (params, questions of B = G * E examples) -> arrays (B, ...)
@@ -37,17 +37,17 @@ Generate = Callable[[Params, Tokens], tuple[jax.Array, jax.Array]]
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What a student wrote, in the order of the questions; where it drew several, they are next to another.
+    """A student's outputs, in the order of the questions; several samples of a question are adjacent.
 
     Attributes:
-      texts: N, all that was written.
-      answers: N, what they answer (`views.answer_of`); the texts of a view that answers nothing.
-      failures: how many answer nothing, by why.
-      log_probs: (N,) float32, of all that was written, the end included, under the student's distribution.
-        A view that writes a rationale before the answer has that in it, too.
-      lengths: (N,), how many tokens that is.
-      cut: how many of them had not ended at the most tokens allowed.
-      unmarked: how many answers were read where nothing marks them (`views.Reading`).
+      texts: N outputs.
+      answers: N, the answers in them (`views.answer_of`); the texts themselves for a view without answers.
+      failures: number of outputs without an answer, by reason.
+      log_probs: (N,) float32, of the whole output with its end token, under the student's distribution. The
+        rationale before an answer is part of it.
+      lengths: (N,), tokens of the output.
+      cut: number of outputs that reached the token limit.
+      unmarked: number of answers read without a mark (`views.Reading`).
     """
 
     texts: list[str]
@@ -62,7 +62,7 @@ class Answers:
 def make_generate(student: Student, mesh: Mesh, most: int, beams: int) -> Generate:
     """Returns the jitted (params, questions) -> (tokens (B, most), log_prob_B).
 
-    They are greedy or, with several beams, the best of a beam search.
+    Decoding is greedy, or with several beams the best of a beam search.
     """
 
     def generate(params, questions):
@@ -81,7 +81,7 @@ def make_sample(
 ) -> Generate:
     """Returns the jitted (params, questions) -> (tokens_BKT, log_prob_BK) of K samples.
 
-    They are a function of question and seed, whatever else is asked and in whatever order.
+    They are a function of question and seed, independent of other questions and of their order.
     """
 
     def sample(params, questions):
@@ -93,7 +93,7 @@ def make_sample(
 
 
 def _hash(questions: Tokens) -> jax.Array:
-    """(B,) uint32 of each question's tokens and their order, however many of them are a prefix."""
+    """(B,) uint32, a hash of each question's tokens and positions, however many of them are a prefix."""
 
     def terms(ids, position):
         return mix(jnp.asarray(ids).astype(jnp.uint32) + mix(position.astype(jnp.uint32)))
@@ -119,9 +119,9 @@ def make_score(student: Student, mesh: Mesh, labels: Ragged) -> Ask:
 
 
 def make_choose(student: Student, mesh: Mesh, labels: Ragged) -> Generate:
-    """Returns the jitted (params, questions) -> (tokens_BT, log_prob_B) of a label each.
+    """Returns the jitted (params, questions) -> (tokens_BT, log_prob_B) of the most likely label.
 
-    It is the likeliest, not normalised by length: the labels are all there is to say.
+    Not normalised by length: the labels are the only possible answers.
     """
     ids_LT, length_L = _rectangle(labels, student.pad_id)
 
@@ -133,14 +133,14 @@ def make_choose(student: Student, mesh: Mesh, labels: Ragged) -> Generate:
 
 
 def _rectangle(labels: Ragged, pad_id: int) -> tuple[jax.Array, jax.Array]:
-    """The labels as rows (L, T), and their lengths: each is a group of its own."""
+    """Returns the labels as rows (L, T), and their lengths; each label is a group of its own."""
     L, T = len(labels), int(labels.lengths.max())
     tokens = labels.tokens(np.arange(L), (T, T), pad_id, groups=L)
     return jnp.asarray(tokens.ids), jnp.asarray(tokens.length[:, 0])
 
 
 def _jit(ask: Ask, mesh: Mesh) -> Ask:
-    """Returns `ask` jitted, parameters where they are, each group on its device, the result everywhere."""
+    """Returns `ask` jitted: parameters stay in place, each group is on its device, the result on all."""
     rows = by_example(mesh)
     jitted = jax.jit(ask, in_shardings=(None, rows), out_shardings=replicated(mesh))
     return lambda params, questions: jitted(params, spread(questions, rows))
@@ -156,14 +156,14 @@ def ask_all(
     shapes: np.ndarray,
     pad_id: int,
 ) -> Any:
-    """Returns what `ask` gives, NumPy arrays (N, ...) in the order of `questions`.
+    """Returns the results of `ask`, NumPy arrays (N, ...) in the order of `questions`.
 
     Args:
-      shapes: (shapes, 2), slots and width that batches may have, as `batches.question_shapes` gives them.
+      shapes: (shapes, 2), slots and widths of batches, as from `batches.question_shapes`.
     """
     groups = group_count(mesh)
     batches = list(evaluation_rows(questions.lengths, batch_size))
-    # Dispatched all at once: the device never waits for the host.
+    # All batches are dispatched at once: the device never waits for the host.
     given = []
     for rows in batches:
         shape = shapes[cheapest(shapes, needed(questions.lengths_of(rows), groups))]

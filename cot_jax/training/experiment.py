@@ -1,4 +1,4 @@
-"""From a config to what a run needs: examples, format, student, token ids, the loss of its method."""
+"""From a config to an experiment: examples, format, student, token ids and loss."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ from cot_jax.training.teachers import Loaded, Stored, load_teacher
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything a run reads; `report` says in plain lines what was counted on the way."""
+    """Everything a run reads; `report` lists the counts made while loading."""
 
     config: Config
     splits: tasks.Splits
@@ -35,7 +35,7 @@ class Experiment:
     student: Student
     pretrained: Params | None  # None: from scratch
     lora: Lora | None  # None: every parameter is trained
-    adapter: Params | None  # what LoRA starts from; None: a fresh one
+    adapter: Params | None  # the initial adapter; None: a fresh one
     views: tuple[View, ...]
     train_examples: tuple[Example, ...]
     tokenized: Mapping[str, TokenizedView]  # the training examples
@@ -44,7 +44,7 @@ class Experiment:
     report: tuple[str, ...]
 
     def batches(self, groups: int) -> Batches:
-        """The training batches in so many groups: data-parallel devices times micro-batches."""
+        """Returns the training batches; `groups`: data-parallel devices times micro-batches."""
         config, distillation = self.config, self.self_distillation
         terms = ("label", "rationale") if _reads_padding(config) else ()
         return Batches(
@@ -61,14 +61,14 @@ class Experiment:
         )
 
     def architecture(self) -> dict[str, Any]:
-        """The student's architecture and, for an adapter, the checksum of the pretrained weights."""
+        """Returns the student's architecture and, for an adapter, the checksum of the pretrained weights."""
         adapts = {}
         if self.lora and self.pretrained:
             adapts = {BASE: fingerprint(self.pretrained), LORA: self.lora.settings}
         return self.student.architecture() | adapts
 
     def checksum(self) -> int:
-        """The checksum of the training examples as they are learned."""
+        """Returns the checksum of the tokenized training examples."""
         crc = 0
         for view in self.tokenized.values():
             crc = view.checksum(crc)
@@ -81,7 +81,7 @@ class Experiment:
 
     @property
     def steps_an_epoch(self) -> float:
-        """Steps until the new examples of the batches have been all of them."""
+        """Steps in which every example is newly drawn once."""
         return _steps_an_epoch(self.config, self.self_distillation, len(self.train_examples))
 
     @property
@@ -93,11 +93,12 @@ class Experiment:
 def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Experiment:
     """Loads and checks everything `config` names; writes nothing.
 
-    Without `weights` no parameters are read: enough to know what a run would need. `platform` is the one that
-    will train, e.g. "tpu"; empty is this machine's.
+    Args:
+      weights: whether to read parameters; plans do without.
+      platform: that will train, e.g. "tpu"; empty: this machine's.
 
     Raises:
-      UserError: data, tokenizer or weights that are missing or do not fit.
+      UserError: data, tokenizer or weights are missing or do not fit together.
     """
     require_sources(config)
     of_family = family(config.model)
@@ -132,7 +133,7 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
 
 
 def _overlaps(distillation: SelfDistillation | None) -> bool:
-    """Whether half of each batch was in the one before."""
+    """Whether half of each batch repeats the one before."""
     return distillation is not None and distillation.distills
 
 
@@ -141,7 +142,7 @@ def _steps_an_epoch(config: Config, distillation: SelfDistillation | None, examp
 
 
 def _reads_padding(config: Config) -> bool:
-    """Whether the method's loss reads what is decoded behind a target, as the published one does."""
+    """Whether the loss reads padding behind a target, as the published one does."""
     objective = config.objective
     return objective.method in views.WITH_MUTUAL_INFORMATION and objective.mi_variant == "reference"
 
@@ -183,18 +184,18 @@ def build_objective(experiment: Experiment, batch_axes: tuple[str, ...] = ()) ->
 
 
 def _class_weights(experiment: Experiment) -> np.ndarray | None:
-    """(V,) n / (K n_c) of each of K classes that n_c of n training examples have; None: all count the same.
+    """(V,) n / (K n_c) for each of K classes, n_c of n training examples having class c; None: no weights.
 
     Raises:
-      UserError: a student that has no classes, or a class without an example.
+      UserError: the student has no classes, or a class has no example.
     """
     student = experiment.student
     if experiment.config.objective.class_weights == "none":
         return None
     if student.format != "classes":
         raise UserError(
-            "config.objective.class_weights=balanced is for students that choose among classes, and this one "
-            "writes: take none"
+            "config.objective.class_weights=balanced is for students that choose among classes; this one "
+            "writes: use none"
         )
     view = next(view.name for view in experiment.views if view.term == "label")
     targets = experiment.tokenized[view].targets
@@ -203,8 +204,8 @@ def _class_weights(experiment: Experiment) -> np.ndarray | None:
     if not count_V.all():
         empty = experiment.format.decode(view, [int(np.argmin(count_V))])
         raise UserError(
-            f"config.objective.class_weights=balanced: class {empty} has no training example; take none, or "
-            "add one to the data"
+            f"config.objective.class_weights=balanced: class {empty} has no training example; use none, or "
+            "add an example"
         )
     return len(classes) / (student.outputs * count_V)
 
@@ -218,12 +219,12 @@ def _self_distillation(config: Config, method: Sequence[View]) -> SelfDistillati
         terms = ", ".join(view.term for view in method)
         raise UserError(
             f"config.self_distillation.views={section.views}, but method={config.objective.method} learns "
-            f"{terms} only: choose one of these, or all"
+            f"{terms} only: use one of these, or all"
         )
     if config.train.batch_size % 2:
         raise UserError(
-            f"config.train.batch_size={config.train.batch_size}: self-distillation needs an even number, "
-            "half of each batch was in the one before"
+            f"config.train.batch_size={config.train.batch_size}: self-distillation needs an even batch size, "
+            "half of each batch repeats the one before"
         )
     return SelfDistillation(
         method=section.method,

@@ -1,4 +1,4 @@
-"""A student for Transformers and the Hub, with its model card; `cot_jax.export`."""
+"""Export of a student to Transformers and the Hub, with a model card; `cot_jax.export`."""
 
 import dataclasses
 from pathlib import Path
@@ -28,15 +28,15 @@ datasets:
 
 # {title}
 
-{origin}, taught {task} with `{method}`{self_distillation} by cot_jax {version}: {steps} steps of
+{origin}, trained on {task} with `{method}`{self_distillation} by cot_jax {version}: {steps} steps of
 {batch_size} examples, {label_source} labels, seed {seed}.
 
 | split | {metric} | how |
 |---|---|---|
-| validation | {valid} | the checkpoint was chosen by it |
-| test | {test} | looked at once |
+| validation | {valid} | selected the checkpoint |
+| test | {test} | evaluated once |
 
-## What to ask it
+## Prompts
 
 | to get | put before the question | longest answer, in tokens |
 |---|---|---|
@@ -47,19 +47,19 @@ datasets:
 ```
 
 `python -m cot_jax.predict . --input=questions.jsonl` answers without PyTorch. `cot_jax.json` holds
-the whole configuration; `python -m cot_jax.train` with these values trains the student again:
+the full configuration; `python -m cot_jax.train` with these flags reproduces the training:
 
 ```text
 {flags}
 ```
 
-The licences of the base weights and of the data apply; `license` above is what the exporter said.
+The licences of the base weights and of the data apply; `license` above was chosen by the exporter.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a student is written: the flags of `cot_jax.export`, which says what each means."""
+    """The flags of `cot_jax.export`, whose --help explains them."""
 
     output: Path
     license: str = "other"
@@ -69,13 +69,13 @@ class Options:
     def __post_init__(self):
         if self.adapter and self.push_to_hub:
             raise UserError(
-                "--push_to_hub uploads a model with its card, which --adapter writes not: take either"
+                "--push_to_hub needs the full model, --adapter writes an adapter only: give one of them"
             )
         refuse_full(self.output)
 
 
 def export(student: Saved, run: Path, options: Options) -> None:
-    """Writes the student of `run` to `options.output`, and prints what reads it.
+    """Writes the student of `run` to `options.output`, and prints which class loads it.
 
     Raises:
       UserError: there is no adapter to write, or the Hub refuses the model.
@@ -105,16 +105,16 @@ def _push(directory: Path, repository: str) -> None:
         url = huggingface_hub.upload_folder(
             repo_id=repository, folder_path=directory, commit_message="Student of cot_jax"
         )
-    except Exception as error:  # whatever the network and the Hub's client come up with
+    except Exception as error:  # the network and the Hub's client raise many classes
         raise UserError(
-            f"--push_to_hub={repository}: {first_line(error)}; {directory} is written: log in with "
+            f"--push_to_hub={repository}: {first_line(error)}; {directory} is complete: log in with "
             "`hf auth login` and upload it with `hf upload`"
         ) from None
     print(f"uploaded: {url}")
 
 
 def _generation_config(student: Saved) -> GenerationConfig:
-    """Decoding as the student was evaluated."""
+    """Returns the decoding of the student's evaluation."""
     evaluation, architecture = student.config.evaluation, student.student.architecture()
     return GenerationConfig(
         max_new_tokens=evaluation.max_new_tokens,
@@ -127,7 +127,7 @@ def _generation_config(student: Saved) -> GenerationConfig:
 
 
 def _card(student: Saved, result: dict[str, Any], options: Options) -> str:
-    """The model card; `result` is empty of a run that is not finished."""
+    """Returns the model card; `result` is empty if the run is not finished."""
     config = student.config
     names = {
         "label": "the answer",
@@ -174,13 +174,13 @@ def _card(student: Saved, result: dict[str, Any], options: Options) -> str:
 
 
 def _origin(student: Saved) -> str:
-    """What was trained, and how much of it."""
+    """Returns the base model and how it was adapted."""
     model = student.config.model
     if not model.pretrained:
         return f"A student from scratch (preset `{model.preset}`)"
     if not model.has_lora:
         return f"`{model.pretrained}`"
-    merged = "an adapter of LoRA merged into its weights"
+    merged = "a LoRA adapter merged into its weights"
     if student.adapter:
         lora, _ = student.adapter
         merged += f" (rank {lora.rank}, alpha {lora.alpha:g}, {len(lora.modules)} matrices)"
@@ -192,6 +192,6 @@ def _percent(share: float | None) -> str:
 
 
 def _flags(config: Config) -> list[str]:
-    """The keys that differ from their defaults, as flags."""
+    """Returns the keys that differ from their defaults, as flags."""
     values = dict(flattened(config))
     return [f"--config.{key}={values[key]}" for key, value in flattened(Config()) if values[key] != value]

@@ -1,4 +1,4 @@
-"""What label side and rationale side of a student know of each other, estimated on held-out examples."""
+"""The mutual information of a student's label and rationale view, estimated on held-out examples."""
 
 from collections.abc import Mapping
 
@@ -15,19 +15,19 @@ from cot_jax.models.student import Student
 from cot_jax.models.weights import Params
 from cot_jax.training.mesh import by_example, group_count, replicated, spread
 
-# So that an estimate costs about what an evaluation does.
+# Limits the cost of an estimate to about that of an evaluation.
 _MOST_PAIRS = 2048
 
 
 class InformationEstimate:
     """The InfoNCE bound between the pooled decoder states of two views (`metrics.info_nce`).
 
-    A view's state of an example is the mean of its decoder's last states over the target, teacher forced,
-    without dropout. The critic is trained on the training split; the student is only read.
+    The state of a view is the mean of the last decoder states over the target, teacher forced, without
+    dropout. The critic is trained on the training split; the student does not change.
 
     Attributes:
-      counts: how many training and held-out pairs there are.
-      most: what the bound can say at most, in nats.
+      counts: number of training and of held-out pairs.
+      most: upper limit of the bound, in nats.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class InformationEstimate:
     ):
         """
         Args:
-          train: two views; at most 2,048 examples of theirs are used.
-          held_out: the same views of other examples. Those that lack a target in a view are left out.
-          batch_size: examples at once, a multiple of the devices.
+          train: two views; at most 2,048 of their examples are used.
+          held_out: the same views of other examples. Examples without a target in a view are left out.
+          batch_size: examples per batch, a multiple of the number of devices.
         """
         self._pad_id, self._batch_size, self._mesh = student.pad_id, batch_size, mesh
         self._parts = [(views, _complete(views)) for views in (train, held_out)]
@@ -72,7 +72,7 @@ class InformationEstimate:
         return info_nce(x, y, held_out_x, held_out_y)
 
     def _batches(self, rows: np.ndarray) -> np.ndarray:
-        """The rows in batches, the last one filled up with -1."""
+        """Returns the rows in batches, the last one padded with -1."""
         padded = np.pad(rows, (0, -len(rows) % self._batch_size), constant_values=-1)
         return padded.reshape(-1, self._batch_size)
 
@@ -91,7 +91,7 @@ class InformationEstimate:
 
 
 def _complete(views: Mapping[str, TokenizedView]) -> np.ndarray:
-    """The examples that have every view's target, at most so many, drawn with a fixed seed."""
+    """Returns the examples with targets in all views, at most `_MOST_PAIRS`, drawn with a fixed seed."""
     has_all = np.all([view.longest_targets() > 0 for view in views.values()], axis=0)
     rows = np.flatnonzero(has_all)
     return np.sort(np.random.default_rng(0).permutation(rows)[:_MOST_PAIRS])

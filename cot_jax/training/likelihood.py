@@ -1,4 +1,4 @@
-"""How probable a student finds what may follow a text."""
+"""Likelihoods of continuations of a text."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,11 +18,11 @@ _VIEW = "continuation"
 
 
 class Likelihoods(NamedTuple):
-    """Of N continuations.
+    """Likelihoods of N continuations.
 
     Attributes:
-      log_probs: (N,) float32, of all tokens of each together, given its context. No end token is among them.
-      report: what was counted, in words.
+      log_probs: (N,) float32, summed over the tokens of each, given its context; without an end token.
+      report: counts, for the user.
     """
 
     log_probs: np.ndarray
@@ -30,10 +30,10 @@ class Likelihoods(NamedTuple):
 
 
 def likelihoods(saved: Saved, contexts: Sequence[str], continuations: Sequence[str]) -> Likelihoods:
-    """Returns the log-probability of each continuation behind its context.
+    """Returns the log-probability of each continuation given its context.
 
-    The loglikelihood of lm-evaluation-harness: plain text, tokenised together (`Format.continued`), with the
-    start token, if any, that the tokenizer puts there by itself. Each pair is a view's input and target.
+    This is loglikelihood of lm-evaluation-harness: plain text, tokenized together (`Format.continued`), with
+    the start token, if any, that the tokenizer adds by itself. Each pair is a view's input and target.
 
     Raises:
       UserError: the student is an encoder-decoder.
@@ -54,7 +54,7 @@ def likelihoods(saved: Saved, contexts: Sequence[str], continuations: Sequence[s
     rows = by_example(mesh)
     jitted = jax.jit(log_probs, in_shardings=(None, rows), out_shardings=replicated(mesh))
     with jax.set_mesh(mesh):
-        # Dispatched all at once: the device never waits for the host.
+        # All batches are dispatched at once: the device never waits for the host.
         given = [
             jitted(saved.params, spread(make_batch(views, some, shape, student.pad_id, groups), rows))
             for some, shape in zip(batches, shapes, strict=True)
@@ -63,7 +63,7 @@ def likelihoods(saved: Saved, contexts: Sequence[str], continuations: Sequence[s
     log_prob_N = np.empty(len(contexts), np.float32)
     log_prob_N[order[order >= 0]] = np.concatenate([np.asarray(part) for part in given])[order >= 0]
     report = (
-        f"{len(contexts):,} continuations, {targets.lengths.mean():.1f} tokens on average, behind contexts "
-        f"of {inputs.lengths.mean():.1f}"
+        f"{len(contexts):,} continuations of {targets.lengths.mean():.1f} tokens on average, contexts of "
+        f"{inputs.lengths.mean():.1f}"
     )
     return Likelihoods(log_prob_N, report)

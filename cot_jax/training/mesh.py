@@ -1,9 +1,9 @@
-"""Where arrays live: the device mesh, the shardings of state and batch, and the processes that share them.
+"""The device mesh, the shardings of state and batch, and the processes that share them.
 
-The mesh has three axes. `data` and `fsdp` divide the examples; `fsdp` also divides each parameter with its
-moments, which are gathered layer by layer where they are used (Rajbhandari et al. 2020, "ZeRO", stage 3).
-`model` divides heads, feed-forward and vocabulary of the same examples (Shoeybi et al. 2019, "Megatron-LM").
-The student's table of weights says which axis divides which dimension; the compiler does the rest.
+The mesh has three axes. `data` and `fsdp` shard the examples; `fsdp` also shards each parameter and its
+moments, which are gathered layer by layer on use (Rajbhandari et al. 2020, "ZeRO", stage 3). `model` shards
+heads, feed-forward and vocabulary of the same examples (Shoeybi et al. 2019, "Megatron-LM"). The student's
+table of weights maps dimensions to axes; the compiler does the rest.
 """
 
 import math
@@ -30,15 +30,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """Returns the mesh of all devices, or of `devices`.
 
     Raises:
-      UserError: the sizes of the axes are not those of so many devices.
+      UserError: the sizes of the axes do not match the number of devices.
     """
     count = jax.device_count() if devices is None else len(devices)
     sizes = [getattr(config, axis) for axis in AXES]
     asked = ", ".join(f"config.mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if 0 in sizes or sizes.count(-1) > 1:
-        raise UserError(
-            f"{asked}: one of them may be -1, which is what is left of the devices; none may be 0"
-        )
+        raise UserError(f"{asked}: one of them may be -1, which takes all remaining devices; none may be 0")
     given = math.prod(size for size in sizes if size > 0)
     if count % given or (-1 not in sizes and count != given):
         raise UserError(
@@ -47,20 +45,20 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             else f"{asked}: {given} devices, but there are {count}"
         )
     sizes = [count // given if size == -1 else size for size in sizes]
-    # Optax knows nothing of explicit axis types, jax.make_mesh's default.
+    # Optax does not support explicit axis types, the default of jax.make_mesh.
     return jax.make_mesh(sizes, AXES, axis_types=3 * (AxisType.Auto,), devices=devices)
 
 
 def data_parallel() -> Mesh:
-    """A mesh of all devices, each with examples of its own and all of the student."""
+    """Returns a mesh of all devices, each with its own examples and the whole student."""
     return make_mesh(MeshConfig())
 
 
 def arrangement(trained: MeshConfig, shapes: Any, weights: Weights) -> tuple[Mesh, Any]:
     """Returns a mesh of all devices for a trained student, and the shardings of its parameters.
 
-    As in its training or, where these are other devices: what was divided is divided among all of them, if
-    they divide it, and else whole on each.
+    As in training, if the devices allow it. Otherwise a student that was sharded is sharded over all devices
+    if it is divisible, else replicated.
     """
     configs = [trained, MeshConfig(data=1, fsdp=-1)] if trained.fsdp != 1 or trained.model != 1 else []
     for config in configs:
@@ -72,7 +70,7 @@ def arrangement(trained: MeshConfig, shapes: Any, weights: Weights) -> tuple[Mes
 
 
 def group_count(mesh: Mesh) -> int:
-    """How many devices have examples of their own."""
+    """Returns the number of data-parallel groups."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
@@ -80,8 +78,7 @@ def require_divisible(mesh: Mesh, batch_size: int, parts: int = 1) -> None:
     """Checks a batch against the devices.
 
     Raises:
-      UserError: the batch, or each of its `parts` of equal size, does not divide among those with examples of
-        their own.
+      UserError: the batch, in `parts` of equal size, is not divisible among the data-parallel groups.
     """
     groups = group_count(mesh)
     if batch_size % (groups * parts):
@@ -94,23 +91,23 @@ def require_divisible(mesh: Mesh, batch_size: int, parts: int = 1) -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on each device."""
+    """Returns the sharding of a copy on each device."""
     return NamedSharding(mesh, P())
 
 
 def by_example(mesh: Mesh) -> NamedSharding:
-    """Sharding of a batch: rows split among the devices."""
+    """Returns the sharding of a batch: rows split among the devices."""
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
 def by_weights(mesh: Mesh, shapes: Any, weights: Weights) -> Any:
-    """Shardings of parameters, or of a tree that has their paths at its leaves' ends, as moments have.
+    """Returns the shardings of parameters, or of a tree whose paths end in theirs, such as the moments.
 
-    A leaf of another rank than its parameter, such as Adafactor's sums over rows and columns, is small and
-    whole on every device, and so is a single number.
+    Scalars, and leaves of another rank than their parameter, such as Adafactor's row and column sums, are
+    small and replicated.
 
     Raises:
-      UserError: an axis of the mesh does not divide a dimension.
+      UserError: a mesh axis does not divide a dimension.
       ValueError: a leaf belongs to no weight.
     """
 
@@ -129,7 +126,7 @@ def by_weights(mesh: Mesh, shapes: Any, weights: Weights) -> Any:
             if axis and size % mesh.shape[axis]:
                 raise UserError(
                     f"config.mesh.{axis}={mesh.shape[axis]} does not divide the {size} of {name} "
-                    f"{'x'.join(map(str, leaf.shape))}: choose another"
+                    f"{'x'.join(map(str, leaf.shape))}: choose another size"
                 )
         return NamedSharding(mesh, spec)
 
@@ -139,7 +136,7 @@ def by_weights(mesh: Mesh, shapes: Any, weights: Weights) -> Any:
 def of_state(
     mesh: Mesh, shapes: TrainState, weights: Weights, distillation: SelfDistillation | None
 ) -> TrainState:
-    """Shardings of a train state; the last batch's outputs are where its examples and their logits are."""
+    """Returns the shardings of a train state; stored outputs are sharded as their examples and logits."""
     whole: Any = replicated(mesh)
 
     def output(leaf):
@@ -159,7 +156,7 @@ def of_state(
 
 
 def join(processes: Processes) -> None:
-    """Joins the processes of a run, which then see each other's devices.
+    """Connects the processes of a run, which then see each other's devices.
 
     Raises:
       UserError: they did not find each other.
@@ -174,10 +171,10 @@ def join(processes: Processes) -> None:
 
 
 def another_was_lost(error: Exception) -> bool:
-    """Whether an error, raised among several processes, is the runtime's and not ours: others do not answer.
+    """Whether an error comes from the distributed runtime because another process does not answer.
 
-    Where a program is first called JAX raises it as ValueError, "UNKNOWN: Gloo AllGather failed ...";
-    other status codes (DATA_LOSS, NOT_FOUND) are what is said of files.
+    On the first call of a program JAX raises it as ValueError, "UNKNOWN: Gloo AllGather failed ...". Other
+    status codes (DATA_LOSS, NOT_FOUND) concern files.
     """
     if not jax.distributed.is_initialized():
         return False
@@ -186,7 +183,7 @@ def another_was_lost(error: Exception) -> bool:
 
 
 def spread(tree: Any, sharding: Any) -> Any:
-    """Puts NumPy arrays, whole in every process, on the mesh; each device gets its own part only.
+    """Puts NumPy arrays, complete in every process, on the mesh; each device gets its own shard only.
 
     Args:
       sharding: one for all, or a tree of them.
@@ -200,7 +197,7 @@ def spread(tree: Any, sharding: Any) -> Any:
 
 
 def abstract(tree: Any, sharding: Any) -> Any:
-    """Shapes and dtypes of arrays (or shapes) as they are to lie on the mesh; `sharding` as for `spread`."""
+    """Returns shapes, dtypes and shardings of arrays (or shapes) on the mesh; `sharding` as for `spread`."""
 
     def one(x, sharding):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -209,6 +206,6 @@ def abstract(tree: Any, sharding: Any) -> Any:
 
 
 def leads() -> bool:
-    """Whether this process is the one that prints and writes."""
-    # Asked for its index, a process alone would take hold of its devices.
+    """Whether this process prints and writes."""
+    # Asking for the index would make a single process initialise its devices.
     return not jax.distributed.is_initialized() or jax.process_index() == 0

@@ -1,4 +1,4 @@
-"""AdamW as the published recipes use it, or Adafactor, whose moments take next to no memory."""
+"""AdamW as in the published recipes, or Adafactor, whose state is almost free."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,15 +12,15 @@ from cot_jax.config import OptimizerConfig
 from cot_jax.models.layers import mix
 from cot_jax.models.weights import Params, Weights, decays
 
-# Matrices with a smaller side keep a whole second moment, as in the code of Raffel et al. 2020.
+# Matrices with a smaller side keep a full second moment, as in the code of Raffel et al. 2020.
 _LEAST_FACTORED = 128
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Returns step -> learning rate: linear warm-up from 0, then linear decay to 0 at `steps`, or none.
+    """Returns step -> learning rate: linear warm-up from 0, then linear decay to 0 at `steps`, or constant.
 
-    The first update of a run without warm-up is made at the peak and the last one at peak / steps,
-    as by `transformers.get_linear_schedule_with_warmup`.
+    Without warm-up the first update uses the peak rate and the last one peak / steps, as
+    `transformers.get_linear_schedule_with_warmup` does.
     """
     last = config.learning_rate if config.schedule == "constant" else 0.0
     decay = optax.linear_schedule(config.learning_rate, last, max(steps - config.warmup_steps, 1))
@@ -31,11 +31,11 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int, weights: Weights) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter 2019) or Adafactor (Shazeer and Stern 2018) behind a clip of the norm.
+    """Returns AdamW (Loshchilov and Hutter 2019) or Adafactor (Shazeer and Stern 2018), after norm clipping.
 
-    Adafactor is that of algorithm 4 with the relative step sizes of Raffel et al. 2020: decay 1 - t**-0.8,
-    updates clipped at a root mean square of 1 and scaled by the parameter's, no first moment. Weight decay is
-    decoupled in both: learning rate x decay x parameter. `weights` are those that are trained.
+    Adafactor is algorithm 4 with the relative step sizes of Raffel et al. 2020: decay 1 - t**-0.8, updates
+    clipped at a root mean square of 1 and scaled by the parameter's, no first moment. Weight decay is
+    decoupled in both: learning rate x decay x parameter. `weights` are the trained ones.
     """
     scale = _adam(config) if config.name == "adamw" else _by_matrix(_adafactor(), weights)
 
@@ -62,7 +62,7 @@ def _adafactor() -> optax.GradientTransformation:
 
 
 def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Adam whose moments are stored in `moment_dtype`; each update is computed from float32 ones."""
+    """Adam with moments stored in `moment_dtype`; updates are computed in float32."""
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     if config.moment_dtype == "float32":
         return adam
@@ -82,11 +82,11 @@ def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _dithered(x: jax.Array, count: jax.Array) -> jax.Array:
-    """float32 as bfloat16, up or down with the chance that makes the mean exact.
+    """Rounds float32 to bfloat16 stochastically: up or down, with the probability that keeps the mean exact.
 
-    Rounded to nearest, a second moment would never fall: a step changes it by 1 - b2 = 0.001 of itself, and
-    bfloat16's next number is 0.004 away. The chance is a hash of value and step, not a random number: it
-    costs no memory, is computed where the value is, and a resumed run rounds as an uninterrupted one.
+    Rounded to nearest, a second moment would never decrease: a step changes it by 1 - b2 = 0.001 of itself,
+    and bfloat16's next number is 0.004 away. The noise is a hash of value and step, not a random number: it
+    costs no memory, needs no communication, and a resumed run rounds like an uninterrupted one.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     noise = mix(bits ^ mix(count.astype(jnp.uint32))) >> 16
@@ -95,15 +95,15 @@ def _dithered(x: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def _by_matrix(inner: optax.GradientTransformation, weights: Weights) -> optax.GradientTransformation:
-    """`inner` on every parameter alone, each layer's for itself, as the matrix (inputs, outputs) it is.
+    """Applies `inner` to each layer's parameters separately, as matrices (inputs, outputs).
 
-    So a leaf that holds the weights of all layers, or splits a matrix's outputs in heads, is updated like the
-    separate, whole matrices of Raffel et al. 2020.
+    A leaf that stacks all layers, or splits a matrix's outputs into heads, is thus updated like the separate,
+    whole matrices of Raffel et al. 2020.
     """
     one_state = jax.tree.structure(jax.eval_shape(inner.init, jnp.zeros(1)))
 
     def as_matrices(path: Any, x: jax.Array) -> tuple[jax.Array, Callable]:
-        """A parameter as matrices or vectors, and what makes a function of one a function of them."""
+        """Returns a parameter as matrices or vectors, and the transform that maps a function over them."""
         weight = weights["/".join(key.key for key in path)]
         if weight.is_stacked:
             return x.reshape(weight.layers, *weight.matrix), jax.vmap
@@ -115,7 +115,7 @@ def _by_matrix(inner: optax.GradientTransformation, weights: Weights) -> optax.G
             return each(inner.init)(matrices)
 
         states = jax.tree.map_with_path(one, params)
-        # As other optimizers' states, it holds trees like the parameters.
+        # Like other optimizers' states, it holds trees of the parameters' structure.
         return jax.tree.transpose(jax.tree.structure(params), one_state, states)
 
     def update(grads, state, params):

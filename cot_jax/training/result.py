@@ -1,4 +1,4 @@
-"""What a finished run measured: its result.json."""
+"""The result.json of a finished run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,21 +11,21 @@ RESULT_FILE = "result.json"
 
 
 def metric_of(result: Mapping[str, Any]) -> str:
-    """Returns the name of the metric that a run was selected by; older runs name none."""
+    """Returns the name of a run's selection metric; older runs do not record it."""
     return result.get("metric") or "accuracy"
 
 
 def read_result(
     workdir: Path, splits: Sequence[str] = ("valid", "test"), shape: Mapping[str, Shape] | None = None
 ) -> dict[str, Any] | None:
-    """Returns a run's result.json; None of a run that is not finished.
+    """Returns a run's result.json; None if the run is not finished.
 
     Args:
-      splits: those whose score, `SPLIT/METRIC`, must be there.
-      shape: of what else must be there.
+      splits: splits whose score, `SPLIT/METRIC`, is required.
+      shape: shape of further required values.
 
     Raises:
-      UserError: the file cannot be read or lacks something.
+      UserError: the file is unreadable or lacks something.
     """
     file = workdir / RESULT_FILE
     if not file.exists():
@@ -33,5 +33,7 @@ def read_result(
     result = read_json(file)
     scores = {f"{split}/{metric_of(result)}": float for split in splits}
     if wrong := misfit(result, {"metric?": str} | scores | dict(shape or {})):
-        raise UserError(f"{file}: {wrong}; delete it and train again: the run ends from its last checkpoint")
+        raise UserError(
+            f"{file}: {wrong}; delete it and train again: the run resumes from its last checkpoint"
+        )
     return result

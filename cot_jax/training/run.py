@@ -1,4 +1,4 @@
-"""A run: the experiment compiled for the devices at hand, what it trains on and how it answers."""
+"""A run: an experiment compiled for a device mesh, with its batches and its evaluation."""
 
 import functools
 import math
@@ -21,13 +21,7 @@ from cot_jax.training.checkpoints import Checkpoints
 from cot_jax.training.compiled import CompiledAhead, compiler_options
 from cot_jax.training.console import say
 from cot_jax.training.encoding import encode_questions, tokenize
-from cot_jax.training.evaluation import (
-    Answers,
-    Generate,
-    answer_questions,
-    make_choose,
-    make_generate,
-)
+from cot_jax.training.evaluation import Answers, Generate, answer_questions, make_choose, make_generate
 from cot_jax.training.experiment import Experiment, build_objective
 from cot_jax.training.information import InformationEstimate
 from cot_jax.training.labels import answer_labels
@@ -46,28 +40,28 @@ from cot_jax.training.mesh import (
 from cot_jax.training.optimizer import make_optimizer
 from cot_jax.training.step import Frozen, TrainState, init_state, make_train_step
 
-# Steps in which the shapes to compile are looked for: nearly all come soon, and looking takes time.
+# Steps searched for the shapes to compile ahead: nearly all appear early, and the search takes time.
 _LOOK_AHEAD = 500
 
 
 class Run:
     """An experiment on a device mesh.
 
-    Its `params` are what is trained: of a student with LoRA the adapter.
+    Its `params` are the trained ones: with LoRA the adapter.
     """
 
     def __init__(self, experiment: Experiment, devices: Sequence[jax.Device] | None = None):
         """
         Args:
-          devices: None for all there are. Of others, which need not exist, only `compile` makes use.
+          devices: None: all. Devices that do not exist are good for `compile` only.
 
         Raises:
-          UserError: the batch or a dimension does not divide among them.
+          UserError: the batch or a dimension is not divisible among them.
         """
         config = experiment.config
         self.experiment = experiment
         distills = experiment.self_distillation is not None and experiment.self_distillation.distills
-        # Half of a batch was in the one before: each device has as many rows of either half.
+        # Half of a batch repeats the one before: each device gets as many rows of either half.
         parts = (2 if distills else 1) * config.train.micro_batches
         self.mesh = make_mesh(config.mesh, devices)
         require_divisible(self.mesh, config.train.batch_size, parts)
@@ -87,7 +81,7 @@ class Run:
         like = jax.eval_shape(create, given)
         state_sharding = of_state(self.mesh, like, trained, experiment.self_distillation)
         self._abstract_state = abstract(like, state_sharding)
-        # Each device draws its own part of every parameter.
+        # Each device initialises its own shard of every parameter.
         create = jax.jit(create, out_shardings=state_sharding)
         self._create = lambda: create(given and spread(given, by_weights(self.mesh, given, trained)))
         teacher = experiment.teacher
@@ -126,7 +120,7 @@ class Run:
         if len(views) != 2:
             raise UserError(
                 "config.evaluation.mutual_information=True compares a label view with a rationale view; "
-                f"method={config.objective.method} has not both"
+                f"method={config.objective.method} does not have both"
             )
         valid = self.examples("valid")
         held_out = tokenize(list(views.values()), valid, experiment.format, config.data)
@@ -136,14 +130,14 @@ class Run:
         )
         trained_on, judged_on = estimate.counts
         say(
-            f"mutual information: a critic of {trained_on} training examples, judged on {judged_on} others, "
-            f"can show {estimate.most:.2f} nats at most"
+            f"mutual information: critic trained on {trained_on} examples, evaluated on {judged_on}, shows "
+            f"at most {estimate.most:.2f} nats"
         )
         return estimate
 
     @property
     def _frozen_shapes(self) -> Frozen:
-        """What an adapter leaves as it is, the weights that files have, and a teacher's parameters."""
+        """Shapes of the frozen parameters: the pretrained weights below an adapter, and the teacher's."""
         experiment = self.experiment
         dtype = jnp.dtype(experiment.config.model.frozen_dtype)
         named = {path: weight for path, weight in experiment.student.weights.items() if weight.theirs}
@@ -162,7 +156,7 @@ class Run:
 
     @functools.cached_property
     def _frozen(self) -> Frozen:
-        """What is not trained, on the mesh."""
+        """The frozen parameters, on the mesh."""
         base = self.experiment.pretrained if self.experiment.lora else None
         teaching = self.experiment.teaching
         given = Frozen(base, teaching.params if teaching else None)
@@ -171,7 +165,7 @@ class Run:
 
     @property
     def stored_bytes(self) -> int:
-        """Memory of what self-distillation keeps, over all devices."""
+        """Memory of the outputs that self-distillation stores, over all devices."""
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self._abstract_state.last_batch))
 
     def _empty_last_batch(self) -> LastBatch | None:
@@ -186,13 +180,13 @@ class Run:
         )
 
     def abstract_arguments(self) -> tuple[TrainState, Batch, Frozen]:
-        """Shapes and shardings of what the step takes, the batch of the costliest shape."""
+        """Shapes and shardings of the step's arguments, with the batch of the costliest shape."""
         batch = self.batches.largest()
         frozen = abstract(self._frozen_shapes, self._frozen_sharding)
         return self._abstract_state, abstract(batch, self._batch_sharding), frozen
 
     def compile(self) -> jax.stages.Compiled:
-        """The step for `abstract_arguments`."""
+        """Returns the step, compiled for `abstract_arguments`."""
         with jax.set_mesh(self.mesh):
             return self._step.lower(*self.abstract_arguments()).compile()
 
@@ -210,7 +204,7 @@ class Run:
         return spread(self.batches(step), self._batch_sharding)
 
     def compiled_ahead(self, first: int) -> CompiledAhead:
-        """Returns the step, which donates the state, compiled in the background for those from `first` on."""
+        """Returns the step, which donates the state, compiling in the background from step `first` on."""
         batches, found = self.batches, {}
         for step in range(first, min(first + _LOOK_AHEAD, self.experiment.config.train.steps)):
             if (name := describe(batches.shape(step))) not in found:
@@ -256,10 +250,10 @@ class Run:
         )
 
     def evaluate(self, params: Params, split: str) -> dict[str, float]:
-        """Returns figures of a student with `params` on a split, by name.
+        """Returns the scores of a student with `params` on a split, by name.
 
-        `SPLIT/METRIC` for each of the task's; on validation, where the config asks for it,
-        `valid/mutual_information` in nats (`InformationEstimate`).
+        `SPLIT/METRIC` for each metric of the task; on validation also `valid/mutual_information` in nats
+        (`InformationEstimate`), if the config asks for it.
         """
         if self.experiment.lora and self._frozen.base:
             params = self.experiment.lora.attach(self._frozen.base, params)

@@ -1,4 +1,4 @@
-"""A student on disk: a run's work directory, a directory that `export` wrote, or a pretrained model."""
+"""A student on disk: a run's work directory, an export, or a pretrained model."""
 
 import dataclasses
 import sys
@@ -41,23 +41,23 @@ from cot_jax.training.evaluation import (
 from cot_jax.training.mesh import abstract, arrangement, by_weights, group_count, spread
 from cot_jax.training.students import BASE, LORA, compute_dtype
 
-# In a run: the student's architecture. In an export: the run's config. In both: how answers compare, the
-# labels that the student chooses among, and the checksum of its tokenizer.
-STUDENT_FILE, CONFIG_FILE, ANSWERS_FILE = "student.json", "cot_jax.json", "answers.json"
+STUDENT_FILE = "student.json"  # in a run: the student's architecture
+CONFIG_FILE = "cot_jax.json"  # in an export: the run's config
+ANSWERS_FILE = "answers.json"  # in both: how answers compare, the labels to choose among, TOKENIZER
 EXAMPLES = "examples_crc32"  # in STUDENT_FILE; older runs have none
-TOKENIZER = "tokenizer_crc32"  # in ANSWERS_FILE; older ones have none
+TOKENIZER = "tokenizer_crc32"  # in ANSWERS_FILE; older runs have none
 
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A student ready to answer, and how it was taught.
+    """A student ready to answer, and how it was trained.
 
     Attributes:
-      params: divided among the devices of `mesh`, which are all there are.
+      params: sharded over `mesh`, which has all devices.
       by_value: how its answers compare (`data.tasks.Splits`).
-      labels: those it chooses among; None where it writes (config.evaluation.answers).
-      adapter: what LoRA trained, which `params` holds too; None where every weight was trained.
-      prompted: the one view that it is asked through; None where it was trained on those of its method.
+      labels: the labels to choose among; None: it writes its answers (config.evaluation.answers).
+      adapter: the LoRA adapter, which `params` includes; None: all weights were trained.
+      prompted: the view of a pretrained model; None: it was trained on the views of its method.
     """
 
     config: Config
@@ -72,19 +72,19 @@ class Saved:
 
     @property
     def views(self) -> tuple[View, ...]:
-        """Of the method it was trained with; the first one answers."""
+        """The views of its method; the first one answers."""
         return (self.prompted,) if self.prompted else METHODS[self.config.objective.method]
 
     @property
     def paths(self) -> dict[str, View]:
-        """The views that answer questions, by their paths."""
+        """The views that answer questions, by path."""
         return {view.path: view for view in self.views if view.path}
 
     def choose(self, paths: Sequence[str]) -> list[View]:
-        """Returns the views of some paths.
+        """Returns the views of `paths`.
 
         Raises:
-          UserError: the student was not taught one of them.
+          UserError: the student did not learn one of them.
         """
         for path in paths:
             if path not in self.paths:
@@ -93,12 +93,12 @@ class Saved:
         return [self.paths[path] for path in dict.fromkeys(paths)]
 
     def most_tokens(self, view: View) -> int:
-        """Returns the most tokens it writes for `view`: an answer is shorter than reasons beside it."""
+        """Returns the token limit for `view`: answers are shorter than the rationales of other views."""
         config = self.config
         return config.evaluation.max_new_tokens if view == self.views[0] else config.data.max_target_tokens
 
     def export(self, directory: Path) -> None:
-        """Writes weights, config.json and tokenizer for Transformers, and what `load` needs beside them."""
+        """Writes weights, config.json and tokenizer for Transformers, and the files that `load` needs."""
         directory.mkdir(parents=True, exist_ok=True)
         self.format.save(directory)
         write_text(directory / CONFIG_FILE, to_json(self.config))
@@ -106,28 +106,30 @@ class Saved:
         students.save(directory, self.student, merged(self.params))
 
     def export_adapter(self, directory: Path) -> None:
-        """Writes the adapter of a student that LoRA trained, for PEFT.
+        """Writes the LoRA adapter, for PEFT.
 
         Raises:
-          UserError: it has none.
+          UserError: the student has none.
         """
         if self.adapter is None:
-            raise UserError("--adapter: every weight of this student was trained; export it without")
+            raise UserError(
+                "--adapter: this student has no adapter, all its weights were trained: leave it out"
+            )
         lora, trained = self.adapter
         write_adapter(directory, lora, trained, self.config.model.pretrained, self.student.peft_task)
 
 
 def load(path: Path) -> Saved:
-    """Reads the best parameters of a run, or an exported student, onto the devices at hand.
+    """Loads the best parameters of a run, or an exported student, onto all devices.
 
     Raises:
-      UserError: `path` is neither, or the run has not been evaluated yet.
+      UserError: `path` is neither, or the run has no evaluation yet.
     """
     for file in (path / CONFIG_FILE, path / "config.json"):
         if file.is_file() and (file.name == CONFIG_FILE or (path / STUDENT_FILE).is_file()):
             values, added = with_defaults(read_json(file))
             if added:
-                print(f"{file} is older than {', '.join(added)}: default values", file=sys.stderr)
+                print(f"{file} is older than {', '.join(added)}: using their defaults", file=sys.stderr)
             config = freeze(values)
             break
     else:
@@ -164,26 +166,26 @@ def load(path: Path) -> Saved:
 
 
 def is_pretrained(path: Path) -> bool:
-    """Whether `path` holds a model of Hugging Face that is neither a run nor an export of one."""
+    """Whether `path` is a Hugging Face model, and neither a run nor an export of one."""
     if any((path / file).is_file() for file in (CONFIG_FILE, STUDENT_FILE)):
         return False
     return (path / "config.json").is_file() and "model_type" in read_json(path / "config.json")
 
 
 def read_pretrained(path: Path, config: Config) -> Saved:
-    """Reads a pretrained model onto the devices at hand, as it is.
+    """Loads a pretrained model onto all devices, unchanged.
 
     Args:
-      path: a directory of Hugging Face.
-      config: of the data, the mesh and the evaluation; of the model nothing.
+      path: a Hugging Face directory.
+      config: used for data, mesh and evaluation, not for the model.
 
     Raises:
-      UserError: weights or tokenizer that are missing or do not fit.
+      UserError: weights or tokenizer are missing or do not fit.
     """
     options = Options(dtype=compute_dtype(config.model))
     kind = students.family(str(path), "").format
     if kind == "classes":
-        raise UserError(f"{path} is an encoder: its classes must be learned before it can be asked")
+        raise UserError(f"{path} is an encoder: fine-tune it first, it has no classes yet")
     format = formats.load(path, kind, config.data.chat)
     student, read, _ = students.from_pretrained(str(path), options, format.texts)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, pretrained=str(path)))
@@ -192,17 +194,17 @@ def read_pretrained(path: Path, config: Config) -> Saved:
 
 
 def load_pretrained(path: Path, config: Config, splits: Splits, shots: int) -> Saved:
-    """Reads a pretrained model as `read_pretrained` does, to be asked the questions of `splits` untrained.
+    """Loads a pretrained model as `read_pretrained` does, prompted for the questions of `splits`.
 
-    It writes reasons and an answer where training examples have both, else the answer alone; see
-    `data.prompting`. What is shown before a question takes none of the question's room.
+    It writes rationale and answer if training examples have both, else the answer alone; see
+    `data.prompting`. The prompt does not count towards max_input_tokens.
 
     Args:
       path, config: as in `read_pretrained`.
-      shots: examples shown, the first of the training split that have what is written.
+      shots: number of examples to show, the first suitable ones of the training split.
 
     Raises:
-      UserError: as `read_pretrained`, or too few examples.
+      UserError: as `read_pretrained`, or there are too few examples.
     """
     view = prompting.prompted(splits, shots)
     shown = prompting.examples_of(view, splits, shots)
@@ -224,32 +226,31 @@ def load_pretrained(path: Path, config: Config, splits: Splits, shots: int) -> S
 def refuse_other_base(file: Path, found: int, pretrained: str) -> None:
     """
     Raises:
-      UserError: the adapter of a run, of which `file` is `STUDENT_FILE`, is not one of weights with the
-        checksum `found`.
+      UserError: the run whose STUDENT_FILE is `file` adapts weights of another checksum than `found`.
     """
     if read_json(file).get(BASE) != found:
         raise UserError(
-            f"config.model.pretrained={pretrained}: not the weights that {file.parent} adapts; put them back"
+            f"config.model.pretrained={pretrained}: not the weights that {file.parent} adapts; restore them"
         )
 
 
 def refuse_other_examples(file: Path, found: int) -> None:
     """
     Raises:
-      UserError: a run, of which `file` is `STUDENT_FILE`, was started on examples of another checksum.
+      UserError: the run whose STUDENT_FILE is `file` began with examples of another checksum than `found`.
     """
     recorded = read_json(file).get(EXAMPLES)
     if recorded is None:
-        say(f"{file} is older than {EXAMPLES}: whether the training data has changed since is not known")
+        say(f"{file} is older than {EXAMPLES}: cannot check whether the training data has changed")
     elif recorded != found:
         raise UserError(
-            f"{file}: the training data has changed since the run was started: put it back, or choose "
-            "another --workdir"
+            f"{file}: the training data has changed since the run began: restore it, or choose another "
+            "--workdir"
         )
 
 
 def write_answers(directory: Path, format: Format, by_value: bool, labels: Sequence[str] | None) -> None:
-    """Writes `ANSWERS_FILE` of a student that reads and writes `format`."""
+    """Writes the ANSWERS_FILE of a student with this format."""
     values = {"by_value": by_value, "labels": labels, TOKENIZER: format.tokenizer.fingerprint()}
     write_json(directory / ANSWERS_FILE, values)
 
@@ -261,23 +262,21 @@ def _load_format(directory: Path, student: Path, kind: str) -> Format:
     """
     format, recorded = formats.load(directory, kind), read_json(student / ANSWERS_FILE).get(TOKENIZER)
     if recorded is None:
-        print(f"{student / ANSWERS_FILE} is older than {TOKENIZER}: not compared", file=sys.stderr)
+        print(f"{student / ANSWERS_FILE} is older than {TOKENIZER}: tokenizer not checked", file=sys.stderr)
     elif recorded != format.tokenizer.fingerprint():
-        raise UserError(
-            f"{directory}: the tokenizer is not the one that {student} was trained with; put it back"
-        )
+        raise UserError(f"{directory}: not the tokenizer that {student} was trained with; restore it")
     return format
 
 
 def _read_answers(file: Path) -> tuple[bool, tuple[str, ...] | None]:
-    said = read_json(file, {"by_value": bool, "labels": ([str], None)})
-    if said["labels"] == []:
+    values = read_json(file, {"by_value": bool, "labels": ([str], None)})
+    if values["labels"] == []:
         raise UserError(f"{file}: labels is [], expected some, or null")
-    return said["by_value"], None if said["labels"] is None else tuple(said["labels"])
+    return values["by_value"], None if values["labels"] is None else tuple(values["labels"])
 
 
 class _Asker:
-    """Asks questions through one view of a saved student; compiles once for each width."""
+    """Asks questions through one view of a saved student; compiles one program per shape."""
 
     def __init__(self, saved: Saved, view: View, batch_size: int):
         self._saved, self._view = saved, view
@@ -295,7 +294,7 @@ class _Asker:
 
 
 class Answerer(_Asker):
-    """Lets a saved student answer, by default as it did when it was evaluated."""
+    """Lets a saved student answer, by default as in its evaluation."""
 
     def __init__(
         self,
@@ -312,13 +311,13 @@ class Answerer(_Asker):
     ):
         """
         Args:
-          batch_size: questions at once; rounded up to a multiple of the devices.
+          batch_size: questions per batch; rounded up to a multiple of the number of devices.
           max_new_tokens: longest answer.
-          beams: of the search; 1 is greedy, 0 is as in training, where it may have chosen among labels.
-          samples: so many answers are drawn instead, for each question; 0 is none.
-          sampling: what they are drawn from; None is the student's distribution.
-          seed: of the draws.
-          interpreter: gives the answer of a program that the student writes.
+          beams: beam width; 1: greedy; 0: as in training, which may mean choosing among labels.
+          samples: number of answers to sample per question, in place of a search; 0: none.
+          sampling: the sampling distribution; None: the student's own.
+          seed: of the samples.
+          interpreter: runs the programs that the student writes.
         """
         super().__init__(saved, view, batch_size)
         self._max_new_tokens, self._interpreter = max_new_tokens, interpreter
@@ -332,7 +331,7 @@ class Answerer(_Asker):
             self._generate = make_choose(*where, labels)
 
     def __call__(self, questions: Sequence[Example]) -> tuple[Answers, str]:
-        """Returns what the student writes for each, in their order, and a line that says what was counted."""
+        """Returns the student's answers, in order, and a line of counts."""
         encoded, line = self._encode(questions)
         with jax.set_mesh(self._saved.mesh):
             answers = answer_questions(
@@ -351,9 +350,9 @@ class Answerer(_Asker):
             line += f"; {answers.cut} of {len(answers.texts)} answers cut at {self._max_new_tokens} tokens"
         if answers.failures:
             counts = ", ".join(f"{why} {count}" for why, count in answers.failures.most_common())
-            line += f"; {answers.failures.total()} of {len(answers.texts)} answer nothing ({counts})"
+            line += f"; {answers.failures.total()} of {len(answers.texts)} without an answer ({counts})"
         if answers.unmarked:
-            line += f"; of {answers.unmarked} the last number is the answer, which nothing marks"
+            line += f"; {answers.unmarked} answers not marked, the last number taken"
         return answers, line
 
 
@@ -363,13 +362,12 @@ class LabelScorer(_Asker):
     def __init__(self, saved: Saved, view: View, labels: Sequence[str], *, batch_size: int):
         """
         Args:
-          view: one that writes the label alone.
+          view: a view that writes the label alone.
           labels: L texts.
-          batch_size: questions at once; rounded up to a multiple of the devices.
+          batch_size: questions per batch; rounded up to a multiple of the number of devices.
         """
         super().__init__(saved, view, batch_size)
-        encoded = self._encode_labels(labels)
-        self._score = make_score(saved.student, saved.mesh, encoded)
+        self._score = make_score(saved.student, saved.mesh, self._encode_labels(labels))
 
     def __call__(self, questions: Sequence[Example]) -> np.ndarray:
         """Returns the log-probabilities (N, L) float32 of the labels, each summed over its tokens."""

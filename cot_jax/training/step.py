@@ -12,16 +12,16 @@ from cot_jax.losses.objective import Objective
 from cot_jax.losses.soft_targets import LastBatch
 from cot_jax.models.weights import Params, layer_norms
 
-# Metrics of layers are named by it and STACK/LAYER.
+# Prefix of the layers' metrics, before STACK/LAYER.
 LAYER_NORM = "grad_norm/"
 
 
 class Frozen(NamedTuple):
-    """Parameters that a step reads and does not learn; no part of the state.
+    """Parameters that a step reads but does not train; not part of the state.
 
     Attributes:
-      base: the weights that an adapter adapts; None where every weight is trained.
-      teacher: of a teacher in the step; None without.
+      base: the weights below an adapter; None: all weights are trained.
+      teacher: a teacher's parameters; None: no teacher.
     """
 
     base: Params | None = None
@@ -29,14 +29,14 @@ class Frozen(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Arrays only; whatever is static is closed over by the step.
+    """Arrays only; the step closes over everything static.
 
     Attributes:
       step: () int32, updates made so far.
-      params: float32 parameters; of a student with LoRA the adapter.
-      opt_state: the optimizer's moments.
-      rng: key from which the step number derives each step's dropout key.
-      last_batch: what self-distillation keeps of the batch before; None for methods without.
+      params: float32 parameters; with LoRA the adapter.
+      opt_state: the optimizer's state.
+      rng: key from which each step's dropout key is derived.
+      last_batch: what self-distillation stores of the previous batch; None without self-distillation.
     """
 
     step: jax.Array
@@ -73,8 +73,8 @@ def make_train_step(
 ) -> TrainStep:
     """Returns the pure step (state, batch, frozen) -> (state, metrics).
 
-    With `attach` the student's parameters are `attach(frozen.base, state.params)`, and only the second are
-    learned. What is frozen is no part of the state, so that neither the optimizer nor a checkpoint holds it.
+    With `attach` the student's parameters are `attach(frozen.base, state.params)`, and only `state.params` is
+    trained. Frozen parameters are not in the state, so neither the optimizer nor a checkpoint holds them.
 
     Metrics are float32 scalars of this step's batch, before its update: `loss`, `loss/TERM` for
     every term of the objective, its diagnostics as `self_distillation/NAME`, and `grad_norm` before
@@ -87,7 +87,7 @@ def make_train_step(
         def loss_of(params, *rest):
             return objective(attach(base or {}, params) if attach else params, *rest, teacher)
 
-        # A function of the step alone, so that a resumed run draws the same masks.
+        # A function of the step only, so that a resumed run draws the same masks.
         dropout_rng = jax.random.fold_in(state.rng, state.step)
         (loss, found), grads = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, batch, dropout_rng, state.last_batch

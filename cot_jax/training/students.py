@@ -1,4 +1,4 @@
-"""From a config to a student: its parameters where they are pretrained, and the adapter that LoRA trains."""
+"""From a config to a student, its pretrained parameters and its LoRA adapter."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from cot_jax.models.student import Options, Student
 from cot_jax.models.weights import Params
 from cot_jax.text.formats import Format
 
-# Keys of a saved student's architecture: the checksum of the weights that its adapter adapts, and how.
+# Keys of a saved student's architecture: the checksum of the adapted weights, and LoRA's settings.
 BASE, LORA = "base_crc32", "lora"
 
 
@@ -28,17 +28,17 @@ def family(config: ModelConfig) -> Any:
 
 
 def resolved(config: Config) -> Config:
-    """Returns the config with what is usual for the family of its student; raises as `family` does."""
+    """Returns the config with the defaults of its student's family; raises as `family` does."""
     return config.resolved(family(config.model).usual)
 
 
 def load_student(
     config: ModelConfig, format: Format, *, weights: bool, platform: str = ""
 ) -> tuple[Student, Params | None, list[str]]:
-    """Returns the student, its parameters where they are pretrained, and lines for the user.
+    """Returns the student, its pretrained parameters (None: from scratch), and lines for the user.
 
     Raises:
-      UserError: weights that are missing or malformed, or a tokenizer that does not fit.
+      UserError: weights are missing or malformed, or the tokenizer does not fit.
     """
     options = Options(
         dropout_rate=config.dropout_rate,
@@ -49,7 +49,9 @@ def load_student(
     texts = format.texts
     if not config.pretrained:
         if config.layers:
-            raise UserError("config.model.layers takes the first layers of a model: name it in pretrained")
+            raise UserError(
+                "config.model.layers needs a pretrained model: name it with config.model.pretrained"
+            )
         return students.from_scratch(config.preset, texts=texts, options=options), None, []
     params: Params | None = None
     report: list[str] = []
@@ -60,24 +62,23 @@ def load_student(
     if student.config.vocab_size < texts.size:
         raise UserError(
             f"{config.pretrained} has {student.config.vocab_size} embedding rows but the tokenizer "
-            f"{texts.size} tokens: use the tokenizer that the model was trained with "
-            "(--config.model.tokenizer=)"
+            f"{texts.size} tokens: use the model's own tokenizer (--config.model.tokenizer=)"
         )
     return student, params, report
 
 
 def compute_dtype(config: ModelConfig) -> jnp.dtype:
-    """Returns the dtype of the arithmetic on this backend."""
+    """Returns the compute dtype on this backend."""
     if config.compute_dtype != "auto":
         return jnp.dtype(config.compute_dtype)
     return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
 
 
 def make_lora(config: ModelConfig, student: Student) -> tuple[Lora | None, Params | None]:
-    """Returns what LoRA trains, None where every parameter is trained, and the adapter to start from, if any.
+    """Returns LoRA (None: all parameters are trained), and the adapter to start from, if any.
 
     Raises:
-      UserError: an adapter that is missing, malformed or of another model.
+      UserError: the adapter is missing, malformed or of another model.
     """
     if config.lora_adapter:
         return read_adapter(Path(config.lora_adapter), student.weights)
@@ -85,18 +86,17 @@ def make_lora(config: ModelConfig, student: Student) -> tuple[Lora | None, Param
         return None, None
     if student.format == "classes":
         raise UserError(
-            f"config.model.lora_rank={config.lora_rank}: an encoder's weights are all trained, its "
-            "fresh head among them; take 0"
+            f"config.model.lora_rank={config.lora_rank}: encoders train all weights, their head too; use 0"
         )
     rank, alpha, targets = config.lora_rank, config.lora_alpha, config.lora_targets
     return Lora(student.weights, rank=rank, alpha=alpha, targets=targets), None
 
 
 def check_lora(config: Config, weights: bool) -> list[str]:
-    """Returns a warning where LoRA would learn next to nothing.
+    """Returns a warning if LoRA would learn almost nothing.
 
     Raises:
-      UserError: it would adapt nothing worth adapting, or by steps that B = 0 makes too small.
+      UserError: there are no pretrained weights to adapt, or the optimizer's steps vanish at B = 0.
     """
     if not config.model.has_lora:
         return []
@@ -107,7 +107,7 @@ def check_lora(config: Config, weights: bool) -> list[str]:
     if config.optimizer.name == "adafactor":
         raise UserError(
             f"{key} with config.optimizer.name=adafactor: its steps are relative to the parameters, which "
-            "begin at 0; take adamw, whose moments of an adapter are small"
+            "start at 0; use adamw, whose moments are small for an adapter"
         )
     if (rate := config.optimizer.learning_rate) > 1e-4:
         return []

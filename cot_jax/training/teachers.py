@@ -1,4 +1,4 @@
-"""A teacher in the student's own step: a run, an export, a fine-tuned model, or a file of answers."""
+"""A teacher in the student's step: a run, an export, a fine-tuned model, or a file of its answers."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,24 +23,24 @@ from cot_jax.text.formats import Format
 from cot_jax.training import saved
 from cot_jax.training.students import compute_dtype
 
-# Log-probabilities are divided by temperatures: far from where float32 overflows.
+# Of log-probabilities, which are divided by temperatures: far below the overflow of float32.
 _LARGEST = 1e30
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """What a teacher said of every training example, in the place of a student that says it.
+    """Stored log-probabilities of a teacher, with the interface of a student.
 
-    Its one parameter is the table, (N, K) float32, which the number of an example looks up: logits up to a
-    constant, which no softmax sees.
+    Its only parameter is the table (N, K) float32, indexed by example: logits up to a constant, to which
+    softmax is invariant.
     """
 
     weights: Weights
 
     def hidden(self, params: Params, batch: Batch, dropout_rng: jax.Array | None) -> dict[str, jax.Array]:
-        said_GEK = params["log_probs"][batch.example]
+        stored_GEK = params["log_probs"][batch.example]
         # A target has one token at most.
-        return {name: Segments.of(view.targets).spread(said_GEK) for name, view in batch.views.items()}
+        return {name: Segments.of(view.targets).spread(stored_GEK) for name, view in batch.views.items()}
 
     def head(self, params: Params) -> jax.Array:
         return jnp.eye(params["log_probs"].shape[1])
@@ -58,11 +58,11 @@ def load_teacher(config: Config, student: Any, format: Format, examples: Sequenc
     """Returns the teacher that `config.distillation` names; None without one.
 
     Args:
-      examples: those that the student learns from.
+      examples: the student's training examples.
 
     Raises:
-      UserError: there is no such teacher, it reads other tokens, tells other classes apart, or is a file
-        without what it said of an example.
+      UserError: there is no such teacher, it has another tokenizer or other classes, or its file lacks an
+        example.
     """
     section = config.distillation
     if not section.teacher:
@@ -77,7 +77,7 @@ def load_teacher(config: Config, student: Any, format: Format, examples: Sequenc
         if student.format != "classes" or section.layers != "none":
             raise UserError(
                 f"{key} has log-probabilities of classes: it teaches encoders, with "
-                "--config.distillation.layers=none; others take the teacher itself"
+                "--config.distillation.layers=none; for other students give the teacher itself"
             )
         table_NK = _read_log_probs(path, student.labels, examples)
         model = Stored({"log_probs": Weight("EC", table_NK.shape, 0, 0.0, "")})
@@ -86,14 +86,16 @@ def load_teacher(config: Config, student: Any, format: Format, examples: Sequenc
     if saved.is_pretrained(path):
         teacher, params, _ = students.from_pretrained(str(path), options)
         if teacher.format == "classes" and not (teacher.labels and "classifier" in params):
-            raise UserError(f"{key} tells no named classes apart: fine-tune it first")
+            raise UserError(f"{key} has no named classes: fine-tune it first")
     else:
         taught = saved.load(path)
         if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(taught.params)):
-            raise UserError(f"{key}: a run of several processes cannot read a run: export the teacher first")
+            raise UserError(f"{key}: with several processes, export the teacher first and give its export")
         teacher, params = taught.student, jax.tree.map(np.asarray, merged(taught.params))
         if taught.format.tokenizer.hf.get_vocab() != format.tokenizer.hf.get_vocab():
-            raise UserError(f"{key}: it reads other tokens than the student; take one of the same tokenizer")
+            raise UserError(
+                f"{key}: its tokenizer differs from the student's; use a teacher with the same one"
+            )
     if type(teacher).format != student.format or teacher.config.vocab_size != student.config.vocab_size:
         raise UserError(
             f"{key}: a {type(teacher).__name__} of {teacher.config.vocab_size} embedding rows, the student a "
@@ -103,8 +105,8 @@ def load_teacher(config: Config, student: Any, format: Format, examples: Sequenc
     if student.labels != teacher.labels:
         if sorted(student.labels) != sorted(teacher.labels):
             raise UserError(
-                f"{key} tells {', '.join(teacher.labels) or 'nameless classes'} apart, the student "
-                f"{', '.join(student.labels)}: take a teacher of the same labels"
+                f"{key} has the classes {', '.join(teacher.labels) or '(unnamed)'}, the student "
+                f"{', '.join(student.labels)}: use a teacher with the same labels"
             )
         order = tuple(teacher.labels.index(label) for label in student.labels)
     layers = _layers(section.layers, student, teacher, key)
@@ -113,12 +115,12 @@ def load_teacher(config: Config, student: Any, format: Format, examples: Sequenc
 
 
 def _read_log_probs(file: Path, labels: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
-    """(N, K) float32, of each example the log-probabilities of the labels, as `cot_jax.predict` writes them.
+    """(N, K) float32, the log-probabilities of each example's labels, as `cot_jax.predict` writes them.
 
     Raises:
-      UserError: there is no such file, it has no row of an example, or a row has not a number for each label.
+      UserError: the file is missing, lacks an example, or a row lacks the number of a label.
     """
-    said: dict[str, list[float]] = {}
+    stored: dict[str, list[float]] = {}
     for row in read_json_lines(file):
         given = row.values.get("log_probs")
         if not isinstance(given, dict) or given.keys() != set(labels):
@@ -128,22 +130,22 @@ def _read_log_probs(file: Path, labels: Sequence[str], examples: Sequence[Exampl
             # Written so that NaN fails too.
             if type(number) not in (int, float) or not abs(number) < _LARGEST:
                 raise row.error(f"the log-probability of {label!r} must be a finite number; found {number!r}")
-        if (key := row.id()) in said:
-            raise row.error(f"a second row of id {key!r}")
-        said[key] = [given[label] for label in labels]
-    if missing := [example.id for example in examples if example.id not in said]:
+        if (key := row.id()) in stored:
+            raise row.error(f"a second row with the id {key!r}")
+        stored[key] = [given[label] for label in labels]
+    if missing := [example.id for example in examples if example.id not in stored]:
         raise UserError(
-            f"{file}: no row of {len(missing)} training examples, {missing[0]} first: write all with "
+            f"{file}: {len(missing)} training examples have no row, {missing[0]} first: write all with "
             "`python -m cot_jax.predict TEACHER --log_probs --split=train`"
         )
-    return np.array([said[example.id] for example in examples], np.float32)
+    return np.array([stored[example.id] for example in examples], np.float32)
 
 
 def _layers(kind: str, student: Any, teacher: Any, key: str) -> tuple[tuple[int, int], ...]:
-    """The pairs of layers, from 0, whose states are matched: all of the student's but the last.
+    """Returns the pairs of layers, from 0, whose states are matched: all of the student's but the last.
 
     Raises:
-      UserError: they cannot be.
+      UserError: the layers cannot be matched.
     """
     if kind == "none":
         return ()
@@ -151,11 +153,14 @@ def _layers(kind: str, student: Any, teacher: Any, key: str) -> tuple[tuple[int,
         raise UserError(f"config.distillation.layers={kind} matches states of [CLS]: for encoders only")
     own, its = student.config.num_hidden_layers, teacher.config.num_hidden_layers
     if own < 2 or its < own:
-        raise UserError(f"{key}: {its} layers; patience needs at least the student's {own}, and these 2")
+        raise UserError(
+            f"{key} has {its} layers, the student {own}: matching layers needs a student of at least 2 and a "
+            "teacher of at least as many"
+        )
     if student.config.hidden_size != teacher.config.hidden_size:
         raise UserError(
-            f"{key}: its states have {teacher.config.hidden_size} numbers, the student's "
-            f"{student.config.hidden_size}: take --config.distillation.layers=none"
+            f"{key} has hidden size {teacher.config.hidden_size}, the student "
+            f"{student.config.hidden_size}: use --config.distillation.layers=none"
         )
     spread = {"skip": lambda n: round(n * its / own), "last": lambda n: its - own + n}[kind]
     return tuple((n - 1, spread(n) - 1) for n in range(1, own))

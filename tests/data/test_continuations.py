@@ -81,7 +81,7 @@ def test_a_file_that_is_missing_or_empty_is_named(tmp_path):
     with pytest.raises(UserError, match=r"hellaswag_val\.jsonl: no such file; it is from rowanz/hellaswag"):
         continuations.hellaswag(tmp_path)
     _write(tmp_path)
-    with pytest.raises(UserError, match=r"hellaswag_val\.jsonl: there are no questions"):
+    with pytest.raises(UserError, match=r"hellaswag_val\.jsonl: the file has no questions"):
         continuations.hellaswag(tmp_path)
 
 

@@ -206,7 +206,7 @@ def test_a_repository_of_the_hub(monkeypatch, tmp_path):
     assert asked == [("nyu-mll/glue", "mnli", "train"), ("nyu-mll/glue", "mnli", "validation_mismatched")]
     _check(splits, "mnli_mm", "validation_mismatched")
     message = (
-        "no/such: no such folder, and the Hub gives no rte train (ConnectionError: Couldn't reach the Hub);"
+        "no/such: no such folder, and the Hub has no rte train (ConnectionError: Couldn't reach the Hub);"
     )
     with pytest.raises(UserError, match=re.escape(message)) as error:
         tasks.load("rte", "no/such")
@@ -346,7 +346,7 @@ def test_a_table_is_utf8(tmp_path):
         (
             "copa",
             {"label": -1},
-            r"val\.jsonl:1: the label -1 is not one of choice1 \(0\), choice2 \(1\); take",
+            r"val\.jsonl:1: the label -1 is not one of choice1 \(0\), choice2 \(1\); use",
         ),
         ("copa", {"label": 2}, r"val\.jsonl:1: the label 2 is not one of"),
         ("superglue_rte", {"premise": None}, r"val\.jsonl:1: 'premise' must be a text in quotes; found None"),
@@ -389,7 +389,7 @@ def test_a_missing_file_is_named_with_its_source(tmp_path):
     folder = tmp_path / "glue/RTE"
     folder.mkdir(parents=True)
     message = (
-        f"{folder}: rte needs dev.tsv or validation-*.parquet there and found neither; it is from "
+        f"{folder}: rte needs dev.tsv or validation-*.parquet, found neither; it is from "
         "https://gluebenchmark.com/tasks, or nyu-mll/glue on the Hub"
     )
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
@@ -400,7 +400,7 @@ def test_a_missing_file_is_named_with_its_source(tmp_path):
     with pytest.raises(UserError, match=r"no/such/folder: no such folder; cb is from https://super\.glueb"):
         tasks.load("cb", tmp_path / "no/such/folder")
     # GLUE's RTE is not SuperGLUE's, though both folders have the name.
-    with pytest.raises(UserError, match=r"superglue_rte needs val\.jsonl or validation-\*\.parquet there"):
+    with pytest.raises(UserError, match=r"superglue_rte needs val\.jsonl or validation-\*\.parquet, found"):
         tasks.load("superglue_rte", tmp_path / "glue")
 
 
@@ -430,8 +430,7 @@ def test_boolq_without_passages_falls_back_on_the_few_shot_rows(tmp_path):
     splits = tasks.load("boolq", tmp_path)
     assert [len(splits.train), len(splits.valid), len(splits.test)] == [4, 4, 6]
     assert splits.notes[:2] == (
-        f"boolq: {folder} has no train.jsonl: "
-        "fewshot_train32.jsonl and fewshot_dev32.jsonl are taken instead",
+        f"boolq: {folder} has no train.jsonl: using fewshot_train32.jsonl and fewshot_dev32.jsonl instead",
         "boolq: 22 train rows of train_question_only.jsonl have no passage and are left out",
     )
 

@@ -200,7 +200,7 @@ def test_hellaswag_without_its_training_file_is_a_test_set(tmp_path):
     splits = tasks.load("hellaswag", tmp_path)
     assert (len(splits.train), len(splits.valid), len(splits.test)) == (0, 0, 1)
     missing = tmp_path / "hellaswag/hellaswag_train.jsonl"
-    assert splits.report[0] == f"hellaswag: no train problems, for there is no {missing}"
+    assert splits.report[0] == f"hellaswag: no train problems, since there is no {missing}"
     _write_hellaswag(tmp_path, val=[HELLASWAG, HELLASWAG | {"label": ""}])
     with pytest.raises(UserError, match=r"hellaswag_val\.jsonl:2: the label '' is not one of") as error:
         tasks.load("hellaswag", tmp_path)
@@ -235,7 +235,7 @@ def test_mathqas_own_files(tmp_path, data_root):
         (tmp_path / f"mathqa/{split}.json").write_text(json.dumps(rows))
     splits = tasks.load("mathqa", tmp_path)
     assert (len(splits.train), len(splits.valid), len(splits.test)) == (2, 1, 1)
-    assert splits.report[0] == "mathqa: 2 of 3 train problems, those whose five options can be told apart"
+    assert splits.report[0] == "mathqa: 2 of 3 train problems, those with five readable options"
     first, second = splits.train
     assert first == Example(
         "mathqa-train-0000",

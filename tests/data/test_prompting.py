@@ -32,7 +32,7 @@ def test_shots_are_the_first_examples_that_have_what_is_written():
         (("One?",), f"It is one. {ANSWER_MARK} 1"),
     ]
     assert prompting.examples_of(view, SPLITS, 1) == prompting.examples_of(view, SPLITS, 2)[:1]
-    with pytest.raises(UserError, match=r"^--shots=3: task=own has 2 training examples to show; take fewer$"):
+    with pytest.raises(UserError, match=r"^--shots=3: task=own has 2 training examples to show; use fewer$"):
         prompting.examples_of(view, SPLITS, 3)
     assert prompting.examples_of(prompting.prompted(LETTERS, 1), LETTERS, 1) == [(("How many?",), "3")]
 

@@ -228,7 +228,7 @@ def test_teacher_outputs_must_be_as_many_as_rows(tmp_path):
 def test_where_the_released_parser_stops(tmp_path):
     _published(tmp_path, "cqa", [CQA_ROW] * 11, ["A. So the answer is (c) X."] * 10 + ["It is (c) x."])
     assert tasks.load("cqa", tmp_path).test[0].teacher_label == "x"
-    with pytest.raises(UserError, match=r"cqa_train\.json:11: the released parser stops"):
+    with pytest.raises(UserError, match=r"cqa_train\.json:11: the released parser fails"):
         tasks.load("cqa", tmp_path, parser="reference")
 
 
@@ -307,7 +307,7 @@ def test_own_data_as_others_have_them(tmp_path):
             {"messages": _turns("2 + 1?", "3") * 2},
             r"found the roles \['user', 'assistant', 'user', 'assistant'\]",
         ),
-        ({"messages": _turns("3")}, r"a text of the user and one of the assistant, .*\['assistant'\]"),
+        ({"messages": _turns("3")}, r"one user message and one assistant message, .*\['assistant'\]"),
         ({"messages": "3"}, r"found the roles '3'"),
         ({"prompt": "1?", "completion": 2}, r"'completion' must be a text in quotes; found 2"),
         ({"prompt": "1?", "completion": " "}, r"the label is blank"),
@@ -342,13 +342,9 @@ def test_own_data_of_the_hub(tmp_path, monkeypatch):
     assert splits.train[0] == Example("train-1", ("0 + 1?",), "1")
     assert (len(splits.train), splits.valid, len(splits.test)) == (20, (Example("v", ("1?",), "1"),), 20)
     del rows["test"]
-    with pytest.raises(
-        UserError, match=r"me/sums: a train and a test split are needed, .*; found train, val"
-    ):
+    with pytest.raises(UserError, match=r"me/sums: needs the splits train and test, .*; found train, val"):
         tasks.load("jsonl", Path("me/sums"))
-    with pytest.raises(
-        UserError, match=r"no/such: no such folder, and the Hub gives no such data set \(Conn"
-    ):
+    with pytest.raises(UserError, match=r"no/such: no such folder, and not a data set on the Hub \(Conn"):
         tasks.load("jsonl", Path("no/such"))
 
 
@@ -410,8 +406,11 @@ def test_teacher_rows_for_one_split_only_and_with_nothing_to_say(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"train": _rows("train", 2) * 2}, r"train\.jsonl:3: the id 'train-0' is taken by .*train\.jsonl:1"),
-        ({"test": _rows("train", 2)}, r"test\.jsonl:1: the id 'train-0' is taken by .*train\.jsonl:1"),
+        (
+            {"train": _rows("train", 2) * 2},
+            r"train\.jsonl:3: the id 'train-0' is already used by .*train\.jsonl:1",
+        ),
+        ({"test": _rows("train", 2)}, r"test\.jsonl:1: the id 'train-0' is already used by .*train\.jsonl:1"),
         ({"train": [{"input": "?", "label": "1"}]}, r"train\.jsonl:1: every row needs an 'id'"),
         (
             {"train": [{"id": "a", "label": "1"}]},
@@ -430,8 +429,8 @@ def test_teacher_rows_for_one_split_only_and_with_nothing_to_say(tmp_path):
             {"train": _rows("train", 2, rationale=["r"])},
             r"train\.jsonl:1: 'rationale' must be a text in quotes",
         ),
-        ({"test": []}, r"jsonl: there are no test examples"),
-        ({"train": _rows("train", 1)}, r"jsonl: there are no train examples"),
+        ({"test": []}, r"jsonl: the test split has no examples"),
+        ({"train": _rows("train", 1)}, r"jsonl: the train split has no examples"),
         (
             {"teacher": _said(_rows("train", 19))},
             r"train\.jsonl:20: the teacher's file has rows for other train",
@@ -440,11 +439,11 @@ def test_teacher_rows_for_one_split_only_and_with_nothing_to_say(tmp_path):
         ({"train_teacher": _said(_rows("test", 2))}, r"train_teacher\.jsonl:1: the data has no example"),
         (
             {"teacher": _said(_rows("train", 20)) * 2},
-            r"teacher\.jsonl:21: the id 'train-19' is taken by .*:1",
+            r"teacher\.jsonl:21: the id 'train-19' is already used by .*:1",
         ),
         (
             {"teacher": _said(_rows("train", 20)), "train_teacher": _said(_rows("train", 1))},
-            r"train_teacher\.jsonl:1: the id 'train-0' is taken by .*/teacher\.jsonl:20",
+            r"train_teacher\.jsonl:1: the id 'train-0' is already used by .*/teacher\.jsonl:20",
         ),
     ],
 )
@@ -507,7 +506,7 @@ def test_a_teachers_file_stands_in_place_of_the_published_outputs(tmp_path):
     ("rows", "message"),
     [
         ([{"id": "svamp-train-0099"}], r"teacher\.jsonl:1: the data has no example with the id"),
-        ([{"id": "svamp-train-0001"}] * 2, r"teacher\.jsonl:2: the id 'svamp-train-0001' is taken by"),
+        ([{"id": "svamp-train-0001"}] * 2, r"teacher\.jsonl:2: the id 'svamp-train-0001' is already used by"),
     ],
 )
 def test_a_teachers_file_of_other_data_is_refused(tmp_path, rows, message):

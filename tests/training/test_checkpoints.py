@@ -190,7 +190,7 @@ def test_one_without_checksums_is_read_and_says_so(tmp_path, capsys):
         checkpoints.save(3, _state(3))  # the first one is waited for
         (tmp_path / "latest" / "3" / "crc32.json").unlink()
         assert int(checkpoints.restore_latest(_placed(_state(0))).step) == 3
-    assert "latest/3 is older than crc32.json: whether it is damaged is not known" in capsys.readouterr().err
+    assert "latest/3 is older than crc32.json: cannot check it for damage" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["2", "99", "4 (copy)", "5.orbax-checkpoint-tmp"])
@@ -207,7 +207,9 @@ def test_a_stray_directory_keeps_nobody_from_sound_checkpoints(tmp_path, name):
         assert int(checkpoints.restore_latest(like).step) == 4
         checkpoints.save(6, _state(6))
         if name == "99":
-            with pytest.raises(UserError, match="best: step 6 is not saved because there is a later one, 99"):
+            with pytest.raises(
+                UserError, match="best: step 6 is not saved because there is a later step, 99"
+            ):
                 checkpoints.save_if_best(6, _state(6).params, 0.75)
     assert (tmp_path / "latest" / "6").is_dir()
 
@@ -253,7 +255,9 @@ def test_what_was_half_written_is_removed_by_the_run_alone(tmp_path):
 def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
     with Checkpoints(tmp_path) as checkpoints:
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=50))
-        with pytest.raises(UserError, match=r"the checkpoint of step 1 needs .* 0.0 are free; make room"):
+        with pytest.raises(
+            UserError, match=r"the checkpoint of step 1 needs .* 0.0 are free; free some space"
+        ):
             checkpoints.save(1, _state(1))
         assert not any((tmp_path / "latest").iterdir())
 
@@ -291,7 +295,7 @@ def test_never_from_the_start_if_no_checkpoint_can_be_read(tmp_path):
     for name in ("latest/3", "latest/4", "best/3"):
         _cut(tmp_path / name)
     with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(UserError, match="no checkpoint can be read, for the reasons above; put"):
+        with pytest.raises(UserError, match="no checkpoint can be read, for the reasons above; restore"):
             checkpoints.restore_latest(like)
         with pytest.raises(UserError, match=r"best/3 cannot be read \(ValueError: default/\S+ is damaged"):
             checkpoints.restore_best(like.params)

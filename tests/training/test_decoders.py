@@ -491,11 +491,11 @@ def test_the_model_card_of_a_decoder(runs, base, tmp_path):
     assert yaml.safe_load(front)["base_model"] == str(base("chat"))
     assert yaml.safe_load(front)["datasets"] == ["word_problems"]
     assert (
-        f"`{base('chat')}` with an adapter of LoRA merged into its weights (rank 2, alpha 32, 14 matrices), "
-        "taught word_problems with `dss`" in body
+        f"`{base('chat')}` with a LoRA adapter merged into its weights (rank 2, alpha 32, 14 matrices), "
+        "trained on word_problems with `dss`" in body
     )
     result = json.loads((runs("adapted") / "result.json").read_text())
-    assert f"| test | {100 * result['test/accuracy']:.2f} % | looked at once |" in body
+    assert f"| test | {100 * result['test/accuracy']:.2f} % | evaluated once |" in body
     assert "| the answer | `predict: ` | 6 |" in body
     assert "tokenizer.apply_chat_template(" in body
     assert "AutoModelForCausalLM" in body
@@ -555,8 +555,8 @@ BAD = {
     ),
     "another vocabulary": (
         lambda directory: _add_tokens(directory),
-        r"has 512 embedding rows but the tokenizer \d+ tokens: use the tokenizer that the model was trained "
-        r"with \(--config\.model\.tokenizer=\)",
+        r"has 512 embedding rows but the tokenizer \d+ tokens: use the model's own tokenizer "
+        r"\(--config\.model\.tokenizer=\)",
     ),
     "no template": (
         lambda directory: ["--config.data.chat=template"],
@@ -611,7 +611,7 @@ def test_a_run_of_other_weights_is_refused(base, adapted, capsys):
         status = main([*flags, f"--workdir={workdir}"])
     finally:
         _write(base("chat"))
-    _assert_refused(status, r"not the weights that .*run adapts; put them back", capsys)
+    _assert_refused(status, r"not the weights that .*run adapts; restore them", capsys)
 
 
 def _assert_refused(status, message, capsys):

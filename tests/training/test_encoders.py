@@ -518,7 +518,7 @@ def test_what_a_teacher_said_teaches_as_it_does_itself(world, taught, said, tmp_
 
 
 BAD_STORED = {
-    "a missing id": ([{}], "no row of 63 training examples, train1 first: write all with `python -m cot"),
+    "a missing id": ([{}], "63 training examples have no row, train1 first: write all with `python -m cot"),
     "an unknown label": (
         [{"log_probs": {"no": -1, "open": -1, "maybe": -1}}],
         "'log_probs' must map each of no, open, yes to a number; found 'no', 'open', 'maybe'",
@@ -535,7 +535,7 @@ BAD_STORED = {
     ),
     "a text": ([{"log_probs": {"no": -1, "open": "-1", "yes": -1}}], "of 'open' must be a finite number"),
     "no id": ([{"id": None}], "every row needs an 'id'"),
-    "an id twice": ([{}, {}], "a second row of id 'train0'"),
+    "an id twice": ([{}, {}], "a second row with the id 'train0'"),
 }
 
 
@@ -583,14 +583,14 @@ def test_an_export_answers_alike_in_transformers(world, taught, chooser, kind, t
 BAD = {
     "a method that writes": (
         {"objective.method": "mi"},
-        "the student is an encoder: it chooses a label and writes no rationale or program; take "
+        "the student is an encoder: it chooses a label and writes no rationale or program; use "
         "--config.objective.method=standard or rationale_input",
     ),
-    "lora": ({"model.lora_rank": 4}, "an encoder's weights are all trained"),
-    "a teacher of other labels": ({"distillation.teacher": "chooser"}, "take a teacher of the same labels"),
+    "lora": ({"model.lora_rank": 4}, "encoders train all weights"),
+    "a teacher of other labels": ({"distillation.teacher": "chooser"}, "use a teacher with the same labels"),
     "a bare encoder as teacher": (
         {"distillation.teacher": "bert"},
-        "tells no named classes apart: fine-tune it first",
+        "has no named classes: fine-tune it first",
     ),
     "layers without a teacher": (
         {"distillation.layers": "skip"},
@@ -608,7 +608,10 @@ BAD = {
     "an open set of labels": ({"data.task": "svamp"}, "are equations, an open set"),
     "no room": ({"data.max_input_tokens": 3}, "config.data.max_input_tokens=3 has no room for a question"),
     "too long": ({"data.root": "long"}, "but the student has 64 positions"),
-    "a label only in test": ({"data.root": "label"}, "but 'never', that of test0, is none of no, open, yes"),
+    "a label only in test": (
+        {"data.root": "label"},
+        "but the label of test0, 'never', is not one of no, open, yes",
+    ),
     "another number of texts": (
         {"data.root": "parts"},
         "the input of test0 has 1 texts, that of train0 has 2",

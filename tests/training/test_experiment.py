@@ -245,9 +245,7 @@ def test_prompts_of_a_decoder_are_stored_without_what_they_share(
 
 def test_a_chat_needs_a_template():
     config = _config("", "", chat="template")
-    with pytest.raises(
-        UserError, match=r"^config\.data\.chat=template: the tokenizer that is trained on word"
-    ):
+    with pytest.raises(UserError, match=r"^config\.data\.chat=template: the tokenizer trained on word"):
         prepare(config)
 
 

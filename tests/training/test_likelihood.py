@@ -118,8 +118,8 @@ def test_an_export_has_the_same_likelihoods(theirs, root, tmp_path):
 def test_mistakes_are_named(theirs, root, tmp_path, capsys):
     _, _, directory = theirs
     for more, message in [
-        (("--shots=2",), "--shots: of --task=hellaswag_likelihood texts are read as they are; leave it out"),
-        (("--chat=plain",), "--chat: of --task"),
+        (("--shots=2",), "--shots does not apply to --task=hellaswag_likelihood: leave it out"),
+        (("--chat=plain",), "--chat does not apply"),
         (("--split=valid",), "hellaswag_train.jsonl: no such file"),
     ]:
         assert evaluate.main(_command(directory, root, *more)) == 2

@@ -139,7 +139,7 @@ def test_a_lost_process_is_told_from_a_damaged_file(error, lost, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--processes=2"], "--coordinator=HOST:PORT, --processes=N and --process=I go together"),
+        (["--processes=2"], "give --coordinator=HOST:PORT, --processes=N and --process=I together"),
         (
             ["--coordinator=localhost:1", "--processes=2", "--process=2"],
             "--process=2: must be below --processes=2",

@@ -80,7 +80,7 @@ def test_a_teacher_of_other_tokens_is_one_line(taught, tmp_path, capsys):
     ]
     assert main(flags) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "it reads other tokens than the student" in line
+    assert "its tokenizer differs from the student's" in line
     assert not (tmp_path / "run").exists()
 
 

@@ -1,8 +1,8 @@
-"""Answers of any OpenAI-compatible endpoint: many at once, none lost, none asked twice.
+"""Client of OpenAI-compatible endpoints: parallel requests, none lost, none sent twice.
 
-Servers refuse, stall and tear answers; runs are killed. Every answer is appended to a cache before it is
-returned, under a hash of all that was asked, so that the same program run again sends only what is missing.
-`Endpoint` asks over HTTP; `Batch` writes the requests to a file that a batch service answers with another.
+Servers refuse, stall and truncate answers; runs are killed. Every answer is appended to a cache before it is
+returned, under a hash of its request, so that the same program, run again, sends only what is missing.
+`Endpoint` uses HTTP; `Batch` writes the requests to a file and reads the results of a batch service.
 """
 
 import concurrent.futures
@@ -30,15 +30,15 @@ Request = dict[str, Any]  # the body of a (chat) completion
 _AGAIN_LATER = (408, 429)  # besides 5xx
 _NOT_THIS_ONE = (400, 413, 422)  # too long, or against a rule
 _LONGEST_PAUSE = 600.0  # seconds
-_MOST_BYTES = 2**24  # of an answer: a hundred times the longest
-_SHORTEST_KEY = 8  # shorter ones, as EMPTY, are no secrets, and may be words of an answer
+_MOST_BYTES = 2**24  # of an answer: a hundred times the longest expected
+_SHORTEST_KEY = 8  # shorter keys, such as EMPTY, are not secret and may be words of an answer
 _HINTS = {401: "; is OPENAI_API_KEY right?", 404: "; the URL ends as in http://localhost:8000/v1"}
 
 
 class Reply(NamedTuple):
-    """`text` is empty where the model said nothing (a refusal); tokens are 0 where the server counts none.
+    """`text` is empty if the model refused; token counts are 0 if the server gives none.
 
-    A request that the server refuses though it answers others has the `finish_reason` "refused: ...".
+    A request that the server rejects while it answers others has the `finish_reason` "refused: ...".
     """
 
     text: str
@@ -56,9 +56,9 @@ def chat(
     max_tokens: int = 0,
     stop: Sequence[str] = (),
 ) -> Request:
-    """Returns the request for one answer; k samples are k requests, each with a seed (servers ignore `n`).
+    """Returns the request for one answer; k samples are k requests with different seeds (servers ignore `n`).
 
-    Without `max_tokens` the server's own limit holds, as reasoning models need it.
+    With `max_tokens` 0 the server's limit applies, as reasoning models need.
     """
     body = {"model": model, "messages": list(messages), "temperature": temperature, "seed": seed}
     optional = {"max_tokens": max_tokens, "stop": list(stop)}
@@ -79,7 +79,7 @@ _KEPT: Shape = {
     "prompt_tokens": _TOKENS,
     "completion_tokens": _TOKENS,
 }
-# What is read of a server's answer; some give null for what they have not.
+# The parts of a server's answer that are read; some servers give null for missing values.
 _SAID: Shape = {"content?": str, "text?": str, "finish_reason?": str}
 _COMPLETION: Shape = {
     "choices": [_SAID | {"message?": _SAID}],
@@ -88,10 +88,10 @@ _COMPLETION: Shape = {
 
 
 class _Cache:
-    """What was answered so far, JSON lines that one process at a time appends to; a context manager.
+    """The answers so far, as JSON lines that one process at a time appends to; a context manager.
 
-    A last line that was cut in two is dropped. The address is no part of a request: answers are reused when
-    the server moves to another address.
+    A truncated last line is dropped. The address is not part of a request: if the server moves, its answers
+    are reused.
 
     Raises:
       UserError: the file cannot be read or written.
@@ -120,26 +120,26 @@ class _Cache:
 
 
 class Endpoint(_Cache):
-    """A server, and what it has answered so far; a context manager.
+    """A server and its answers so far; a context manager.
 
-    The API key is the environment variable OPENAI_API_KEY, if that is set; it is written nowhere, not even
-    where the server repeats it.
+    The API key is the environment variable OPENAI_API_KEY, if set. It is never written, not even where the
+    server repeats it.
 
     Args:
-      url: what `/chat/completions` or `/completions` follows, `http://localhost:8000/v1`.
+      url: the base URL, before `/chat/completions` or `/completions`: `http://localhost:8000/v1`.
       cache: JSON lines with every request and its answer, appended to by one process at a time.
-      concurrency: most requests under way at once.
-      per_minute: most requests sent in a minute, evenly; 0 = any number.
-      timeout: seconds without a whole answer after which a request is tried again.
-      attempts: most attempts of one request.
-      pause: most seconds before the second attempt; they double with each further one, up to a minute, and
-        half of them is left to chance. A server's Retry-After is waited for in any case.
+      concurrency: maximum number of parallel requests.
+      per_minute: maximum requests per minute, evenly spaced; 0: any number.
+      timeout: seconds to wait for a whole answer before a retry.
+      attempts: maximum attempts per request.
+      pause: maximum seconds before the second attempt; doubles with each further one, up to a minute; half of
+        it is random. A server's Retry-After is always respected.
 
     Attributes:
       sent: requests sent by this object; each attempt counts.
 
     Raises:
-      UserError: the URL is none, or the cache cannot be read or written.
+      UserError: the URL is invalid, or the cache cannot be read or written.
     """
 
     def __init__(
@@ -147,15 +147,15 @@ class Endpoint(_Cache):
     ):
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not (key.isascii() and key.isprintable()):
-            raise UserError("OPENAI_API_KEY holds signs that no key has: set it again")
+            raise UserError("OPENAI_API_KEY contains invalid characters: set it again")
         if not url.startswith(("http://", "https://")):
-            raise UserError(f"{url!r} is not a URL: write it as in http://localhost:8000/v1")
+            raise UserError(f"{url!r} is not a URL: write it like http://localhost:8000/v1")
         super().__init__(cache)
         self.sent, self._reached, self._next = 0, False, time.monotonic()
         self._url, self._interval = url.rstrip("/"), 60 / per_minute if per_minute else 0.0
         self._concurrency, self._attempts, self._pause = concurrency, attempts, pause
         self._key, self._timeout = key if len(key) >= _SHORTEST_KEY else "", timeout
-        # Not compressed: a short answer could unpack to any length.
+        # Uncompressed: a short compressed answer could unpack to any length.
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         headers |= {"Authorization": f"Bearer {key}"} if key else {}
         # Each request has a connection of its own, which its deadline can end.
@@ -170,8 +170,8 @@ class Endpoint(_Cache):
         """Yields the answer to each request, in order; equal requests are sent once.
 
         Raises:
-          UserError: the server refuses the first request, or has not answered one after all attempts. What
-            is under way then is waited for and kept: it is paid for.
+          UserError: the server rejects the first request, or a request has no answer after all attempts.
+            Requests under way are completed and kept: they are paid for.
         """
         keyed = [_key_and_body(request) for request in requests]
         missing = {key: body for key, body in keyed if key not in self._replies}
@@ -191,7 +191,7 @@ class Endpoint(_Cache):
                 pool.shutdown(cancel_futures=True)
 
     def _fetch(self, key: str, body: str, stop: threading.Event, bar: tqdm) -> None:
-        """Sends a request until it is answered, and keeps the answer; ends early once `stop` is set."""
+        """Sends a request until it is answered, and keeps the answer; returns early once `stop` is set."""
         request = json.loads(body)
         url = f"{self._url}/{_path(request)}"
         for attempt in range(1, self._attempts + 1):
@@ -215,7 +215,7 @@ class Endpoint(_Cache):
                 if status < 500 and status not in _AGAIN_LATER:
                     raise UserError(f"{self._url}: {problem}{_HINTS.get(status, '')}")
                 wait = max(wait, _retry_after(response))
-            except ValueError as error:  # cut in two, or no completion: `problem` quotes it
+            except ValueError as error:  # truncated, or not a completion: `problem` quotes it
                 problem = f"no completion ({error}), {problem}"
             except httpx2.InvalidURL as error:
                 raise UserError(f"{self._url}: {error}") from None
@@ -228,11 +228,11 @@ class Endpoint(_Cache):
                 break
             if attempt < self._attempts and stop.wait(wait):
                 return
-        fix = f"run again later, {self._path} keeps what is answered"
+        fix = f"run again later, {self._path} keeps the answers"
         raise UserError(f"{self._url}: no answer after {attempt} attempts, the last: {problem}; {fix}")
 
     def _post(self, url: str, body: str) -> tuple[httpx2.Response, bytes]:
-        """Returns the answer's head and its content.
+        """Returns the response and its content.
 
         Raises:
           httpx2.RequestError: there is no whole answer after `timeout` seconds, or it is too long.
@@ -245,10 +245,10 @@ class Endpoint(_Cache):
 
         def end() -> None:
             for stream in streams:
-                with contextlib.suppress(OSError):  # it has ended by itself
+                with contextlib.suppress(OSError):  # already closed
                     stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
-        # The client's own timeout begins anew with every byte, also of the head.
+        # The client's own timeout restarts with every byte, headers included.
         deadline, began = threading.Timer(self._timeout, end), time.monotonic()
         deadline.daemon = True
         deadline.start()
@@ -273,7 +273,7 @@ class Endpoint(_Cache):
         return text.replace(self._key, "[OPENAI_API_KEY]") if text and self._key else text
 
     def _turn(self) -> float:
-        """Counts one more request, and returns how many seconds it has to wait."""
+        """Counts one more request, and returns how many seconds it must wait."""
         with self._lock:
             self.sent += 1
             now = time.monotonic()
@@ -283,10 +283,10 @@ class Endpoint(_Cache):
 
 
 class Batch(_Cache):
-    """Answers that come in files, from OpenAI's Batch API or vLLM's run-batch; a context manager.
+    """Answers in files, from OpenAI's Batch API or vLLM's run-batch; a context manager.
 
     Attributes:
-      missing: the requests that `ask` was asked for and has no answer to, by their hash.
+      missing: the unanswered requests of `ask`, by hash.
     """
 
     def __init__(self, cache: Path):
@@ -294,14 +294,14 @@ class Batch(_Cache):
         self.missing: dict[str, str] = {}
 
     def ask(self, requests: Sequence[Request]) -> Iterator[Reply | None]:
-        """Yields the answer to each request, in order; None where there is none yet."""
+        """Yields the answer to each request, in order; None if there is none yet."""
         for key, body in map(_key_and_body, requests):
             if key not in self._replies:
                 self.missing[key] = body
             yield self._replies.get(key)
 
     def write(self, path: Path) -> None:
-        """Writes the missing requests, one a line.
+        """Writes the missing requests, one per line.
 
         Raises:
           UserError: the file cannot be written.
@@ -315,21 +315,21 @@ class Batch(_Cache):
             write_text(path, "".join(lines))
 
     def read(self, path: Path) -> None:
-        """Keeps the answers in a file of results; requests that failed stay missing.
+        """Keeps the answers of a results file; failed requests stay missing.
 
         Raises:
-          UserError: the file holds something else; names the line.
+          UserError: a line is not a result; names the line.
         """
         for row in read_json_lines(path):
             shape = {"custom_id": str, "response?": {"status_code?": int}}
             if wrong := misfit(row.values, shape):
-                raise row.error(f"no result of a batch ({wrong}): give the file that the batch service wrote")
+                raise row.error(f"not a batch result ({wrong}): give the file that the batch service wrote")
             key, response = row.values["custom_id"], row.values.get("response") or {}
             if key not in self._replies and response.get("status_code") == 200:
                 try:
                     self._keep(key, _reply(response.get("body")))
                 except ValueError as error:
-                    raise row.error(f"its response has no completion in it ({error})") from None
+                    raise row.error(f"its response is not a completion ({error})") from None
 
 
 def _path(request: Request) -> str:
@@ -348,19 +348,19 @@ def _read_cache(path: Path) -> dict[str, Reply]:
     with reading(path):
         text = path.read_bytes()
     whole = text.rfind(b"\n") + 1
-    if whole < len(text):  # the line that a killed run was writing
+    if whole < len(text):  # a killed run's last line
         os.truncate(path, whole)
     for number, line in enumerate(text[:whole].splitlines(), start=1):
         try:
             row = parse_json(line, {"key": str, "reply": _KEPT})
         except ValueError as error:
-            raise UserError(f"{path}:{number}: no answer that was kept ({error}); remove the line") from None
+            raise UserError(f"{path}:{number}: not a cached answer ({error}); remove the line") from None
         replies[row["key"]] = Reply(*(row["reply"][name] for name in Reply._fields))
     return replies
 
 
 def _reply(values: Any) -> Reply:
-    """Raises ValueError where the values are no whole completion, or of other types."""
+    """Returns the reply in a completion; raises ValueError if it is incomplete or malformed."""
     if (wrong := misfit(values, _COMPLETION)) or not values["choices"]:
         raise ValueError(wrong or "no choices")
     choice, usage = values["choices"][0], values.get("usage") or {}
@@ -372,7 +372,7 @@ def _reply(values: Any) -> Reply:
 
 
 def _message(content: bytes) -> str:
-    """Returns what the server says is wrong, on one line."""
+    """Returns the server's error message, on one line."""
     try:
         message = parse_json(content, dict)["error"]
         message = message["message"] if isinstance(message, dict) else message
@@ -382,9 +382,9 @@ def _message(content: bytes) -> str:
 
 
 def _retry_after(response: httpx2.Response) -> float:
-    """Returns the seconds that the server asks to wait, as a number or until a date; 0 without."""
+    """Returns the seconds of a Retry-After header, a number or a date; 0 if there is none."""
     asked = response.headers.get("Retry-After", "0")
     try:
         return float(asked) if asked.isdigit() else parsedate_to_datetime(asked).timestamp() - time.time()
-    except (ValueError, OverflowError):  # no date, or one in no year that a clock has
+    except (ValueError, OverflowError):  # not a date, or out of range
         return 0.0

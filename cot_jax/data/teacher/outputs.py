@@ -1,30 +1,30 @@
-"""What a teacher wrote: raw continuations of a few-shot prompt, and files of rationales joined by id.
+"""A teacher's outputs: raw continuations of a few-shot prompt, and files of rationales joined by id.
 
-A raw continuation answers the question and then, as often as not, invents the next one:
+A raw continuation answers the question and then often invents the next one:
 
     Luke scored 84 points in 2 rounds. So he scored 84 / 2 = 42 points each round. The answer is (84 / 2).
 
     Q: ...
 
-`parse` takes rationale and label out of it, in one of two forms. `reference` is the released parser of
-Hsieh et al. 2023 to the byte: a failure is `' '` or `''`, and its students are trained on that blank.
-`corrected` differs in this:
+`parse` extracts rationale and label, in one of two forms. `reference` equals the released parser of Hsieh et
+al. 2023 byte for byte: a failure is `' '` or `''`, and students are trained on that blank. `corrected`
+differs:
 
-* A failure is None, to be counted and left out. A rationale has failed if the words that introduce the answer
-  never came (the output ran in circles or was cut off) or if nothing precedes them.
-* SVAMP: the label is the whole equation; the released expression ends it at the last bracket, so that
-  `(16 * 17) * 4` becomes `(16 * 17)`. What has no value (`(2 * x)`, `((491 - 21`) is a failure, and so are
+* A failure is None, to be counted and left out. A rationale fails if the words that introduce the answer are
+  missing (the output repeats itself or was cut off) or if nothing precedes them.
+* SVAMP: the label is the whole equation; the released expression ends at the last bracket, so that
+  `(16 * 17) * 4` becomes `(16 * 17)`. Text without a value (`(2 * x)`, `((491 - 21`) is a failure, and so are
   two equations (`(53 + 17) and (14 - 10)`).
-* CQA: the label is one of the choices (`data.tasks` finds it, whatever its capitals). An answer that names
-  several ("either (a) aquarium or (e) pond") is a failure, not the text `aquarium or`.
-* ANLI: "..., so the answer is" and "The answer is" introduce an answer, too.
-* NLI: the label is one of the classes: `neutral` is found in `neutral\\n\\nPre`, where an output of e-SNLI
-  was cut off, and a class that was cut off itself (`entail`) is completed.
-* There is no white space around rationales and labels.
+* CQA: the label is one of the choices (`data.tasks` finds it, ignoring case). An answer that names several
+  ("either (a) aquarium or (e) pond") is a failure, not the text `aquarium or`.
+* ANLI: "..., so the answer is" and "The answer is" also introduce an answer.
+* NLI: the label is one of the classes: `neutral` is found in `neutral\\n\\nPre`, a truncated output of
+  e-SNLI, and a truncated class (`entail`) is completed.
+* Rationales and labels have no surrounding white space.
 
-Where no parser was released, numbers may be written as people do ("$1,080", "18 apples", "60 + 18 = 78",
-"#### 72", "A: 72"), options as "(B)", "B." or "option B", yes and no as true and false.
-A user's own task has the parser `text`: "So the answer is", to the end of the line.
+Without a released parser, numbers may have any common form ("$1,080", "18 apples", "60 + 18 = 78", "#### 72",
+"A: 72"), options may be "(B)", "B." or "option B", and yes and no may be true and false. A user's own task
+has the parser `text`: "So the answer is", to the end of the line.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ NLI_LABELS = ("entailment", "neutral", "contradiction")  # in the order of the d
 
 
 class ParsedOutput(NamedTuple):
-    """A teacher's rationale and answer; None where there is none."""
+    """A teacher's rationale and answer; None: missing."""
 
     rationale: str | None
     label: str | None
@@ -53,15 +53,15 @@ Parser = Callable[[str], ParsedOutput]
 
 
 def parse(task: str, text: str, form: str) -> ParsedOutput:
-    """Returns what the raw teacher output `text` says.
+    """Returns rationale and answer of the raw teacher output `text`.
 
     Args:
       task: a key of `PARSERS["corrected"]`.
-      form: corrected | reference (see above); where nothing was released, both are ours.
+      form: corrected | reference (see above); without a released parser both are ours.
 
     Raises:
-      ValueError: in the reference form, where the released parser stops with it: a CQA output that does
-        not say "So the answer is" exactly once.
+      ValueError: in the reference form, like the released parser: a CQA output does not say "So the answer
+        is" exactly once.
     """
     return PARSERS[form].get(task, PARSERS["corrected"][task])(text)
 
@@ -85,7 +85,7 @@ def _reference_anli(text: str) -> ParsedOutput:
     parts = text.split("Premise:")[0].rstrip().split("So the answer is")
     if len(parts) != 2:
         return ParsedOutput("", "")
-    # The last character is taken for a full stop.
+    # The released parser takes the last character for a full stop.
     return ParsedOutput(parts[0].rstrip(), parts[1].lstrip()[:-1])
 
 
@@ -149,7 +149,7 @@ def _line(answer: str) -> str | None:
 
 
 _SO = "(?:so )?the answer is"
-# Also with a mark, as people's solutions have it: GSM8K's, of its model solutions, of AQuA.
+# Also the marks of human solutions: those of GSM8K, of its published model outputs, of AQuA.
 _HENCE = r"(?:(?:so|thus|hence|therefore),? )?(?:the )?(?:correct |final )?answer(?: is|\s*:)|####|^A:"
 PARSERS: dict[str, dict[str, Parser]] = {
     "corrected": {
@@ -176,7 +176,7 @@ PARSERS: dict[str, dict[str, Parser]] = {
 
 
 def read_outputs(folder: Path, split: str) -> list[str] | None:
-    """Returns the raw outputs in `folder`/{split}_CoT_{k}.json in the order of k; None if there are no files.
+    """Returns the raw outputs in `folder`/{split}_CoT_{k}.json, in the order of k; None without such files.
 
     Raises:
       UserError: a file is not a JSON list of texts.
@@ -201,20 +201,20 @@ def read_by_id(path: Path, ids: Collection[str], earlier: Mapping[str, Row]) -> 
     A row is `{id, label?, rationale?, program?}`, or with lists `{id, label?, rationales?, programs?}`.
 
     Raises:
-      UserError: a row's id is missing, repeated, or not one of `ids` (file and line are named).
+      UserError: a row's id is missing, repeated, or not one of `ids`; names file and line.
     """
     rows = dict(earlier)
     for row in read_json_lines(path):
         if (key := row.id()) not in ids:
             raise row.error(f"the data has no example with the id {key!r}")
         if key in rows:
-            raise row.error(f"the id {key!r} is taken by {rows[key].where}")
+            raise row.error(f"the id {key!r} is already used by {rows[key].where}")
         rows[key] = row
     return rows
 
 
 def join(example: Example, row: Row) -> Example:
-    """Returns `example` with the label and texts of a teacher's row instead of those of the data file."""
+    """Returns `example` with the label and texts of a teacher's row in place of those of the data file."""
     return dataclasses.replace(
         example,
         teacher_label=row.optional_text("label"),

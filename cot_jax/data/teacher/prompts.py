@@ -1,12 +1,12 @@
-"""What a teacher is asked: instructions, demonstrations, and how they become a prompt or a chat.
+"""Prompts for a teacher: instructions, demonstrations, and their layout as text or chat.
 
 A question has one of six styles (`style_of`): arithmetic, a choice of words, a choice of letters, entailment,
-yes or no, and any other text. Each style has an instruction and the words that introduce the answer
-(`outputs` finds the answer by them); all but the last have demonstrations. They are ours: no data set holds
-them. Only arithmetic questions ask for programs of thought (Chen et al. 2023).
+yes or no, and any other text. Each style has an instruction and the words that introduce the answer, by which
+`outputs` finds it; all but the last have demonstrations. The demonstrations are ours and in no data set. Only
+arithmetic questions ask for programs of thought (Chen et al. 2023).
 
 The formats are those of the published outputs (Hsieh et al. 2023): "The answer is (84 / 2).", "So the answer
-is (b) wooded area.", "So the answer is neutral." and, for e-SNLI, "Answer: neutral" on a line of its own.
+is (b) wooded area.", "So the answer is neutral." and, for e-SNLI, "Answer: neutral" on its own line.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from cot_jax.data.problems import LETTERS, YES_NO
 from cot_jax.data.tasks import Splits
 from cot_jax.data.teacher.outputs import NLI_LABELS
 
-# With more labels than these a task's prompt does not name them.
+# Prompts list a task's labels if there are at most this many.
 _MOST_LABELS = 10
 
 
@@ -33,14 +33,14 @@ class Demonstration(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """How questions of one kind are put, and how their answers end.
+    """The prompt of one kind of question.
 
     Attributes:
       parser: the task whose corrected parser in `outputs` reads the answers.
-      closing: what follows the rationale; it holds {answer}.
-      instruction: holds {closing}.
-      marks: the texts before a question and before its answer, where they are not turns of a chat.
-      labels: the answers there can be, where the instruction names them.
+      closing: the text after the rationale, with {answer}.
+      instruction: with {closing}.
+      marks: the texts before a question and before its answer, outside a chat.
+      labels: the possible answers, if the instruction lists them.
     """
 
     parser: str
@@ -59,7 +59,7 @@ class Style:
         return self.instruction.format(closing=closing, labels=", ".join(self.labels))
 
     def answers(self, kind: str, demonstration: Demonstration) -> str:
-        """Returns what the teacher would have said."""
+        """Returns the teacher's answer in a demonstration."""
         if kind == "pot":
             return demonstration.program or ""
         return demonstration.rationale + self.closing.format(answer=demonstration.answer)
@@ -84,7 +84,7 @@ PROGRAM_INSTRUCTION = (
 
 
 def as_chat(style: Style, kind: str, few_shot: bool, question: str) -> list[dict[str, str]]:
-    """Returns the messages that ask `question`: demonstrations are earlier turns."""
+    """Returns `question` as chat messages; demonstrations are earlier turns."""
     messages = [{"role": "system", "content": style.instructs(kind)}]
     for demonstration in style.demonstrations if few_shot else ():
         messages += [
@@ -97,7 +97,7 @@ def as_chat(style: Style, kind: str, few_shot: bool, question: str) -> list[dict
 
 
 def as_prompt(style: Style, kind: str, few_shot: bool, question: str) -> str:
-    """Returns the text that a model without chat continues: the published layout."""
+    """Returns `question` as a text to be continued, in the published layout."""
     before, after = style.marks
     gap = "\n" if kind == "pot" else " "
     parts = [style.instructs(kind)]
@@ -109,15 +109,15 @@ def as_prompt(style: Style, kind: str, few_shot: bool, question: str) -> str:
 
 
 def stops(style: Style) -> list[str]:
-    """Returns what ends a continuation: the words before the next question."""
+    """Returns the texts that end a continuation: those before the next question."""
     return ["\n" + (style.marks[0].strip() or "Premise:")]
 
 
 def style_of(task: str, splits: Splits, own: Sequence[Demonstration] = ()) -> Style:
-    """Returns how to ask the questions of a task.
+    """Returns the style of a task's questions.
 
     Args:
-      own: demonstrations to take instead of ours.
+      own: demonstrations that replace ours.
     """
     if splits.label_set == NLI_LABELS:
         style = ESNLI if task == "esnli" else NLI
@@ -366,7 +366,7 @@ _NLI = (
     ),
 )
 
-# The same problems with five results to choose from.
+# Five results to choose from for each of these problems.
 _RESULTS = (
     (400, 383, 417, 325, 359),
     (45, 38, 42, 47, 369),

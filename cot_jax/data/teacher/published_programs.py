@@ -1,7 +1,6 @@
-"""Published outputs of other teachers: programs of thought, and rationales of ASDiv's problems.
+"""Published outputs of other teachers: programs of thought, and rationales for ASDiv.
 
-The files are in `root`/pot; a data set is complete without them. Programs are read as they are, right or
-wrong; `answers.programs` gives their answers.
+The files are in `root`/pot and are optional. Programs are read unchecked; `answers.programs` runs them.
 
     svamp   pot/svamp/{split}_PoT_0.json and {split}_PoT_samples.json, in the order of the rows
     gsm8k   pot/gsm8k/gsm8k_test_*.jsonl, by question; there are none for the training set
@@ -18,14 +17,14 @@ from cot_jax.files import Row, read_json, read_json_lines
 
 
 class Published(NamedTuple):
-    """Of one question: programs, no two the same, and a teacher's raw output, None where there is none."""
+    """Distinct programs for one question, and a teacher's raw output; None: there is none."""
 
     programs: tuple[str, ...] = ()
     output: str | None = None
 
 
 def read(name: str, split: str, root: Path, rows: Sequence[Row]) -> list[Published] | None:
-    """Returns what there is for each of the `rows` of a data set's file; None if there is no file for it.
+    """Returns the published outputs for each of a data set's `rows`; None if there is no file of them.
 
     Raises:
       UserError: a file is malformed, or does not fit the rows.

@@ -1,4 +1,4 @@
-"""A teacher's samples: what an output says, whether that is right, and which samples to keep."""
+"""A teacher's samples: reading their answers, checking them, and choosing which to keep."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -16,16 +16,16 @@ from cot_jax.data.teacher.prompts import Style
 KINDS = ("cot", "pot")  # a rationale, a program of thought
 FILTERS = ("right", "leaks", "duplicates")
 
-# What reasoning models write before they answer, and what chat models make their answers look like.
+# The thoughts of reasoning models, and the Markdown of chat models.
 _THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
-# Bold type in Markdown, but no power: `2**3`, `(1 + r) ** n`.
+# Bold in Markdown, but not a power: `2**3`, `(1 + r) ** n`.
 _BOLD = re.compile(r"((?<=[\w)])( *)\*\*\2(?=[-+(.]*(?:\d|[A-Za-z]\b)))|\*\*")
 _FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _ANSWER_GIVEN = re.compile(r"\banswer\s*(?:is|:)|\bis the (?:right |correct )?answer\b", re.IGNORECASE)
 
 
 class Asked(NamedTuple):
-    """One output that a teacher is asked for; `hinted` says that it is told the gold label."""
+    """One requested output; `hinted`: the teacher is told the gold label."""
 
     example: Example
     kind: str  # one of KINDS
@@ -34,13 +34,13 @@ class Asked(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One output of a teacher, and what was read in it.
+    """One output of a teacher, and what was read from it.
 
     Attributes:
-      text: the rationale or the program, None where the output has none.
-      label: its answer, None where the output has none.
-      right: the answer is the gold label.
-      failure: why there is no text or no label; None where there are both.
+      text: the rationale or program; None: the output has none.
+      label: its answer; None: the output has none.
+      right: whether the answer is the gold label.
+      failure: why text or label is missing; None: both are there.
     """
 
     asked: Asked
@@ -59,9 +59,9 @@ def read(
     by_value: bool,
     interpreter: Interpreter = programs.run,
 ) -> Sample:
-    """Returns what an output says in answer to the question that was asked; `interpreter` runs programs."""
+    """Reads an output of the teacher; `interpreter` runs programs."""
     text, label, failure = None, None, None
-    output = output.encode(errors="replace").decode()  # JSON may hold half a character, a file may not
+    output = output.encode(errors="replace").decode()  # JSON may hold lone surrogates, a file may not
     plain = _THOUGHTS.sub("", output).strip()
     if finish_reason and finish_reason.startswith("refused"):
         output, failure = finish_reason, "refused by the server"
@@ -88,7 +88,7 @@ def read(
 
 
 def _among(labels: Collection[str], said: str | None) -> str | None:
-    """Returns the one of `labels` that was said, in any capitals, or None; without labels, what was said."""
+    """Returns the label that equals `said`, ignoring case, or None; without labels, `said` itself."""
     if not labels or said is None:
         return said
     bare = said.strip().rstrip(".").casefold()
@@ -96,11 +96,10 @@ def _among(labels: Collection[str], said: str | None) -> str | None:
 
 
 def leaks(rationale: str, label: str) -> bool:
-    """Whether a rationale gives the answer before any reason: it teaches to guess, not to reason. [ours]
+    """Whether a rationale gives the answer before any reason, and so teaches guessing, not reasoning. [ours]
 
-    It does if it begins with the label as a statement of its own ("Neutral. ..", "42, because .."; the label
-    alone is one), or if its first sentence says what the answer is ("The answer is neutral, since ..") in
-    these words or mentions that it was given.
+    It does if it begins with the label as a statement ("Neutral. ..", "42, because ..", or it alone), or
+    if its first sentence says in these words what the answer is ("The answer is neutral, since ..").
     """
     words = " ".join(rationale.split())
     stated = rf"{re.escape(' '.join(label.split()))}\s*(?:$|[.,:;]\s|because\b|since\b|as\b)"
@@ -109,12 +108,12 @@ def leaks(rationale: str, label: str) -> bool:
 
 
 def drops(samples: Sequence[Sample], filters: Collection[str], max_words: int) -> list[str | None]:
-    """Returns why each sample is not kept, its failure or a filter; None where it is kept.
+    """Returns why each sample is left out, its failure or a filter; None: it is kept.
 
     Args:
-      filters: of `FILTERS`. A question's rationales are duplicates if they differ in white space or capitals
-        only, its programs if they are equal.
-      max_words: most words of a rationale or program; 0 = any number.
+      filters: of `FILTERS`. Rationales of a question are duplicates if they differ only in white space or
+        case, programs if they are equal.
+      max_words: maximum words of a rationale or program; 0: any number.
     """
     kept: set[tuple[str, str, str]] = set()
     reasons: list[str | None] = []
@@ -138,6 +137,6 @@ def drops(samples: Sequence[Sample], filters: Collection[str], max_words: int) -
 
 
 def majority(samples: Sequence[Sample], by_value: bool) -> str | None:
-    """Returns the label that most samples give (`answers.voting`); None if none gives one."""
-    said = [sample.label for sample in samples if sample.label is not None]
-    return vote(said, [0.0] * len(said), by_value).answer if said else None
+    """Returns the majority label (`answers.voting`); None if no sample gives a label."""
+    labels = [sample.label for sample in samples if sample.label is not None]
+    return vote(labels, [0.0] * len(labels), by_value).answer if labels else None

@@ -159,7 +159,7 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(server, tmp_pa
     assert with_key["Authorization"] == "Bearer secret-key"
     assert "secret" not in (tmp_path / "b.jsonl").read_text()
     monkeypatch.setenv("OPENAI_API_KEY", "“secret”")
-    with pytest.raises(UserError, match="OPENAI_API_KEY holds signs") as raised:
+    with pytest.raises(UserError, match="OPENAI_API_KEY contains invalid characters") as raised:
         Endpoint(server.url, tmp_path / "c.jsonl")
     assert "secret" not in str(raised.value)
 
@@ -215,7 +215,10 @@ def _sends(*heads, of=b"x", pause=0.0, count=10**9):
             _sends("Content-Encoding: gzip", "", of=gzip.compress(bytes(2**20)), count=1),
             "DecodingError: the answer is compressed, which was not asked for",
         ),
-        (_sends("", of=b"[" * 10**5, count=1), r"200: \[{300}"),
+        (
+            _sends("", of=b"[" * 10**5, count=1),
+            r"no completion \(not valid JSON \(nested too deeply\)\), 200: \[{300}",
+        ),
     ],
 )
 def test_an_answer_without_end_is_ended(server, tmp_path, monkeypatch, fault, message):
@@ -266,7 +269,7 @@ def test_no_server_no_url_no_cache(server, tmp_path):
     with pytest.raises(UserError, match="cannot be written: No such file or directory"):
         Endpoint(server.url, tmp_path / "none" / "cache.jsonl")
     cache.write_text('{"key": 1}\nnot JSON\n')
-    with pytest.raises(UserError, match=r"cache\.jsonl:1: no answer that was kept"):
+    with pytest.raises(UserError, match=r"cache\.jsonl:1: not a cached answer"):
         Endpoint(server.url, cache)
 
 
@@ -351,11 +354,11 @@ def test_a_batch_is_written_and_read_and_what_failed_is_written_again(server, tm
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ('{"custom_id": 3}', "results.jsonl:1: no result of a batch"),
-        ('{"custom_id": "a", "response": "b"}', "results.jsonl:1: no result of a batch"),
+        ('{"custom_id": 3}', "results.jsonl:1: not a batch result"),
+        ('{"custom_id": "a", "response": "b"}', "results.jsonl:1: not a batch result"),
         (
             '{"custom_id": "a", "response": {"status_code": 200, "body": {}}}',
-            "1: its response has no completion",
+            "1: its response is not a completion",
         ),
     ],
 )

@@ -188,7 +188,7 @@ def test_a_signal_while_loading_is_no_failure_either(tmp_path, monkeypatch, caps
     monkeypatch.setattr(api, "prepare", load)
     before = signal.getsignal(number)
     assert main(["train", *SMALL, f"--workdir={tmp_path / 'run'}"]) == 75
-    expected = "stopped outside of training; the same command goes on from the last checkpoint\n"
+    expected = "stopped outside of training; the same command resumes from the last checkpoint\n"
     assert capsys.readouterr().err == expected
     assert signal.getsignal(number) is before
 
@@ -303,11 +303,11 @@ def test_what_a_run_has_lost_is_never_made_up(uninterrupted, tmp_path, scripted,
     assert "its rows end at step 0, the checkpoint is of step 12: restore the file" in refused()
     metrics.write_bytes(rows)
     best.rename(away)
-    assert "best has not the parameters of step 6, the best by metrics.jsonl: put them back" in refused()
+    assert "best lacks the parameters of step 6, the best by metrics.jsonl: restore them" in refused()
     shutil.rmtree(best)
     away.rename(best)
     latest.rename(away)
-    assert "latest has no checkpoint, but metrics.jsonl has rows until step 12: put it back" in refused()
+    assert "latest has no checkpoint, but metrics.jsonl has rows until step 12: restore it" in refused()
     shutil.rmtree(latest)
     away.rename(latest)
     assert metrics.read_bytes() == rows

@@ -1,4 +1,4 @@
-"""The loop: dispatch a step, read the metrics of the one before, evaluate, save, stop when told."""
+"""The training loop: dispatch a step, read the metrics of the previous one, evaluate, save, stop."""
 
 import contextlib
 import dataclasses
@@ -36,12 +36,12 @@ from cot_jax.training.saved import (
 from cot_jax.training.step import LAYER_NORM, TrainState
 from cot_jax.training.students import BASE, compute_dtype
 
-PREEMPTED = 75  # exit status: saved, start me again (EX_TEMPFAIL)
+PREEMPTED = 75  # exit status: saved, run the same command again (EX_TEMPFAIL)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Preempted(BaseException):  # what catches every error of a library is not to catch it
-    """SIGTERM or Ctrl-C came; the state is saved, or there is none yet."""
+class Preempted(BaseException):  # so that a library's `except Exception` does not catch it
+    """SIGTERM or Ctrl-C arrived; the state is saved, or there is none yet."""
 
 
 class Diverged(Exception):
@@ -50,13 +50,13 @@ class Diverged(Exception):
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Has SIGTERM and SIGINT raise `Preempted` where no state is to be saved: before training and after it.
+    """Makes SIGTERM and SIGINT raise `Preempted` outside training, when there is no state to save.
 
-    Several processes are left to JAX's coordination service, as in `_StopSignal`.
+    With several processes JAX's coordination service handles signals, as in `_StopSignal`.
     """
 
     def stop(*_):
-        raise Preempted("stopped outside of training; the same command goes on from the last checkpoint")
+        raise Preempted("stopped outside of training; the same command resumes from the last checkpoint")
 
     previous = [(number, signal.signal(number, stop)) for number in _SIGNALS]
     try:
@@ -98,7 +98,7 @@ class _StopSignal:
 
 
 class _Profile:
-    """A trace of some steps, begun when those before have paid for compiling; Perfetto and XProf open it."""
+    """A trace of some steps, started after the first ones have compiled; for Perfetto and XProf."""
 
     AFTER = 10
 
@@ -106,7 +106,7 @@ class _Profile:
         self._directory, self._first, self._last = directory, first + self.AFTER, first + self.AFTER + steps
 
     def after(self, step: int, state: TrainState) -> None:
-        """Begins or ends the trace if it is time to."""
+        """Starts or stops the trace if this step is its first or last."""
         if self._first == self._last or step not in (self._first, self._last) or not leads():
             return
         jax.block_until_ready(state)
@@ -136,7 +136,7 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
         require_matplotlib()
         if config.train.layer_norms_every > config.train.steps:
             raise UserError(
-                f"config.train.layer_norms_every={config.train.layer_norms_every} never comes in "
+                f"config.train.layer_norms_every={config.train.layer_norms_every} is more than "
                 f"config.train.steps={config.train.steps}: choose a smaller one, or 0 for none"
             )
     run = Run(experiment)
@@ -155,7 +155,7 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
         if checkpoints.latest_step is None:
             if (workdir / "metrics.jsonl").exists():
                 _refuse_lost_checkpoints(workdir, config.train)
-                say(f"{workdir} was stopped before its first checkpoint: from the start again")
+                say(f"{workdir} was stopped before its first checkpoint: it starts again")
             state = run.initial_state()
         else:
             state = run.restore_latest(checkpoints)
@@ -170,8 +170,8 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
             left = config.train.steps - int(state.step)
             if profile_steps and left < _Profile.AFTER + profile_steps:
                 raise UserError(
-                    f"--profile_steps={profile_steps} come after {_Profile.AFTER} others, but only {left} of "
-                    f"config.train.steps={config.train.steps} are left: ask for fewer"
+                    f"--profile_steps={profile_steps} follow {_Profile.AFTER} other steps, but only {left} "
+                    f"of config.train.steps={config.train.steps} are left: ask for fewer"
                 )
             profile = _Profile(workdir / "profile", int(state.step), profile_steps)
             steps = _steps(run, state, checkpoints, writer, stop, clock, profile)
@@ -180,19 +180,19 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
         return result
     if 0 < config.train.layer_norms_every <= steps:
         draw_layer_norms(workdir / "metrics.jsonl", LAYER_NORM, workdir / "layer_norms.png")
-    write_json(workdir / RESULT_FILE, result)  # last: it says that the run is complete
+    write_json(workdir / RESULT_FILE, result)  # last: it marks the run as complete
     return result
 
 
 def _refuse_lost_checkpoints(workdir: Path, config: TrainConfig) -> None:
     """
     Raises:
-      UserError: there are rows behind the first checkpoint, which is waited for: there was one.
+      UserError: metrics.jsonl has rows beyond the first checkpoint, so there was one.
     """
     if (last := last_step(workdir)) > min(config.checkpoint_every, config.eval_every):
         raise UserError(
             f"{workdir / 'checkpoints' / 'latest'} has no checkpoint, but metrics.jsonl has rows until step "
-            f"{last}: put it back, or delete {workdir / 'metrics.jsonl'} to train from the start"
+            f"{last}: restore it, or delete {workdir / 'metrics.jsonl'} to train from the start"
         )
 
 
@@ -201,14 +201,14 @@ def _refuse_lost_best(
 ) -> None:
     """
     Raises:
-      UserError: `best` is not of the evaluations before `step`, nor of a later one.
+      UserError: `best` belongs to none of the evaluations in metrics.jsonl, nor to a later one.
     """
     before = {n: value for n, value in evaluated.items() if n < step}  # that of `step` may not be saved yet
     if not before or (best and (best[0] >= step or best[0] == best_of(before))):
         return
     raise UserError(
-        f"{workdir / 'checkpoints' / 'best'} has not the parameters of step {best_of(before)}, the best by "
-        f"metrics.jsonl: put them back or, to go on without them, {only_row(step)}"
+        f"{workdir / 'checkpoints' / 'best'} lacks the parameters of step {best_of(before)}, the best by "
+        f"metrics.jsonl: restore them or, to resume without them, {only_row(step)}"
     )
 
 
@@ -406,7 +406,7 @@ def _claim(workdir: Path, experiment: Experiment) -> None:
     taken = refuse_other_config(workdir, experiment.config)
     if not taken and (workdir / "checkpoints").exists():
         raise UserError(
-            f"{workdir} has checkpoints, but no config.json of their run: put it back, or choose "
+            f"{workdir} has checkpoints, but no config.json of their run: restore it, or choose "
             "another --workdir"
         )
     architecture, examples = experiment.architecture(), experiment.checksum()

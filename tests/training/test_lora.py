@@ -158,7 +158,7 @@ def test_an_adapter_is_refused_on_other_weights(base, trained, capsys):
     try:
         assert main([*flags, f"--workdir={workdir}"]) == 2
         assert "not the weights that" in capsys.readouterr().err
-        with pytest.raises(UserError, match="put them back"):
+        with pytest.raises(UserError, match="restore them"):
             load(workdir)
     finally:
         write(directory, tokenizer, seed=0)

@@ -68,6 +68,8 @@ def linear(x: jax.Array, w: jax.Array | LowRank, inputs: int = 1) -> jax.Array:
     return jnp.tensordot(x, w.astype(x.dtype), inputs)
 
 
+# The backward pass computes a norm again: left alone it would keep three float32 copies of each one's input.
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
 def rms_norm(x: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array:
     """Root-mean-square norm over the last axis (Zhang and Sennrich 2019), in float32."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -76,6 +78,7 @@ def rms_norm(x: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array:
     return (wide * (factor * scale)).astype(x.dtype)
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=3)
 def layer_norm(x: jax.Array, scale_D: jax.Array, bias_D: jax.Array, epsilon: float) -> jax.Array:
     """Layer norm over the last axis (Ba et al. 2016), in float32."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -236,6 +239,7 @@ class Attention:
         return self.queries.pack(parts)
 
 
+@jax.named_scope("attention")
 def attend(
     q: jax.Array,
     keys: Sequence[Keys],

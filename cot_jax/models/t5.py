@@ -297,10 +297,11 @@ class T5:
 
             return self._decoder_layer(x_GYD, w, attend_self, attend_input, keys, targets.seed_GX), None
 
-        x_GYD = embed(params["embedding"], self._shifted(targets), self.dtype)
-        x_GYD = self._drop(x_GYD, keys[0], targets.seed_GX)
-        x_GYD, _ = self._stack(layer, x_GYD, params["decoder"]["layers"], keys[1])
-        x_GYD = self._drop(self._norm(x_GYD, params["decoder"]["final_norm"]), keys[2], targets.seed_GX)
+        with jax.named_scope("decoder"):
+            x_GYD = embed(params["embedding"], self._shifted(targets), self.dtype)
+            x_GYD = self._drop(x_GYD, keys[0], targets.seed_GX)
+            x_GYD, _ = self._stack(layer, x_GYD, params["decoder"]["layers"], keys[1])
+            x_GYD = self._drop(self._norm(x_GYD, params["decoder"]["final_norm"]), keys[2], targets.seed_GX)
         return dict(zip(views, targets.split(self._scaled(x_GYD)), strict=True))
 
     def head(self, params: Params) -> jax.Array:
@@ -381,6 +382,7 @@ class T5:
 
     # --- Parts ---
 
+    @jax.named_scope("encoder")
     def _encode(self, params: Params, inputs: Layout, key: jax.Array | None) -> jax.Array:
         """The encoder's output (G, X, D)."""
         encoder, seed_GX = params["encoder"], inputs.seed_GX

@@ -179,7 +179,8 @@ def _size(shape: str, of: str = "") -> int:
 
 def main() -> None:
     options = _options()
-    print(f"Nothing ran: jax {jax.__version__}, libtpu {importlib.metadata.version('libtpu')}.\n", flush=True)
+    versions = f"jax {jax.__version__}, libtpu {importlib.metadata.version('libtpu')}"
+    print(f"The estimate of the TPU's compiler; nothing ran. {versions}\n", flush=True)
     for name in options.chips:
         chip = CHIPS[name]
         devices, _ = plan.topology(chip.topology)

@@ -146,10 +146,12 @@ class Segments:
     def of(cls, tokens: Tokens) -> "Segments":
         return cls(tokens.length, tokens.slots, tokens.width)
 
+    @jax.named_scope("unpack")
     def unpack(self, x: jax.Array) -> jax.Array:
         """One row of a rectangle per sequence: (G, X, ...) -> (G, E, S, ...), zeros elsewhere."""
         return _unpack(x, self._slot_GES, self._cell_GX)
 
+    @jax.named_scope("pack")
     def pack(self, x: jax.Array) -> jax.Array:
         """The inverse of `unpack`: (G, E, S, ...) -> (G, X, ...); zeros where there is no token."""
         return _pack(x, self._slot_GES, self._cell_GX)

@@ -75,8 +75,6 @@ def main(argv: Sequence[str]) -> int:
     options, rest = _options(argv)
     config = parse_command_line([argv[0], *rest], __doc__).config
     devices, memory, source = _devices(options)
-    if config.model.compute_dtype == "auto":
-        config = _changed(config, {"model.compute_dtype": "bfloat16"})
     platform = "tpu" if options.topology else "gpu"
     experiment = prepare(config, weights=False, platform=platform)
     print(*_describe(experiment, devices, memory, source), sep="\n", flush=True)
@@ -184,9 +182,7 @@ def _activation_changes(batch_size: int) -> list[dict[str, Any]]:
 def changed(experiment: Experiment, change: dict[str, Any]) -> Experiment:
     """Returns the experiment with new values for the keys "SECTION.NAME"."""
     config = _changed(experiment.config, change)
-    student = dataclasses.replace(  # type: ignore[type-var]
-        load_student(config.model, experiment.format, weights=False)[0], unroll=False
-    )
+    student, *_ = load_student(config.model, experiment.format, weights=False, platform="gpu")  # or TPU
     return dataclasses.replace(
         experiment, config=config, student=student, lora=make_lora(config.model, student)[0]
     )

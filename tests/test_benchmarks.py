@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import re
 from types import SimpleNamespace
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import experiment, measure, report, run_step, startup, step_throughput, workload
+from benchmarks import experiment, measure, report, run_step, startup, step_throughput, tpu_schedule, workload
 from benchmarks.all import ROWS
 from cot_jax.losses.vocabulary import plain_vocabulary_pass
 from cot_jax.models import student as students
@@ -228,3 +229,75 @@ def test_every_target_has_a_row_that_is_run():
 def test_a_page_without_marks_is_left_alone():
     with pytest.raises(ValueError, match="once, in this order"):
         report.insert("# Performance\n", "measured")
+
+
+_SCHEDULED = """
+HloModule jit_step, is_scheduled=true
+
+%sliced (p0: bf16[8,4,128], p1: s32[]) -> bf16[4,128] {
+  %p0 = bf16[8,4,128]{2,1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  ROOT %slice = bf16[1,4,128]{2,1,0} dynamic-slice(%p0, %p1), dynamic_slice_sizes={1,4,128}
+}
+
+%updated (p0: f32[8,64], p1: s32[], p2: f32[1,64]) -> f32[8,64] {
+  %p0 = f32[8,64]{1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %p2 = f32[1,64]{1,0} parameter(2)
+  ROOT %update = f32[8,64]{1,0} dynamic-update-slice(%p0, %p2, %p1)
+}
+
+%body (state: STATE) -> STATE {
+  %state = STATE parameter(0)
+  %n = s32[] get-tuple-element(%state), index=0
+  %stack = bf16[8,4,128]{2,1,0} get-tuple-element(%state), index=1
+  %kept = f32[8,64]{1,0} get-tuple-element(%state), index=2
+  %row = f32[1,64]{1,0:T(8,128)S(1)} constant({...})
+  %read = bf16[4,128]{0:S(1)} fusion(%stack, %n), calls=%sliced, NAME=jvp(encoder)/attention/mul;, CYCLES=100
+  %write = f32[8,64]{1,0} fusion(%kept, %n, %row), kind=kLoop, calls=%updated, CYCLES=10
+  ROOT %next = STATE tuple(%n, %stack, %write)
+}
+
+%condition (state: STATE) -> pred[] {
+  %state = STATE parameter(0)
+  %n = s32[] get-tuple-element(%state), index=0
+  %end = s32[] constant(8)
+  ROOT %less = pred[] compare(%n, %end), direction=LT
+}
+
+%until (state: STATE) -> pred[] {
+  %state = STATE parameter(0)
+  %n = s32[] get-tuple-element(%state), index=0
+  ROOT %less = pred[] compare(%n, %n), direction=LT
+}
+
+ENTRY %main (x: f32[16,128]) -> f32[16,128] {
+  %x = f32[16,128]{1,0} parameter(0)
+  %start = STATE constant({...})
+  %loop = STATE while(%start), condition=%condition, body=%body, NAME=jvp(encoder)/while;
+  %more = STATE while(%loop), condition=%until, body=%body, NAME=jvp(head)/while;
+  %nothing = f32[16,128]{1,0} copy(%x), backend_config={"flag_configs":[]}
+  ROOT %add.1 = f32[16,128]{1,0} add(%x, %x), NAME=optimizer/add;, CYCLES=7
+}
+"""
+
+
+def test_a_schedule_is_read_with_the_turns_of_its_loops():
+    hlo = _SCHEDULED.replace("STATE", "(s32[], bf16[8,4,128]{2,1,0}, f32[8,64]{1,0})")
+    hlo = re.sub(r"NAME=([^;]*);", r'metadata={op_name="jit(step)/\1"}', hlo)
+    hlo = re.sub(r"CYCLES=(\d+)", r'backend_config={"window_config":{"estimated_cycles":"\1"}}', hlo)
+    found = tpu_schedule.operations(hlo, most_turns=3)
+    assert found == [
+        # name, part, does, cycles, bytes, turns: of the stacks one row, and none of the fast memory S(1)
+        ("read", "attention", "mul", 800, 8 * (2 * 4 * 128 + 4), 8),
+        ("write", "encoder", "while", 80, 8 * (4 + 4 * 64), 8),
+        ("read", "attention", "mul", 300, 3 * (2 * 4 * 128 + 4), 3),
+        ("write", "head", "while", 30, 3 * (4 + 4 * 64), 3),
+        ("add.1", "optimizer", "add", 7, 3 * 4 * 16 * 128, 1),
+    ]
+    lines = list(tpu_schedule.page(found, tpu_schedule.Chip("", 1e6, 1217e3), 500.0, "2 s to compile"))
+    assert lines[:2] == [
+        "1.0 ms a step, 50% of the peak, 2 s to compile.",
+        "attention 90%, encoder 7%, head 2%, optimizer 1%",
+    ]
+    assert lines[5] == "| attention | mul | 8 | 0.66 | 65.7% | 0.00 |"

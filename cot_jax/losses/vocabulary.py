@@ -167,6 +167,7 @@ class _Spec(NamedTuple):
     entropy: bool
     chunk_rows: int
     examples: int  # E
+    width: int  # no target is longer
 
 
 class _Rows(NamedTuple):
@@ -190,11 +191,14 @@ def _prepare(targets: Tokens, maps, entropy: bool, chunk_rows: int | None) -> tu
         if kind.reduction not in REDUCTIONS:
             raise ValueError(f"reduction {kind.reduction!r} is not in {REDUCTIONS}")
     if chunk_rows is None:
-        chunk_rows = _CPU_ROWS if jax.default_backend() == "cpu" else _ACCELERATOR_ROWS
+        # Of the mesh's devices where there is one: a plan compiles for others than this machine's.
+        device = jax.sharding.get_abstract_mesh().abstract_device
+        platform = device.platform if device else jax.default_backend()
+        chunk_rows = _CPU_ROWS if platform == "cpu" else _ACCELERATOR_ROWS
     segments = Segments.of(targets)
     counted = {name: segments.within(_length(kind, targets)) for name, kind in maps.items()}
     kinds = tuple((name, kind.reduction) for name, kind in maps.items())
-    spec = _Spec(kinds, entropy, chunk_rows, targets.length.shape[1])
+    spec = _Spec(kinds, entropy, chunk_rows, targets.length.shape[1], targets.width)
     return spec, _Rows(jnp.asarray(targets.ids), segments.example_GX, segments.position_GX, counted)
 
 
@@ -273,24 +277,50 @@ def _forward_chunk(spec: _Spec, head_DV, carry, xs):
         mean_R = jnp.sum(exp_RV * (z_RV - top_R[:, None]), axis=-1) / total_R
         entropy_R = jnp.log(total_R) - mean_R
     maps, first = dict(maps), dict(first)
-    for name, reduction in spec.maps:
-        q_RV = jnp.where(rows.counted[name][:, None], p_RV, 0)
-        if reduction == "max":
-            q_RV = lax.optimization_barrier(q_RV)  # recomputed, it might not equal itself
-            before_MV = maps[name]
-            maps[name] = before_MV.at[rows.example].max(q_RV, indices_are_sorted=True)
-            most = jnp.iinfo(rows.position.dtype).max
-            at_RV = jnp.where(q_RV == maps[name][rows.example], rows.position[:, None], most)
-            at_MV = jnp.full_like(first[name], most).at[rows.example].min(at_RV, indices_are_sorted=True)
-            # The earlier chunk wins a tie.
-            first[name] = jnp.where(maps[name] > before_MV, at_MV, first[name])
-        else:
-            maps[name] = maps[name].at[rows.example].add(q_RV, indices_are_sorted=True)
+    for name, _ in spec.maps:
+        counted_R = rows.counted[name]
+        # Recomputed, it might not equal itself.
+        q_RV = lax.optimization_barrier(jnp.where(counted_R[:, None], p_RV, 0))
+        maps[name], first_MV = _reduce(spec.width, rows, counted_R, q_RV, maps[name], first.get(name))
+        if first_MV is not None:
+            first[name] = first_MV
     if nll_weight_R is not None:
         dz_RV = _through_nll(nll_weight_R, p_RV, rows.target)
         dhead_DV, dhidden_RD = _through_product(dz_RV, hidden_RD, head_DV, dhead_DV)
     found = VocabularyPass(logz_R - target_z_R, entropy_R, {})
     return (maps, first, dhead_DV), (found, _Saved(logz_R, entropy_R), dhidden_RD)
+
+
+def _reduce(width: int, rows: _Rows, counted_R, q_RV, made_MV, first_MV=None):
+    """Adds a chunk to a map: by example, the sum of its rows or, with `first_MV`, their maximum.
+
+    `first_MV` are the positions of the maxima, the first one of equals. It loops over the examples, whose rows
+    are consecutive and few: a TPU scatters row by row, which took a quarter of a step with maps.
+    """
+    most = jnp.iinfo(rows.position.dtype).max
+    size = min(width, len(q_RV))
+
+    def one(example, carry):
+        made_MV, first_MV = carry
+        own_R = counted_R & (rows.example == example)
+        begin = jnp.argmax(own_R)
+        own_S1, position_S1, q_SV = (
+            lax.dynamic_slice_in_dim(x, begin, size) for x in (own_R[:, None], rows.position[:, None], q_RV)
+        )
+        q_SV = jnp.where(own_S1, q_SV, 0)
+        made_V = made_MV[example]
+        if first_MV is None:
+            made_V += jnp.sum(q_SV, axis=0)
+        else:
+            top_V = jnp.max(q_SV, axis=0)
+            at_V = jnp.min(jnp.where(own_S1 & (q_SV == top_V[None]), position_S1, most), axis=0)
+            # The earlier chunk wins a tie.
+            at_V = jnp.where(top_V > made_V, at_V, first_MV[example])
+            first_MV = lax.dynamic_update_index_in_dim(first_MV, at_V, example, 0)
+            made_V = jnp.maximum(made_V, top_V)
+        return lax.dynamic_update_index_in_dim(made_MV, made_V, example, 0), first_MV
+
+    return lax.fori_loop(rows.example[0], rows.example[-1] + 1, one, (made_MV, first_MV))
 
 
 def _plain(head, *others):

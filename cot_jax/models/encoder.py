@@ -315,6 +315,7 @@ class Encoder(Student):
         rate = self.config.dropout_rate
         return float(getattr(self.config, name)) if rate < 0 else rate
 
+    @jax.named_scope("encoder")
     def _states(
         self, params: Params, inputs: Tokens, example_GE: ArrayLike, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:

@@ -89,6 +89,8 @@ def split_key(key: jax.Array | None, count: int) -> list[Any]:
     return [None] * count if key is None else [*jax.random.split(key, count)]
 
 
+# The backward pass recomputes a norm: otherwise it would keep three float32 copies of its input.
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
 def rms_norm(x: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array:
     """Root-mean-square norm over the last axis (Zhang and Sennrich 2019), in float32."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -96,6 +98,7 @@ def rms_norm(x: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array:
     return (wide * (factor * lift(scale_D, x.ndim))).astype(x.dtype)
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=3)
 def layer_norm(x: jax.Array, scale_D: jax.Array, bias_D: jax.Array, epsilon: float) -> jax.Array:
     """Layer norm over the last axis (Ba et al. 2016), in float32."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -255,6 +258,7 @@ class Attention:
         return self.queries.pack(parts)
 
 
+@jax.named_scope("attention")
 def attend(
     q: jax.Array,
     keys: Sequence[Keys],

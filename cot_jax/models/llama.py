@@ -543,6 +543,7 @@ class Llama(Student):
         """(N,) bool, whether each layer has a window; None if no layer has one."""
         return np.array(self.config.windows) > 0 if self.config.windows else None
 
+    @jax.named_scope("decoder")
     def _read(
         self, params: Params, sections: _Sections, key: jax.Array | None, remember: bool = False
     ) -> tuple[jax.Array, Any]:

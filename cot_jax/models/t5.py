@@ -264,13 +264,14 @@ class T5(Student):
 
             return self._decoder_layer(x_GYD, w, attend_self, attend_input, keys, targets.seed_GX), None
 
-        # The targets shifted right, after the start token.
-        start, before_GY = self.config.decoder_start_token_id, jnp.roll(targets.ids_GX, 1, axis=1)
-        read_GY = jnp.where(targets.position_GX == 0, start, before_GY)
-        x_GYD = embed(params["embedding"], read_GY, self.dtype)
-        x_GYD = self._drop(x_GYD, keys[0], targets.seed_GX)
-        x_GYD, _ = self._stack(layer, x_GYD, params["decoder"]["layers"], keys[1])
-        x_GYD = self._drop(self._norm(x_GYD, params["decoder"]["final_norm"]), keys[2], targets.seed_GX)
+        with jax.named_scope("decoder"):
+            # The targets shifted right, after the start token.
+            start, before_GY = self.config.decoder_start_token_id, jnp.roll(targets.ids_GX, 1, axis=1)
+            read_GY = jnp.where(targets.position_GX == 0, start, before_GY)
+            x_GYD = embed(params["embedding"], read_GY, self.dtype)
+            x_GYD = self._drop(x_GYD, keys[0], targets.seed_GX)
+            x_GYD, _ = self._stack(layer, x_GYD, params["decoder"]["layers"], keys[1])
+            x_GYD = self._drop(self._norm(x_GYD, params["decoder"]["final_norm"]), keys[2], targets.seed_GX)
         return dict(zip(views, targets.split(self._scaled(x_GYD)), strict=True))
 
     def prompt(self, params: Params, inputs: Tokens, most: int, rows: int = 1) -> Prompt:
@@ -345,6 +346,7 @@ class T5(Student):
 
     # --- Parts ---
 
+    @jax.named_scope("encoder")
     def _encode(self, params: Params, inputs: Layout, key: jax.Array | None) -> jax.Array:
         """The encoder's output (G, X, D)."""
         encoder, seed_GX = params["encoder"], inputs.seed_GX

@@ -42,7 +42,7 @@ def load_student(
     """
     options = Options(
         dropout_rate=config.dropout_rate,
-        dtype=compute_dtype(config),
+        dtype=compute_dtype(config, platform),
         unroll=(platform or jax.default_backend()) == "cpu",
         remat=config.remat,
     )
@@ -67,11 +67,11 @@ def load_student(
     return student, params, report
 
 
-def compute_dtype(config: ModelConfig) -> jnp.dtype:
-    """Returns the compute dtype on this backend."""
+def compute_dtype(config: ModelConfig, platform: str = "") -> jnp.dtype:
+    """Returns the compute dtype on a platform, e.g. "tpu"; empty: on this machine's."""
     if config.compute_dtype != "auto":
         return jnp.dtype(config.compute_dtype)
-    return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    return jnp.dtype("float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16")
 
 
 def make_lora(config: ModelConfig, student: Student) -> tuple[Lora | None, Params | None]:

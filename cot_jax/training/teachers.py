@@ -21,7 +21,6 @@ from cot_jax.models.student import Options, Student
 from cot_jax.models.weights import Params, Weight, Weights
 from cot_jax.text.formats import Format
 from cot_jax.training import saved
-from cot_jax.training.students import compute_dtype
 
 # Of log-probabilities, which are divided by temperatures: far below the overflow of float32.
 _LARGEST = 1e30
@@ -82,7 +81,7 @@ def load_teacher(config: Config, student: Any, format: Format, examples: Sequenc
         table_NK = _read_log_probs(path, student.labels, examples)
         model = Stored({"log_probs": Weight("EC", table_NK.shape, 0, 0.0, "")})
         return Loaded(model, {"log_probs": table_NK}, Teacher(model, section.weight, section.temperature))
-    options = Options(dtype=compute_dtype(config.model), unroll=student.unroll)
+    options = Options(dtype=student.dtype, unroll=student.unroll)
     if saved.is_pretrained(path):
         teacher, params, _ = students.from_pretrained(str(path), options)
         if teacher.format == "classes" and not (teacher.labels and "classifier" in params):

@@ -185,6 +185,29 @@ def test_products_with_the_head_are_few():
         np.testing.assert_array_equal(jax.grad(run)(hidden_GYD, head_DV), both[0])
 
 
+def test_no_row_is_scattered():
+    """A TPU would take them one by one."""
+    hidden_GYD, head_DV, targets = _inputs(np.float32)
+    maps = {kind: VocabularyMap(kind) for kind in ("max", "mean")}
+
+    def total(hidden_GYD, head_DV):
+        found = vocabulary_pass(hidden_GYD, head_DV, targets, maps, entropy=True)
+        return sum(jnp.sum(x**2) for x in (found.nll_GY, *found.maps.values()))
+
+    assert "scatter" not in str(jax.make_jaxpr(jax.grad(total, (0, 1)))(hidden_GYD, head_DV))
+
+
+@pytest.mark.parametrize(("platform", "chunks"), [("cpu", 3), ("tpu", 1)])
+def test_chunks_are_those_of_the_devices_compiled_for(platform, chunks):
+    device = jax.sharding.AbstractDevice("", None, platform)
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    hidden_GYD, head_DV, ids = np.zeros((1, 1030, 2)), np.zeros((2, 3)), np.zeros((1, 1030), np.int32)
+    targets = Tokens(ids, np.array([[1030]], np.int32), 1030)
+    with jax.sharding.use_abstract_mesh(mesh):
+        program = str(jax.make_jaxpr(vocabulary_pass)(hidden_GYD, head_DV, targets))
+    assert f"length={chunks}\n" in program
+
+
 def test_cross_entropy_pass_keeps_the_dtypes():
     hidden_GYD, head_DV, targets = _inputs(np.float32)
     hidden_GYD = jnp.asarray(hidden_GYD, jnp.bfloat16)

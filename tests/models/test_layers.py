@@ -21,6 +21,7 @@ from cot_jax.models.layers import (
     attend,
     drop,
     embed,
+    layer_norm,
     linear,
     mix,
     rms_norm,
@@ -122,6 +123,14 @@ def test_rms_norm_is_its_formula_in_float32():
     np.testing.assert_array_equal(
         rounded, rms_norm(low.astype(jnp.float32), scale, 1e-3).astype(jnp.bfloat16)
     )
+
+
+@pytest.mark.parametrize(("norm", "parameters"), [(rms_norm, 1), (layer_norm, 2)])
+def test_a_norm_keeps_nothing_but_what_it_was_given(norm, parameters):
+    """Of the wide arithmetic inside nothing stays in memory until the backward pass."""
+    x, given = jnp.ones((5, 8), jnp.bfloat16), [jnp.ones(8)] * parameters
+    kept = jax.tree.leaves(jax.vjp(lambda *arrays: norm(*arrays, 1e-6), x, *given)[1])
+    assert {(k.shape, k.dtype) for k in kept} <= {(a.shape, a.dtype) for a in (x, *given)}
 
 
 def test_an_id_beyond_the_vocabulary_is_not_another_tokens_row():

@@ -1,13 +1,17 @@
 """The step: one compile per shape, donation, device-count invariance, randomness from the step alone."""
 
 import functools
+import re
+from types import SimpleNamespace
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cot_jax.config import MeshConfig, OptimizerConfig
+from cot_jax.batch import Texts
+from cot_jax.config import MeshConfig, ModelConfig, OptimizerConfig
 from cot_jax.data.batches import Ragged, TokenizedView, make_batch, view_lengths
 from cot_jax.data.lengths import as_shape, needed
 from cot_jax.errors import UserError
@@ -17,6 +21,7 @@ from cot_jax.models.weights import init, layer_norms
 from cot_jax.training.mesh import BATCH_AXES, by_example, make_mesh, replicated, require_divisible
 from cot_jax.training.optimizer import make_optimizer, make_schedule
 from cot_jax.training.step import init_state, make_train_step
+from cot_jax.training.students import family, load_student
 
 EXAMPLES, BATCH = 64, 16
 
@@ -179,3 +184,29 @@ def test_weight_decay_spares_norms_and_biases():
     assert any(moved.values())
     for path, leaf_moved in moved.items():
         assert leaf_moved == (not ("norm" in path or "bias" in path)), path
+
+
+@pytest.mark.parametrize("preset", ["tiny", "tiny-llama", "tiny-bert"])
+def test_what_a_gpu_is_given_lowers_for_it(preset, views):
+    config = ModelConfig(preset=preset)
+    config, labels = config.resolved(family(config).usual), ("no", "yes") if preset == "tiny-bert" else ()
+    texts = Texts(100, pad_id=0, end_id=1, begin_id=2, labels=labels)
+    student, *_ = load_student(config, SimpleNamespace(texts=texts), weights=False, platform="gpu")
+    assert (student.dtype, student.unroll) == (jnp.bfloat16, False)
+    if labels:  # one class of each example
+        views = {
+            "predict": TokenizedView(views["predict"].inputs, Ragged([[n % 2] for n in range(EXAMPLES)]))
+        }
+    terms = dict(zip(views, ("label", "rationale"), strict=False))
+    mi = None if labels else MutualInformation("predict", "explain", 0.1, "reference", "max", "label")
+    objective = make_objective(student, terms, dict.fromkeys(terms.values(), 0.5), mi)
+    optimizer, key = make_optimizer(OptimizerConfig(), 100, student.weights), jax.random.key(0)
+    state = jax.eval_shape(lambda: init_state(init(student.weights, key), optimizer, key))
+    step = jax.jit(make_train_step(objective, optimizer))
+    program = jax.export.export(step, platforms=["cuda"])(state, _batch(views, 0)).mlir_module()
+    # Attention's, which are batched, are left out: gradients of scores are float32.
+    maps = [
+        line for line in program.splitlines() if "stablehlo.dot_general" in line and "batching" not in line
+    ]
+    assert len(maps) > 10
+    assert all(re.search(r": \(tensor<\S*bf16>, tensor<\S*bf16>\)", line) for line in maps)

@@ -294,8 +294,8 @@ def _forward_chunk(spec: _Spec, head_DV, carry, xs):
 def _reduce(width: int, rows: _Rows, counted_R, q_RV, made_MV, first_MV=None):
     """Adds a chunk to a map: by example, the sum of its rows or, with `first_MV`, their maximum.
 
-    `first_MV` are the positions of the maxima, the first one of equals. It loops over the examples, whose rows
-    are consecutive and few: a TPU scatters row by row, which took a quarter of a step with maps.
+    `first_MV` are the positions of the maxima, the first one of equals. It loops over the examples, whose
+    rows are consecutive, because a TPU scatters slowly, row by row.
     """
     most = jnp.iinfo(rows.position.dtype).max
     size = min(width, len(q_RV))

@@ -370,7 +370,7 @@ def test_what_a_pretrained_model_needs(pretrained, run, capsys):
         ),
         (
             [directory, "--task=jsonl", f"--root={root}", "--shots=2"],
-            "2 shots: an encoder-decoder reads a qu",
+            "2 shots: an encoder-decoder reads the question only",
         ),
         ([run, "--shots=2"], "--shots and --chat are for pretrained models;"),
         ([run, "--chat=plain"], "--shots and --chat are for pretrained models;"),

@@ -607,7 +607,7 @@ BAD = {
     "more layers than there are": ({"model.layers": 9}, "config.model.layers=9: the model has 4"),
     "an open set of labels": ({"data.task": "svamp"}, "are equations, an open set"),
     "no room": ({"data.max_input_tokens": 3}, "config.data.max_input_tokens=3 has no room for a question"),
-    "too long": ({"data.root": "long"}, "but the student has 64 positions"),
+    "too long": ({"data.root": "long"}, "the student has 64 positions: cut them with"),
     "a label only in test": (
         {"data.root": "label"},
         "but the label of test0, 'never', is not one of no, open, yes",

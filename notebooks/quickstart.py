@@ -15,7 +15,7 @@
 # # A student in ten lines
 #
 # What the commands do, from Python. The data are generated word problems, so nothing is fetched; 600 steps of
-# a tiny T5 from scratch take some minutes on two cores and are too few to be good. Runs are written to the
+# a tiny T5 from scratch take a minute on two cores. Runs are written to the
 # directory that the environment variable `COT_JAX_RUNS` names, or else to `../runs`. A run that was stopped
 # resumes; one that is finished is read.
 

@@ -34,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
             if given.dry_run:
                 print(*dry_run(prepare(given.config)), sep="\n")
                 return 0
+            complete = (given.workdir / RESULT_FILE).exists()
             trained = api.train(given.config, given.workdir, given.profile_steps)
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         f"test {metric}: {result[f'test/{metric}']:.4f}\n"
         f"written to {given.workdir / RESULT_FILE}"
     )
-    if given.show and not given.processes:
+    if given.show and not given.processes and not complete:
         trained.show(given.show)
         print(f"\nnext: python -m cot_jax.evaluate {given.workdir}")
     return 0

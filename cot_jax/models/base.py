@@ -1,5 +1,6 @@
 """The interface of all students, and the reader of config.json that their families share."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ from cot_jax.models.weights import Params, Weights
 
 
 @dataclasses.dataclass(frozen=True)
-class Student:
+class Student(abc.ABC):
     """A model that learns views: pure functions of parameters, which are a plain nested dict.
 
     The defaults are those of students that write text. Dropout is active if `hidden` gets a key.
@@ -52,8 +53,8 @@ class Student:
     unrolls: ClassVar[bool] = True
 
     @property
-    def hf_class(self) -> str:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def hf_class(self) -> str: ...
 
     @property
     def prefix(self) -> str:
@@ -73,8 +74,8 @@ class Student:
         return ("head",) if self.config.tie_word_embeddings else ()
 
     @property
-    def weights(self) -> Weights:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def weights(self) -> Weights: ...
 
     @property
     def outputs(self) -> int:
@@ -85,8 +86,8 @@ class Student:
         return ()
 
     @property
-    def ends(self) -> tuple[int, ...]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def ends(self) -> tuple[int, ...]: ...
 
     @property
     def pad_id(self) -> int:
@@ -96,33 +97,33 @@ class Student:
         """Hugging Face's config.json, from which `student.build` makes this student again."""
         return self.config.to_json()
 
+    @abc.abstractmethod
     def hidden(self, params: Params, batch: Batch, dropout_rng: jax.Array | None) -> dict[str, jax.Array]:
         """Each view's states (G, Y, D) that predict its target tokens: logits_GYV = hidden_GYD @ head_DV.
 
         Teacher forcing. Dropout masks depend on the examples' numbers, not on their places in the batch.
         """
-        raise NotImplementedError
 
     def head(self, params: Params) -> jax.Array:
         """(D, V) float32."""
         return params["embedding"].T if self.config.tie_word_embeddings else params["head"]
 
-    def require_length(self, longest: int) -> None:
+    def require_length(self, longest: int) -> None:  # noqa: B027 (by default there is no limit)
         """
         Raises:
           UserError: the student cannot read an input of `longest` tokens.
         """
 
+    @abc.abstractmethod
     def prompt(self, params: Params, inputs: Tokens, most: int, rows: int = 1) -> Prompt:
         """What `decoding` needs to write up to `most` tokens, in `rows` adjacent rows for each input."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def flops(self, works: Sequence[Work]) -> np.ndarray:
         """Floating-point operations of the forward pass's matrix products over some views, head included.
 
         A training step takes three times as many, without what is recomputed to save memory.
         """
-        raise NotImplementedError
 
 
 def read_fields(cls: Any, json: Mapping[str, Any], needed: Sequence[str] = ()) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Each family of students reads one format. Only the format knows what joins the p
 an input or a target, and what the ids of a target mean.
 """
 
+import abc
 import collections
 import dataclasses
 import functools
@@ -52,7 +53,7 @@ class Encoded(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Format:
+class Format(abc.ABC):
     """Text to token ids and back.
 
     The defaults encode a question and its targets separately and support neither shots nor the likelihood of
@@ -130,17 +131,17 @@ class Format:
         texts = [text for its in targets for text in its or (None,)]
         return self.inputs(prefix, questions, most_input), self.targets(view, texts, most_target)
 
+    @abc.abstractmethod
     def inputs(self, prefix: str, questions: Sequence[tuple[str, ...] | None], most: int) -> Encoded:
         """Returns at most `most` ids of each question, of one or several parts, after the prefix.
 
         Raises:
           UserError: `most` has no room for a question.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def targets(self, view: str, texts: Sequence[str | None], most: int) -> Encoded:
         """Returns at most `most` ids of each text as a target of a view, whatever the question."""
-        raise NotImplementedError
 
     def continued(
         self, contexts: Sequence[str], continuations: Sequence[str]
@@ -155,17 +156,17 @@ class Format:
         """
         raise UserError(f"the student is {self.reader}: it has no likelihood of what continues a text")
 
+    @abc.abstractmethod
     def decode(self, view: str, ids: Sequence[int]) -> str:
         """Returns the text of a target's ids; ids without meaning are dropped."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def sample(self, view: str, prefix: str, hf_class: str) -> str:
         """Returns a program for a model card that asks an exported student a question in a view.
 
         It needs PyTorch and Transformers' `hf_class`, runs in the export's directory with the text `question`
         defined, and prints the answer as `decode` returns it.
         """
-        raise NotImplementedError
 
     def save(self, directory: Path) -> None:
         """Writes the files that `load` reads.
@@ -176,9 +177,9 @@ class Format:
         self.tokenizer.save(directory)
         write_json(directory / _FILE, self._saved() | {"spelled": self.spelled})
 
+    @abc.abstractmethod
     def _saved(self) -> dict[str, Any]:
         """The kind, and what `load` cannot find in the tokenizer."""
-        raise NotImplementedError
 
     def _spell(self, view: str, text: str) -> str:
         return codec.encode(text) if view in self.spelled else text

@@ -598,8 +598,10 @@ def find_config(given: str, folder: Path = SHIPPED) -> Path:
     close = difflib.get_close_matches(
         file.name, [f.stem if by_name else f.name for f in others.glob("*.py")], 1
     )
-    hint = f"; did you mean {close[0] if by_name else others / close[0]}?" if close else ""
-    raise UserError(f"{given}: no such config file{hint}")
+    hint = f"the shipped ones are in {folder}"
+    if close:
+        hint = f"did you mean {close[0] if by_name else others / close[0]}?"
+    raise UserError(f"{given}: no such config file; {hint}")
 
 
 def name_of(given: str) -> str:

@@ -140,6 +140,16 @@ def test_a_run_shows_its_learning_curve_and_its_own_answers(uninterrupted, capsy
         assert block[3] == f"  answer:    {answer['label']} ({verdict})"
 
 
+def test_a_complete_run_is_not_shown_again(uninterrupted, tmp_path, capsys):
+    """Its checkpoints may be gone."""
+    whole = tmp_path / "whole"
+    shutil.copytree(uninterrupted[0], whole, ignore=shutil.ignore_patterns("checkpoints"))
+    assert main(["train", *SMALL, "--show=2", f"--workdir={whole}"]) == 0
+    said = capsys.readouterr().out
+    assert "is complete" in said
+    assert "answer:" not in said
+
+
 def test_a_curve_has_few_lines_and_the_last_evaluation(tmp_path):
     rows = [{"step": step, "valid/f1": step / 100} for step in range(1, 31)]
     write_json_lines(tmp_path / "metrics.jsonl", [{"step": 1, "loss": 2.0}, *rows])

@@ -155,7 +155,7 @@ def test_a_curve_has_few_lines_and_the_last_evaluation(tmp_path):
     write_json_lines(tmp_path / "metrics.jsonl", [{"step": 1, "loss": 2.0}, *rows])
     title, *lines = showing.learning_curve(tmp_path, "f1")
     assert title == "valid/f1 by step"
-    assert [int(line.split()[0]) for line in lines] == list(range(3, 31, 3))
+    assert [int(line.split()[0]) for line in lines] == list(range(2, 31, 2))
     assert lines[-1].split()[1:] == ["30.0", "%", "#" * 12]
 
 

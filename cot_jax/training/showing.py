@@ -12,12 +12,12 @@ from cot_jax.training.data import load_splits
 from cot_jax.training.saved import Saved
 
 PICTURE = "curves.png"
-_ROWS, _BAR = 12, 40  # most lines of a curve, and characters of a bar that stands for 1
+_ROWS, _BAR = 16, 40  # most lines of a curve, and characters of a bar that stands for 1
 _WINDOW = 25  # steps that a point of a loss is the mean of
 
 
 def learning_curve(workdir: Path, metric: str) -> list[str]:
-    """Returns the validation metric as text, a line with a bar for each of up to 12 evaluations."""
+    """Returns the validation metric as text, a line with a bar for each of up to 16 evaluations."""
     name = f"valid/{metric}"
     rows = (row.values for row in read_json_lines(workdir / "metrics.jsonl"))
     points = [(row["step"], row[name]) for row in rows if name in row]

@@ -191,7 +191,8 @@ def parse_json(content: bytes, shape: Shape = object) -> Any:
         value = json.loads(text, parse_int=_integer)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno} " if error.lineno > 1 else ""
-        raise ValueError(f"not valid JSON ({error.msg} at {line}column {error.colno})") from None
+        problem = error.msg.removesuffix(" at")
+        raise ValueError(f"not valid JSON ({problem} at {line}column {error.colno})") from None
     except ValueError as error:
         raise ValueError(f"not valid JSON ({error})") from None
     except RecursionError:

@@ -472,7 +472,6 @@ class Llama(Student):
         begin_GER1 = jnp.broadcast_to(begin_GE[:, :, None, None], (G, E, rows, 1))
         seen_GE11S = (lift(view.input_position, 3) < begin_GE[:, :, None])[:, :, None, None]
         written_position = begin_GER1 + lift(jnp.arange(most), 4)
-        causal_TT = jnp.tri(most, dtype=bool)
         head_DV = self.head(params).astype(self.dtype)
         # Few answers use all their room: a step reads the written part, rounded up to one of these sizes.
         sizes = [*(_READ << n for n in range(most.bit_length()) if _READ << n < most), most]
@@ -480,7 +479,7 @@ class Llama(Student):
         def step(ids_RT, position, cache):
             T = ids_RT.shape[1]
             position_GERT = begin_GER1 + position + lift(jnp.arange(T), 4)
-            causal_T = jax.lax.dynamic_slice_in_dim(causal_TT, position, T, axis=0)[None, None, None]
+            causal_TT = jnp.arange(most)[None] <= (position + jnp.arange(T))[:, None]
             rotary = self._rotary(position_GERT.reshape(-1, T))
             size = jnp.sum(position + T > jnp.array(sizes[:-1], jnp.int32), dtype=jnp.int32)
 
@@ -488,7 +487,7 @@ class Llama(Student):
                 sets = (
                     (view.prefix, None),
                     (view.input_position, seen_GE11S),
-                    (written_position[..., :written], causal_T[..., :written]),
+                    (written_position[..., :written], causal_TT[None, None, None, :, :written]),
                 )
                 return self._masks(position_GERT, sets, longest)
 

@@ -287,15 +287,18 @@ class T5(Student):
 
         _, memory = stack(remember, None, params["decoder"]["layers"])
         mask_B1S = segments.real_GES.reshape(G * E, 1, -1)
-        bias_HTT = self._position_bias(params["decoder"], most, False)
-        causal_TT = jnp.tri(most, dtype=bool)
+        # One row is enough of a causal bias: entry most - 1 - d is for keys d positions back. The zeros are
+        # for the future, which is masked.
+        bias_HT = self._position_bias(params["decoder"], np.arange(1 - most, 1), False)
+        bias_HT = jnp.pad(bias_HT, ((0, 0), (0, most)))
         head_DV = self.head(params).astype(self.dtype)
 
         def step(ids_RT, position, cache):
-            T = ids_RT.shape[1]
-            bias_HTT_, mask_TT = (
-                jax.lax.dynamic_slice_in_dim(x, position, T, axis=-2) for x in (bias_HTT, causal_TT)
-            )
+            query_Q = position + jnp.arange(ids_RT.shape[1])
+            mask_QT = jnp.arange(most)[None] <= query_Q[:, None]
+            bias_HQT = jax.vmap(
+                lambda query: jax.lax.dynamic_slice_in_dim(bias_HT, most - 1 - query, most, axis=1), 0, 1
+            )(query_Q)
 
             def layer(carry, w, _):
                 n, x_RTD, cache = carry
@@ -305,7 +308,7 @@ class T5(Student):
                     nonlocal cache
                     q, *new = _queries_keys_values(w["self_attention"], h_RTD, h_RTD)
                     cache = cache.put(n, position, *new)
-                    return attend(q, [Keys(cache.keys[n], cache.values[n], mask_TT[None], bias_HTT_)])
+                    return attend(q, [Keys(cache.keys[n], cache.values[n], mask_QT[None], bias_HQT)])
 
                 def attend_input(h_RTD):
                     # Rows of the same input become more queries of it, whose order does not matter: `rows`
@@ -390,18 +393,19 @@ class T5(Student):
 
     def _position_biases(self, part: Params, layout: Layout, bidirectional: bool) -> list[jax.Array]:
         widths = (segments.real_GES.shape[2] for segments in layout.segments)
-        return [self._position_bias(part, width, bidirectional) for width in widths]
+        positions = map(np.arange, widths)
+        distances = (position[None, :] - position[:, None] for position in positions)
+        return [self._position_bias(part, distance_TT, bidirectional) for distance_TT in distances]
 
-    def _position_bias(self, part: Params, length: int, bidirectional: bool) -> jax.Array:
-        """(H, T, T) float32."""
-        position = np.arange(length)
-        bucket_TT = relative_position_bucket(
-            position[None, :] - position[:, None],
+    def _position_bias(self, part: Params, distance: np.ndarray, bidirectional: bool) -> jax.Array:
+        """(H, ...) float32, the heads' biases at each distance (key position - query position)."""
+        bucket = relative_position_bucket(
+            distance,
             bidirectional=bidirectional,
             num_buckets=self.config.relative_attention_num_buckets,
             max_distance=self.config.relative_attention_max_distance,
         )
-        return part["relative_bias"][bucket_TT].transpose(2, 0, 1)
+        return jnp.moveaxis(part["relative_bias"][bucket], -1, 0)
 
     def _scaled(self, hidden: jax.Array) -> jax.Array:
         return hidden * self.config.d_model**-0.5 if self.config.scale_decoder_outputs else hidden

@@ -118,6 +118,15 @@ def test_tokens_and_their_log_probability_are_those_of_transformers(
     assert len(ends) > 3, "rows do not end at different places"
 
 
+def test_the_memory_of_writing_grows_with_what_is_written_and_not_with_its_square(ours):
+    student, params = ours("v1.0")
+    sizes = []
+    for most in (1024, 4096):
+        program = writer(student, most).lower(params, flat(sequences(0, [5]))).compile()
+        sizes.append(program.memory_analysis().temp_size_in_bytes)
+    assert sizes[1] < 5 * sizes[0]
+
+
 def test_what_is_written_is_the_argmax_of_hidden_states(untied, hidden):
     student, params = untied
     questions = sequences(4, [11, 3, 7, 9])

@@ -16,13 +16,14 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from cot_jax.errors import UserError, first_line
-from cot_jax.files import read_json
+from cot_jax.files import read_json, write_json
 from cot_jax.models.weights import Params
 from cot_jax.training.console import say
 from cot_jax.training.mesh import another_was_lost, leads
 from cot_jax.training.step import TrainState
 
 SUMS = "crc32.json"  # in a checkpoint: the checksum of every file with arrays
+_OUTER_SUMS = "crc32_commit.json"  # and of Orbax's own files, which it completes last
 # Orbax limits a save by wall-clock time, and the clock may be changed during it.
 _MONTH = 30 * 24 * 60 * 60
 _ITEM = "default"  # the item's name; without one, Orbax guesses from the files beside it
@@ -153,10 +154,8 @@ def _manager(directory: Path, **options) -> ocp.CheckpointManager:
 
     def add_sums():
         for unfinished in directory.glob("*.orbax-checkpoint-tmp*"):
-            # Not the files at the top, which Orbax completes later: no array depends on them.
-            files = (path for path in sorted(unfinished.glob("*/**/*")) if path.is_file())
-            sums = {str(path.relative_to(unfinished)): _crc32(path) for path in files}
-            (unfinished / SUMS).write_text(json.dumps(sums))
+            # Not the files at the top, which Orbax completes later.
+            (unfinished / SUMS).write_text(json.dumps(_sums(unfinished, "*/**/*")))
 
     return ocp.CheckpointManager(
         directory,
@@ -170,6 +169,11 @@ def _manager(directory: Path, **options) -> ocp.CheckpointManager:
             **options,
         ),
     )
+
+
+def _sums(directory: Path, pattern: str) -> dict[str, int]:
+    files = (path for path in sorted(directory.glob(pattern)) if path.is_file())
+    return {str(path.relative_to(directory)): _crc32(path) for path in files}
 
 
 def _crc32(path: Path) -> int:
@@ -192,6 +196,8 @@ def _verify(checkpoint: Path) -> None:
             print(note, file=sys.stderr)
         return
     sums = sorted(read_json(checkpoint / SUMS).items())
+    if (outer := checkpoint / _OUTER_SUMS).exists():  # not if the run was killed just before it was written
+        sums += sorted(read_json(outer).items())
     damaged = -1
     for n in range(jax.process_index(), len(sums), jax.process_count()):
         name, crc = sums[n]
@@ -200,7 +206,7 @@ def _verify(checkpoint: Path) -> None:
     if jax.process_count() > 1:
         damaged = int(np.max(multihost_utils.process_allgather(np.int32(damaged))))
     if damaged >= 0:
-        raise ValueError(f"{sums[damaged][0]} is damaged: its checksum differs from {SUMS}")
+        raise ValueError(f"{sums[damaged][0]} is damaged: its checksum has changed")
 
 
 def _unreadable_best(path: Path, error: Exception) -> Exception:
@@ -250,6 +256,11 @@ def _wait(manager: ocp.CheckpointManager) -> None:
         manager.wait_until_finished()
     except Exception as error:  # from tensorstore or the file system, in another thread
         raise _unwritten(manager, error) from None
+    step = manager.latest_step()
+    if step is not None and leads():
+        checkpoint = Path(manager.directory) / str(step)
+        if (checkpoint / SUMS).exists() and not (checkpoint / _OUTER_SUMS).exists():
+            write_json(checkpoint / _OUTER_SUMS, _sums(checkpoint, "*"))
 
 
 def _unwritten(manager: ocp.CheckpointManager, error: Exception) -> Exception:

@@ -158,7 +158,8 @@ def test_every_bit_that_flips_is_noticed(tmp_path, capsys):
             checkpoints.save(step, _state(step))
         checkpoints.save_if_best(4, _state(4).params, 0.5)
     for directory in (tmp_path / "latest" / "4", tmp_path / "best" / "4"):
-        files = [path for path in directory.glob("*/**/*") if path.is_file()] + [directory / "crc32.json"]
+        files = [path for path in directory.glob("**/*") if path.is_file() and path.stat().st_size]
+        assert {"_CHECKPOINT_METADATA", "crc32.json", "crc32_commit.json"} < {file.name for file in files}
         for n in range(100):
             file = files[n % len(files)]
             whole = file.read_bytes()
@@ -167,7 +168,7 @@ def test_every_bit_that_flips_is_noticed(tmp_path, capsys):
                 _verify(directory)
             file.write_bytes(whole)
         _verify(directory)
-        arrays = max(files[:-1], key=lambda file: file.stat().st_size)
+        arrays = max((directory / "default").glob("**/d/*"), key=lambda file: file.stat().st_size)
         _flip(arrays, 4 * arrays.stat().st_size)
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(UserError, match=r"best/4 cannot be read \(ValueError: default/\S+ is damaged"):

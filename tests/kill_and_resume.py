@@ -1,6 +1,8 @@
 """Kills a small training run with SIGKILL again and again, and compares every row with the undisturbed run's.
 
-    python -m tests.kill_and_resume --kills=20 [--processes=2] [--seed=1] [--directory=DIR]
+    python -m tests.kill_and_resume --kills=20 [--processes=2] [--seed=1] [--directory=DIR] [--config.KEY=...]
+
+With --config.model.preset=tiny-llama, a decoder.
 
 Every second kill waits for a checkpoint to be begun and hits its save; the others come at any moment. A run
 that reaches its end is compared, bit for bit, and the next one begins. Ends with status 1 at a difference.
@@ -42,8 +44,8 @@ SECONDS_TO_FOLLOW = 180
 class Run:
     """A training run of some processes in one work directory."""
 
-    def __init__(self, workdir: Path, processes: int):
-        self.workdir, self._count = workdir, processes
+    def __init__(self, workdir: Path, processes: int, flags: Sequence[str]):
+        self.workdir, self._count, self._flags = workdir, processes, flags
 
     def start(self) -> None:
         environment = {
@@ -61,7 +63,7 @@ class Run:
         for i in range(self._count):
             more = [*join, f"--process={i}"] if self._count > 1 else []
             with self.log(i).open("w") as log:
-                command = [*TRAIN, f"--workdir={self.workdir}", *more]
+                command = [*TRAIN, *self._flags, f"--workdir={self.workdir}", *more]
                 self.processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
 
     def log(self, process: int) -> Path:
@@ -150,18 +152,18 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--processes", type=int, default=1, help="one of them, or all, are killed")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
     parser.add_argument("--directory", type=Path, help="where the runs are kept; else nowhere")
-    options = parser.parse_args(argv)
+    options, flags = parser.parse_known_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         directory = options.directory or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
-        undisturbed = Run(directory / "undisturbed", options.processes)
+        undisturbed = Run(directory / "undisturbed", options.processes, flags)
         began = time.monotonic()
         undisturbed.start()
         undisturbed.finish()
         seconds, draw = time.monotonic() - began, random.Random(options.seed)
         kills, hits, different, round_ = 0, 0, 0, 0
         while kills < options.kills:
-            run, round_ = Run(directory / f"round{round_}", options.processes), round_ + 1
+            run, round_ = Run(directory / f"round{round_}", options.processes, flags), round_ + 1
             while kills < options.kills and (what := disturb(run, seconds, kills % 2 == 0, draw)):
                 kills, hits = kills + 1, hits + ("half written" in what)
                 print(f"kill {kills}: {what}", flush=True)

@@ -33,10 +33,25 @@ ASDIV_SHA256 = {
 }
 MAX_BYTES = 2 << 30  # of a download, and unpacked: several times the size of the published files
 
-# Over names and contents of the teacher's output files. Of ANLI and e-SNLI we had only parts.
+# Of each split's teacher outputs. Of e-SNLI's training set we had a part only.
 OUTPUTS_SHA256 = {
-    "svamp": "5f467bee0036e6f81317f6239efadce951897ada708b59f724634c28e49dac65",
-    "cqa": "55d736e7114df95e9ddeb12ca25bdfcdc135de27b5450453c31762e4d87780c8",
+    "svamp": {
+        "train": "7c232dcce9cb084d925e9898e8a05d3688e525a85c251029218b956dc2e5b736",
+        "test": "6b84580ce2ff355aef1df3776fcee01a2a0a0fd541a5db9bb3efae01eca15c20",
+    },
+    "cqa": {
+        "train": "afd587fbb06492d94e762ffa312ee39b33b2b2caed448eb15403ec41c6b219b4",
+        "test": "a368397cdbb78af3dee3f856fb1dc7b1641f031381df09b8e190c3d562a9336a",
+    },
+    "anli1": {
+        "train": "45cff54640dc0f8d6d2afcaf4a814c99c6b0fe53b648dc4da55ef9f00bc1fd35",
+        "valid": "c3531a9b58539cf30e5ce0f3ee0e8184ec99cf63adedcdaff74b5c7ca350a785",
+        "test": "9f3ea4f4519b5e88dee52ba9549dda0f5dd228919f757046682a719ce704b6a4",
+    },
+    "esnli": {
+        "valid": "575b90019e7d88c9ae3a3a62d41941714367e479c347c7cba82598f8a176865a",
+        "test": "58cfcdadf9ebe22a3bc79265350c88747a1ae9299885a443ce98114c95deda58",
+    },
 }
 
 # (examples, rationales, teacher labels, correct ones) by the released parser, counted on the published files.
@@ -109,12 +124,20 @@ def verify(name: str, root: Path) -> str:
             if expected is not None and value != expected:
                 raise UserError(f"{name} {split} has {value:,} {what.replace('_', ' ')}, not {expected:,}")
         sizes.append(f"{split} {found.examples:,}")
-    outputs = hashlib.sha256()
-    for path in sorted((root / name / "llm").glob("*_CoT_*.json")):
-        outputs.update(path.name.encode() + path.read_bytes())
-    if OUTPUTS_SHA256.get(name) not in (None, outputs.hexdigest()):
-        raise UserError(f"{name}/llm has unknown teacher outputs: their sha256 is not {OUTPUTS_SHA256[name]}")
+    for split, digest in OUTPUTS_SHA256.get(name, {}).items():
+        if outputs_sha256(root / name / "llm", split) != digest:
+            raise UserError(
+                f"{name}/llm/{split}_CoT_*.json are unknown outputs: their sha256 is not {digest}"
+            )
     return ", ".join(sizes)
+
+
+def outputs_sha256(directory: Path, split: str) -> str:
+    """Returns the digest, in hexadecimal, of names and contents of a split's teacher outputs."""
+    outputs = hashlib.sha256()
+    for path in sorted(directory.glob(f"{split}_CoT_*.json")):
+        outputs.update(path.name.encode() + path.read_bytes())
+    return outputs.hexdigest()
 
 
 def download(url: str, path: Path) -> None:

@@ -184,7 +184,7 @@ FAULTS = {
                 for k, v in e.items()
             ]
         ),
-        r"published data \(svamp/llm has unknown teacher outputs: their sha256 is not \w{64}\)",
+        r"published data \(svamp/llm/train_CoT_\*\.json are unknown outputs: their sha256 is not \w{64}\)",
     ),
     "no rationales": (
         lambda e, z: _zip([(k, v) for k, v in e.items() if "/llm/" not in k]),
@@ -299,6 +299,10 @@ def test_what_is_known_of_the_complete_anli_and_esnli(data_root):
         for split in ("valid", "test"):
             examples = data.read(split, data_root, tasks.Options("reference"))
             assert tasks.count(examples, data.by_value) == prepare_data.KNOWN[name][split]
+            digest = prepare_data.outputs_sha256(data_root / name / "llm", split)
+            assert digest == prepare_data.OUTPUTS_SHA256[name][split]
+    digest = prepare_data.outputs_sha256(data_root / "anli1/llm_full", "train")
+    assert digest == prepare_data.OUTPUTS_SHA256["anli1"]["train"]
 
 
 @pytest.mark.parametrize(

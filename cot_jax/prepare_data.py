@@ -127,7 +127,7 @@ def verify(name: str, root: Path) -> str:
     for split, digest in OUTPUTS_SHA256.get(name, {}).items():
         if outputs_sha256(root / name / "llm", split) != digest:
             raise UserError(
-                f"{name}/llm/{split}_CoT_*.json are unknown outputs: their sha256 is not {digest}"
+                f"{name}/llm/{split}_CoT_*.json are unknown outputs: sha256 is not {digest}"
             )
     return ", ".join(sizes)
 

@@ -184,7 +184,7 @@ FAULTS = {
                 for k, v in e.items()
             ]
         ),
-        r"published data \(svamp/llm/train_CoT_\*\.json are unknown outputs: their sha256 is not \w{64}\)",
+        r"published data \(svamp/llm/train_CoT_\*\.json are unknown outputs: sha256 is not \w{64}\)",
     ),
     "no rationales": (
         lambda e, z: _zip([(k, v) for k, v in e.items() if "/llm/" not in k]),

@@ -106,10 +106,10 @@ def _compare(report: measure.Report, task: str, options: argparse.Namespace, dir
     params = jax.device_get(ours.state.params)
     saved = directory / "student"
     students.save(saved, ours.run.experiment.student, params)
-    theirs = {kind: _Theirs(saved, kind, options.dtype) for kind in _ATTENTION}
+    theirs = {kind: Theirs(saved, kind, options.dtype) for kind in _ATTENTION}
     sep_id = ours.run.experiment.student.config.sep_token_id
     batches = [ours.run.batches(n) for n in range(options.repeats)]
-    given = [_labelled(batch, sep_id) for batch in batches]
+    given = [labelled(batch, sep_id) for batch in batches]
     values.model.dropout_rate, values.train.epochs, values.train.steps = 0.0, 0.0, 1
     found = RunStep(prepare(freeze(values)), like=ours.run).compare(batches[0])
     for kind, side in theirs.items():
@@ -136,13 +136,7 @@ def _time_prediction(
 ) -> None:
     """From token ids to the classes of the whole development set, which is the test set here."""
     experiment = run.experiment
-    most, sep_id = experiment.config.data.max_input_tokens, experiment.student.config.sep_token_id
-    questions, _ = encode_questions(experiment.answer_view, run.examples("test"), experiment.format, most)
-    rows = [part[part >= 0] for part in evaluation_rows(questions.lengths, options.batch)]
-    order, given = np.concatenate(rows), []
-    for part in rows:
-        shape = (int(questions.lengths[part].sum()), int(questions.lengths[part].max()))
-        given.append(_tensors(questions.tokens(part, shape, 0), sep_id))
+    given, order = questions(run, "test", options.batch)
 
     def ours(_):
         with jax.set_mesh(run.mesh):
@@ -194,14 +188,14 @@ def _following(step: Callable[[Any], Any], batches: Sequence[Any]) -> Callable[[
     return lambda i: step(batches[i])
 
 
-def _predicting(side: "_Theirs", batches: Sequence[Tensors], order: np.ndarray) -> Callable[[int], Any]:
+def _predicting(side: "Theirs", batches: Sequence[Tensors], order: np.ndarray) -> Callable[[int], Any]:
     return lambda _: side.predict(batches, order)
 
 
-class _Theirs:
+class Theirs:
     """Transformers' BERT with a head for classes: AdamW, a clipped gradient norm."""
 
-    def __init__(self, directory: Path, attention: str, dtype: str):
+    def __init__(self, directory: Path, attention: str, dtype: str, weight_decay: float = 0.01):
         model: Any = transformers.BertForSequenceClassification.from_pretrained(
             directory, attn_implementation=attention, dtype=torch.float32
         )
@@ -210,7 +204,7 @@ class _Theirs:
         kept = [p for p in self._model.parameters() if p.ndim < 2]
         decayed = [p for p in self._model.parameters() if p.ndim > 1]
         self._optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": 0.01}, {"params": kept, "weight_decay": 0.0}],
+            [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}],
             lr=5e-5,
             fused=attention == "sdpa",
         )
@@ -240,6 +234,18 @@ class _Theirs:
         self._optimizer.zero_grad()
         return loss
 
+    def at_rate(self, learning_rate: float) -> "Theirs":
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        return self
+
+    def weights(self) -> Tensors:
+        """A copy of the parameters."""
+        return {name: x.clone() for name, x in self._model.state_dict().items()}
+
+    def restore(self, weights: Tensors) -> None:
+        self._model.load_state_dict(weights)
+
     def predict(self, batches: Sequence[Tensors], order: np.ndarray) -> np.ndarray:
         """(N, K) log-probabilities of batches of `order`, in the order of the questions."""
         self._model.eval()
@@ -253,6 +259,19 @@ def _on_device(batch: Tensors) -> Tensors:
     return {name: x.to(device(), non_blocking=True) for name, x in batch.items()}
 
 
+def questions(run: Run, split: str, batch_size: int) -> tuple[list[Tensors], np.ndarray]:
+    """A split in batches sorted by length, and the (N,) examples in their order."""
+    experiment = run.experiment
+    most, sep_id = experiment.config.data.max_input_tokens, experiment.student.config.sep_token_id
+    encoded, _ = encode_questions(experiment.answer_view, run.examples(split), experiment.format, most)
+    rows = [part[part >= 0] for part in evaluation_rows(encoded.lengths, batch_size)]
+    given = []
+    for part in rows:
+        shape = (int(encoded.lengths[part].sum()), int(encoded.lengths[part].max()))
+        given.append(_tensors(encoded.tokens(part, shape, 0), sep_id))
+    return given, np.concatenate(rows)
+
+
 def _tensors(inputs: Tokens, sep_id: int) -> Tensors:
     """Sequences of one group as Transformers reads them."""
     ids, real = rectangle(inputs)
@@ -262,7 +281,7 @@ def _tensors(inputs: Tokens, sep_id: int) -> Tensors:
     return {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
 
 
-def _labelled(batch: Batch, sep_id: int) -> Tensors:
+def labelled(batch: Batch, sep_id: int) -> Tensors:
     (view,) = batch.views.values()
     (labels,) = view.targets.ids[:, : view.targets.length.size]
     return _tensors(view.inputs, sep_id) | {"labels": torch.from_numpy(labels.astype(np.int64))}

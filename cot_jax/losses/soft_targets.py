@@ -230,12 +230,12 @@ class SelfDistillation:
         kept: Any = next_hTV
         if self.output == "full":
             agree_hT = before.argmax(-1) == best_hT
+            old, now = before, now_hTV
         else:
             agree_hT = before.ids[..., 0] == best_hT
             kept = _top_k(jax.lax.stop_gradient(next_hTV), before.ids.shape[-1], batch_axes)
-            now_hTV = jnp.take_along_axis(now_hTV, before.ids, axis=-1)
-            before = before.logits
-        divergence_hT = divergence(before.astype(now_hTV.dtype), now_hTV, tau_h[:, None])
+            old, now = before.logits, jnp.take_along_axis(now_hTV, before.ids, axis=-1)
+        divergence_hT = divergence(old.astype(now.dtype), now, tau_h[:, None])
 
         def pad(new, old):
             return jnp.pad(new, [(0, 0), (0, old.shape[1] - T), (0, 0)])

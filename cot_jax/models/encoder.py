@@ -245,11 +245,11 @@ class Encoder(Student):
         states, layers = {}, {}
         for n, (name, view) in enumerate(sorted(batch.views.items())):
             key = None if dropout_rng is None else jax.random.fold_in(dropout_rng, n)
-            states_GED, firsts_NGCD = self._states(params, view.inputs, batch.example, key)
+            states_GEP, firsts_NGCD = self._states(params, view.inputs, batch.example, key)
             layers[name] = firsts_NGCD.swapaxes(0, 1)
             # A target has one token at most.
             targets = Segments(view.targets.length, view.targets.slots, 1)
-            states[name] = targets.pack(states_GED[:, :, None])
+            states[name] = targets.pack(states_GEP[:, :, None])
         return states, layers
 
     def head(self, params: Params) -> jax.Array:
@@ -266,9 +266,9 @@ class Encoder(Student):
 
     def prompt(self, params: Params, inputs: Tokens, most: int, rows: int = 1) -> Prompt:
         example_GE = jnp.zeros(inputs.length.shape, jnp.int32)
-        states_GED, _ = self._states(params, inputs, example_GE, None)
-        states_RD = jnp.repeat(states_GED.reshape(-1, states_GED.shape[-1]), rows, axis=0)
-        logits_RK = jnp.einsum("RD,DK->RK", states_RD, self.head(params), preferred_element_type=jnp.float32)
+        states_GEP, _ = self._states(params, inputs, example_GE, None)
+        states_RP = jnp.repeat(states_GEP.reshape(-1, states_GEP.shape[-1]), rows, axis=0)
+        logits_RK = jnp.einsum("RP,PK->RK", states_RP, self.head(params), preferred_element_type=jnp.float32)
 
         def step(ids_RT, position, cache):
             return jnp.broadcast_to(cache[0][:, None], (*ids_RT.shape, self.outputs)), cache
@@ -319,7 +319,7 @@ class Encoder(Student):
     def _states(
         self, params: Params, inputs: Tokens, example_GE: ArrayLike, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        """States (G, E, D + 1) that predict the class, or (G, E, K) scores; and `_read`'s second output."""
+        """States (G, E, P) and `_read`'s second output. P is D + 1 or, for multiple choice, K scores."""
         c = self.config
         # Widths are multiples of 8.
         self.require_length(inputs.width - 7)

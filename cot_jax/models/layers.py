@@ -236,14 +236,14 @@ class Attention:
     scale: float = 1.0
 
     def __call__(
-        self, key: jax.Array | None, q_GXHK: jax.Array, k_GXHK: jax.Array, v_GXHK: jax.Array
+        self, key: jax.Array | None, q_GXHK: jax.Array, k_GSHK: jax.Array, v_GSHK: jax.Array
     ) -> jax.Array:
         """The attended values (G, X, H, K) of the queries; with dropout if there is a key."""
         parts = []
         rectangles = zip(
             self.queries.unpack(q_GXHK),
-            self.keys.unpack(k_GXHK),
-            self.keys.unpack(v_GXHK),
+            self.keys.unpack(k_GSHK),
+            self.keys.unpack(v_GSHK),
             self.queries.unpack(self.queries.seed_GX),
             self.keys.segments,
             self.biases,

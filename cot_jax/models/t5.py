@@ -289,16 +289,16 @@ class T5(Student):
         mask_B1S = segments.real_GES.reshape(G * E, 1, -1)
         # One row is enough of a causal bias: entry most - 1 - d is for keys d positions back. The zeros are
         # for the future, which is masked.
-        bias_HT = self._position_bias(params["decoder"], np.arange(1 - most, 1), False)
-        bias_HT = jnp.pad(bias_HT, ((0, 0), (0, most)))
+        bias_HL = self._position_bias(params["decoder"], np.arange(1 - most, 1), False)
+        bias_HL = jnp.pad(bias_HL, ((0, 0), (0, most)))
         head_DV = self.head(params).astype(self.dtype)
 
         def step(ids_RT, position, cache):
-            query_Q = position + jnp.arange(ids_RT.shape[1])
-            mask_QT = jnp.arange(most)[None] <= query_Q[:, None]
-            bias_HQT = jax.vmap(
-                lambda query: jax.lax.dynamic_slice_in_dim(bias_HT, most - 1 - query, most, axis=1), 0, 1
-            )(query_Q)
+            query_T = position + jnp.arange(ids_RT.shape[1])
+            mask_TM = jnp.arange(most)[None] <= query_T[:, None]
+            bias_HTM = jax.vmap(
+                lambda query: jax.lax.dynamic_slice_in_dim(bias_HL, most - 1 - query, most, axis=1), 0, 1
+            )(query_T)
 
             def layer(carry, w, _):
                 n, x_RTD, cache = carry
@@ -308,7 +308,7 @@ class T5(Student):
                     nonlocal cache
                     q, *new = _queries_keys_values(w["self_attention"], h_RTD, h_RTD)
                     cache = cache.put(n, position, *new)
-                    return attend(q, [Keys(cache.keys[n], cache.values[n], mask_QT[None], bias_HQT)])
+                    return attend(q, [Keys(cache.keys[n], cache.values[n], mask_TM[None], bias_HTM)])
 
                 def attend_input(h_RTD):
                     # Rows of the same input become more queries of it, whose order does not matter: `rows`

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 
+import axes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,7 +126,7 @@ def test_equals_the_formulas_in_value_and_gradient(method, output, map_logits, t
     spec = dataclasses.replace(
         DLB, method=method, output=output, map_logits=map_logits, temperature=temperature
     )
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), axes.checked():
         ((total, found), grads), first = _two_steps(spec, layout)
     cross_entropy, term, leaves = _torch_term(spec, torch)
     (0.7 * (cross_entropy + term)).backward()
@@ -223,7 +224,7 @@ def test_both_views_and_mutual_information_together():
     spec = dataclasses.replace(DLB, method="dynsdpb", views=("predict", "explain"), output="vmm")
     terms, weights = {"predict": "label", "explain": "rationale"}, {"label": 0.3, "rationale": 0.7}
     mi = MutualInformation("predict", "explain", 0.5, "masked", "max", "label")
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), axes.checked():
         ((total, found), _), _ = _two_steps(spec, mi=mi, terms=terms, weights=weights)
     t = {name: float(value) for name, value in found.terms.items()}
     expected = 0.3 * t["label"] + 0.7 * t["rationale"] + 0.5 * t["mi"] + t["self_distillation"]

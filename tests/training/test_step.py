@@ -4,6 +4,7 @@ import functools
 import re
 from types import SimpleNamespace
 
+import axes
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -186,10 +187,11 @@ def test_weight_decay_spares_norms_and_biases():
         assert leaf_moved == (not ("norm" in path or "bias" in path)), path
 
 
-@pytest.mark.parametrize("preset", ["tiny", "tiny-llama", "tiny-bert"])
-def test_what_a_gpu_is_given_lowers_for_it(preset, views):
+@pytest.mark.parametrize("preset", ["tiny", "tiny-llama", "tiny-bert", "tiny-deberta"])
+def test_what_a_gpu_is_given_lowers_for_it_and_has_the_axes_of_its_names(preset, views):
     config = ModelConfig(preset=preset)
-    config, labels = config.resolved(family(config).usual), ("no", "yes") if preset == "tiny-bert" else ()
+    labels = ("no", "yes") if preset in ("tiny-bert", "tiny-deberta") else ()
+    config = config.resolved(family(config).usual)
     texts = Texts(100, pad_id=0, end_id=1, begin_id=2, labels=labels)
     student, *_ = load_student(config, SimpleNamespace(texts=texts), weights=False, platform="gpu")
     assert (student.dtype, student.unroll) == (jnp.bfloat16, False)
@@ -203,7 +205,8 @@ def test_what_a_gpu_is_given_lowers_for_it(preset, views):
     optimizer, key = make_optimizer(OptimizerConfig(), 100, student.weights), jax.random.key(0)
     state = jax.eval_shape(lambda: init_state(init(student.weights, key), optimizer, key))
     step = jax.jit(make_train_step(objective, optimizer))
-    program = jax.export.export(step, platforms=["cuda"])(state, _batch(views, 0)).mlir_module()
+    with axes.checked():
+        program = jax.export.export(step, platforms=["cuda"])(state, _batch(views, 0)).mlir_module()
     # Attention's, which are batched, are left out: gradients of scores are float32.
     maps = [
         line for line in program.splitlines() if "stablehlo.dot_general" in line and "batching" not in line

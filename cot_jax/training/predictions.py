@@ -36,29 +36,24 @@ class Evaluation(NamedTuple):
 
 
 def read_evaluation(run: Path, split: str, task: str | None) -> Evaluation:
-    """Reads the files of `cot_jax.evaluate`.
-
-    Args:
-      task: None: the only one that the run was evaluated on.
+    """Reads the files of `cot_jax.evaluate`; without `task` the run must have been evaluated on one only.
 
     Raises:
-      UserError: there are none, there are several and `task` is not given, or they are something else.
+      UserError: there are none or several, or they are something else.
     """
     found = sorted((run / "evaluation").glob(f"{task or '*'}_{split}"))
     if not found:
         raise UserError(
-            f"{run}: no evaluation of {task or 'a task'} on {split}; run python -m cot_jax.evaluate first"
+            f"{run}: no evaluation of {task or 'a task'} on {split}: first python -m cot_jax.evaluate {run}"
         )
     if len(found) > 1:
         tasks = ", ".join(path.name.removesuffix(f"_{split}") for path in found)
         raise UserError(f"{run} has evaluations of {tasks}: choose one with --task")
-    (where,) = found
-    path = where / "evaluation.json"
-    values = read_json(path)
+    values = read_json(found[0] / "evaluation.json")
     if wrong := misfit(values, {"by_value": bool, "labels": ([str], None)}):
-        raise UserError(f"{path}: {wrong}: evaluate again")
-    predictions = [_prediction(row) for row in read_json_lines(where / "predictions.jsonl")]
-    return Evaluation(where, values["by_value"], tuple(values["labels"] or ()), predictions)
+        raise UserError(f"{found[0] / 'evaluation.json'}: {wrong}: evaluate again")
+    predictions = [_prediction(row) for row in read_json_lines(found[0] / "predictions.jsonl")]
+    return Evaluation(found[0], values["by_value"], tuple(values["labels"] or ()), predictions)
 
 
 def _prediction(row: Row) -> Prediction:

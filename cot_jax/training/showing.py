@@ -6,14 +6,13 @@ from pathlib import Path
 from cot_jax.answers.equality import is_correct
 from cot_jax.data.examples import parts_as_json
 from cot_jax.files import Row, read_json_lines
-from cot_jax.metrics.plots import curve_of, draw_curves
+from cot_jax.metrics.plots import draw_curves, read_curves
 from cot_jax.training import answering
 from cot_jax.training.data import load_splits
 from cot_jax.training.saved import Saved
 
 PICTURE = "curves.png"
 _ROWS, _BAR = 16, 40  # most lines of a curve, and characters of a bar that stands for 1
-_WINDOW = 25  # steps that a point of a loss is the mean of
 
 
 def learning_curve(workdir: Path, metric: str) -> list[str]:
@@ -37,15 +36,7 @@ def draw(workdir: Path, method: str) -> list[str]:
     """
     if importlib.util.find_spec("matplotlib") is None:
         return []
-    series: dict[str, list[tuple[int, float]]] = {}
-    for row in read_json_lines(workdir / "metrics.jsonl"):
-        for name, value in row.values.items():
-            if name.startswith(("valid/", "loss")):
-                series.setdefault(name, []).append((row.values["step"], value))
-    panels = {
-        name: {method: curve_of([points], 1 if name.startswith("valid/") else _WINDOW)}
-        for name, points in sorted(series.items(), reverse=True)
-    }
+    panels = {name: {method: curve} for name, curve in read_curves([workdir / "metrics.jsonl"]).items()}
     draw_curves(panels, workdir / PICTURE)
     return [PICTURE]
 

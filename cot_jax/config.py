@@ -284,7 +284,7 @@ class TrainConfig:
     layer_norms_every: int = _key(
         0, "steps between rows of every layer's gradient norm, plotted at the end; 0 = never", low=0
     )
-    wandb: bool = _key(False, "also log to Weights & Biases (pip install cot-jax[wandb])")
+    wandb: bool = _key(False, "also log to Weights & Biases, answers too (pip install cot-jax[wandb])")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,16 @@ class MetricsWriter:
             self._rows.flush()
             os.fsync(self._rows.fileno())  # otherwise a checkpoint may survive a crash and earlier rows not
             self._events.flush()
+
+
+def log_answers(directory: Path, config: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Adds rows, all with the same keys, to the run at Weights & Biases, as its table `answers`."""
+    run = _start_wandb(directory, config)
+    import wandb
+
+    table = wandb.Table(columns=[*rows[0]], data=[[*row.values()] for row in rows])
+    run.log({"answers": table})
+    run.finish()
 
 
 def last_step(directory: Path) -> int:

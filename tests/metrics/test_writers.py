@@ -1,11 +1,12 @@
 """Rows of metrics: what was written before a checkpoint is there, or the run is not resumed."""
 
+import json
 import re
 
 import pytest
 
 from cot_jax.errors import UserError
-from cot_jax.metrics.writers import MetricsWriter, last_step
+from cot_jax.metrics.writers import MetricsWriter, last_step, log_answers
 
 
 @pytest.fixture
@@ -47,3 +48,21 @@ def test_lost_rows_are_not_resumed_from(rows, damage):
     rows.write_text(row + "\n")
     with MetricsWriter(rows.parent, 4) as writer:
         assert writer.evaluated == {}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # theirs
+def test_weights_and_biases_take_metrics_and_answers(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="logging there needs cot-jax[wandb]")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with MetricsWriter(tmp_path, 0, {"seed": 0}) as writer:
+        writer.write(1, {"loss": 1.0})
+    log_answers(
+        tmp_path, {"seed": 0}, [{"answer": "</b>", "correct": False}, {"answer": "4", "correct": True}]
+    )
+    (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/answers_*.table.json")
+    assert json.loads(table.read_text()) == {
+        "columns": ["answer", "correct"], "data": [["</b>", False], ["4", True]],
+    }  # fmt: skip
+    assert len({run.name.rpartition("-")[2] for run in tmp_path.glob("wandb/offline-run-*")}) == 1

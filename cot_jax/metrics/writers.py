@@ -1,5 +1,6 @@
 """Writes metrics to `metrics.jsonl` and TensorBoard, and to Weights & Biases on request."""
 
+import hashlib
 import json
 import math
 import os
@@ -136,4 +137,6 @@ def _start_wandb(directory: Path, config: dict[str, Any]):
         import wandb
     except ImportError:
         raise UserError("config.train.wandb=True needs wandb: pip install 'cot-jax[wandb]'") from None
-    return wandb.init(dir=str(directory), config=config, id=directory.name, resume="allow")
+    place = str(directory.resolve())  # its name alone is that of other runs: seed0 of every method
+    identity = hashlib.sha256(place.encode()).hexdigest()[:16]
+    return wandb.init(dir=str(directory), config=config, id=identity, name=str(directory), resume="allow")

@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+import types
 
 import pytest
 
@@ -66,3 +68,18 @@ def test_weights_and_biases_take_metrics_and_answers(tmp_path, monkeypatch):
         "columns": ["answer", "correct"], "data": [["</b>", False], ["4", True]],
     }  # fmt: skip
     assert len({run.name.rpartition("-")[2] for run in tmp_path.glob("wandb/offline-run-*")}) == 1
+
+
+def test_runs_of_one_name_are_not_one_at_weights_and_biases(tmp_path, monkeypatch):
+    started = []
+    run = types.SimpleNamespace(finish=lambda: None)
+    wandb = types.SimpleNamespace(init=lambda **given: started.append(given) or run)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for method in ("dss", "mi", "dss"):
+        directory = tmp_path / method / "seed0"
+        directory.mkdir(parents=True, exist_ok=True)
+        with MetricsWriter(directory, 0, {}):
+            pass
+    assert [one["name"] for one in started] == [str(tmp_path / n / "seed0") for n in ("dss", "mi", "dss")]
+    first, other, again = (one["id"] for one in started)
+    assert first == again != other

@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error("give --output of one sweep, or RUN_A RUN_B --html=FILE")
     if options.html:
         with writing(options.html):
-            write_text(options.html, page(directory, *others, options.task))
+            write_text(options.html, page(directory, others[0], options.task))
         print(f"written to {options.html}")
         return 0
     table = experiments.from_directory(directory)

@@ -71,7 +71,7 @@ def read_curves(metrics_files: Sequence[Path]) -> dict[str, Curve]:
     Raises:
       UserError: a file cannot be read, a row has another shape, or a file lacks a metric of the first.
     """
-    seeds = []
+    seeds: list[dict[str, list[tuple[int, float]]]] = []
     for file in metrics_files:
         series: dict[str, list[tuple[int, float]]] = defaultdict(list)
         for row in read_json_lines(file):

@@ -24,7 +24,7 @@ from cot_jax.metrics.significance import bootstrap_interval, bootstrap_interval_
 from cot_jax.training.predictions import OUTCOMES, Pair, outcome, paired, read_evaluation
 from cot_jax.training.result import metric_of, read_result
 
-_FACTS = ("run", "test score", "right below (95 % bootstrap interval)", "best step")
+_FACTS = ("run", "test score", "right answers (95 % bootstrap interval)", "best step")
 
 # Controls but tab and line feed, marks that turn the direction of text, tags, what HTML may not contain.
 _UNSEEN = re.compile(
@@ -68,8 +68,7 @@ for (const button of buttons) button.onclick = () => {
   for (const other of buttons) other.setAttribute("aria-pressed", other === button)
   show()
 }
-search.oninput = show
-show()
+search.oninput = show; show()
 """
 
 
@@ -86,7 +85,7 @@ def page(a: Path, b: Path, task: str | None = None) -> str:
     methods = [config["objective"]["method"] for config in configs]
     facts = [_facts(run, [pair[n].correct for pair in pairs]) for n, run in enumerate((a, b))]
     rows = [("method", *methods), *zip(_FACTS, *facts, strict=True)]
-    rows += [(f"config.{key}", *map(repr, values)) for key, *values in differences(*configs)]
+    rows += [(f"config.{key}", *map(repr, values)) for key, *values in differences(configs[0], configs[1])]
     title = _text("{}: {} and {}".format(evaluations[0].where.name.removesuffix("_test"), *methods))
     counts = Counter(map(outcome, pairs)) + Counter({"": len(pairs)})
     buttons = "\n".join(
@@ -140,12 +139,12 @@ def _verdict(counts: Counter[str], asked: int) -> str:
     of_each = np.array([counts[name] for name in OUTCOMES])
     points = np.array([0, -100, 100, 0]) / of_each.sum()  # that a question gives to B - A
     low, high = bootstrap_interval_of(lambda drawn: drawn @ points, of_each)
-    _, only_a, only_b, _ = of_each.tolist()
+    ones = [counts[name] for name in OUTCOMES[1:3]]
     return (
-        f"{of_each.sum():,} of {asked:,} questions by both. B - A: {of_each @ points:+.2f} points (95 % "
-        f"interval {low:+.2f} to {high:+.2f}). On {only_a + only_b:,} questions only one is right: p = "
-        f"{mcnemar_p_value(only_a, only_b):.2g} (McNemar's exact test, two-sided). This compares two "
-        "students; to compare methods, train several seeds of both (python -m cot_jax.sweep)."
+        f"{of_each.sum():,} of {asked:,} questions were answered by both. B - A: {of_each @ points:+.2f} "
+        f"points (95 % interval {low:+.2f} to {high:+.2f}). Of {sum(ones):,} only one is right: p = "
+        f"{mcnemar_p_value(*ones):.2g} (McNemar's exact test, two-sided). This compares two students; to "
+        "compare methods, train several seeds of both (python -m cot_jax.sweep)."
     )
 
 
@@ -172,12 +171,11 @@ def _figure(name: str, curves: Sequence[Curve | None]) -> str:
 
 
 def _row(pair: Pair) -> str:
-    answers = ""
+    (a, _), answers = pair, ""
     for run, one in zip("AB", pair, strict=True):
         mark = 'right">✓' if one.correct else 'wrong">✗'
         answers += f'<td data-run="{run}" dir="auto"><b class="{mark} {_text(one.label)}</b>'
         answers += f'<p dir="auto">{_text(one.rationale)}</p>' if one.rationale else ""
-    a, _ = pair
     return (
         f'<tr data-outcome="{outcome(pair)}"><th>{_text(a.id)}<br><small>{outcome(pair)}</small>'
         f'<td dir="auto">{_text(a.question)}<td data-run="label" dir="auto">{_text(a.gold)}{answers}</tr>\n'

@@ -105,9 +105,9 @@ def test_the_page_says_what_compare_and_evaluate_measure(page, sweep, monkeypatc
         assert f"accuracy {100 * score:.2f} %" in cells
         assert f"{100 * score:.2f} % ({100 * low:.2f} to {100 * high:.2f})" in cells
     verdict = parsed.of("p")[0]
-    assert "6 of 6 questions by both." in verdict
+    assert "6 of 6 questions were answered by both." in verdict
     assert f"B - A: {float(difference['difference']):+.2f} points" in verdict
-    assert f"On 4 questions only one is right: p = {mcnemar_p_value(1, 3):.2g}" in verdict
+    assert f"Of 4 only one is right: p = {mcnemar_p_value(1, 3):.2g}" in verdict
     assert mcnemar_p_value(1, 3) == pytest.approx(2 * (1 + 4) / 2**4)
     assert (mcnemar_p_value(0, 0), mcnemar_p_value(2, 2)) == (1, 1)
     names = parsed.of("th")

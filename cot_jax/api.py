@@ -9,6 +9,7 @@ from typing import Any
 from cot_jax.config import Config
 from cot_jax.errors import UserError, writing
 from cot_jax.files import Row, read_json
+from cot_jax.metrics.writers import log_answers
 from cot_jax.training import answering, assessment, exporting, loop, saved, showing
 from cot_jax.training.compiled import keep_compiled
 from cot_jax.training.experiment import prepare
@@ -56,7 +57,8 @@ class Trained:
     def show(self, count: int = 3) -> None:
         """Prints the learning curve and some questions of the test set with the student's own answers.
 
-        It also draws curves.png in the directory if Matplotlib is installed.
+        It also draws curves.png in the directory if Matplotlib is installed. With config.train.wandb it logs
+        the answers, as a table, to Weights & Biases.
 
         Args:
           count: questions.
@@ -70,7 +72,10 @@ class Trained:
         with writing(self.directory):
             pictures = showing.draw(self.directory, method)
         print("", *showing.learning_curve(self.directory, metric_of(self.result)), *pictures, sep="\n")
-        print(*showing.questions(self.saved, count), sep="\n")
+        answers = showing.answers(self.saved, count)
+        print(*showing.as_text(answers), sep="\n")
+        if self.saved.config.train.wandb:
+            log_answers(self.directory, dataclasses.asdict(self.saved.config), answers)
 
     def evaluate(self, **options: Any) -> dict[str, Any]:
         """Evaluates the student, writes the files of `python -m cot_jax.evaluate`, prints its summary.

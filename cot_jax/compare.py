@@ -1,7 +1,11 @@
-"""Make the table and the plots of a sweep: python -m cot_jax.compare DIR
+"""Make the table and the plots of a sweep, or a page of two runs: python -m cot_jax.compare DIR
 
 Writes to DIR report.md, report.csv (one row per run), differences.csv (every pair of methods) and, where
 Matplotlib is installed, plots; prints the table.
+
+python -m cot_jax.compare RUN_A RUN_B --html=FILE writes one page for a browser: what differs between the two
+finished runs, their scores and learning curves, and both answers to every test question. It reads what
+python -m cot_jax.evaluate writes.
 """
 
 import csv
@@ -19,14 +23,13 @@ import numpy as np
 from cot_jax import experiments
 from cot_jax.errors import UserError, argument_parser, command, writing
 from cot_jax.experiments import Cell, Table
-from cot_jax.files import Shape, read_json_lines, whole, write_text
-from cot_jax.metrics.plots import Curve, curve_of, draw_curves, draw_data_size, draw_heat_map
+from cot_jax.files import Shape, whole, write_text
+from cot_jax.metrics.plots import Curve, draw_curves, draw_data_size, draw_heat_map, read_curves
 from cot_jax.metrics.significance import paired_p_value
+from cot_jax.training.page import page
 from cot_jax.training.result import metric_of, read_result
 
 _FRACTION = "data.train_fraction"
-# Training metrics are averaged over this many steps for the plots.
-_WINDOW = 25
 # What the report shows of a run, beside its scores.
 _REPORTED: dict[str, Shape] = {
     "best_step": int,
@@ -54,30 +57,24 @@ class _Runs:
         """Returns the test metric of each seed."""
         return [_score(result) for result in self.results.values()]
 
-    def metrics(self, name: str) -> list[list[tuple[int, float]]]:
-        """Returns the (step, value) pairs of a metric, one list per seed."""
-        curves = []
-        for seed in self.results:
-            workdir = self.directory / f"seed{seed}"
-            curves.append([(row["step"], row[name]) for row in _measured(workdir) if name in row])
-            if not curves[-1]:
-                raise UserError(
-                    f"{workdir / 'metrics.jsonl'}: no {name}, which other seeds have: train this seed again"
-                )
-        return curves
-
-    def names(self) -> list[str]:
-        """Returns the names of all metrics, in the order of their first row."""
-        rows = _measured(self.directory / f"seed{next(iter(self.results))}")
-        return list(dict.fromkeys(name for row in rows for name in row))
-
 
 @command
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, or 2 if there is nothing to report."""
     parser = argument_parser("compare", __doc__)
-    parser.add_argument("directory", type=Path, help="--output of a sweep")
-    directory = parser.parse_args(argv).directory
+    add = parser.add_argument
+    add("directories", type=Path, nargs="+", metavar="DIR", help="--output of a sweep, or two runs")
+    add("--html", type=Path, metavar="FILE", help="page of two runs to write")
+    add("--task", help="data set of the page, if the runs were evaluated on several")
+    options = parser.parse_args(argv)
+    directory, *others = options.directories
+    if len(others) != bool(options.html):
+        parser.error("give --output of one sweep, or RUN_A RUN_B --html=FILE")
+    if options.html:
+        with writing(options.html):
+            write_text(options.html, page(directory, others[0], options.task))
+        print(f"written to {options.html}")
+        return 0
     table = experiments.from_directory(directory)
     found = {(cell.row, cell.column): _read(cell, directory / cell.path) for cell in table.cells}
     if not any(runs.results for runs in found.values()):
@@ -95,11 +92,6 @@ def main(argv: Sequence[str]) -> int:
     print(text, end="")
     print("written to " + ", ".join(map(str, [directory / "report.md", *(directory / p for p in pictures)])))
     return 0
-
-
-def _measured(workdir: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a run's metrics.jsonl."""
-    return [row.check({"step": int, str: float}) for row in read_json_lines(workdir / "metrics.jsonl")]
 
 
 def _score(result: Mapping[str, Any], split: str = "test") -> float:
@@ -249,10 +241,9 @@ def _draw(table: Table, found: Mapping[tuple[str, str], _Runs], directory: Path)
             runs = found.get((row, column))
             if not runs or not runs.results:
                 continue
-            for name in runs.names():
-                if name.startswith(("valid/", "loss")):
-                    window = 1 if name.startswith("valid/") else _WINDOW
-                    curves[name][row] = curve_of(runs.metrics(name), window)
+            files = [runs.directory / f"seed{seed}" / "metrics.jsonl" for seed in runs.results]
+            for name, curve in read_curves(files).items():
+                curves[name][row] = curve
         suffix = "" if len(table.columns) == 1 else "_" + Cell("", column, "", {}).path.name
         for kind in ("valid/", "loss"):
             panels = {name: lines for name, lines in sorted(curves.items()) if name.startswith(kind)}

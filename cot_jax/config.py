@@ -284,7 +284,7 @@ class TrainConfig:
     layer_norms_every: int = _key(
         0, "steps between rows of every layer's gradient norm, plotted at the end; 0 = never", low=0
     )
-    wandb: bool = _key(False, "also log to Weights & Biases (pip install cot-jax[wandb])")
+    wandb: bool = _key(False, "also log to Weights & Biases, answers too (pip install cot-jax[wandb])")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -645,7 +645,7 @@ def refuse_other_config(workdir: Path, config: Config) -> bool:
     if not file.exists():
         return False
     found, _ = with_defaults(read_json(file))
-    for key, value, other in _differences(json.loads(to_json(config)), found):
+    for key, value, other in differences(json.loads(to_json(config)), found):
         if key.startswith("mesh.") or key in config.unscheduled:
             continue
         raise UserError(
@@ -655,10 +655,11 @@ def refuse_other_config(workdir: Path, config: Config) -> bool:
     return True
 
 
-def _differences(wanted: Any, found: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(wanted: Any, found: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yields (key, value, value) where the JSON of two configs differs."""
     if isinstance(wanted, dict) and isinstance(found, dict):
         for key in {**wanted, **found}:
-            yield from _differences(wanted.get(key), found.get(key), f"{path}.{key}" if path else key)
+            yield from differences(wanted.get(key), found.get(key), f"{path}.{key}" if path else key)
     elif wanted != found:
         yield path, wanted, found
 

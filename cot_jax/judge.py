@@ -10,9 +10,10 @@ import argparse
 import re
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +21,10 @@ from cot_jax.answers.equality import is_correct
 from cot_jax.answers.reading import choices, final_answer
 from cot_jax.data.teacher.endpoint import Endpoint, chat
 from cot_jax.errors import UserError, argument_parser, command, writing
-from cot_jax.files import Row, misfit, read_json, read_json_lines, write_json, write_json_lines, write_text
+from cot_jax.files import write_json, write_json_lines, write_text
 from cot_jax.limits import refuse_too_much
 from cot_jax.metrics import quality
+from cot_jax.training.predictions import OUTCOMES, Evaluation, Prediction, outcome, paired, read_evaluation
 
 # The scale is from Chen et al. 2024; the wording around it is ours.
 JUDGE_PROMPT = """\
@@ -48,35 +50,7 @@ Reply with the grade, one digit from 1 to 5, and nothing else."""
 # Columns of rationales.jsonl that are correlated with correctness.
 QUALITIES = ("bleu", "chrf", "rouge_l", "similarity", "agrees_with_prediction", "grade")
 
-OUTCOMES = {
-    (True, True): "both right",
-    (True, False): "only A right",
-    (False, True): "only B right",
-    (False, False): "both wrong",
-}
-
 Measures = dict[str, Any]  # of one example or of all; a None value: nothing to measure
-
-
-class Prediction(NamedTuple):
-    """A row of predictions.jsonl."""
-
-    id: str
-    question: str
-    gold: str
-    label: str
-    correct: bool
-    rationale: str | None
-    teacher_rationale: str | None
-
-
-class Evaluation(NamedTuple):
-    """A run's answers to the examples of one split."""
-
-    where: Path
-    by_value: bool
-    labels: tuple[str, ...]  # empty for open answers
-    predictions: list[Prediction]
 
 
 @command
@@ -84,12 +58,13 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, or 2 for a mistake in its arguments or files."""
     options = _options(argv)
     refuse_too_much(vars(options))
-    evaluation = _read(_place(options.run, options))
+    evaluation = read_evaluation(options.run, options.split, options.task)
     if all(prediction.rationale is None for prediction in evaluation.predictions):
         raise UserError(f"{evaluation.where}: this student wrote no rationales to measure")
     with writing(evaluation.where):
         if options.against:
-            studies = _case_studies(evaluation, _read(_place(options.against, options)), options.examples)
+            against = read_evaluation(options.against, options.split, options.task)
+            studies = _case_studies(evaluation, against, options.examples)
             write_text(evaluation.where / "case_studies.md", studies)
         measures, rows = _measure(evaluation, options)
         write_json(evaluation.where / "rationales.json", measures)
@@ -97,50 +72,6 @@ def main(argv: Sequence[str]) -> int:
     print("\n".join(_summary(measures)))
     print(f"written to {evaluation.where}: {', '.join(_written(options))}")
     return 0
-
-
-def _place(run: Path, options: argparse.Namespace) -> Path:
-    """Returns the directory of a run's evaluation.
-
-    Raises:
-      UserError: there is none, or there are several and --task is not given.
-    """
-    found = sorted((run / "evaluation").glob(f"{options.task or '*'}_{options.split}"))
-    if not found:
-        raise UserError(
-            f"{run}: no evaluation of {options.task or 'a task'} on {options.split}; run python -m "
-            "cot_jax.evaluate first"
-        )
-    if len(found) > 1:
-        tasks = ", ".join(path.name.removesuffix(f"_{options.split}") for path in found)
-        raise UserError(f"{run} has evaluations of {tasks}: choose one with --task")
-    return found[0]
-
-
-def _read(where: Path) -> Evaluation:
-    """Reads the files of `cot_jax.evaluate`; raises UserError if they are something else."""
-    path = where / "evaluation.json"
-    values = read_json(path)
-    if wrong := misfit(values, {"by_value": bool, "labels": ([str], None)}):
-        raise UserError(f"{path}: {wrong}: evaluate again")
-    predictions = [_prediction(row) for row in read_json_lines(where / "predictions.jsonl")]
-    return Evaluation(where, values["by_value"], tuple(values["labels"] or ()), predictions)
-
-
-def _prediction(row: Row) -> Prediction:
-    if not isinstance(correct := row.values.get("correct"), bool):
-        raise row.error(f"'correct' must be true or false; found {correct!r}")
-    # A blank rationale counts, as a bad one.
-    rationale = None if row.values.get("rationale") is None else row.text("rationale")
-    return Prediction(
-        id=row.id(),
-        question="\n".join(row.parts("input")),
-        gold=row.text("gold"),
-        label=row.text("label"),
-        correct=correct,
-        rationale=rationale,
-        teacher_rationale=row.optional_text("teacher_rationale"),
-    )
 
 
 def _measure(evaluation: Evaluation, options: argparse.Namespace) -> tuple[Measures, list[Measures]]:
@@ -259,13 +190,7 @@ def _case_studies(a: Evaluation, b: Evaluation, most: int) -> str:
     Raises:
       UserError: the runs have no example in common, or an example differs between them.
     """
-    answers = {prediction.id: prediction for prediction in b.predictions}
-    pairs = [(ours, answers[ours.id]) for ours in a.predictions if ours.id in answers]
-    if not pairs:
-        raise UserError(f"{a.where} and {b.where} have no example in common: evaluate both on the same data")
-    for ours, theirs in pairs:
-        if (ours.question, ours.gold) != (theirs.question, theirs.gold):
-            raise UserError(f"example {ours.id!r} of {a.where} has another question or label in {b.where}")
+    pairs = paired(a, b)
 
     def agreement(pair: tuple[Prediction, Prediction]) -> int:
         ours, theirs = pair
@@ -274,18 +199,17 @@ def _case_studies(a: Evaluation, b: Evaluation, most: int) -> str:
         same = ours.label == theirs.label or is_correct(ours.label, theirs.label, a.by_value)
         return 2 if same else 1
 
-    counts = [sum((x.correct, y.correct) == right for x, y in pairs) for right in OUTCOMES]
+    counts = Counter(map(outcome, pairs))
     parts = [
         "# Case studies",
         f"A: {_escape(str(a.where))}  \nB: {_escape(str(b.where))}",
         f"{len(pairs):,} examples in common: "
-        + ", ".join(f"{name} {count:,}" for name, count in zip(OUTCOMES.values(), counts, strict=True))
+        + ", ".join(f"{name} {counts[name]:,}" for name in OUTCOMES)
         + ". Those on which A and B disagree come first.",
     ]
     for number, (ours, theirs) in enumerate(sorted(pairs, key=agreement)[:most], start=1):
-        outcome = OUTCOMES[ours.correct, theirs.correct]
         parts += [
-            f"## {number}. {_escape(ours.id)}: {outcome}",
+            f"## {number}. {_escape(ours.id)}: {outcome((ours, theirs))}",
             f"> {_escape(ours.question)}",
             f"Gold: **{_escape(ours.gold)}**",
             "| | A | B |\n|---|---|---|\n"

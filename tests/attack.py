@@ -235,6 +235,12 @@ _SWEEP = {
 }
 _EVALUATION = "run/evaluation/jsonl_test"
 _EVALUATED = {f"{_EVALUATION}/evaluation.json": _JSON, f"{_EVALUATION}/predictions.jsonl": _LINES}
+_PAGED = {
+    "run/config.json": _JSON,
+    "run/result.json": _JSON,
+    "run/metrics.jsonl": _LINES,
+    **_EVALUATED,
+}
 _ADAPTED = {
     "model/config.json": _MODEL,
     "model/model.safetensors": _BYTES,
@@ -273,6 +279,7 @@ TARGETS = [
     _untrained("messages", "flax_model.msgpack", _BYTES, status=2),
     Target("export", ("run", "--output=exported"), {"run/result.json": _JSON, **_RUN}, "exported"),
     Target("compare", ("sweep",), _SWEEP, "sweep/report.csv"),
+    Target("compare", ("run", "run", "--html=page.html"), _PAGED, "page.html"),
     Target("sweep", _SWEPT, {"table.py": _PYTHON, "sweep/table.json": _JSON}),
     Target("judge", ("run", "--against=other"), _EVALUATED, f"{_EVALUATION}/rationales.json"),
     Target("judge", _GRADED, {"reply": _JSON, f"{_EVALUATION}/judge_cache.jsonl": _LINES}),
@@ -400,6 +407,7 @@ class World:
             "hardware": {"devices": 1, "device_kind": "cpu"}, "versions": {"jax": "0.10.2"},
         }  # fmt: skip
         self._json("run/result.json", result)
+        self._lines("run/metrics.jsonl", [{"step": 1, "loss": 2.0}, {"step": 1, "valid/accuracy": 0.5}])
         said = [
             {"id": row["id"], "input": row["input"], "gold": row["label"], "label": "1", "correct": False}
             | {"rationale": "He has 1 . The answer is 1 .", "teacher_rationale": row["rationale"]}

@@ -92,7 +92,7 @@ def test_of_several_evaluations_one_is_chosen(where, capsys):
     status, _, err = _main(capsys, run, "--task=none")
     assert (status, err) == (
         2,
-        f"error: {run}: no evaluation of none on test; run python -m cot_jax.evaluate first\n",
+        f"error: {run}: no evaluation of none on test: first python -m cot_jax.evaluate {run}\n",
     )
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ import pytest
 import cot_jax as cj
 from cot_jax import api
 from cot_jax.answers.equality import is_correct
+from cot_jax.config import Config, TrainConfig
 from cot_jax.errors import UserError
 from cot_jax.files import locked, write_json_lines
 from cot_jax.train import main
@@ -138,6 +140,29 @@ def test_a_run_shows_its_learning_curve_and_its_own_answers(uninterrupted, capsy
         right = is_correct(answer["label"], example.label, by_value=True)
         verdict = "correct" if right else f"wrong, it is {example.label}"
         assert block[3] == f"  answer:    {answer['label']} ({verdict})"
+
+
+def test_the_answers_shown_are_logged_to_wandb_if_the_run_is(tmp_path, monkeypatch, capsys):
+    write_json_lines(tmp_path / "metrics.jsonl", [{"step": 1, "valid/accuracy": 0.5}])
+    rows = [{"question": "How?", "answer": "5", "label": "3", "correct": False}]
+    logged = []
+    wandb = types.SimpleNamespace(
+        init=lambda **given: (
+            logged.append(given["config"]["seed"])
+            or types.SimpleNamespace(log=logged.append, finish=lambda: logged.append("finished"))
+        ),
+        Table=lambda **given: given,
+    )
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr(showing, "draw", lambda *given: [])
+    monkeypatch.setattr(showing, "answers", lambda *given: rows)
+    for config in (Config(seed=3), Config(seed=4, train=TrainConfig(wandb=True))):
+        trained = api.Trained(tmp_path, {"metric": "accuracy"})
+        trained.__dict__["saved"] = types.SimpleNamespace(config=config)
+        trained.show(1)
+        assert "answer:    5 (wrong, it is 3)" in capsys.readouterr().out
+    table = {"columns": ["question", "answer", "label", "correct"], "data": [["How?", "5", "3", False]]}
+    assert logged == [4, {"answers": table}, "finished"]
 
 
 def test_a_complete_run_is_not_shown_again(uninterrupted, tmp_path, capsys):

@@ -13,6 +13,8 @@ from cot_jax.errors import UserError
 from cot_jax.files import read_json_lines
 from cot_jax.metrics.calibration import Bin
 
+_WINDOW = 25  # steps that a point of a loss is the mean of
+
 
 def require_matplotlib() -> None:
     """Raises UserError if Matplotlib is not installed."""
@@ -60,7 +62,33 @@ class Curve:
     high: np.ndarray
 
 
-def curve_of(seeds: Sequence[Sequence[tuple[int, float]]], window: int) -> Curve:
+def read_curves(metrics_files: Sequence[Path]) -> dict[str, Curve]:
+    """Returns the curves of validation metrics, then of losses, over seeds, by name.
+
+    Args:
+      metrics_files: `metrics.jsonl` of each seed.
+
+    Raises:
+      UserError: a file cannot be read, a row has another shape, or a file lacks a metric of the first.
+    """
+    seeds: list[dict[str, list[tuple[int, float]]]] = []
+    for file in metrics_files:
+        series: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        for row in read_json_lines(file):
+            values = row.check({"step": int, str: float})
+            for name in values:
+                if name.startswith(("valid/", "loss")):
+                    series[name].append((values["step"], values[name]))
+        if missing := [name for name in (seeds or [series])[0] if name not in series]:
+            raise UserError(f"{file}: no {missing[0]}, which other seeds have: train this seed again")
+        seeds.append(series)
+    return {
+        name: _curve([series[name] for series in seeds], 1 if name.startswith("valid/") else _WINDOW)
+        for name in sorted(seeds[0], reverse=True)
+    }
+
+
+def _curve(seeds: Sequence[Sequence[tuple[int, float]]], window: int) -> Curve:
     """Returns the curve of the (step, value) of some seeds, each point the mean of `window` rows."""
     rows = min(map(len, seeds)) // window * window
     window = window if rows else 1

@@ -51,3 +51,12 @@ def paired_p_value(a: Sequence[float], b: Sequence[float]) -> float | None:
     if len(differences) < 2 or np.ptp(differences) == 0:
         return None
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def mcnemar_p_value(only_a: int, only_b: int) -> float:
+    """Returns the two-sided p-value of McNemar's exact test that two students are right equally often.
+
+    Args:
+      only_a, only_b: number of questions of which only one of them is right.
+    """
+    return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0

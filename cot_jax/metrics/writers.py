@@ -1,9 +1,11 @@
 """Writes metrics to `metrics.jsonl` and TensorBoard, and to Weights & Biases on request."""
 
+import hashlib
 import json
 import math
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,16 @@ class MetricsWriter:
             self._events.flush()
 
 
+def log_answers(directory: Path, config: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Adds rows, all with the same keys, to the run at Weights & Biases, as its table `answers`."""
+    run = _start_wandb(directory, config)
+    import wandb
+
+    table = wandb.Table(columns=[*rows[0]], data=[[*row.values()] for row in rows])
+    run.log({"answers": table})
+    run.finish()
+
+
 def last_step(directory: Path) -> int:
     """Returns the step of the last row in `directory`; 0 without rows."""
     return _rows_until(directory / "metrics.jsonl", math.inf, "")[1]
@@ -125,4 +137,6 @@ def _start_wandb(directory: Path, config: dict[str, Any]):
         import wandb
     except ImportError:
         raise UserError("config.train.wandb=True needs wandb: pip install 'cot-jax[wandb]'") from None
-    return wandb.init(dir=str(directory), config=config, id=directory.name, resume="allow")
+    place = str(directory.resolve())  # its name alone is that of other runs: seed0 of every method
+    identity = hashlib.sha256(place.encode()).hexdigest()[:16]
+    return wandb.init(dir=str(directory), config=config, id=identity, name=str(directory), resume="allow")

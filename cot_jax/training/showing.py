@@ -1,19 +1,20 @@
 """What a finished run shows: its learning curve, and questions of its test set with its own answers."""
 
 import importlib.util
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from cot_jax.answers.equality import is_correct
 from cot_jax.data.examples import parts_as_json
 from cot_jax.files import Row, read_json_lines
-from cot_jax.metrics.plots import curve_of, draw_curves
+from cot_jax.metrics.plots import draw_curves, read_curves
 from cot_jax.training import answering
 from cot_jax.training.data import load_splits
 from cot_jax.training.saved import Saved
 
 PICTURE = "curves.png"
 _ROWS, _BAR = 16, 40  # most lines of a curve, and characters of a bar that stands for 1
-_WINDOW = 25  # steps that a point of a loss is the mean of
 
 
 def learning_curve(workdir: Path, metric: str) -> list[str]:
@@ -37,21 +38,13 @@ def draw(workdir: Path, method: str) -> list[str]:
     """
     if importlib.util.find_spec("matplotlib") is None:
         return []
-    series: dict[str, list[tuple[int, float]]] = {}
-    for row in read_json_lines(workdir / "metrics.jsonl"):
-        for name, value in row.values.items():
-            if name.startswith(("valid/", "loss")):
-                series.setdefault(name, []).append((row.values["step"], value))
-    panels = {
-        name: {method: curve_of([points], 1 if name.startswith("valid/") else _WINDOW)}
-        for name, points in sorted(series.items(), reverse=True)
-    }
+    panels = {name: {method: curve} for name, curve in read_curves([workdir / "metrics.jsonl"]).items()}
     draw_curves(panels, workdir / PICTURE)
     return [PICTURE]
 
 
-def questions(saved: Saved, count: int) -> list[str]:
-    """Returns the first `count` test questions as text, with the student's rationales and answers."""
+def answers(saved: Saved, count: int) -> list[dict[str, Any]]:
+    """Returns the first `count` test questions, as many rows, with the student's answers and rationales."""
     splits = load_splits(saved.config.data, saved.config.seed, saved.student.format)
     examples = splits.test[:count]
     rows = (
@@ -59,12 +52,22 @@ def questions(saved: Saved, count: int) -> list[str]:
     )
     explain = any(view.term == "rationale" for view in saved.views)
     options = answering.Options(explain=explain, batch_size=count)
+    return [
+        {"question": " / ".join(example.parts)}
+        | ({"rationale": answer["rationale"]} if explain else {})
+        | {"answer": answer["label"], "label": example.label}
+        | {"correct": is_correct(answer["label"], example.label, saved.by_value)}
+        for example, answer in zip(examples, answering.predict(saved, rows, options), strict=True)
+    ]
+
+
+def as_text(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Returns the lines that show `answers`."""
     lines = []
-    for example, answer in zip(examples, answering.predict(saved, rows, options), strict=True):
-        right = is_correct(answer["label"], example.label, saved.by_value)
-        lines += ["", " / ".join(example.parts)]
-        if explain:
-            lines.append(f"  rationale: {answer['rationale']}")
-        verdict = "correct" if right else f"wrong, it is {example.label}"
-        lines.append(f"  answer:    {answer['label']} ({verdict})")
+    for row in rows:
+        lines += ["", row["question"]]
+        if "rationale" in row:
+            lines.append(f"  rationale: {row['rationale']}")
+        verdict = "correct" if row["correct"] else f"wrong, it is {row['label']}"
+        lines.append(f"  answer:    {row['answer']} ({verdict})")
     return lines

@@ -1,11 +1,14 @@
 """Rows of metrics: what was written before a checkpoint is there, or the run is not resumed."""
 
+import json
 import re
+import sys
+import types
 
 import pytest
 
 from cot_jax.errors import UserError
-from cot_jax.metrics.writers import MetricsWriter, last_step
+from cot_jax.metrics.writers import MetricsWriter, last_step, log_answers
 
 
 @pytest.fixture
@@ -47,3 +50,36 @@ def test_lost_rows_are_not_resumed_from(rows, damage):
     rows.write_text(row + "\n")
     with MetricsWriter(rows.parent, 4) as writer:
         assert writer.evaluated == {}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # theirs
+def test_weights_and_biases_take_metrics_and_answers(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="logging there needs cot-jax[wandb]")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with MetricsWriter(tmp_path, 0, {"seed": 0}) as writer:
+        writer.write(1, {"loss": 1.0})
+    log_answers(
+        tmp_path, {"seed": 0}, [{"answer": "</b>", "correct": False}, {"answer": "4", "correct": True}]
+    )
+    (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/answers_*.table.json")
+    assert json.loads(table.read_text()) == {
+        "columns": ["answer", "correct"], "data": [["</b>", False], ["4", True]],
+    }  # fmt: skip
+    assert len({run.name.rpartition("-")[2] for run in tmp_path.glob("wandb/offline-run-*")}) == 1
+
+
+def test_runs_of_one_name_are_not_one_at_weights_and_biases(tmp_path, monkeypatch):
+    started = []
+    run = types.SimpleNamespace(finish=lambda: None)
+    wandb = types.SimpleNamespace(init=lambda **given: started.append(given) or run)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for method in ("dss", "mi", "dss"):
+        directory = tmp_path / method / "seed0"
+        directory.mkdir(parents=True, exist_ok=True)
+        with MetricsWriter(directory, 0, {}):
+            pass
+    assert [one["name"] for one in started] == [str(tmp_path / n / "seed0") for n in ("dss", "mi", "dss")]
+    first, other, again = (one["id"] for one in started)
+    assert first == again != other

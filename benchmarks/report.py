@@ -1,8 +1,8 @@
-"""The benchmarks' JSON files as a page: docs/performance.md (between two marks) and docs/performance.png.
+"""The benchmarks' JSON files as pages: performance.md, performance_rows.md and performance.png in docs/.
 
     python -m benchmarks.report DIR [DIR or FILE ...]
 
-Everything between the marks is replaced, the rest of the page is kept.
+In performance.md the part between two marks is replaced; the other two files are written anew.
 """
 
 import argparse
@@ -15,14 +15,19 @@ from benchmarks.measure import in_words, markdown
 
 BEGIN, END = "<!-- measured: begin, made by benchmarks.report -->", "<!-- measured: end -->"
 
-_COMPARED = """
-Both sides run in one process, in turn, with the same weights and the same dropout rate on the same examples;
-before timing, losses and gradient norms are compared and the run stops where they differ. "Published" is the
-step of the released PyTorch code: float32, eager attention, one forward a view, AdamW, padded to the batch's
-longest. "Tuned" has sdpa, fused AdamW and, on a GPU, bfloat16 autocast and torch.compile. Times are medians
-[least, quartiles]; a ratio's spread are the quartiles over neighbouring samples. FLOPs are those of the
-matrix products at the padded shapes, the same formula for both sides; MFU is their share of the rate of one
-large matrix product, measured in the same run.
+_ROWS_PAGE = """\
+# Measured rows
+
+Made by `benchmarks.report`: every row behind the tables of [performance](performance.md). Both sides run in
+one process, in turn, with the same weights and the same dropout rate on the same examples; before timing,
+losses and gradient norms are compared, and the run stops where they differ. "Published" is the step of the
+released PyTorch code: float32, eager attention, one forward a view, AdamW, padded to the batch's longest.
+"Tuned" has sdpa, fused AdamW and, on a GPU, bfloat16 autocast and torch.compile. Times are medians [least,
+quartiles]; a ratio's spread are the quartiles over neighbouring samples. FLOPs are those of the matrix
+products at the padded shapes, the same formula for both sides; MFU is their share of the rate of one large
+matrix product, measured in the same run.
+
+![Ratios](performance.png)
 """
 
 
@@ -37,7 +42,7 @@ class Target(NamedTuple):
 
 
 _PUBLISHED, _TUNED = "times as fast as torch published", "times as fast as torch tuned"
-_BASE, _SMALL = "H100, T5-base, batch 64", "H100, T5-small, batch 64"
+_BASE, _SMALL = "T5-base, batch 64", "T5-small, batch 64"
 TARGETS = (
     Target(f"{_BASE}: against float32 eager", "gpu-base-published", _PUBLISHED, 5, 7.5),
     Target(f"{_BASE}: against bf16 + compile", "gpu-base-tuned", _TUNED, 1.2, 1.5),
@@ -50,13 +55,13 @@ TARGETS = (
     ),
     Target(f"{_SMALL}: against float32 eager", "gpu-small-published", _PUBLISHED, 4, 5.3),
     Target(f"{_SMALL}: against bf16 + compile", "gpu-small-tuned", _TUNED, 1.1, 1.4),
-    Target("H100, T5-base, 1024/128/256: against bf16 + compile", "gpu-base-1024", _TUNED, 1.3, 1.8),
-    Target("H100, TFLOP/s, small", "gpu-models", "TFLOP/s, small", 200, 260),
-    Target("H100, TFLOP/s, base", "gpu-models", "TFLOP/s, base", 300, 360),
-    Target("H100, TFLOP/s, large", "gpu-models", "TFLOP/s, large", 340, 400),
-    Target("H100, step time of MI over DSS (at most)", "gpu-method", "step time against dss, mi", 1.05, 1.02),
+    Target("T5-base, 1024/128/256: against bf16 + compile", "gpu-base-1024", _TUNED, 1.3, 1.8),
+    Target("TFLOP/s, small", "gpu-models", "TFLOP/s, small", 200, 260),
+    Target("TFLOP/s, base", "gpu-models", "TFLOP/s, base", 300, 360),
+    Target("TFLOP/s, large", "gpu-models", "TFLOP/s, large", 340, 400),
+    Target("step time of MI over DSS (at most)", "gpu-method", "step time against dss, mi", 1.05, 1.02),
     Target(
-        "H100, step time of DynSDPB (vmm) over DSS (at most)",
+        "step time of DynSDPB (vmm) over DSS (at most)",
         "gpu-method",
         "step time against dss, dynsdpb",
         1.08,
@@ -70,17 +75,17 @@ TARGETS = (
         0.4,
     ),
     Target(
-        "H100, T5-base, whole SVAMP experiment, minutes (at most)",
+        "T5-base, whole SVAMP experiment, minutes (at most)",
         "gpu-experiment",
         "minutes of 10,000 steps and 40 evaluations",
         15,
         6,
     ),
-    Target("H100, generation", "gpu-generate", "times as fast, batch 64", 3, 8),
-    Target("CPU, T5-small, same shapes: against float32 eager", "cpu-small-same", _PUBLISHED, 1.1, 1.25),
+    Target("T5-base, generation, batch 64", "gpu-generate", "times as fast, batch 64", 3, 8),
+    Target("T5-small, same shapes: against float32 eager", "cpu-small-same", _PUBLISHED, 1.1, 1.25),
     *(
         Target(
-            f"CPU, T5-small, random batches of 64: against {order} batches padded to their longest",
+            f"T5-small, random batches of 64: against {order} batches padded to their longest",
             "cpu-small-free-64",
             f"times the examples/s of torch published, {order} batches",
             must,
@@ -88,9 +93,9 @@ TARGETS = (
         )
         for order, must, aim in (("random", 1.6, 2.0), ("sorted", 1.1, 1.3))
     ),
-    Target("CPU, T5-small, generation", "cpu-generate", "times as fast, batch 8", 1.5, 2.5),
+    Target("T5-small, generation", "cpu-generate", "times as fast, batch 8", 1.5, 2.5),
     *(
-        Target(f"CPU, SmolLM2-135M, LoRA: {what}", "cpu-decoder", name, must, aim)
+        Target(f"SmolLM2-135M, LoRA: {what}", "cpu-decoder", name, must, aim)
         for what, name, must, aim in (
             ("step against eager", "training step against eager", 1.3, 2.0),
             ("step against sdpa", "training step against sdpa", 1.3, 2.0),
@@ -105,7 +110,7 @@ TARGETS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("measured", type=Path, nargs="+", help="JSON files, or directories of them")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where the page is")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="where the pages are")
     options = parser.parse_args()
     files = [
         f for path in options.measured for f in (sorted(path.glob("*.json")) if path.is_dir() else [path])
@@ -114,7 +119,8 @@ def main() -> None:
     options.docs.mkdir(exist_ok=True)
     page = options.docs / "performance.md"
     old = page.read_text(encoding="utf-8") if page.exists() else f"# Performance\n\n{BEGIN}\n{END}\n"
-    page.write_text(insert(old, text(results)), encoding="utf-8")
+    page.write_text(insert(old, tables(results)), encoding="utf-8")
+    (options.docs / "performance_rows.md").write_text(rows_page(results), encoding="utf-8")
     draw(results, options.docs / "performance.png")
 
 
@@ -131,16 +137,21 @@ def insert(page: str, measured: str) -> str:
     return f"{before}{BEGIN}\n{measured}\n{END}{after}"
 
 
-def text(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The measured part of the page."""
-    parts = [_COMPARED.strip()]
-    if rows := target_rows(results):
-        parts.append("\n".join(markdown(rows)))
-    parts.append("![Ratios](performance.png)")
+def tables(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The measured part of performance.md: a table for each kind of device."""
+    parts = []
+    for title, kind in (("CPU, measured", "cpu"), ("H100, measured or not", "gpu")):
+        parts += [f"## {title}", "\n".join(markdown(target_rows(results, kind)))]
+    return "\n" + "\n\n".join(parts) + "\n"
+
+
+def rows_page(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """performance_rows.md: where, when and how each row was measured, and what it gave."""
+    parts = [_ROWS_PAGE.strip()]
     for name, result in results.items():
         hardware, versions = result["hardware"], result["versions"]
         parts += [
-            f"### {name}",
+            f"## {name}",
             f"`{result['command']}`",
             f"{result['date']}; {hardware['device_kind']}, {hardware['processor']}, "
             f"{hardware['cores_used']} cores; "
@@ -149,21 +160,24 @@ def text(results: Mapping[str, Mapping[str, Any]]) -> str:
             "\n".join(markdown(result["rows"])),
             "\n".join(f"- {c['name']}: {in_words(c)}" for c in result["comparisons"]),
         ]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def target_rows(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The targets; measured ones with their figure, the others say so."""
+def target_rows(results: Mapping[str, Mapping[str, Any]], kind: str) -> list[dict[str, str]]:
+    """The targets of a kind of device, "cpu" or "gpu"; what is not measured says so."""
     rows = []
     for target in TARGETS:
+        if not target.row.startswith(kind):
+            continue
         found = [c for c in results.get(target.row, {}).get("comparisons", ()) if c["name"] == target.name]
+        link = f"[{target.row}](performance_rows.md#{target.row})"
         rows.append(
             {
                 "comparison": target.text,
                 "must": f"{target.must:g}",
                 "aim": f"{target.aim:g}",
                 "measured": in_words(found[0]) if found else "not measured",
-                "row": target.row,
+                "row": link if found else target.row,
             }
         )
     return rows

@@ -1,4 +1,4 @@
-"""Make the table and the plots of a sweep, or a page of two runs: python -m cot_jax.compare DIR
+"""Make the table and the plots of a sweep, or a page of two runs: `python -m cot_jax.compare DIR`
 
 Writes to DIR report.md, report.csv (one row per run), differences.csv (every pair of methods) and, where
 Matplotlib is installed, plots; prints the table.

@@ -38,7 +38,8 @@ def command(main: Main) -> Main:
     """Returns `main`, the body of a command, with user errors and system errors reported in one line.
 
     A `UserError` gives exit status 2. System errors (files, memory, recursion depth, text encoding) give
-    status 1. Other exceptions are bugs and keep their traceback. With `--debug` all errors show one.
+    status 1. Ctrl-C gives 130. Other exceptions are bugs and keep their traceback. With `--debug` all errors
+    show one.
     """
 
     @functools.wraps(main)
@@ -47,6 +48,9 @@ def command(main: Main) -> Main:
             status = main([argument for argument in argv if argument != "--debug"])
             sys.stdout.flush()  # so that a full disk is still reported
             return status
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
         except Exception as error:
             if isinstance(error, UserError):
                 message, status = str(error), 2

@@ -1,4 +1,4 @@
-"""Evaluate a student: python -m cot_jax.evaluate RUN [--split=test] [--task=T --root=DIR]
+"""Evaluate a student: `python -m cot_jax.evaluate RUN [--split=test] [--task=T --root=DIR]`
 
 Measures accuracy with a bootstrap interval, the task's other metrics, per-class scores and calibration.
 Writes evaluation.json, predictions.jsonl and plots to RUN/evaluation/TASK_SPLIT. `--task` evaluates on

@@ -1,4 +1,4 @@
-"""Export a run's best student for Transformers: python -m cot_jax.export RUN --output=DIR
+"""Export a run's best student for Transformers: `python -m cot_jax.export RUN --output=DIR`
 
 Writes to DIR the weights, config.json, the tokenizer, generation_config.json (unless the student is an
 encoder) and README.md, a model card for the Hugging Face Hub: method, data, measured accuracy and the prefix

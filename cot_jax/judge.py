@@ -1,4 +1,4 @@
-"""Measure the quality of a student's rationales: python -m cot_jax.judge RUN [--split=test] [--task=T]
+"""Measure the quality of a student's rationales: `python -m cot_jax.judge RUN [--split=test] [--task=T]`
 
 Reads predictions.jsonl and evaluation.json from RUN/evaluation/TASK_SPLIT, as `python -m cot_jax.evaluate`
 writes them. Writes beside them rationales.json (corpus measures) and rationales.jsonl (measures per example);

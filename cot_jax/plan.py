@@ -1,4 +1,4 @@
-"""Does it fit? python -m cot_jax.plan --config=FILE --topology=v5e:4x4 | --devices=8 --memory=80GiB
+"""Does it fit? `python -m cot_jax.plan --config=FILE --topology=v5e:4x4 | --devices=8 --memory=80GiB`
 
 Compiles the training step of FILE at its costliest shape, from shapes alone. Prints how much of a device's
 memory parameters, optimizer state, the last batch of self-distillation and activations need. If they do not

@@ -1,4 +1,4 @@
-"""Answer questions: python -m cot_jax.predict RUN [--input=FILE] [--output=FILE] [--explain]
+"""Answer questions: `python -m cot_jax.predict RUN [--input=FILE] [--output=FILE] [--explain]`
 
 Reads JSON lines {"input": ..., "id"?: ..., "rationale"?: ...}. Writes {"id", "input", "label", "rationale"?}
 in the same order, batch by batch; until it is complete, the file is OUTPUT.partial. An input is a text, or a

@@ -1,4 +1,4 @@
-"""Fetch published data sets: python -m cot_jax.prepare_data svamp cqa --root DIR
+"""Fetch published data sets: `python -m cot_jax.prepare_data svamp cqa --root DIR`
 
 SVAMP, CQA, ANLI and e-SNLI with PaLM's outputs come from the archive that the authors of Distilling
 Step-by-Step publish with their code; ASDiv comes from its own authors. Downloads are verified before they

@@ -1,5 +1,7 @@
-"""Ask a language model for rationales and programs: python -m cot_jax.rationalize --task=svamp --root=DATA \\
-    --endpoint=http://localhost:8000/v1 --model=MODEL --samples=4 --output=DIR
+"""Ask a language model for rationales and programs.
+
+    python -m cot_jax.rationalize --task=svamp --root=DATA --endpoint=http://localhost:8000/v1 \\
+        --model=MODEL --samples=4 --output=DIR
 
 Sends every question of a split to a teacher behind an OpenAI-compatible endpoint. Writes to DIR:
 teacher.jsonl, which training reads (--config.data.teacher=DIR/teacher.jsonl); samples.jsonl, with every

@@ -1,4 +1,4 @@
-"""Train a student: python -m cot_jax.train --config=demo_mi [--workdir=DIR] [--config.x=y]"""
+"""Train a student: `python -m cot_jax.train --config=demo_mi [--workdir=DIR] [--config.x=y]`"""
 
 import contextlib
 import os

@@ -40,6 +40,11 @@ PREEMPTED = 75  # exit status: saved, run the same command again (EX_TEMPFAIL)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+# Set by a signal whose `Preempted` may be lost: Python drops what is raised in a callback of its garbage
+# collector, and JAX has one.
+_stop = threading.Event()
+
+
 class Preempted(BaseException):  # so that a library's `except Exception` does not catch it
     """SIGTERM or Ctrl-C arrived; the state is saved, or there is none yet."""
 
@@ -56,8 +61,10 @@ def stoppable() -> Iterator[None]:
     """
 
     def stop(*_):
+        _stop.set()
         raise Preempted("stopped outside of training; the same command resumes from the last checkpoint")
 
+    _stop.clear()
     previous = [(number, signal.signal(number, stop)) for number in _SIGNALS]
     try:
         yield
@@ -83,7 +90,7 @@ class _StopSignal:
         """Whether to stop after this step; asked once a step, in every process."""
         if jax.distributed.is_initialized():
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._received
+        return self._received or _stop.is_set()
 
     def _note(self, *_) -> None:
         self._received = True

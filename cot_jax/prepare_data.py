@@ -126,9 +126,7 @@ def verify(name: str, root: Path) -> str:
         sizes.append(f"{split} {found.examples:,}")
     for split, digest in OUTPUTS_SHA256.get(name, {}).items():
         if outputs_sha256(root / name / "llm", split) != digest:
-            raise UserError(
-                f"{name}/llm/{split}_CoT_*.json are unknown outputs: sha256 is not {digest}"
-            )
+            raise UserError(f"{name}/llm/{split}_CoT_*.json are unknown outputs: sha256 is not {digest}")
     return ", ".join(sizes)
 
 

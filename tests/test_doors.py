@@ -153,6 +153,15 @@ def test_the_frame_says_one_line_and_debug_where(capsys, error, status, said):
     assert shown.splitlines()[-1].startswith(said.strip()[:20])
 
 
+def test_ctrl_c_is_no_traceback(capsys):
+    @command
+    def main(argv):
+        raise KeyboardInterrupt
+
+    assert main([]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_the_frame_keeps_the_traceback_of_our_mistakes():
     @command
     def main(argv):

@@ -1,5 +1,6 @@
 """The command, as a user runs it: results on disk, resume after a kill, exit statuses, plain errors."""
 
+import gc
 import json
 import os
 import re
@@ -226,6 +227,26 @@ def test_a_signal_while_loading_is_no_failure_either(tmp_path, monkeypatch, caps
     expected = "stopped outside of training; the same command resumes from the last checkpoint\n"
     assert capsys.readouterr().err == expected
     assert signal.getsignal(number) is before
+
+
+def test_a_signal_whose_exception_is_lost_stops_the_first_step(tmp_path, monkeypatch, capsys):
+    """Python drops what is raised in a callback of its garbage collector."""
+    prepare, dropped = api.prepare, []
+
+    def signaled(*_):
+        gc.callbacks.remove(signaled)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def load(config):
+        gc.callbacks.append(signaled)
+        gc.collect()
+        return prepare(config)
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: dropped.append(lost.exc_type))
+    monkeypatch.setattr(api, "prepare", load)
+    assert main(["train", *SMALL, f"--workdir={tmp_path / 'run'}"]) == 75
+    assert dropped == [loop.Preempted]
+    assert "stopped at step 1 and saved; the same command resumes from there" in capsys.readouterr().err
 
 
 def test_a_signal_before_all_is_imported_is_none(environment, tmp_path):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -19,7 +19,7 @@ import numpy as np
 from cot_jax import experiments
 from cot_jax.errors import UserError, argument_parser, command, writing
 from cot_jax.experiments import Cell, Table
-from cot_jax.files import Shape, read_json_lines, whole, write_text
+from cot_jax.files import Shape, place, read_json_lines, whole, write_text
 from cot_jax.metrics.plots import Curve, curve_of, draw_curves, draw_data_size, draw_heat_map
 from cot_jax.metrics.significance import paired_p_value
 from cot_jax.training.result import metric_of, read_result
@@ -76,7 +76,7 @@ class _Runs:
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, or 2 if there is nothing to report."""
     parser = argument_parser("compare", __doc__)
-    parser.add_argument("directory", type=Path, help="--output of a sweep")
+    parser.add_argument("directory", type=place, help="--output of a sweep")
     directory = parser.parse_args(argv).directory
     table = experiments.from_directory(directory)
     found = {(cell.row, cell.column): _read(cell, directory / cell.path) for cell in table.cells}

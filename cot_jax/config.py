@@ -25,7 +25,7 @@ from cot_jax.data.examples import ORDERS
 from cot_jax.data.tasks import TASKS
 from cot_jax.data.views import METHODS
 from cot_jax.errors import UserError
-from cot_jax.files import read_json
+from cot_jax.files import place, read_json
 from cot_jax.imports import make_callable
 from cot_jax.limits import MOST
 from cot_jax.losses.choices import (
@@ -549,7 +549,7 @@ def parse_command_line(argv: Sequence[str], summary: str) -> CommandLine:
         raise UserError(f"unexpected argument {rest[1]!r}: every flag begins with --")
     return CommandLine(
         freeze(holder.value),
-        Path(values.workdir),
+        place(values.workdir),
         values.dry_run,
         values.profile_steps,
         values.show,

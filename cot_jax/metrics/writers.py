@@ -3,18 +3,41 @@
 import json
 import math
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from cot_jax.errors import UserError
-from cot_jax.files import write_text
+from cot_jax.files import copy_files, in_bucket, write_text
 from cot_jax.imports import without_torch
 
 with without_torch():
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.proto.summary_pb2 import Summary
+
+
+class _RowsInBucket:
+    """An open `metrics.jsonl` in a bucket: nothing is appended to an object, so a flush writes all of it."""
+
+    def __init__(self, path: Path, stored: str):
+        self._path, self._stored, self._rows = path, stored, [stored]
+        self.write = self._rows.append
+
+    def flush(self) -> None:
+        """
+        Raises:
+          UserError: another process has written the object since, and before its checkpoints mix with ours.
+        """
+        if self._path.read_bytes().decode() != self._stored:
+            raise UserError(
+                f"{self._path}: another process writes here, too: stop both, then start one again"
+            )
+        self._stored = "".join(self._rows)
+        write_text(self._path, self._stored)
+
+    close = flush
 
 
 class MetricsWriter:
@@ -54,7 +77,13 @@ class MetricsWriter:
         if not writes:
             return
         write_text(path, "".join(kept))
-        self._rows = path.open("a", encoding="utf-8")
+        self._directory, self._scratch = directory, None
+        if in_bucket(directory):  # TensorBoard's files are appended to, here, and copied with each flush
+            self._rows: Any = _RowsInBucket(path, "".join(kept))
+            self._scratch = tempfile.TemporaryDirectory()
+            directory = Path(self._scratch.name)
+        else:
+            self._rows = path.open("a", encoding="utf-8")
         events = directory / "tensorboard"
         events.mkdir(exist_ok=True)
         # Not SummaryWriter: its thread dies on a full disk, and then it waits for the thread forever.
@@ -62,7 +91,8 @@ class MetricsWriter:
         if resumed_step:  # TensorBoard drops what a killed run wrote after it
             restart = SessionLog(status=SessionLog.START)
             self._events.write_event(Event(step=resumed_step + 1, session_log=restart, wall_time=time.time()))
-        self._wandb = _start_wandb(directory, wandb_config) if wandb_config is not None else None
+        name = self._directory.name
+        self._wandb = _start_wandb(directory, name, wandb_config) if wandb_config is not None else None
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -70,10 +100,15 @@ class MetricsWriter:
     def __exit__(self, *_) -> None:
         if not self._writes:
             return
-        self._rows.close()
-        self._events.close()
-        if self._wandb:
-            self._wandb.finish()
+        try:
+            self._rows.close()
+        finally:
+            self._events.close()
+            if self._wandb:
+                self._wandb.finish()
+            self._copy_events()
+            if self._scratch:
+                self._scratch.cleanup()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes the row {"step": step, **values}."""
@@ -88,8 +123,14 @@ class MetricsWriter:
     def flush(self) -> None:
         if self._writes:
             self._rows.flush()
-            os.fsync(self._rows.fileno())  # otherwise a checkpoint may survive a crash and earlier rows not
+            if not self._scratch:
+                os.fsync(self._rows.fileno())  # or a checkpoint may survive a crash and earlier rows not
             self._events.flush()
+            self._copy_events()
+
+    def _copy_events(self) -> None:
+        if self._scratch:
+            copy_files(Path(self._scratch.name) / "tensorboard", self._directory / "tensorboard")
 
 
 def last_step(directory: Path) -> int:
@@ -120,9 +161,9 @@ def _rows_until(path: Path, step: float, selecting: str) -> tuple[list[str], int
     return kept, last, evaluated
 
 
-def _start_wandb(directory: Path, config: dict[str, Any]):
+def _start_wandb(directory: Path, name: str, config: dict[str, Any]):
     try:
         import wandb
     except ImportError:
         raise UserError("config.train.wandb=True needs wandb: pip install 'cot-jax[wandb]'") from None
-    return wandb.init(dir=str(directory), config=config, id=directory.name, resume="allow")
+    return wandb.init(dir=str(directory), config=config, id=name, resume="allow")

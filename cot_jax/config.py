@@ -672,7 +672,7 @@ def _help(summary: str) -> str:
     return (
         f"{summary}\n\n"
         "  --config=NAME      experiment to run: a shipped one, e.g. demo_mi, or a file\n"
-        "  --workdir=DIR      directory to write to and resume from (default: runs/NAME of the config)\n"
+        "  --workdir=DIR      where to write and resume, also gs://BUCKET/DIR (default: runs/NAME)\n"
         "  --dry_run          print what would run, with one decoded example per view, and stop\n"
         "  --profile_steps=N  trace N steps, after ten others, to DIR/profile\n"
         "  --show=N           answer N test questions at the end and draw the learning curve (default: 3)\n"

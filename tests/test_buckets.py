@@ -19,6 +19,7 @@ from cot_jax import compare, evaluate, export, files, judge, predict, prepare_da
 from cot_jax.errors import UserError
 from cot_jax.files import in_bucket, local_copy, place, whole
 from cot_jax.metrics.writers import MetricsWriter
+from cot_jax.training import loop
 from cot_jax.training.checkpoints import SUMS, Checkpoints
 from cot_jax.training.run import Run
 from cot_jax.training.saved import load
@@ -262,6 +263,20 @@ def test_paths_of_buckets(server, folder):
     (run / "c.txt").write_bytes(b"text")
     with local_copy(run) as copy:
         assert [path.name for path in copy.iterdir()] == ["c.txt"]
+    server.put("bucket/a/run/d.txt", b"by another process")
+    assert sorted(path.name for path in run.iterdir()) == ["c.txt", "d.txt"]
+
+
+def test_a_profile_is_copied_to_the_bucket(server, monkeypatch):
+    def start(directory, **_):
+        (directory / "trace.json").write_text("{}")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", start)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: None)
+    profile = loop._Profile(place("gs://bucket/profiled/profile"), 0, 1)
+    for step in range(1, 13):
+        profile.after(step, _tree(step))
+    assert server.files("gs://bucket/profiled") == {"profile/trace.json": b"{}"}
 
 
 @pytest.mark.parametrize(

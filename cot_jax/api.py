@@ -8,7 +8,7 @@ from typing import Any
 
 from cot_jax.config import Config
 from cot_jax.errors import UserError, writing
-from cot_jax.files import Row, read_json
+from cot_jax.files import Row, place, read_json
 from cot_jax.metrics.writers import log_answers
 from cot_jax.training import answering, assessment, exporting, loop, saved, showing
 from cot_jax.training.compiled import keep_compiled
@@ -100,7 +100,7 @@ class Trained:
         Raises:
           UserError: the directory is not empty, or an option does not suit this student.
         """
-        exporting.export(self.saved, self.directory, exporting.Options(Path(output), **options))
+        exporting.export(self.saved, self.directory, exporting.Options(place(output), **options))
 
 
 def train(config: Config, workdir: str | Path | None = None, profile_steps: int = 0) -> Trained:
@@ -115,7 +115,7 @@ def train(config: Config, workdir: str | Path | None = None, profile_steps: int 
       cot_jax.training.loop.Preempted: Ctrl-C or SIGTERM; a checkpoint was saved.
       cot_jax.training.loop.Diverged: a loss is not finite.
     """
-    directory = Path(workdir or Path("runs") / f"{config.data.task}_{config.objective.method}")
+    directory = place(workdir or Path("runs") / f"{config.data.task}_{config.objective.method}")
     keep_compiled()
     experiment = prepare(config)
     with writing(directory):
@@ -128,7 +128,7 @@ def load(directory: str | Path) -> Trained:
     Raises:
       UserError: the directory is neither, or the run has no evaluation yet.
     """
-    directory = Path(directory)
+    directory = place(directory)
     file = directory / "result.json"
     trained = Trained(directory, read_json(file) if file.is_file() else {})
     _ = trained.saved  # raises here, not on first use

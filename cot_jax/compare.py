@@ -23,7 +23,7 @@ import numpy as np
 from cot_jax import experiments
 from cot_jax.errors import UserError, argument_parser, command, writing
 from cot_jax.experiments import Cell, Table
-from cot_jax.files import Shape, whole, write_text
+from cot_jax.files import Shape, place, whole, write_text
 from cot_jax.metrics.plots import Curve, draw_curves, draw_data_size, draw_heat_map, read_curves
 from cot_jax.metrics.significance import paired_p_value
 from cot_jax.training.page import page
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, or 2 if there is nothing to report."""
     parser = argument_parser("compare", __doc__)
     add = parser.add_argument
-    add("directories", type=Path, nargs="+", metavar="DIR", help="--output of a sweep, or two runs")
+    add("directories", type=place, nargs="+", metavar="DIR", help="--output of a sweep, or two runs")
     add("--html", type=Path, metavar="FILE", help="page of two runs to write")
     add("--task", help="data set of the page, if the runs were evaluated on several")
     options = parser.parse_args(argv)

@@ -25,7 +25,7 @@ from cot_jax.data.examples import ORDERS
 from cot_jax.data.tasks import TASKS
 from cot_jax.data.views import METHODS
 from cot_jax.errors import UserError
-from cot_jax.files import read_json
+from cot_jax.files import place, read_json
 from cot_jax.imports import make_callable
 from cot_jax.limits import MOST
 from cot_jax.losses.choices import (
@@ -549,7 +549,7 @@ def parse_command_line(argv: Sequence[str], summary: str) -> CommandLine:
         raise UserError(f"unexpected argument {rest[1]!r}: every flag begins with --")
     return CommandLine(
         freeze(holder.value),
-        Path(values.workdir),
+        place(values.workdir),
         values.dry_run,
         values.profile_steps,
         values.show,
@@ -673,7 +673,7 @@ def _help(summary: str) -> str:
     return (
         f"{summary}\n\n"
         "  --config=NAME      experiment to run: a shipped one, e.g. demo_mi, or a file\n"
-        "  --workdir=DIR      directory to write to and resume from (default: runs/NAME of the config)\n"
+        "  --workdir=DIR      where to write and resume, also gs://BUCKET/DIR (default: runs/NAME)\n"
         "  --dry_run          print what would run, with one decoded example per view, and stop\n"
         "  --profile_steps=N  trace N steps, after ten others, to DIR/profile\n"
         "  --show=N           answer N test questions at the end and draw the learning curve (default: 3)\n"

@@ -78,6 +78,8 @@ def argument_parser(name: str, doc: str | None, **options: Any) -> argparse.Argu
 
 
 def _is_system_error(error: Exception) -> bool:
+    if type(error).__module__.split(".")[0] in ("gcsfs", "google"):  # clients of buckets
+        return True
     # XLA raises one class for everything; out of memory it begins with this code.
     return isinstance(error, OSError | MemoryError | RecursionError | UnicodeError) or str(error).startswith(
         "RESOURCE_EXHAUSTED"

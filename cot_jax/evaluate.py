@@ -14,10 +14,10 @@ lm-evaluation-harness does for HellaSwag (acc, acc_norm). It needs a decoder.
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from cot_jax.errors import argument_parser, command
+from cot_jax.files import local, place
 
 
 @command
@@ -33,16 +33,16 @@ def main(argv: Sequence[str]) -> int:
 def _options(argv: Sequence[str]) -> dict[str, Any]:
     parser = argument_parser("evaluate", __doc__, argument_default=argparse.SUPPRESS)
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="work directory of a run, its export, or a pretrained model")
+    add("run", type=place, metavar="RUN", help="work directory of a run, its export, or a pretrained model")
     add("--split", help="valid or test (default: test)")
     add("--task", help="another data set")
-    add("--root", type=Path, help="folder with the data sets (default: the run's)")
+    add("--root", type=local, help="folder with the data sets (default: the run's)")
     add("--limit", type=int, help="ask the first N questions only; 0 = all")
     add("--shots", type=int, help="training examples shown to a pretrained model (default: 0)")
     longest = "longest answer; 0 = as in training; for a pretrained model 256 with rationales, 64 without"
     add("--max_new_tokens", type=int, help=longest)
     add("--chat", help="prompt format of a pretrained model: auto, plain or template (default: auto)")
-    add("--output", type=Path, help="directory to write (default: RUN/evaluation/TASK_SPLIT)")
+    add("--output", type=place, help="directory to write (default: RUN/evaluation/TASK_SPLIT)")
     written = "also generate rationales and programs, if the student learned them"
     add("--rationales", action=argparse.BooleanOptionalAction, help=written)
     add("--samples", type=int, help="samples to vote on; 0 = no vote")

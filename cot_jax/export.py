@@ -8,9 +8,9 @@ that the student expects before a question. --push_to_hub uploads DIR with the t
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from cot_jax.errors import argument_parser, command
+from cot_jax.files import place
 
 
 @command
@@ -18,8 +18,8 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, or 2 for a mistake in its arguments or files."""
     parser = argument_parser("export", __doc__, argument_default=argparse.SUPPRESS)
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="work directory of a run")
-    add("--output", type=Path, required=True, help="directory to write")
+    add("run", type=place, metavar="RUN", help="work directory of a run")
+    add("--output", type=place, required=True, help="directory to write")
     add("--adapter", action="store_true", help="write the LoRA adapter only, for PEFT")
     add("--license", help="license in the model card, e.g. apache-2.0 (default: other)")
     add("--push_to_hub", metavar="OWNER/NAME", help="upload to this model repository on the Hub")

@@ -1,19 +1,121 @@
-"""Files: atomic writes, JSON with checked shapes, JSON lines with located errors, and locks."""
+"""Files, on disk or in a bucket: atomic writes, JSON with checked shapes, located errors, and locks."""
 
 import codecs
 import contextlib
 import dataclasses
 import fcntl
+import functools
+import io
 import json
+import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
-from cot_jax.errors import UserError, reading, writing
+from cot_jax.errors import UserError, first_line, reading, writing
 from cot_jax.limits import MOST_CHARACTERS
+
+_URL = re.compile(r"(\w+):/+([^/]*)")  # with one slash, too: what pathlib makes of two
+
+
+def place(text: str | Path) -> Path:
+    """Returns the path of a file or directory on disk or, for gs://BUCKET/..., in a bucket.
+
+    A path in a bucket is `etils.epath`'s, which has the methods of `pathlib.Path` but is none (`in_bucket`).
+    An object there is replaced as a whole: it is never seen half-written, cannot be appended to or renamed,
+    and is stored for good once its write returns. Libraries that need a disk get one from `uploaded` and
+    `local_copy`: given such a path they would write a local folder named `gs:`.
+
+    Raises:
+      UserError: another kind of URL, the bucket cannot be reached, or its client is not installed.
+    """
+    if not (url := _URL.match(str(text))):
+        return Path(text)
+    scheme, bucket = url.groups()
+    if scheme != "gs":
+        raise UserError(f"{text}: give gs://BUCKET/DIR or a local path; Orbax writes to no other buckets")
+    return _bucket(bucket) / str(text)[url.end() :].strip("/")
+
+
+@functools.cache
+def _bucket(name: str) -> Path:
+    try:
+        import fsspec
+        import gcsfs  # noqa: F401, what etils asks; it brings Google's own client, which Orbax asks
+        from etils import epath
+    except ImportError:
+        raise UserError(f"gs://{name} needs a client: pip install 'cot-jax[buckets]'") from None
+    os.environ["EPATH_USE_TF"] = "false"  # one client, whether or not TensorFlow is installed
+    # TensorStore and other processes write what this client does not notice: it must not remember listings.
+    fsspec.config.conf["gcs"] = {"use_listings_cache": False}
+    bucket = epath.Path(f"gs://{name}")
+    try:
+        found = bucket.exists()
+    except Exception as error:  # of gcsfs, aiohttp or Google's libraries
+        raise UserError(f"{bucket} cannot be reached ({first_line(error)})") from None
+    if not found:  # gcsfs would make one
+        raise UserError(f"{bucket}: there is no such bucket")
+    return cast(Path, bucket)
+
+
+def local(text: str) -> Path:
+    """Returns the path of a file or directory on disk.
+
+    Raises:
+      UserError: the text is a URL, which would become a folder of that name.
+    """
+    if _URL.match(text):
+        raise UserError(f"{text}: only a local path can be given here")
+    return Path(text)
+
+
+def in_bucket(path: Path) -> bool:
+    return not isinstance(path, Path)
+
+
+def files_below(directory: Path) -> Iterator[Path]:
+    """Yields the files of a directory and of the directories in it."""
+    for entry in sorted(directory.iterdir()):
+        if entry.is_dir():
+            yield from files_below(entry)
+        else:
+            yield entry
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copies the files below a directory to another one, on disk or in a bucket."""
+    for file in files_below(source):
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("rb") as reads, copy.open("wb") as writes:
+            shutil.copyfileobj(reads, writes)
+
+
+@contextlib.contextmanager
+def uploaded(directory: Path) -> Iterator[Path]:
+    """Gives a local directory to write to: `directory`, or one that is copied to it, in a bucket."""
+    if not in_bucket(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        yield directory
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(scratch)
+        copy_files(Path(scratch), directory)
+
+
+@contextlib.contextmanager
+def local_copy(directory: Path) -> Iterator[Path]:
+    """Gives a local directory to read from: `directory`, or a copy of one in a bucket."""
+    if not in_bucket(directory):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        copy_files(directory, Path(scratch))
+        yield Path(scratch)
 
 
 def partial(path: Path) -> Path:
@@ -30,6 +132,11 @@ def write_text(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[TextIO]:
     """Opens `partial(path)` for writing; it replaces `path` once everything is written."""
+    if in_bucket(path):  # an object replaces another one as a whole, but if the block fails, it must not
+        content = io.StringIO()
+        yield content
+        path.write_bytes(content.getvalue().encode())
+        return
     if path.exists() and not path.is_file():  # a device or a pipe has no content to protect
         with path.open("w", encoding="utf-8") as file:
             yield file
@@ -43,9 +150,15 @@ def whole(path: Path) -> Iterator[TextIO]:
 def locked(directory: Path) -> Iterator[None]:
     """Makes a directory and locks it against other processes, at the latest until this one ends.
 
+    Buckets have no lock that ends with its process. There, a second run is noticed when the first one next
+    writes its metrics (`metrics.writers`).
+
     Raises:
       UserError: another process holds the lock.
     """
+    if in_bucket(directory):
+        yield
+        return
     with contextlib.ExitStack() as stack:
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
@@ -73,19 +186,18 @@ def refuse_full(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_directory(directory: Path) -> Iterator[None]:
-    """Makes a directory, and empties it again if the block fails.
+def whole_directory(directory: Path) -> Iterator[Path]:
+    """Makes a directory, and empties it again if the block fails; gives the local directory to write to.
 
     Raises:
       UserError: it is not empty, or cannot be written.
     """
     refuse_full(directory)
-    with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
+    with writing(directory), uploaded(directory) as local_directory:
         try:
-            yield
+            yield local_directory
         except BaseException:
-            for entry in directory.iterdir():
+            for entry in local_directory.iterdir():
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             raise
 

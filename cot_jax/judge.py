@@ -21,7 +21,7 @@ from cot_jax.answers.equality import is_correct
 from cot_jax.answers.reading import choices, final_answer
 from cot_jax.data.teacher.endpoint import Endpoint, chat
 from cot_jax.errors import UserError, argument_parser, command, writing
-from cot_jax.files import write_json, write_json_lines, write_text
+from cot_jax.files import local, write_json, write_json_lines, write_text
 from cot_jax.limits import refuse_too_much
 from cot_jax.metrics import quality
 from cot_jax.training.predictions import OUTCOMES, Evaluation, Prediction, outcome, paired, read_evaluation
@@ -277,10 +277,10 @@ def _written(options: argparse.Namespace) -> list[str]:
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argument_parser("judge", __doc__)
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="work directory of a run, or its export")
+    add("run", type=local, metavar="RUN", help="work directory of a run, or its export")
     add("--split", choices=("valid", "test"), default="test")
     add("--task", help="data set, if the run was evaluated on several")
-    add("--against", type=Path, metavar="RUN", help="another run: adds case studies")
+    add("--against", type=local, metavar="RUN", help="another run: adds case studies")
     add("--encoder", help="sentence encoder, Hugging Face id or directory: adds similarity")
     add("--endpoint", metavar="URL", help="of a judge model, as http://HOST:PORT/v1: adds grades")
     add("--model", help="the judge's name at the endpoint")

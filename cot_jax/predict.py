@@ -24,7 +24,7 @@ from typing import Any
 
 from cot_jax.data.tasks import ALL_SPLITS
 from cot_jax.errors import UserError, argument_parser, command, writing
-from cot_jax.files import partial, read_json_lines, rows_of, whole
+from cot_jax.files import local, partial, place, read_json_lines, rows_of, whole
 
 
 @command
@@ -66,7 +66,7 @@ def _refuse_one_file(source: str, target: str) -> None:
 def _options(argv: Sequence[str]) -> dict[str, Any]:
     parser = argument_parser("predict", __doc__, argument_default=argparse.SUPPRESS)
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="work directory of a run, or its export")
+    add("run", type=place, metavar="RUN", help="work directory of a run, or its export")
     add("--input", default="-", help="JSON lines; - is standard input")
     add("--output", default="-", help="JSON lines; - is standard output")
     split = "answer a split of the student's own data set instead of --input"
@@ -85,6 +85,8 @@ def _options(argv: Sequence[str]) -> dict[str, Any]:
     add("--max_new_tokens", type=int, help="longest answer; 0 = as in training")
     add("--sandbox", action="store_true", help="run programs that the interpreter refuses, in bubblewrap")
     options = vars(parser.parse_args(argv))
+    for name in ("input", "output"):
+        local(options[name])
     if options["split"] and options["input"] != "-":
         parser.error("--split takes the questions of the student's data, --input those of a file: give one")
     return options

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from cot_jax.data import glue
 from cot_jax.data.tasks import DATA_SETS, Options, count
 from cot_jax.errors import UserError, argument_parser, command, printable, writing
+from cot_jax.files import local
 
 ARCHIVE_URL = "https://github.com/google-research/distilling-step-by-step/raw/main/datasets.zip"
 ASDIV_URL = "https://raw.githubusercontent.com/chaochun/nlu-asdiv-dataset/master/dataset"
@@ -224,7 +225,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argument_parser("prepare_data", __doc__)
     add = parser.add_argument
     add("names", nargs="+", type=_name, choices=KNOWN, metavar="NAME", help=", ".join(KNOWN))
-    add("--root", type=Path, required=True, help="folder to write the data sets to")
+    add("--root", type=local, required=True, help="folder to write the data sets to")
     add("--url", default=ARCHIVE_URL, help="the authors' archive; file:///PATH for a local copy")
     flags = parser.parse_args(argv)
     with writing(flags.root):

@@ -13,7 +13,6 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from cot_jax.answers.equality import is_correct
@@ -28,7 +27,7 @@ from cot_jax.data.teacher.endpoint import Batch, Endpoint, Reply, Request, chat,
 from cot_jax.data.teacher.prompts import Demonstration, Style
 from cot_jax.data.teacher.samples import FILTERS, KINDS, Asked, Sample, drops, majority, read
 from cot_jax.errors import UserError, argument_parser, command, printable, writing
-from cot_jax.files import Row, locked, read_json_lines, write_json, write_json_lines, write_text
+from cot_jax.files import Row, local, locked, read_json_lines, write_json, write_json_lines, write_text
 from cot_jax.limits import refuse_too_much
 
 _SHOWN = 3  # examples shown for each reason
@@ -309,24 +308,24 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argument_parser("rationalize", __doc__)
     add = parser.add_argument
     add("--task", required=True, choices=sorted([*tasks.TASKS, "word_problems"]), help="as config.data.task")
-    add("--root", type=Path, help="as config.data.root")
+    add("--root", type=local, help="as config.data.root")
     add("--split", default="train", choices=tasks.ALL_SPLITS)
     add("--limit", type=int, default=0, help="ask the first N questions only; 0 = all")
     add("--model", required=True, help="the model's name at the endpoint")
-    add("--output", type=Path, required=True, metavar="DIR", help="directory to write to and resume from")
+    add("--output", type=local, required=True, metavar="DIR", help="directory to write to and resume from")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--endpoint", metavar="URL", help="e.g. http://localhost:8000/v1")
     write = "send nothing: write the missing requests for a batch service"
-    source.add_argument("--write_batch", type=Path, metavar="FILE", help=write)
+    source.add_argument("--write_batch", type=local, metavar="FILE", help=write)
     read_help = "send nothing: read the results of a batch service"
-    source.add_argument("--read_batch", type=Path, metavar="FILE", help=read_help)
+    source.add_argument("--read_batch", type=local, metavar="FILE", help=read_help)
     add("--kind", default="cot", choices=("cot", "pot", "both"), help="rationales, programs of thought")
     add("--samples", type=int, default=1, help="samples per question and kind")
     add("--hint", action="store_true", help="ask again with the gold label where no sample was right")
     prompt = "with or without demonstrations"
     add("--prompt", default="few_shot", choices=("few_shot", "zero_shot"), help=prompt)
     own = "JSON lines {input, rationale, label, program?} that replace our demonstrations"
-    add("--demonstrations", type=Path, metavar="FILE", help=own)
+    add("--demonstrations", type=local, metavar="FILE", help=own)
     add("--api", default="chat", choices=("chat", "completions"), help="completions: for models without chat")
     add("--temperature", type=float, default=0.7)
     add("--max_tokens", type=int, default=512, help="longest answer; 0 = the server's limit")

@@ -29,7 +29,7 @@ from cot_jax import experiments
 from cot_jax.config import parse_command_line, refuse_other_config
 from cot_jax.errors import argument_parser, command, writing
 from cot_jax.experiments import Cell, Table
-from cot_jax.files import locked
+from cot_jax.files import locked, place, uploaded
 from cot_jax.limits import MOST
 from cot_jax.training.result import RESULT_FILE, metric_of, read_result
 
@@ -85,8 +85,7 @@ class _Jobs:
     def _run(self, n: int) -> bool:
         job, began = self._jobs[n], time.monotonic()
         place = f"[{n + 1}/{len(self._jobs)}] {job.name}"
-        job.workdir.mkdir(parents=True, exist_ok=True)
-        with (job.workdir / "train.log").open("a", encoding="utf-8") as log:
+        with uploaded(job.workdir) as directory, (directory / "train.log").open("a", encoding="utf-8") as log:
             with self._lock:
                 if self.stopped:
                     return False
@@ -110,7 +109,7 @@ class _Jobs:
             name, value = job.score
             say(f"{place}: {name} {100 * value:.2f} %, {time.monotonic() - began:.0f} s")
         elif not self.stopped:
-            lines = (job.workdir / "train.log").read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = (job.workdir / "train.log").read_bytes().decode(errors="replace").splitlines()
             say(f"{place}: failed with status {status}: {lines[-1] if lines else 'train.log is empty'}")
         return status == 0
 
@@ -196,7 +195,7 @@ def _options(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
     grid_help = "values to choose from on validation, e.g. optimizer.learning_rate=1e-4,3e-4; repeatable"
     add("--grid", type=_values, action="append", default=[], help=grid_help)
     add("--seeds", type=_seeds, required=True, help="e.g. 0..3 or 0,7")
-    add("--output", type=Path, required=True, help="directory of the runs and the table")
+    add("--output", type=place, required=True, help="directory of the runs and the table")
     add("--jobs", type=int, default=1, help="runs in parallel")
     add("--dry_run", action="store_true", help="print what would run and stop")
     options, rest = parser.parse_known_args(argv)

@@ -4,12 +4,14 @@
 # is done: run it in tmux. Ctrl-C makes the workers save and stop. The slice is kept, and paid for, until
 # --delete.
 #
-#   ZONE=us-east5-b TYPE=v6e-16 RUNTIME=v2-alpha-tpuv6e SHARE=10.0.0.2:/share \
-#       launch/tpu_vm.sh [--dry_run] --config=configs/svamp_mi.py --workdir=/shared/run
+#   ZONE=us-east5-b TYPE=v6e-16 RUNTIME=v2-alpha-tpuv6e DATA=gs://BUCKET/data launch/tpu_vm.sh [--dry_run] \
+#       --config=configs/svamp_mi.py --config.data.root=data --workdir=gs://BUCKET/run
 #   ZONE=us-east5-b launch/tpu_vm.sh [--dry_run] --delete
 #
-# SHARE is an NFS export that all workers can reach (e.g. Filestore), mounted at /shared: the work directory
-# and the data must be there. NAME tells runs apart. The project is gcloud's own (CLOUDSDK_CORE_PROJECT).
+# DATA is a folder of a bucket, copied to every worker as data. The workers' service account needs the rights
+# named in docs/runs.md. Instead of buckets: SHARE=10.0.0.2:/share, an NFS export that all workers can reach
+# (e.g. Filestore), mounted at /shared. NAME tells runs apart. The project is gcloud's own
+# (CLOUDSDK_CORE_PROJECT).
 set -euo pipefail
 
 name=${NAME:-cot-jax}
@@ -46,7 +48,6 @@ fi
 
 type=${TYPE:?give an accelerator type, e.g. TYPE=v6e-16}
 runtime=${RUNTIME:?give its TPU software version, e.g. RUNTIME=v2-alpha-tpuv6e}
-share=${SHARE:?give an NFS export that all workers reach, e.g. SHARE=10.0.0.2:/share}
 
 # Brackets and quotes: pkill must find neither its own shell nor the one that trains.
 stop='pkill -TERM -f m.cot_jax[.]train'
@@ -58,16 +59,25 @@ for argument in "$@"; do
 done
 # These images come with Python 3.10: uv brings a newer one.
 install="set -e
-mountpoint -q /shared || {
+mkdir -p cot_jax/data
+tar xzf cot_jax.tar.gz -C cot_jax
+"
+if [ -n "${SHARE:-}" ]; then
+  install+="mountpoint -q /shared || {
   sudo apt-get install -qq -y nfs-common
   sudo mkdir -p /shared
-  sudo mount -t nfs $(printf '%q' "$share") /shared
+  sudo mount -t nfs $(printf '%q' "$SHARE") /shared
 }
-mkdir -p cot_jax
-tar xzf cot_jax.tar.gz -C cot_jax
+"
+fi
+if [ -n "${DATA:-}" ]; then
+  install+="gcloud storage rsync --recursive $(printf '%q' "$DATA") cot_jax/data
+"
+fi
+install+="\
 python3 -m pip install --quiet --user uv
 python3 -m uv venv --quiet --allow-existing --python 3.12 venv
-python3 -m uv pip install --quiet --python venv/bin/python -e 'cot_jax[tpu]'"
+python3 -m uv pip install --quiet --python venv/bin/python -e 'cot_jax[tpu,buckets]'"
 
 # The request's state; of one that is ACTIVE, the slice's own, which is READY or no use.
 state() {

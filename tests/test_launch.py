@@ -343,10 +343,10 @@ def test_slurm_lets_the_cancelled_rest(slurm):
 SLICE = {"ZONE": "us-east5-b", "TYPE": "v6e-16", "RUNTIME": "v2-alpha-tpuv6e", "SHARE": "10.0.0.2:/share"}
 
 
-def _printed(tmp_path):
+def _printed(tmp_path, **environment):
     """The words of the commands that a dry run prints, as bash reads them."""
     _stub(tmp_path, "gcloud", "")
-    ran = _bash("tpu_vm.sh", "--dry_run", *FLAGS, directory=tmp_path, **SLICE)
+    ran = _bash("tpu_vm.sh", "--dry_run", *FLAGS, directory=tmp_path, **(environment or SLICE))
     assert ran.returncode == 0, ran.stderr
     assert not (tmp_path / "calls").exists()
     reader = (
@@ -372,8 +372,24 @@ def test_tpu_dry_run_prints_every_command(tmp_path):
     assert all("--worker=all" in command for command in commands[1:4])
 
 
+def test_tpu_workers_get_a_bucket_or_a_share(tmp_path):
+    slice_only = {name: value for name, value in SLICE.items() if name != "SHARE"}
+    shared = "sudo mount -t nfs 10.0.0.2:/share /shared\n"
+    copied = "gcloud storage rsync --recursive gs://b/my\\ data cot_jax/data\n"
+    for given, wanted in (
+        ({}, []),
+        ({"SHARE": SLICE["SHARE"]}, [shared]),
+        ({"DATA": "gs://b/my data"}, [copied]),
+    ):
+        install = next(word for word in _printed(tmp_path, **slice_only, **given)[2] if "--command=" in word)
+        install = install.removeprefix("--command=")
+        assert [line for line in (shared, copied) if line in install] == wanted
+        assert install.endswith("-e 'cot_jax[tpu,buckets]'")
+        subprocess.run(["bash", "-n", "-c", install], check=True)
+
+
 def test_tpu_needs_its_slice_named():
-    for name in SLICE:
+    for name in ("ZONE", "TYPE", "RUNTIME"):
         ran = _bash("tpu_vm.sh", "--dry_run", **{key: value for key, value in SLICE.items() if key != name})
         assert ran.returncode != 0
         assert f"{name}: give " in ran.stderr

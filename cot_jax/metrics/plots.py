@@ -285,7 +285,8 @@ def _figure(width: float, height: float) -> Any:
 def _save(figure: Any, picture: Path, frame: bool = False) -> None:
     for panel in () if frame else figure.axes:
         panel.spines[["top", "right"]].set_visible(False)
-    figure.savefig(picture, dpi=120)
+    with picture.open("wb") as file:  # Matplotlib itself writes to a disk only
+        figure.savefig(file, format="png", dpi=120)
 
 
 def _colors(names: Sequence[str]) -> dict[str, Any]:

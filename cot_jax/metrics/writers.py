@@ -4,19 +4,42 @@ import hashlib
 import json
 import math
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cot_jax.errors import UserError
-from cot_jax.files import write_text
+from cot_jax.files import copy_files, in_bucket, write_text
 from cot_jax.imports import without_torch
 
 with without_torch():
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.proto.summary_pb2 import Summary
+
+
+class _RowsInBucket:
+    """An open `metrics.jsonl` in a bucket: nothing is appended to an object, so a flush writes all of it."""
+
+    def __init__(self, path: Path, stored: str):
+        self._path, self._stored, self._rows = path, stored, [stored]
+        self.write = self._rows.append
+
+    def flush(self) -> None:
+        """
+        Raises:
+          UserError: another process has written the object since, and before its checkpoints mix with ours.
+        """
+        if self._path.read_bytes().decode() != self._stored:
+            raise UserError(
+                f"{self._path}: another process writes here, too: stop both, then start one again"
+            )
+        self._stored = "".join(self._rows)
+        write_text(self._path, self._stored)
+
+    close = flush
 
 
 class MetricsWriter:
@@ -56,7 +79,13 @@ class MetricsWriter:
         if not writes:
             return
         write_text(path, "".join(kept))
-        self._rows = path.open("a", encoding="utf-8")
+        self._directory, self._scratch = directory, None
+        if in_bucket(directory):  # TensorBoard's files are appended to, here, and copied with each flush
+            self._rows: Any = _RowsInBucket(path, "".join(kept))
+            self._scratch = tempfile.TemporaryDirectory()
+            directory = Path(self._scratch.name)
+        else:
+            self._rows = path.open("a", encoding="utf-8")
         events = directory / "tensorboard"
         events.mkdir(exist_ok=True)
         # Not SummaryWriter: its thread dies on a full disk, and then it waits for the thread forever.
@@ -64,7 +93,7 @@ class MetricsWriter:
         if resumed_step:  # TensorBoard drops what a killed run wrote after it
             restart = SessionLog(status=SessionLog.START)
             self._events.write_event(Event(step=resumed_step + 1, session_log=restart, wall_time=time.time()))
-        self._wandb = _start_wandb(directory, wandb_config) if wandb_config is not None else None
+        self._wandb = _start_wandb(self._directory, wandb_config) if wandb_config is not None else None
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -72,10 +101,15 @@ class MetricsWriter:
     def __exit__(self, *_) -> None:
         if not self._writes:
             return
-        self._rows.close()
-        self._events.close()
-        if self._wandb:
-            self._wandb.finish()
+        try:
+            self._rows.close()
+        finally:
+            self._events.close()
+            if self._wandb:
+                self._wandb.finish()
+            self._copy_events()
+            if self._scratch:
+                self._scratch.cleanup()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes the row {"step": step, **values}."""
@@ -90,8 +124,14 @@ class MetricsWriter:
     def flush(self) -> None:
         if self._writes:
             self._rows.flush()
-            os.fsync(self._rows.fileno())  # otherwise a checkpoint may survive a crash and earlier rows not
+            if not self._scratch:
+                os.fsync(self._rows.fileno())  # or a checkpoint may survive a crash and earlier rows not
             self._events.flush()
+            self._copy_events()
+
+    def _copy_events(self) -> None:
+        if self._scratch:
+            copy_files(Path(self._scratch.name) / "tensorboard", self._directory / "tensorboard")
 
 
 def log_answers(directory: Path, config: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -137,6 +177,8 @@ def _start_wandb(directory: Path, config: dict[str, Any]):
         import wandb
     except ImportError:
         raise UserError("config.train.wandb=True needs wandb: pip install 'cot-jax[wandb]'") from None
-    place = str(directory.resolve())  # its name alone is that of other runs: seed0 of every method
+    place = str(directory if in_bucket(directory) else directory.resolve())
+    # The name alone is that of other runs, too: seed0 of every method.
     identity = hashlib.sha256(place.encode()).hexdigest()[:16]
-    return wandb.init(dir=str(directory), config=config, id=identity, name=str(directory), resume="allow")
+    scratch = None if in_bucket(directory) else str(directory)
+    return wandb.init(dir=scratch, config=config, id=identity, name=str(directory), resume="allow")

@@ -21,7 +21,7 @@ from cot_jax.data.examples import Example, parts_as_json
 from cot_jax.data.tasks import TASKS, Splits
 from cot_jax.data.views import View, rationale_of
 from cot_jax.errors import UserError, writing
-from cot_jax.files import write_json, write_json_lines
+from cot_jax.files import place, write_json, write_json_lines
 from cot_jax.limits import refuse_too_much
 from cot_jax.metrics import calibration
 from cot_jax.metrics.classification import METRICS, confusion_matrix, per_class, scores
@@ -132,7 +132,7 @@ def evaluate(options: Options, student: Saved | None = None) -> dict[str, Any]:
 
 def _directory(options: Options, name: str) -> Path:
     """Returns the output directory; `name` stands for data set, split and prompting."""
-    return Path(options.output) if options.output else options.run / "evaluation" / name
+    return place(options.output) if options.output else options.run / "evaluation" / name
 
 
 def _load(options: Options, student: Saved | None) -> tuple[Saved, Splits]:

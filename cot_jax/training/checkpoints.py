@@ -6,7 +6,7 @@ import math
 import shutil
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from cot_jax.errors import UserError, first_line
-from cot_jax.files import read_json, write_json
+from cot_jax.files import files_below, in_bucket, place, read_json, write_json
 from cot_jax.models.weights import Params
 from cot_jax.training.console import say
 from cot_jax.training.mesh import another_was_lost, leads
@@ -26,6 +26,7 @@ SUMS = "crc32.json"  # in a checkpoint: the checksum of every file with arrays
 _OUTER_SUMS = "crc32_commit.json"  # and of Orbax's own files, which it completes last
 # Orbax limits a save by wall-clock time, and the clock may be changed during it.
 _MONTH = 30 * 24 * 60 * 60
+_COMMITTED = "commit_success.txt"  # in a bucket, where nothing can be renamed: a complete checkpoint has it
 _ITEM = "default"  # the item's name; without one, Orbax guesses from the files beside it
 
 # If several reads fail, Orbax raises one error; asyncio would print a traceback for each of the others.
@@ -49,8 +50,9 @@ class Checkpoints:
         Args:
           clean: whether to remove the unfinished files of a killed run; only for the run that writes here.
         """
-        self._latest = _manager(directory.absolute() / "latest", max_to_keep=2, cleanup_tmp_directories=clean)
-        best = directory.absolute() / "best"
+        directory = directory if in_bucket(directory) else directory.absolute()
+        self._latest = _manager(directory / "latest", max_to_keep=2, cleanup_tmp_directories=clean)
+        best = directory / "best"
         try:
             self._best = _manager(
                 best,
@@ -146,16 +148,22 @@ class Checkpoints:
         try:
             return _restore(self._best, step, like)
         except Exception as error:
-            raise _unreadable_best(Path(self._best.directory) / str(step), error) from None
+            raise _unreadable_best(place(self._best.directory) / str(step), error) from None
 
 
 def _manager(directory: Path, **options) -> ocp.CheckpointManager:
     """Returns the manager of `directory`; each checkpoint gets its SUMS before it is complete."""
 
     def add_sums():
-        for unfinished in directory.glob("*.orbax-checkpoint-tmp*"):
+        if in_bucket(directory):
+            found = (path for path in directory.iterdir() if not (path / _COMMITTED).exists())
+        else:
+            found = directory.glob("*.orbax-checkpoint-tmp*")
+        for unfinished in found:
             # Not the files at the top, which Orbax completes later.
-            (unfinished / SUMS).write_text(json.dumps(_sums(unfinished, "*/**/*")))
+            items = (path for path in unfinished.iterdir() if path.is_dir())
+            files = (path for item in items for path in files_below(item))
+            (unfinished / SUMS).write_text(json.dumps(_sums(unfinished, files)))
 
     return ocp.CheckpointManager(
         directory,
@@ -171,9 +179,8 @@ def _manager(directory: Path, **options) -> ocp.CheckpointManager:
     )
 
 
-def _sums(directory: Path, pattern: str) -> dict[str, int]:
-    files = (path for path in sorted(directory.glob(pattern)) if path.is_file())
-    return {str(path.relative_to(directory)): _crc32(path) for path in files}
+def _sums(directory: Path, files: Iterable[Path]) -> dict[str, int]:
+    return {str(path.relative_to(directory)): _crc32(path) for path in sorted(files)}
 
 
 def _crc32(path: Path) -> int:
@@ -235,7 +242,10 @@ def _save(manager: ocp.CheckpointManager, step: int, tree: Any, **more) -> None:
     """Starts a save, after checking for free space: Orbax would fail with pages of tracebacks."""
     _wait(manager)
     needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-    if (free := shutil.disk_usage(manager.directory).free) < needed:
+    if (
+        not in_bucket(place(manager.directory))
+        and (free := shutil.disk_usage(manager.directory).free) < needed
+    ):
         raise UserError(
             f"{manager.directory}: the checkpoint of step {step} needs {needed / 2**20:.1f} MiB, "
             f"{free / 2**20:.1f} are free; free some space and run the same command again"
@@ -258,9 +268,10 @@ def _wait(manager: ocp.CheckpointManager) -> None:
         raise _unwritten(manager, error) from None
     step = manager.latest_step()
     if step is not None and leads():
-        checkpoint = Path(manager.directory) / str(step)
+        checkpoint = place(manager.directory) / str(step)
         if (checkpoint / SUMS).exists() and not (checkpoint / _OUTER_SUMS).exists():
-            write_json(checkpoint / _OUTER_SUMS, _sums(checkpoint, "*"))
+            outer = (path for path in checkpoint.iterdir() if path.is_file())
+            write_json(checkpoint / _OUTER_SUMS, _sums(checkpoint, outer))
 
 
 def _unwritten(manager: ocp.CheckpointManager, error: Exception) -> Exception:
@@ -273,5 +284,5 @@ def _unwritten(manager: ocp.CheckpointManager, error: Exception) -> Exception:
 
 
 def _restore(manager: ocp.CheckpointManager, step: int | None, like: Any) -> Any:
-    _verify(Path(manager.directory) / str(step))
+    _verify(place(manager.directory) / str(step))
     return manager.restore(step, args=ocp.args.Composite(**{_ITEM: ocp.args.StandardRestore(like)}))[_ITEM]

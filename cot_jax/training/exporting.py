@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from cot_jax import __version__
 from cot_jax.config import Config, flattened
 from cot_jax.errors import UserError, first_line
-from cot_jax.files import refuse_full, whole_directory, write_text
+from cot_jax.files import in_bucket, refuse_full, whole_directory, write_text
 from cot_jax.training.result import metric_of, read_result
 from cot_jax.training.saved import Saved
 
@@ -71,6 +71,8 @@ class Options:
             raise UserError(
                 "--push_to_hub needs the full model, --adapter writes an adapter only: give one of them"
             )
+        if self.push_to_hub and in_bucket(self.output):
+            raise UserError(f"--push_to_hub uploads from a disk: give a local --output, not {self.output}")
         refuse_full(self.output)
 
 
@@ -83,14 +85,14 @@ def export(student: Saved, run: Path, options: Options) -> None:
     output = options.output
     result = read_result(run, shape={"versions?": {str: str}, "steps?": int})
     card = _card(student, result or {}, options)
-    with whole_directory(output):
+    with whole_directory(output) as directory:
         if options.adapter:
-            student.export_adapter(output)
+            student.export_adapter(directory)
         else:
-            student.export(output)
+            student.export(directory)
             if not student.student.labels:
-                _generation_config(student).save_pretrained(output)
-            write_text(output / "README.md", card)
+                _generation_config(student).save_pretrained(directory)
+            write_text(directory / "README.md", card)
     reader = f"Transformers' {student.student.hf_class} and AutoTokenizer read"
     if options.adapter:
         reader = "PEFT's PeftModel.from_pretrained reads"

@@ -17,7 +17,7 @@ from cot_jax.answers.equality import accuracy
 from cot_jax.config import TrainConfig, refuse_other_config, to_json
 from cot_jax.data.lengths import describe as describe_shape
 from cot_jax.errors import UserError
-from cot_jax.files import locked, read_json_lines, write_json, write_text
+from cot_jax.files import locked, read_json_lines, uploaded, write_json, write_text
 from cot_jax.metrics.plots import draw_layer_norms, require_matplotlib
 from cot_jax.metrics.writers import MetricsWriter, last_step, only_row
 from cot_jax.training.checkpoints import Checkpoints, best_of
@@ -112,6 +112,7 @@ class _Profile:
 
     def __init__(self, directory: Path, first: int, steps: int):
         self._directory, self._first, self._last = directory, first + self.AFTER, first + self.AFTER + steps
+        self._written = contextlib.ExitStack()
 
     def after(self, step: int, state: TrainState) -> None:
         """Starts or stops the trace if this step is its first or last."""
@@ -119,9 +120,11 @@ class _Profile:
             return
         jax.block_until_ready(state)
         if step == self._first:
-            jax.profiler.start_trace(self._directory, create_perfetto_trace=True)
+            directory = self._written.enter_context(uploaded(self._directory))
+            jax.profiler.start_trace(directory, create_perfetto_trace=True)
         else:
             jax.profiler.stop_trace()
+            self._written.close()
             say(f"profile of steps {self._first + 1} to {self._last} written to {self._directory}")
 
 
@@ -428,6 +431,7 @@ def _claim(workdir: Path, experiment: Experiment) -> None:
             write_text(workdir / "config.json", to_json(experiment.config))
         write_answers(workdir, experiment.format, experiment.splits.by_value, answer_labels(experiment))
         write_json(workdir / STUDENT_FILE, architecture | {EXAMPLES: examples})
-        experiment.format.save(workdir / "tokenizer")
+        with uploaded(workdir / "tokenizer") as directory:
+            experiment.format.save(directory)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("claimed")

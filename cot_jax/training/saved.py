@@ -18,7 +18,7 @@ from cot_jax.data.examples import Example
 from cot_jax.data.tasks import Splits
 from cot_jax.data.views import METHODS, View
 from cot_jax.errors import UserError
-from cot_jax.files import read_json, write_json, write_text
+from cot_jax.files import in_bucket, local_copy, read_json, write_json, write_text
 from cot_jax.models import student as students
 from cot_jax.models.decoding import Sampling
 from cot_jax.models.lora import SETTINGS, Lora, fingerprint, merged, write_adapter
@@ -125,6 +125,9 @@ def load(path: Path) -> Saved:
     Raises:
       UserError: `path` is neither, or the run has no evaluation yet.
     """
+    if in_bucket(path) and (path / CONFIG_FILE).is_file():
+        with local_copy(path) as copy:
+            return load(copy)
     for file in (path / CONFIG_FILE, path / "config.json"):
         if file.is_file() and (file.name == CONFIG_FILE or (path / STUDENT_FILE).is_file()):
             values, added = with_defaults(read_json(file))
@@ -182,6 +185,9 @@ def read_pretrained(path: Path, config: Config) -> Saved:
     Raises:
       UserError: weights or tokenizer are missing or do not fit.
     """
+    if in_bucket(path):
+        with local_copy(path) as copy:
+            return read_pretrained(copy, config)
     options = Options(dtype=compute_dtype(config.model))
     kind = students.family(str(path), "").format
     if kind == "classes":
@@ -260,7 +266,9 @@ def _load_format(directory: Path, student: Path, kind: str) -> Format:
     Raises:
       UserError: as `formats.load`, or the tokenizer in `directory` is not the one `student` was trained with.
     """
-    format, recorded = formats.load(directory, kind), read_json(student / ANSWERS_FILE).get(TOKENIZER)
+    with local_copy(directory) as copy:
+        format = formats.load(copy, kind)
+    recorded = read_json(student / ANSWERS_FILE).get(TOKENIZER)
     if recorded is None:
         print(f"{student / ANSWERS_FILE} is older than {TOKENIZER}: tokenizer not checked", file=sys.stderr)
     elif recorded != format.tokenizer.fingerprint():

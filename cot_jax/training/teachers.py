@@ -13,7 +13,7 @@ from cot_jax.batch import Batch, Segments
 from cot_jax.config import Config
 from cot_jax.data.examples import Example
 from cot_jax.errors import UserError
-from cot_jax.files import read_json_lines
+from cot_jax.files import place, read_json_lines
 from cot_jax.losses.soft_targets import Teacher
 from cot_jax.models import student as students
 from cot_jax.models.lora import merged
@@ -71,7 +71,7 @@ def load_teacher(config: Config, student: Any, format: Format, examples: Sequenc
                 "--config.distillation.teacher=DIR"
             )
         return None
-    key, path = f"config.distillation.teacher={section.teacher}", Path(section.teacher)
+    key, path = f"config.distillation.teacher={section.teacher}", place(section.teacher)
     if path.suffix == ".jsonl":
         if student.format != "classes" or section.layers != "none":
             raise UserError(

@@ -74,7 +74,14 @@ def argument_parser(name: str, doc: str | None, **options: Any) -> argparse.Argu
     """
     raw = argparse.RawDescriptionHelpFormatter
     name = f"python -m cot_jax.{name}"
-    return argparse.ArgumentParser(name, description=doc, formatter_class=raw, allow_abbrev=False, **options)
+    return argparse.ArgumentParser(
+        name,
+        description=doc,
+        epilog="With --debug, an error also shows its traceback.",
+        formatter_class=raw,
+        allow_abbrev=False,
+        **options,
+    )
 
 
 def _is_system_error(error: Exception) -> bool:

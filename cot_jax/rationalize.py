@@ -8,6 +8,7 @@ The same command, run again, sends only what is missing, so changing the filters
 """
 
 import argparse
+import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -23,10 +24,10 @@ from cot_jax.data.examples import Example
 from cot_jax.data.tasks import Splits
 from cot_jax.data.teacher import prompts
 from cot_jax.data.teacher.endpoint import Batch, Endpoint, Reply, Request, chat, completion
-from cot_jax.data.teacher.prompts import Demonstration, Style
+from cot_jax.data.teacher.prompts import Style
 from cot_jax.data.teacher.samples import FILTERS, KINDS, Asked, Sample, drops, majority, read
 from cot_jax.errors import UserError, argument_parser, command, printable, writing
-from cot_jax.files import Row, locked, read_json_lines, write_json, write_json_lines, write_text
+from cot_jax.files import locked, write_json, write_json_lines, write_text
 from cot_jax.limits import refuse_too_much
 
 _SHOWN = 3  # examples shown for each reason
@@ -93,10 +94,10 @@ def _load(options: argparse.Namespace) -> Splits:
 
 def _style(options: argparse.Namespace, splits: Splits, kinds: Sequence[str]) -> Style:
     """Returns how to ask; raises UserError without demonstrations, or for programs without numbers."""
-    own = []
+    style = prompts.style_of(options.task, splits)
     if options.demonstrations:
-        own = [_demonstration(row, kinds) for row in read_json_lines(options.demonstrations)]
-    style = prompts.style_of(options.task, splits, own)
+        own = prompts.read_demonstrations(options.demonstrations, programs="pot" in kinds)
+        style = dataclasses.replace(style, demonstrations=own)
     if "pot" in kinds and not splits.by_value:
         raise UserError(
             f"--kind={options.kind}: the labels of {options.task} are not numbers: use --kind=cot"
@@ -105,11 +106,6 @@ def _style(options: argparse.Namespace, splits: Splits, kinds: Sequence[str]) ->
         fix = "give your own with --demonstrations=FILE, or use --prompt=zero_shot"
         raise UserError(f"there are no demonstrations for task={options.task}: {fix}")
     return style
-
-
-def _demonstration(row: Row, kinds: Sequence[str]) -> Demonstration:
-    program = row.text("program") if "pot" in kinds else None
-    return Demonstration(row.text("input"), row.text("rationale"), row.text("label"), program)
 
 
 def _source(options: argparse.Namespace) -> Endpoint | Batch:

@@ -30,12 +30,9 @@ from cot_jax.imports import make_callable
 from cot_jax.limits import MOST
 from cot_jax.losses.choices import (
     DETACHABLE,
-    DIFFICULTIES,
-    MAP_LOGITS,
     OUTPUTS,
     REDUCTIONS,
     SELF_DISTILLATION,
-    UNCERTAINTIES,
     VARIANTS,
 )
 from cot_jax.models.choices import PRESETS, REMAT
@@ -48,6 +45,12 @@ TABLES = SHIPPED / "tables"
 STEPS = 10_000  # Hsieh et al. 2023 and Chen et al. 2024
 # Hu et al. 2022, appendix D.1, and common practice: about ten times that of full fine-tuning.
 LORA_LEARNING_RATE = 5e-4
+# Keys that older runs record, with the values that are no choice any more.
+_RETIRED = (
+    ("self_distillation.map_logits", "log"),
+    ("self_distillation.difficulty", "clip"),
+    ("self_distillation.uncertainty", "log_vocabulary"),
+)
 
 
 def _key(
@@ -208,11 +211,6 @@ class SelfDistillationConfig:
     output: str = _key(
         "vmm", "what is stored: vocabulary maps, all logits of every token, or its top k", choices=OUTPUTS
     )
-    map_logits: str = _key("log", "how a vocabulary map becomes logits", choices=MAP_LOGITS)
-    difficulty: str = _key(
-        "clip", "how dynsdpb's temperature grows with an example's loss", choices=DIFFICULTIES
-    )
-    uncertainty: str = _key("log_vocabulary", "what normalises an example's entropy", choices=UNCERTAINTIES)
     top_k: int = _key(64, "stored logits per token (output=top_k)", low=1)
     dtype: str = _key("float32", "dtype of stored logits", choices=("float32", "bfloat16"))
 
@@ -446,7 +444,8 @@ def with_defaults(
     values: dict[str, Any], cls: type = Config, path: str = ""
 ) -> tuple[dict[str, Any], list[str]]:
     """Returns a saved config's JSON with defaults for missing keys, and those keys: it is older than they."""
-    hints, complete, added = typing.get_type_hints(cls), dict(values), []
+    hints, added = typing.get_type_hints(cls), []
+    complete = {name: value for name, value in values.items() if (f"{path}{name}", value) not in _RETIRED}
     for field in dataclasses.fields(cls):
         name = f"{path}{field.name}"
         if dataclasses.is_dataclass(hints[field.name]):

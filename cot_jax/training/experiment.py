@@ -232,9 +232,6 @@ def _self_distillation(config: Config, method: Sequence[View]) -> SelfDistillati
         weight=section.weight,
         temperature=section.temperature,
         output=section.output,
-        map_logits=section.map_logits,
-        difficulty=section.difficulty,
-        uncertainty=section.uncertainty,
         top_k=section.top_k,
         dtype=jnp.dtype(section.dtype),
     )

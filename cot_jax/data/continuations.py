@@ -16,7 +16,7 @@ class Continuations(NamedTuple):
     """A context, its endings and the index of the correct one.
 
     The text that is scored is `context + " " + ending`; acc_norm divides by `len(ending)`, without the space
-    (`metrics.multiple_choice.likelihood_accuracy`).
+    (`metrics.multiple_choice.choices`).
     """
 
     id: str

@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from cot_jax.files import write_json, write_json_lines
 from cot_jax.limits import refuse_too_much
 from cot_jax.metrics import calibration
 from cot_jax.metrics.classification import METRICS, confusion_matrix, per_class, scores
-from cot_jax.metrics.multiple_choice import choices, likelihood_accuracy
+from cot_jax.metrics.multiple_choice import choices
 from cot_jax.metrics.plots import draw_confusion, draw_reliability, draw_votes
 from cot_jax.metrics.significance import bootstrap_interval, bootstrap_interval_of
 from cot_jax.models.decoding import Sampling
@@ -225,10 +225,7 @@ def _evaluate(saved: Saved, splits: Splits, options: Options, directory: Path) -
     evaluation |= _paths(saved, asked, reasoned, splits.by_value)
     if options.samples:
         evaluation["votes"] = _votes(saved, asked, splits.by_value, interpreter, options)
-    with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / "evaluation.json", evaluation)
-        write_json_lines(directory / "predictions.jsonl", _predictions(asked, saved.views[0], reasoned))
+    _write(directory, evaluation, _predictions(asked, saved.views[0], reasoned))
     for line in _summary(evaluation):
         print(line)
     written = ["evaluation.json", "predictions.jsonl"]
@@ -252,25 +249,25 @@ def _compare_endings(options: Options) -> dict[str, Any]:
     questions, notes = continuations.hellaswag(Path(root), options.split)
     print(*notes, sep="\n", end="\n" * bool(notes), file=sys.stderr)
     questions = questions[: options.limit or None]
-    found = likelihoods(
+    log_probs, report = likelihoods(
         saved,
         [question.context for question in questions for _ in question.endings],
         [f" {ending}" for question in questions for ending in question.endings],
     )
-    print(found.report, file=sys.stderr)
-    log_probs_NC = found.log_probs.reshape(len(questions), -1)
+    print(report, file=sys.stderr)
+    log_probs_NC = log_probs.reshape(len(questions), -1)
     characters_NC = np.array([[*map(len, question.endings)] for question in questions])
-    golds = [question.gold for question in questions]
+    gold_N = np.array([question.gold for question in questions])
     evaluation: dict[str, Any] = {
         "task": _LIKELIHOOD,
         "split": options.split,
         "trained_on": None if untrained else saved.config.data.task,
         "examples": len(questions),
     }
-    chosen = choices(log_probs_NC, characters_NC)._asdict()
-    for name, share in likelihood_accuracy(log_probs_NC, characters_NC, golds)._asdict().items():
-        low, high = bootstrap_interval(chosen[name] == golds)
-        evaluation |= {name: share, f"{name}_interval_95": [low, high]}
+    chosen = choices(log_probs_NC, characters_NC)
+    for name, numbers in chosen.items():
+        right = numbers == gold_N
+        evaluation |= {name: float(right.mean()), f"{name}_interval_95": list(bootstrap_interval(right))}
     rows = [
         question._asdict()
         | {"log_probs": log_probs_NC[n].tolist()}
@@ -278,16 +275,20 @@ def _compare_endings(options: Options) -> dict[str, Any]:
         for n, question in enumerate(questions)
     ]
     directory = _directory(options, f"{_LIKELIHOOD}_{options.split}")
-    with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / "evaluation.json", evaluation)
-        write_json_lines(directory / "predictions.jsonl", rows)
+    _write(directory, evaluation, rows)
     print(f"{_LIKELIHOOD} {options.split}, {len(questions)} questions (95 % bootstrap interval):")
     for name in chosen:
         low, high = evaluation[f"{name}_interval_95"]
         print(f"  {name} {100 * evaluation[name]:.2f} % ({100 * low:.2f} to {100 * high:.2f})")
     print(f"written to {directory}: evaluation.json, predictions.jsonl")
     return evaluation
+
+
+def _write(directory: Path, evaluation: dict[str, Any], rows: Iterable[dict[str, Any]]) -> None:
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "evaluation.json", evaluation)
+        write_json_lines(directory / "predictions.jsonl", rows)
 
 
 def _closed_labels(splits: Splits) -> list[str] | None:

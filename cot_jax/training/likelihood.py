@@ -1,7 +1,6 @@
 """Likelihoods of continuations of a text."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,23 +16,14 @@ from cot_jax.training.saved import Saved
 _VIEW = "continuation"
 
 
-class Likelihoods(NamedTuple):
-    """Likelihoods of N continuations.
+def likelihoods(
+    saved: Saved, contexts: Sequence[str], continuations: Sequence[str]
+) -> tuple[np.ndarray, str]:
+    """Returns the log-probability of each continuation given its context, and a line of counts.
 
-    Attributes:
-      log_probs: (N,) float32, summed over the tokens of each, given its context; without an end token.
-      report: counts, for the user.
-    """
-
-    log_probs: np.ndarray
-    report: str
-
-
-def likelihoods(saved: Saved, contexts: Sequence[str], continuations: Sequence[str]) -> Likelihoods:
-    """Returns the log-probability of each continuation given its context.
-
-    This is loglikelihood of lm-evaluation-harness: plain text, tokenized together (`Format.continued`), with
-    the start token, if any, that the tokenizer adds by itself. Each pair is a view's input and target.
+    The first is (N,) float32, summed over the tokens, without an end token. This is loglikelihood of
+    lm-evaluation-harness: plain text, tokenized together (`Format.continued`), with the start token, if any,
+    that the tokenizer adds by itself. Each pair is a view's input and target.
 
     Raises:
       UserError: the student is an encoder-decoder.
@@ -66,4 +56,4 @@ def likelihoods(saved: Saved, contexts: Sequence[str], continuations: Sequence[s
         f"{len(contexts):,} continuations of {targets.lengths.mean():.1f} tokens on average, contexts of "
         f"{inputs.lengths.mean():.1f}"
     )
-    return Likelihoods(log_prob_N, report)
+    return log_prob_N, report

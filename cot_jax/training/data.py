@@ -128,9 +128,8 @@ def closed_labels(splits: tasks.Splits, why: str) -> tuple[str, ...]:
         raise UserError(f"{why}, but task={splits.task} has {len(labels)} in its training split")
     for example in (*splits.train, *splits.valid, *splits.test):
         if example.label.strip() not in labels:
-            raise UserError(
-                f"{why}, but the label of {example.id}, {example.label!r}, is not one of {', '.join(labels)}"
-            )
+            known = ", ".join(labels) if len(labels) <= 20 else f"the {len(labels):,} of the training split"
+            raise UserError(f"{why}, but the label of {example.id}, {example.label!r}, is not one of {known}")
     return labels
 
 

@@ -24,7 +24,6 @@ from cot_jax.training.encoding import encode_questions, tokenize
 from cot_jax.training.evaluation import Answers, Generate, answer_questions, make_choose, make_generate
 from cot_jax.training.experiment import Experiment, build_objective
 from cot_jax.training.information import InformationEstimate
-from cot_jax.training.labels import answer_labels
 from cot_jax.training.mesh import (
     BATCH_AXES,
     abstract,
@@ -107,7 +106,7 @@ class Run:
 
     def _make_generate(self) -> Generate:
         student, evaluation = self.experiment.student, self.experiment.config.evaluation
-        if (labels := answer_labels(self.experiment)) is None:
+        if (labels := self.experiment.answer_labels()) is None:
             return make_generate(student, self.mesh, evaluation.max_new_tokens, evaluation.beams)
         view, most = self.experiment.answer_view, self.experiment.config.data.max_target_tokens
         encoded = self.experiment.format.targets(view.name, labels, most)

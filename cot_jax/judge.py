@@ -21,7 +21,7 @@ from cot_jax.answers.reading import choices, final_answer
 from cot_jax.data.teacher.endpoint import Endpoint, chat
 from cot_jax.errors import UserError, argument_parser, command, writing
 from cot_jax.files import Row, misfit, read_json, read_json_lines, write_json, write_json_lines, write_text
-from cot_jax.limits import refuse_too_much
+from cot_jax.limits import check_ranges
 from cot_jax.metrics import quality
 
 # The scale is from Chen et al. 2024; the wording around it is ours.
@@ -83,7 +83,7 @@ class Evaluation(NamedTuple):
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, or 2 for a mistake in its arguments or files."""
     options = _options(argv)
-    refuse_too_much(vars(options))
+    check_ranges(vars(options), positive=("examples", "samples", "concurrency"))
     evaluation = _read(_place(options.run, options))
     if all(prediction.rationale is None for prediction in evaluation.predictions):
         raise UserError(f"{evaluation.where}: this student wrote no rationales to measure")
@@ -369,10 +369,6 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if bool(options.endpoint) != bool(options.model):
         parser.error("give --endpoint and --model together")
-    if min(options.examples, options.samples, options.concurrency) < 1:
-        parser.error("--examples, --samples and --concurrency must be at least 1")
-    if min(options.temperature, options.max_tokens, options.seed) < 0:
-        parser.error("--temperature, --max_tokens and --seed must not be negative")
     return options
 
 

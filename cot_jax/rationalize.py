@@ -28,7 +28,7 @@ from cot_jax.data.teacher.prompts import Style
 from cot_jax.data.teacher.samples import FILTERS, KINDS, Asked, Sample, drops, majority, read
 from cot_jax.errors import UserError, argument_parser, command, printable, writing
 from cot_jax.files import locked, write_json, write_json_lines, write_text
-from cot_jax.limits import refuse_too_much
+from cot_jax.limits import check_ranges
 
 _SHOWN = 3  # examples shown for each reason
 _FIELDS = {"cot": "rationales", "pot": "programs"}  # kind -> field of a teacher's file
@@ -40,7 +40,7 @@ Judged = list[tuple[Sample, str | None]]  # each with why it is left out; None: 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, 2: wrong arguments or files, 130: interrupted."""
     options = _options(argv)
-    refuse_too_much(vars(options))
+    check_ranges(vars(options), positive=("samples", "concurrency", "timeout"))
     try:
         _run(options)
     except KeyboardInterrupt:
@@ -335,12 +335,6 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     add("--timeout", type=float, default=120.0, help="seconds to wait for an answer before a retry")
     add("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="per million tokens: reports the cost")
     options = parser.parse_args(argv)
-    if min(options.samples, options.concurrency) < 1:
-        parser.error("--samples and --concurrency must be at least 1")
-    numbers = ("limit", "temperature", "max_tokens", "seed", "max_words", "per_minute")
-    if any(getattr(options, name) < 0 for name in numbers) or not options.timeout > 0:
-        names = ", ".join(f"--{name}" for name in numbers)
-        parser.error(f"{names} must not be negative, --timeout must be above 0")
     if options.task != "word_problems" and not options.root:
         parser.error(f"--task={options.task} reads files: give their folder with --root=DIR")
     if options.task == "word_problems" and (options.split != "train" or not options.limit):

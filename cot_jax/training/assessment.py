@@ -22,7 +22,7 @@ from cot_jax.data.tasks import TASKS, Splits
 from cot_jax.data.views import View, rationale_of
 from cot_jax.errors import UserError, writing
 from cot_jax.files import write_json, write_json_lines
-from cot_jax.limits import refuse_too_much
+from cot_jax.limits import check_ranges
 from cot_jax.metrics import calibration
 from cot_jax.metrics.classification import METRICS, confusion_matrix, per_class, scores
 from cot_jax.metrics.multiple_choice import choices
@@ -74,16 +74,14 @@ class Options:
     sandbox: bool = False
 
     def __post_init__(self):
-        refuse_too_much(vars(self))
+        check_ranges(vars(self))
         if self.split not in ("valid", "test"):
             raise UserError(f"--split={self.split}: must be valid or test")
         if self.task and self.task not in (known := sorted([*TASKS, "word_problems", _LIKELIHOOD])):
             raise UserError(f"--task={self.task}: must be one of {', '.join(known)}")
         if self.chat not in ("", "auto", "plain", "template"):
             raise UserError(f"--chat={self.chat}: must be auto, plain or template")
-        if min(self.samples, self.seed, self.limit, self.shots or 0, self.max_new_tokens) < 0:
-            raise UserError("--samples, --seed, --limit, --shots and --max_new_tokens must not be negative")
-        if not self.temperature > 0:
+        if self.temperature == 0:
             raise UserError("--temperature must be above 0")
         if not self.samples and (self.paths or self.temperature != 1):
             raise UserError("--paths and --temperature need --samples")

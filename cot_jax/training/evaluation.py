@@ -70,7 +70,7 @@ def make_generate(student: Student, mesh: Mesh, most: int, beams: int) -> Genera
         if beams == 1:
             return decoding.greedy(prompt, most)
         tokens_BT, score_B = (best[:, 0] for best in decoding.beam_search(prompt, most, beams))
-        # A score is the mean over the tokens: the length penalty is 1.
+        # A score is the mean over the tokens.
         return tokens_BT, score_B * written_length(tokens_BT, student.ends)
 
     return _jit(generate, mesh)

@@ -33,7 +33,7 @@ from cot_jax.training.compiled import keep_compiled
 from cot_jax.training.data import load_splits
 from cot_jax.training.encoding import tokenize
 from cot_jax.training.evaluation import Answers
-from cot_jax.training.information import InformationEstimate
+from cot_jax.training.information import InformationEstimate, compared
 from cot_jax.training.likelihood import likelihoods
 from cot_jax.training.saved import (
     Answerer,
@@ -386,12 +386,7 @@ def _votes(
 
 def _information(saved: Saved, splits: Splits, examples: Sequence[Example]) -> dict[str, float]:
     """Returns the InfoNCE bound between label and rationale view, and the sizes behind it."""
-    views = [view for view in saved.views if view.term in ("label", "rationale")]
-    if len(views) != 2:
-        raise UserError(
-            "--mutual_information compares a label view with a rationale view; "
-            f"method={saved.config.objective.method} does not have both"
-        )
+    views = compared(saved.views, saved.config.objective.method)
     if not splits.train:
         raise UserError(f"--mutual_information needs a training set; task={splits.task} has none")
     batch_size = -(-saved.config.evaluation.batch_size // jax.device_count()) * jax.device_count()

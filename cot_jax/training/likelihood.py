@@ -10,7 +10,8 @@ from cot_jax.batch import Batch, Segments
 from cot_jax.data.batches import Ragged, TokenizedView, evaluation_rows, evaluation_shapes, make_batch
 from cot_jax.losses.vocabulary import vocabulary_pass
 from cot_jax.models.weights import Params
-from cot_jax.training.mesh import BATCH_AXES, by_example, group_count, replicated, spread
+from cot_jax.training.evaluation import ask_in_batches, jit_by_example
+from cot_jax.training.mesh import BATCH_AXES, group_count
 from cot_jax.training.saved import Saved
 
 _VIEW = "continuation"
@@ -41,17 +42,13 @@ def likelihoods(
         found = vocabulary_pass(hidden_GYD, student.head(params), of_targets, batch_axes=BATCH_AXES)
         return -jnp.sum(Segments.of(of_targets).unpack(found.nll_GY), axis=2).reshape(-1)
 
-    rows = by_example(mesh)
-    jitted = jax.jit(log_probs, in_shardings=(None, rows), out_shardings=replicated(mesh))
+    shape_of = iter(shapes)
+
+    def make(rows: np.ndarray) -> Batch:
+        return make_batch(views, rows, next(shape_of), student.pad_id, groups)
+
     with jax.set_mesh(mesh):
-        # All batches are dispatched at once: the device never waits for the host.
-        given = [
-            jitted(saved.params, spread(make_batch(views, some, shape, student.pad_id, groups), rows))
-            for some, shape in zip(batches, shapes, strict=True)
-        ]
-    order = np.concatenate(batches)
-    log_prob_N = np.empty(len(contexts), np.float32)
-    log_prob_N[order[order >= 0]] = np.concatenate([np.asarray(part) for part in given])[order >= 0]
+        log_prob_N = ask_in_batches(jit_by_example(log_probs, mesh), saved.params, batches, make)
     report = (
         f"{len(contexts):,} continuations of {targets.lengths.mean():.1f} tokens on average, contexts of "
         f"{inputs.lengths.mean():.1f}"

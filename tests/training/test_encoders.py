@@ -197,9 +197,7 @@ SOFT = {
 @pytest.fixture(scope="module")
 def soft(world):
     """The losses of a method of self-distillation, without dropout."""
-    return lambda name: _losses(
-        _run(world, **SOFT[name], **{"model.dropout_rate": 0.0, "self_distillation.top_k": 3})
-    )
+    return lambda name: _losses(_run(world, **SOFT[name], **{"model.dropout_rate": 0.0}))
 
 
 @pytest.mark.slow

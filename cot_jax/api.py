@@ -58,9 +58,6 @@ class Trained:
 
         It also draws curves.png in the directory if Matplotlib is installed.
 
-        Args:
-          count: questions.
-
         Raises:
           UserError: the directory is an export, which has no learning curve.
         """

@@ -100,11 +100,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _place(run: Path, options: argparse.Namespace) -> Path:
-    """Returns the directory of a run's evaluation.
-
-    Raises:
-      UserError: there is none, or there are several and --task is not given.
-    """
+    """Returns the directory of a run's evaluation."""
     found = sorted((run / "evaluation").glob(f"{options.task or '*'}_{options.split}"))
     if not found:
         raise UserError(
@@ -254,11 +250,7 @@ def _std(values: Sequence[float]) -> float | None:
 
 
 def _case_studies(a: Evaluation, b: Evaluation, most: int) -> str:
-    """Returns both runs' answers in Markdown: first where only one is right, then where labels differ.
-
-    Raises:
-      UserError: the runs have no example in common, or an example differs between them.
-    """
+    """Returns both runs' answers in Markdown: first where only one is right, then where labels differ."""
     answers = {prediction.id: prediction for prediction in b.predictions}
     pairs = [(ours, answers[ours.id]) for ours in a.predictions if ours.id in answers]
     if not pairs:

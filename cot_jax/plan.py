@@ -255,11 +255,7 @@ def _size(count: int | None) -> str:
 
 
 def _devices(options: argparse.Namespace) -> tuple[Sequence[jax.Device], int, str]:
-    """Returns the devices to plan for, which need not exist, the bytes of one, and the source of the figures.
-
-    Raises:
-      UserError: no such topology, or no compiler for it.
-    """
+    """Returns the devices to plan for, which need not exist, the bytes of one, and whose figures they are."""
     if options.devices:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", options.devices)

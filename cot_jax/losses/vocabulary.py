@@ -85,8 +85,6 @@ def vocabulary_pass(
       hidden_GYD: the states that predict the targets, bfloat16, float32 or float64.
       head_DV: output embedding, any float dtype.
       targets: ids in [0, V). The caller masks the nll of slots without a token.
-      maps: the requested maps, by name.
-      entropy: whether to return the entropy.
       chunk_rows: maximum rows of a chunk; None: by the backend.
       batch_axes: axes of the ambient mesh (`jax.set_mesh`) that shard G; each device streams its own groups.
         The head is gathered once and its gradient summed over devices once. Other axes may shard V

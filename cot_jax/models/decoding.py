@@ -109,7 +109,6 @@ def sample(
 
     Args:
       prompt: with rows b * samples + k.
-      key_B: one key per input.
     """
     split = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
     key_BK = split(key_B, jnp.arange(samples))

@@ -60,7 +60,6 @@ class Format(abc.ABC):
     a continuation.
 
     Attributes:
-      tokenizer: tokenizer of the inputs.
       spelled: views whose targets are spelled by `codec`.
     """
 
@@ -413,7 +412,6 @@ class Classes(Format):
     tokenizer of DeBERTa v1 puts two [SEP] between texts.
 
     Attributes:
-      labels: the classes' names.
       parts: number of texts in a question.
       multiple_choice: whether the texts after the first are the choices.
     """

@@ -71,9 +71,6 @@ def load_format(
 ) -> Format:
     """Returns the format with the configured tokenizer, or one trained on word problems.
 
-    Args:
-      kind: the student's format, a key of `formats.FORMATS`.
-
     Raises:
       UserError: there is no tokenizer, or it does not suit the format.
     """
@@ -89,11 +86,7 @@ def load_format(
 
 
 def _classes(splits: tasks.Splits, method: Sequence[View]) -> dict[str, Any]:
-    """Returns what a format of classes needs to know about the data.
-
-    Raises:
-      UserError: the method writes more than a label, or labels are not a closed set.
-    """
+    """Returns what a format of classes needs to know about the data."""
     if any(view.term != "label" for view in method):
         label_only = [name for name, its in views.METHODS.items() if all(v.term == "label" for v in its)]
         raise UserError(

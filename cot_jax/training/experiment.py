@@ -198,11 +198,7 @@ def build_objective(experiment: Experiment, batch_axes: tuple[str, ...] = ()) ->
 
 
 def _class_weights(experiment: Experiment) -> np.ndarray | None:
-    """(V,) n / (K n_c) for each of K classes, n_c of n training examples having class c; None: no weights.
-
-    Raises:
-      UserError: the student has no classes, or a class has no example.
-    """
+    """(V,) n / (K n_c) for each of K classes, n_c of n training examples having class c; None: no weights."""
     student = experiment.student
     if experiment.config.objective.class_weights == "none":
         return None

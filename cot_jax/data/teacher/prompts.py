@@ -132,9 +132,6 @@ def style_of(task: str, splits: Splits) -> Style:
 def read_demonstrations(file: Path, programs: bool = False) -> tuple[Demonstration, ...]:
     """Reads JSON lines {input, rationale, label, program?}.
 
-    Args:
-      programs: whether every row needs a program.
-
     Raises:
       UserError: the file is missing, or a row lacks a text.
     """

@@ -406,16 +406,6 @@ def describe_keys(cls: type = Config, path: str = "config") -> Iterator[tuple[st
             yield name, field.default, field.metadata["doc"] + (f" ({choices})" if choices else "")
 
 
-def flattened(section: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (key, value) of every key of a config, in order."""
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from flattened(value, f"{path}{field.name}.")
-        else:
-            yield f"{path}{field.name}", value
-
-
 def freeze(values: Any, cls: type = Config, path: str = "config") -> Any:
     """Turns a ConfigDict (or a dict) into the frozen dataclass `cls`, checking every key.
 

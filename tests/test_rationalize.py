@@ -77,7 +77,10 @@ def test_endpoint_to_teacher_file(server, problems, tmp_path, capsys):
         values = [one["label"] for one in these if one["label"] and not one["hinted"]]
         votes = [sum(same_value(value, other) for other in values) for value in values]
         assert votes[values.index(row["label"])] == max(votes)
-        for kind, field, own in (("cot", "rationales", gold.rationale), ("pot", "programs", gold.program)):
+        for kind, field, own in (
+            ("cot", "rationales", gold.rationale),
+            ("pot", "programs", gold.programs[0]),
+        ):
             assert row[field] == [own]  # the right one, once, drawn or hinted
             right = [one for one in these if one["kind"] == kind and one["right"] and not one["hinted"]]
             assert (field in row.get("hinted", [])) == (not right)

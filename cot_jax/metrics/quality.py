@@ -20,12 +20,6 @@ class Likeness(NamedTuple):
 _MOST_CELLS = 5 * 10**7  # of ROUGE-L's table: 400 MB
 
 
-def require_quality() -> None:
-    """Raises UserError if the libraries are not installed."""
-    if not all(map(importlib.util.find_spec, ("sacrebleu", "rouge_score"))):
-        raise UserError("rationale quality needs sacreBLEU and rouge-score: pip install 'cot-jax[quality]'")
-
-
 def likeness(rationales: Sequence[str], references: Sequence[str]) -> Likeness:
     """Compares each rationale with its one reference.
 
@@ -37,7 +31,8 @@ def likeness(rationales: Sequence[str], references: Sequence[str]) -> Likeness:
       UserError: the libraries are not installed, or a pair, named by its number, is too long.
       ValueError: no rationales, or another number of references.
     """
-    require_quality()
+    if not all(map(importlib.util.find_spec, ("sacrebleu", "rouge_score"))):
+        raise UserError("rationale quality needs sacreBLEU and rouge-score: pip install 'cot-jax[quality]'")
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import BLEU, CHRF
 

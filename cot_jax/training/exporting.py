@@ -1,6 +1,7 @@
 """Export of a student to Transformers and the Hub, with a model card; `cot_jax.export`."""
 
 import dataclasses
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import huggingface_hub
 from transformers import GenerationConfig
 
 from cot_jax import __version__
-from cot_jax.config import Config, flattened
+from cot_jax.config import Config, describe_keys
 from cot_jax.errors import UserError, first_line
 from cot_jax.files import refuse_full, whole_directory, write_text
 from cot_jax.training.result import metric_of, read_result
@@ -193,5 +194,7 @@ def _percent(share: float | None) -> str:
 
 def _flags(config: Config) -> list[str]:
     """Returns the keys that differ from their defaults, as flags."""
-    values = dict(flattened(config))
-    return [f"--config.{key}={values[key]}" for key, value in flattened(Config()) if values[key] != value]
+    values = (
+        (key, attrgetter(key.removeprefix("config."))(config), usual) for key, usual, _ in describe_keys()
+    )
+    return [f"--{key}={value}" for key, value, usual in values if value != usual]

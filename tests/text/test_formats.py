@@ -367,7 +367,7 @@ def test_a_decoder_needs_an_end_token_alone(trained, tmp_path):
     )
     hf.save_pretrained(tmp_path)
     tokenizer = formats.load(tmp_path, "causal").tokenizer
-    assert tokenizer.pad_id == tokenizer.eos_id == 1
+    assert (tokenizer.hf.pad_token_id, tokenizer.eos_id) == (None, 1)
     hf.eos_token = None
     hf.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"no eos_token; name it in its tokenizer_config\.json"):

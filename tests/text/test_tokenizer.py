@@ -11,7 +11,7 @@ from cot_jax.errors import UserError
 from cot_jax.text import tokenizer as tokenizers
 
 PROBLEMS = generate(1000, seed=0, max_steps=3, distractors=2, max_number=40)
-TEXTS = [text for p in PROBLEMS for text in (p.text, p.label, p.rationale, p.program)]
+TEXTS = [text for p in PROBLEMS for text in (p.text, p.label, p.rationale, *p.programs)]
 
 
 @pytest.fixture(scope="module")

@@ -334,11 +334,9 @@ class Config:
         """Returns the config without placeholders such as learning rate 0; `usual`: the family's defaults."""
         model = self.model.resolved(usual)
         rate = LORA_LEARNING_RATE if model.has_lora else LEARNING_RATES[self.optimizer.name]
-        optimizer = dataclasses.replace(self.optimizer, learning_rate=self.optimizer.learning_rate or rate)
-        train = self.train
-        if not train.epochs:
-            train = dataclasses.replace(train, steps=train.steps or STEPS)
-        return dataclasses.replace(self, model=model, optimizer=optimizer, train=train)
+        steps = self.train.steps or (0 if self.train.epochs else STEPS)
+        changes = {"optimizer.learning_rate": self.optimizer.learning_rate or rate, "train.steps": steps}
+        return dataclasses.replace(self, model=model).changed(changes)
 
     def scheduled(self, steps_an_epoch: float) -> "Config":
         """Returns a resolved config with epochs and shares as steps; a config with steps is unchanged.
@@ -351,14 +349,23 @@ class Config:
         names = ("optimizer.warmup_ratio", steps, optimizer.warmup_steps, "optimizer.warmup_steps")
         warmup_steps = _as_steps(optimizer.warmup_ratio, *names)
         epoch = math.ceil(steps_an_epoch)
-        train = dataclasses.replace(
-            train,
-            steps=steps,
-            eval_every=train.eval_every or epoch,
-            checkpoint_every=train.checkpoint_every or epoch,
+        return self.changed(
+            {
+                "train.steps": steps,
+                "train.eval_every": train.eval_every or epoch,
+                "train.checkpoint_every": train.checkpoint_every or epoch,
+                "optimizer.warmup_steps": warmup_steps,
+            }
         )
-        optimizer = dataclasses.replace(optimizer, warmup_steps=warmup_steps)
-        return dataclasses.replace(self, train=train, optimizer=optimizer)
+
+    def changed(self, values: Mapping[str, Any]) -> "Config":
+        """Returns the config with new values for the keys "SECTION.NAME", which are not checked."""
+        config = self
+        for key, value in values.items():
+            section, name = key.split(".")
+            part = dataclasses.replace(getattr(config, section), **{name: value})
+            config = dataclasses.replace(config, **{section: part})
+        return config
 
     @property
     def unscheduled(self) -> set[str]:

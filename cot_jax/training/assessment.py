@@ -15,7 +15,7 @@ from cot_jax.answers.equality import is_correct
 from cot_jax.answers.programs import Interpreter
 from cot_jax.answers.sandbox import make_interpreter
 from cot_jax.answers.voting import Ballots, elect
-from cot_jax.config import Config, DataConfig
+from cot_jax.config import Config
 from cot_jax.data import continuations
 from cot_jax.data.examples import Example, parts_as_json
 from cot_jax.data.tasks import TASKS, Splits
@@ -138,9 +138,7 @@ def _load(options: Options, student: Saved | None) -> tuple[Saved, Splits]:
     if is_pretrained(options.run):
         if not options.task:
             raise UserError(f"{options.run} was not trained here: give its data set with --task=T --root=DIR")
-        config = Config()
-        data = dataclasses.replace(config.data, chat=options.chat or "auto")
-        config = dataclasses.replace(config, data=_asked_data(data, options))
+        config = Config().changed({"data.chat": options.chat or "auto", **_asked_data(options)})
         splits = load_splits(config.data, config.seed)
         saved = load_pretrained(options.run, config, splits, options.shots or 0)
         return saved, _limited(splits, options.limit)
@@ -150,24 +148,21 @@ def _load(options: Options, student: Saved | None) -> tuple[Saved, Splits]:
             "in training: leave them out"
         )
     saved = student or load(options.run)
-    data = _asked_data(saved.config.data, options)
+    data = saved.config.changed(_asked_data(options)).data
     splits = load_splits(data, saved.config.seed, saved.student.format)
     return saved, _limited(splits, options.limit)
 
 
 def _with_longest(saved: Saved, most: int) -> Saved:
     """Returns the student with `most` as its longest answer; 0: unchanged."""
-    evaluation = saved.config.evaluation
-    evaluation = dataclasses.replace(evaluation, max_new_tokens=most or evaluation.max_new_tokens)
-    return dataclasses.replace(saved, config=dataclasses.replace(saved.config, evaluation=evaluation))
+    longest = {"evaluation.max_new_tokens": most} if most else {}
+    return dataclasses.replace(saved, config=saved.config.changed(longest))
 
 
-def _asked_data(data: DataConfig, options: Options) -> DataConfig:
-    if options.task:
-        data = dataclasses.replace(data, task=options.task, compare="auto", teacher="")
-    if options.root:
-        data = dataclasses.replace(data, root=str(options.root))
-    return data
+def _asked_data(options: Options) -> dict[str, Any]:
+    """Returns the config keys that flags replace."""
+    task = {"data.task": options.task, "data.compare": "auto", "data.teacher": ""} if options.task else {}
+    return task | ({"data.root": str(options.root)} if options.root else {})
 
 
 def _limited(splits: Splits, limit: int) -> Splits:

@@ -87,15 +87,17 @@ def main(argv: Sequence[str]) -> int:
     evaluation = _read(_place(options.run, options))
     if all(prediction.rationale is None for prediction in evaluation.predictions):
         raise UserError(f"{evaluation.where}: this student wrote no rationales to measure")
+    written = ["rationales.json", "rationales.jsonl", *(["judge_cache.jsonl"] if options.endpoint else [])]
     with writing(evaluation.where):
         if options.against:
             studies = _case_studies(evaluation, _read(_place(options.against, options)), options.examples)
             write_text(evaluation.where / "case_studies.md", studies)
+            written.append("case_studies.md")
         measures, rows = _measure(evaluation, options)
         write_json(evaluation.where / "rationales.json", measures)
         write_json_lines(evaluation.where / "rationales.jsonl", rows)
     print("\n".join(_summary(measures)))
-    print(f"written to {evaluation.where}: {', '.join(_written(options))}")
+    print(f"written to {evaluation.where}: {', '.join(written)}")
     return 0
 
 
@@ -281,18 +283,16 @@ def _case_studies(a: Evaluation, b: Evaluation, most: int) -> str:
             f"> {_escape(ours.question)}",
             f"Gold: **{_escape(ours.gold)}**",
             "| | A | B |\n|---|---|---|\n"
-            + _table_row(
-                "label", *(f"{'✓' if p.correct else '✗'} {_escape(p.label)}" for p in (ours, theirs))
-            )
-            + _table_row("rationale", *(_escape(p.rationale or "") for p in (ours, theirs))).rstrip("\n"),
+            f"| label | {_marked(ours)} | {_marked(theirs)} |\n"
+            f"| rationale | {_escape(ours.rationale or '')} | {_escape(theirs.rationale or '')} |",
         ]
         if ours.teacher_rationale:
             parts.append(f"Teacher: {_escape(ours.teacher_rationale)}")
     return "\n\n".join(parts) + "\n"
 
 
-def _table_row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |\n"
+def _marked(prediction: Prediction) -> str:
+    return f"{'✓' if prediction.correct else '✗'} {_escape(prediction.label)}"
 
 
 def _escape(text: str) -> str:
@@ -331,15 +331,6 @@ def _summary(measures: Measures) -> list[str]:
                 f"(p {pearson['p']:.2g}), Spearman {shown(spearman['r'])} (p {spearman['p']:.2g})"
             )
     return lines
-
-
-def _written(options: argparse.Namespace) -> list[str]:
-    return [
-        "rationales.json",
-        "rationales.jsonl",
-        *(["judge_cache.jsonl"] if options.endpoint else []),
-        *(["case_studies.md"] if options.against else []),
-    ]
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:

@@ -64,11 +64,15 @@ def predict(saved: Saved, rows: Iterator[Row], options: Options) -> Iterator[dic
 
 
 def rows_of_split(saved: Saved, split: str) -> Iterator[Row]:
-    """Yields the questions of a split of the student's data set."""
+    """Returns the questions of a split of the student's data set."""
     splits = load_splits(saved.config.data, saved.config.seed, saved.student.format)
-    for example in getattr(splits, split):
-        values = {"id": example.id, "input": parts_as_json(example.parts), "rationale": example.rationale}
-        yield Row(split, values)
+    return rows_of_examples(getattr(splits, split))
+
+
+def rows_of_examples(examples: Sequence[Example]) -> Iterator[Row]:
+    """Yields examples as questions, without their labels."""
+    for e in examples:
+        yield Row("data set", {"id": e.id, "input": parts_as_json(e.parts), "rationale": e.rationale})
 
 
 def _score(saved: Saved, rows: Iterator[Row], options: Options) -> Iterator[dict[str, Any]]:

@@ -15,47 +15,7 @@ from cot_jax.files import refuse_full, whole_directory, write_text
 from cot_jax.training.result import metric_of, read_result
 from cot_jax.training.saved import Saved
 
-_CARD = """\
----
-library_name: transformers
-license: {license}
-{base}tags:
-- chain-of-thought
-- distillation
-- cot_jax
-datasets:
-- {task}
----
-
-# {title}
-
-{origin}, trained on {task} with `{method}`{self_distillation} by cot_jax {version}: {steps} steps of
-{batch_size} examples, {label_source} labels, seed {seed}.
-
-| split | {metric} | how |
-|---|---|---|
-| validation | {valid} | selected the checkpoint |
-| test | {test} | evaluated once |
-
-## Prompts
-
-| to get | put before the question | longest answer, in tokens |
-|---|---|---|
-{prefixes}
-
-```python
-{sample}
-```
-
-`python -m cot_jax.predict . --input=questions.jsonl` answers without PyTorch. `cot_jax.json` holds
-the full configuration; `python -m cot_jax.train` with these flags reproduces the training:
-
-```text
-{flags}
-```
-
-The licences of the base weights and of the data apply; `license` above was chosen by the exporter.
-"""
+_CARD = Path(__file__).parent / "model_card.md"  # a template, for str.format
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +112,7 @@ def _card(student: Saved, result: dict[str, Any], options: Options) -> str:
     first, hf_class = student.views[0], student.student.hf_class
     metric = metric_of(result)
     measured = {split: result.get(f"{split}/{metric}") for split in ("valid", "test")}
-    return _CARD.format(
+    return _CARD.read_text(encoding="utf-8").format(
         license=options.license,
         base=f"base_model: {base}\n" if base else "",
         task=config.data.task,

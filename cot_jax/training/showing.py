@@ -4,8 +4,7 @@ import importlib.util
 from pathlib import Path
 
 from cot_jax.answers.equality import is_correct
-from cot_jax.data.examples import parts_as_json
-from cot_jax.files import Row, read_json_lines
+from cot_jax.files import read_json_lines
 from cot_jax.metrics.plots import curve_of, draw_curves
 from cot_jax.training import answering
 from cot_jax.training.data import load_splits
@@ -54,13 +53,11 @@ def questions(saved: Saved, count: int) -> list[str]:
     """Returns the first `count` test questions as text, with the student's rationales and answers."""
     splits = load_splits(saved.config.data, saved.config.seed, saved.student.format)
     examples = splits.test[:count]
-    rows = (
-        Row("test", {"id": e.id, "input": parts_as_json(e.parts), "rationale": e.rationale}) for e in examples
-    )
     explain = any(view.term == "rationale" for view in saved.views)
     options = answering.Options(explain=explain, batch_size=count)
     lines = []
-    for example, answer in zip(examples, answering.predict(saved, rows, options), strict=True):
+    answers = answering.predict(saved, answering.rows_of_examples(examples), options)
+    for example, answer in zip(examples, answers, strict=True):
         right = is_correct(answer["label"], example.label, saved.by_value)
         lines += ["", " / ".join(example.parts)]
         if explain:

@@ -100,10 +100,8 @@ class _Cache:
     def __init__(self, path: Path):
         self._path, self._lock = path, threading.Lock()
         self._replies = _read_cache(path)
-        try:
+        with writing(path):
             self._lines = path.open("ab")
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
     def __enter__(self) -> Self:
         return self

@@ -72,7 +72,7 @@ def test_a_task_that_defines_its_labels_has_them_all(data_root, tokenizers_root)
     [
         ("single_task", {}, "method=single_task writes a rationale first"),
         ("dss", {"task": "svamp"}, "those of task=svamp are equations"),
-        ("dss", {"task": "cqa"}, "is not one of the 3.... of the training split"),
+        ("dss", {"task": "cqa"}, "is not one of the 4,647 of the training split"),
     ],
 )
 def test_scores_need_a_closed_set_of_labels(own_data, tokenizers_root, data_root, method, data, why):

@@ -3,29 +3,23 @@
 import importlib.util
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from cot_jax.errors import UserError, first_line
 
-
-class Likeness(NamedTuple):
-    """Similarity of rationales to their references, by measure: in percent, `rouge_l` from 0 to 1."""
-
-    corpus: dict[str, float]
-    each: dict[str, list[float]]
-
-
 _MOST_CELLS = 5 * 10**7  # of ROUGE-L's table: 400 MB
 
 
-def likeness(rationales: Sequence[str], references: Sequence[str]) -> Likeness:
-    """Compares each rationale with its one reference.
+def likeness(
+    rationales: Sequence[str], references: Sequence[str]
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Compares each rationale with its one reference; returns the measures of the corpus, and of each.
 
-    `bleu` and `chrf` are those of sacreBLEU with its defaults (Post 2018; 13a tokens, exponential smoothing,
-    effective order for the BLEU of one rationale). `rouge_l` is rouge-score's F1 without stemming (Lin 2004),
-    for the corpus its mean; its tokens are words and numbers only.
+    `bleu` and `chrf`, in percent, are sacreBLEU's with its defaults (Post 2018; 13a tokens, exponential
+    smoothing, effective order for the BLEU of one rationale). `rouge_l`, from 0 to 1, is rouge-score's F1
+    without stemming (Lin 2004), for the corpus its mean; its tokens are words and numbers only.
 
     Raises:
       UserError: the libraries are not installed, or a pair, named by its number, is too long.
@@ -58,7 +52,7 @@ def likeness(rationales: Sequence[str], references: Sequence[str]) -> Likeness:
         "chrf": chrf.corpus_score(rationales, [references]).score,
         "rouge_l": float(np.mean(each["rouge_l"])),
     }
-    return Likeness(corpus, each)
+    return corpus, each
 
 
 def similarity(rationales: Sequence[str], references: Sequence[str], encoder: str) -> list[float]:

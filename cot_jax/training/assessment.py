@@ -14,7 +14,7 @@ from scipy import special
 from cot_jax.answers.equality import is_correct
 from cot_jax.answers.programs import Interpreter
 from cot_jax.answers.sandbox import make_interpreter
-from cot_jax.answers.voting import Ballots, elect
+from cot_jax.answers.voting import elect
 from cot_jax.config import Config
 from cot_jax.data import continuations
 from cot_jax.data.examples import Example, parts_as_json
@@ -361,7 +361,7 @@ def _votes(
         str(view.path): _answer(saved, view, asked.examples, interpreter=interpreter, **draws)
         for view in chosen
     }
-    ballots = {path: Ballots(said.answers, said.log_probs.tolist()) for path, said in given.items()}
+    ballots = {path: (said.answers, said.log_probs.tolist()) for path, said in given.items()}
     voters = {path: [its] for path, its in ballots.items()}
     voters["+".join(ballots)] = [*ballots.values()]
     return {

@@ -73,8 +73,13 @@ class EncoderConfig:
     @classmethod
     def sized(cls, hidden: int, layers: int, heads: int, **others: Any) -> Self:
         """A config of these sizes, with the usual width of the feed-forward."""
-        sizes = {"num_hidden_layers": layers, "num_attention_heads": heads}
-        return cls(hidden_size=hidden, intermediate_size=4 * hidden, **sizes, **others)
+        return cls(
+            hidden_size=hidden,
+            intermediate_size=4 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            **others,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The fields of config.json."""

@@ -86,10 +86,10 @@ class InformationEstimate:
         (x, y), (held_out_x, held_out_y) = (self._collect(params, *part) for part in self._parts)
         return info_nce(x, y, held_out_x, held_out_y)
 
-    def _batches(self, rows: np.ndarray) -> np.ndarray:
+    def _batches(self, rows: np.ndarray) -> list[np.ndarray]:
         """Returns the rows in batches, the last one padded with -1."""
         padded = np.pad(rows, (0, -len(rows) % self._batch_size), constant_values=-1)
-        return padded.reshape(-1, self._batch_size)
+        return [*padded.reshape(-1, self._batch_size)]
 
     def _collect(
         self, params: Params, views: Mapping[str, TokenizedView], rows: np.ndarray

@@ -240,6 +240,7 @@ class OurStep:
                 weight=c.weight,
                 temperature=c.temperature,
                 output="vmm" if widths is None else "full",
+                top_k=c.top_k,
                 dtype=jnp.bfloat16,
             )
             kept = dict(widths or dict.fromkeys(terms, 1))  # maps have no width

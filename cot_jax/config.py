@@ -50,7 +50,6 @@ _RETIRED = (
     ("self_distillation.map_logits", "log"),
     ("self_distillation.difficulty", "clip"),
     ("self_distillation.uncertainty", "log_vocabulary"),
-    ("self_distillation.top_k", 64),
 )
 
 
@@ -210,8 +209,9 @@ class SelfDistillationConfig:
     weight: float = _key(1.0, "weight relative to the view's cross-entropy (papers: alpha)", low=0.0)
     temperature: float = _key(3.0, "temperature of the distilled distributions (papers: tau)", low=0.01)
     output: str = _key(
-        "vmm", "what is stored: vocabulary maps, or all logits of every token", choices=OUTPUTS
+        "vmm", "what is stored: vocabulary maps, all logits of every token, or its top k", choices=OUTPUTS
     )
+    top_k: int = _key(64, "stored logits per token (output=top_k)", low=1)
     dtype: str = _key("float32", "dtype of stored logits", choices=("float32", "bfloat16"))
 
 

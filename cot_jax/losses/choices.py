@@ -7,4 +7,4 @@ DETACHABLE = ("label", "rationale", "none")
 
 # Soft targets.
 SELF_DISTILLATION = ("dlb", "dynamic", "dynsdpb")
-OUTPUTS = ("vmm", "full")
+OUTPUTS = ("vmm", "full", "top_k")

@@ -21,7 +21,6 @@ KL term over the K classes: its weight a is a / K here.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +35,13 @@ from cot_jax.losses.vocabulary import VocabularyPass, logits
 _LEAST = 1e-30
 
 
+class TopK(NamedTuple):
+    """The k largest logits of each position, (h, T, k), and their ids, int32."""
+
+    logits: jax.Array
+    ids: jax.Array
+
+
 class LastBatch(NamedTuple):
     """Outputs of the right half of a batch, kept for the next step.
 
@@ -45,7 +51,7 @@ class LastBatch(NamedTuple):
     """
 
     example_h: jax.Array
-    outputs: dict[str, jax.Array]
+    outputs: dict[str, Any]
 
 
 class Distilled(NamedTuple):
@@ -75,7 +81,9 @@ class SelfDistillation:
       weight: weight of the term, added to the view's cross-entropy (the papers' alpha).
       temperature: the papers' tau.
       output: "vmm": vocabulary maps, the sum over real positions of softmax(z), (h, V); "full": logits
-        (h, T, V).
+        (h, T, V); "top_k": the logits of the `top_k` most probable tokens of each position, (h, T, k),
+        on which both sides are renormalised.
+      top_k: k.
       dtype: dtype of stored logits.
     """
 
@@ -84,6 +92,7 @@ class SelfDistillation:
     weight: float
     temperature: float
     output: str
+    top_k: int
     dtype: DTypeLike
 
     @property
@@ -95,18 +104,36 @@ class SelfDistillation:
         return self.method != "dlb"
 
     @property
+    def stores_vocabulary(self) -> bool:
+        """Whether the last axis of stored outputs is the vocabulary."""
+        return self.output != "top_k"
+
+    @property
     def differentiates_outputs(self) -> bool:
         """Whether more than a cross-entropy with known weights is differentiated in the vocabulary pass."""
         return (self.output == "vmm" and self.weight > 0) or not self.distills
 
-    def empty(self, h: int, V: int, widths: Mapping[str, int]) -> "LastBatch":
-        """The state before the first step, without outputs of any example; `widths`: the longest targets."""
-        outputs = {
-            view: jnp.zeros((h, V)) if self.output == "vmm" else jnp.zeros((h, widths[view], V), self.dtype)
-            for view in self.views
-            if self.distills
-        }
-        return LastBatch(jnp.full(h, -1, jnp.int32), outputs)
+    def empty(self, rows: int, vocab_size: int, widths: dict[str, int]) -> "LastBatch":
+        """The state before the first step, without outputs of any example.
+
+        Args:
+          rows: h, half a batch.
+          vocab_size: V.
+          widths: view -> the longest target.
+        """
+        outputs: dict[str, Any] = {}
+        for view in self.views if self.distills else ():
+            shape_hT = (rows, widths[view])
+            if self.output == "vmm":
+                outputs[view] = jnp.zeros((rows, vocab_size), jnp.float32)
+            elif self.output == "full":
+                outputs[view] = jnp.zeros((*shape_hT, vocab_size), self.dtype)
+            else:
+                k = min(self.top_k, vocab_size)
+                outputs[view] = TopK(
+                    jnp.zeros((*shape_hT, k), self.dtype), jnp.zeros((*shape_hT, k), jnp.int32)
+                )
+        return LastBatch(jnp.full(rows, -1, jnp.int32), outputs)
 
     def __call__(
         self,
@@ -122,6 +149,9 @@ class SelfDistillation:
 
         Args:
           passed: the view's pass, with entropy if `dynamic`, with the map "sum" if the output is "vmm".
+          hidden_GYD: the view's hidden states.
+          head_DV: output embedding.
+          view: the view.
           stored: the view's part of `LastBatch.outputs`.
           linked_h: bool, whether outputs of the left examples are stored.
           batch_axes: axes of the ambient mesh that shard the groups.
@@ -163,7 +193,7 @@ class SelfDistillation:
             )
             inputs = (hidden_GETD, head_DV, left(learned_GET), stored, tau_h)
             divergence_h, agree_h, outputs = self._match_tokens(*inputs, batch_axes)
-        outputs = jax.lax.stop_gradient(outputs.astype(stored.dtype))
+        outputs = jax.tree.map(lambda new, old: jax.lax.stop_gradient(new.astype(old.dtype)), outputs, stored)
         diagnostics |= {
             "weight": _mean(weight_h, linked_h),
             "temperature": _mean(tau_h, linked_h),
@@ -183,13 +213,25 @@ class SelfDistillation:
             for half in (left, right)
         )
         T = now_hTV.shape[1]
-        before_hTV = stored[:, :T]
-        agree_hT = before_hTV.argmax(-1) == now_hTV.argmax(-1)
-        divergence_hT = divergence(before_hTV.astype(now_hTV.dtype), now_hTV, tau_h[:, None])
+        before = jax.tree.map(lambda x: x[:, :T], stored)
+        best_hT = now_hTV.argmax(-1)
+        kept: Any = next_hTV
+        if self.output == "full":
+            agree_hT = before.argmax(-1) == best_hT
+        else:
+            agree_hT = before.ids[..., 0] == best_hT
+            kept = _top_k(jax.lax.stop_gradient(next_hTV), before.ids.shape[-1], batch_axes)
+            now_hTV = jnp.take_along_axis(now_hTV, before.ids, axis=-1)
+            before = before.logits
+        divergence_hT = divergence(before.astype(now_hTV.dtype), now_hTV, tau_h[:, None])
+
+        def pad(new, old):
+            return jnp.pad(new, [(0, 0), (0, old.shape[1] - T), (0, 0)])
+
         return (
             _token_mean(divergence_hT, learned_hT),
             _token_mean(agree_hT.astype(divergence_hT.dtype), learned_hT),
-            jnp.pad(next_hTV, [(0, 0), (0, stored.shape[1] - T), (0, 0)]),
+            jax.tree.map(pad, kept, stored),
         )
 
 
@@ -293,6 +335,31 @@ def right(x: jax.Array) -> jax.Array:
 
 def _halves(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0] * x.shape[1] // 2, 2, *x.shape[2:])
+
+
+def _top_k(logits_hTV: jax.Array, k: int, batch_axes: tuple[str, ...]) -> TopK:
+    """The k largest logits of each position; each device searches its own rows and tokens.
+
+    The compiler does not shard a top-k: it would send all logits to all devices.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    vocabulary = "model" if mesh.shape.get("model", 1) > 1 else None
+
+    def search(z_hTV):
+        found = TopK(*jax.lax.top_k(z_hTV, min(k, z_hTV.shape[-1])))
+        if not vocabulary:
+            return found
+        found = found._replace(ids=found.ids + jax.lax.axis_index(vocabulary) * z_hTV.shape[-1])
+        candidates = jax.lax.all_gather(found, vocabulary, axis=2, tiled=True)
+        best_hTk, place_hTk = jax.lax.top_k(candidates.logits, k)
+        return TopK(best_hTk, jnp.take_along_axis(candidates.ids, place_hTk, axis=-1))
+
+    if not batch_axes:
+        return search(logits_hTV)
+    rows = PartitionSpec(batch_axes)
+    return jax.shard_map(
+        search, in_specs=PartitionSpec(batch_axes, None, vocabulary), out_specs=rows, check_vma=False
+    )(logits_hTV)
 
 
 def divergence(stored_logits: jax.Array, logits: jax.Array, temperature: jax.Array) -> jax.Array:

@@ -242,5 +242,6 @@ def _self_distillation(config: Config, method: Sequence[View]) -> SelfDistillati
         weight=section.weight,
         temperature=section.temperature,
         output=section.output,
+        top_k=section.top_k,
         dtype=jnp.dtype(section.dtype),
     )

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from cot_jax.config import MeshConfig, Processes
 from cot_jax.errors import UserError
+from cot_jax.losses.soft_targets import SelfDistillation
 from cot_jax.models.weights import Weights
 from cot_jax.training.step import TrainState
 
@@ -132,12 +133,17 @@ def by_weights(mesh: Mesh, shapes: Any, weights: Weights) -> Any:
     return jax.tree_util.tree_map_with_path(one, shapes)
 
 
-def of_state(mesh: Mesh, shapes: TrainState, weights: Weights) -> TrainState:
+def of_state(
+    mesh: Mesh, shapes: TrainState, weights: Weights, distillation: SelfDistillation | None
+) -> TrainState:
     """Returns the shardings of a train state; stored outputs are sharded as their examples and logits."""
     whole: Any = replicated(mesh)
 
     def output(leaf):
-        vocabulary = "model" if leaf.shape[-1] % mesh.shape["model"] == 0 else None
+        divides = (
+            distillation and distillation.stores_vocabulary and leaf.shape[-1] % mesh.shape["model"] == 0
+        )
+        vocabulary = "model" if divides else None
         return NamedSharding(mesh, P(BATCH_AXES, *(leaf.ndim - 2) * [None], *[vocabulary][: leaf.ndim - 1]))
 
     return TrainState(

@@ -77,7 +77,7 @@ class Run:
             return init_state(params, optimizer, step_rng, self._empty_last_batch())
 
         like = jax.eval_shape(create, given)
-        state_sharding = of_state(self.mesh, like, trained)
+        state_sharding = of_state(self.mesh, like, trained, experiment.self_distillation)
         self._abstract_state = abstract(like, state_sharding)
         # Each device initialises its own shard of every parameter.
         create = jax.jit(create, out_shardings=state_sharding)

@@ -18,7 +18,7 @@ B, T, D, V = 6, 5, 4, 9
 LENGTHS = np.array([3, 5, 1, 2, 0, 4], np.int32)  # the left examples are 0, 2, 4; one is empty
 TERMS, WEIGHTS = {"predict": "label"}, {"label": 0.7}
 
-DLB = SelfDistillation("dlb", ("predict",), 0.8, 3.0, "full", jnp.float64)
+DLB = SelfDistillation("dlb", ("predict",), 0.8, 3.0, "full", 4, jnp.float64)
 
 
 class FixedHidden:
@@ -98,6 +98,9 @@ def _torch_term(spec, torch):
         old, new = before[h, :n], z[i, :n]
         if spec.output == "vmm":
             old, new = (x.softmax(-1).sum(0, keepdim=True).log() for x in (old, new))
+        elif spec.output == "top_k":
+            top = old.topk(spec.top_k).indices
+            old, new = old.gather(-1, top), new.gather(-1, top)
         p, log_q = (old / tau).softmax(-1), (new / tau).log_softmax(-1)
         term = term + weight * tau**2 * (p * (p.log() - log_q)).sum(-1).mean()
     return nll.mean(), term / n_linked, (hidden, head)
@@ -105,7 +108,7 @@ def _torch_term(spec, torch):
 
 @pytest.mark.parametrize("layout", [(1, 0, 0), (3, 2, 3)])
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-@pytest.mark.parametrize("output", ["full", "vmm"])
+@pytest.mark.parametrize("output", ["full", "top_k", "vmm"])
 @pytest.mark.parametrize("method", ["dlb", "dynsdpb"])
 def test_equals_the_formulas_in_value_and_gradient(method, output, temperature, layout):
     torch = pytest.importorskip("torch", reason="parity needs PyTorch")

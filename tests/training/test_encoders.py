@@ -197,7 +197,9 @@ SOFT = {
 @pytest.fixture(scope="module")
 def soft(world):
     """The losses of a method of self-distillation, without dropout."""
-    return lambda name: _losses(_run(world, **SOFT[name], **{"model.dropout_rate": 0.0}))
+    return lambda name: _losses(
+        _run(world, **SOFT[name], **{"model.dropout_rate": 0.0, "self_distillation.top_k": 3})
+    )
 
 
 @pytest.mark.slow

@@ -55,7 +55,8 @@ MI = MutualInformation("predict", "explain", 0.1, "reference", "max", "label")
 
 
 def _distillation(method, output):
-    return SelfDistillation(method, tuple(TERMS), 1.0, 3.0, output, jnp.float32)
+    settings = (4, jnp.float32)
+    return SelfDistillation(method, tuple(TERMS), 1.0, 3.0, output, *settings)
 
 
 METHODS = {
@@ -67,6 +68,7 @@ METHODS = {
         _distillation("dynsdpb", "vmm"),
     ),
     "dlb, all logits": (TERMS, None, _distillation("dlb", "full")),
+    "dlb, the largest logits": (TERMS, None, _distillation("dlb", "top_k")),
 }
 
 
@@ -116,7 +118,7 @@ def _start(method, arrangement):
         STUDENT, terms, {"label": 0.5, "rationale": 0.5}, mi, distillation, batch_axes=BATCH_AXES
     )
     state = jax.eval_shape(_create(method))
-    shardings = of_state(mesh, state, STUDENT.weights)
+    shardings = of_state(mesh, state, STUDENT.weights, distillation)
     step = jax.jit(
         make_train_step(objective, OPTIMIZER),
         in_shardings=(shardings, by_example(mesh)),
@@ -181,7 +183,9 @@ def _crossing(compiled, kind):
     }
 
 
-@pytest.mark.parametrize("method", ["mi, both sides, and dynsdpb", "dlb, all logits"])
+@pytest.mark.parametrize(
+    "method", ["mi, both sides, and dynsdpb", "dlb, all logits", "dlb, the largest logits"]
+)
 def test_what_is_gathered_is_a_layer_of_weights_over_fsdp_and_no_logits(method):
     *_, compiled = _start(method, "2x2x2")
     D, H, K, F, half = 48, 8, 4, 40, 2

@@ -20,7 +20,7 @@ from cot_jax.training.step import init_state, make_train_step
 EXAMPLES, BATCH, VOCABULARY = 60, 8, 64
 SIZES = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
 STUDENT = T5(T5Config(vocab_size=VOCABULARY, dropout_rate=0.1, **SIZES))
-VMM = SelfDistillation("dynsdpb", ("predict", "explain"), 1.0, 3.0, "vmm", jnp.float32)
+VMM = SelfDistillation("dynsdpb", ("predict", "explain"), 1.0, 3.0, "vmm", 4, jnp.float32)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_at_weight_zero_nothing_changes(batches):
     assert plain_rows[-1]["loss"] < 0.9 * plain_rows[0]["loss"]
 
 
-@pytest.mark.parametrize("output", ["vmm", "full"])
+@pytest.mark.parametrize("output", ["vmm", "full", "top_k"])
 def test_resume_equals_no_interruption(batches, output, tmp_path):
     distillation = dataclasses.replace(VMM, output=output, dtype=jnp.bfloat16)
     state, step = _start(distillation)

@@ -72,7 +72,7 @@ def _random_model(preset: str, directory: Path) -> Path:
     format = formats.train(texts, 512, directory / "scratch", "causal")
     config = dataclasses.replace(
         students.PRESETS[preset],
-        pad_token_id=format.tokenizer.pad_id,
+        pad_token_id=format.tokenizer.hf.pad_token_id,
         eos_token_ids=(format.tokenizer.eos_id,),
     )
     student = students.build(config.to_json(), students.Options())

@@ -5,7 +5,8 @@ python -m benchmarks.head --batch=64 --targets 128 256 --memory_only
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -13,9 +14,38 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure
-from cot_jax.batch import Tokens
+from cot_jax.batch import Segments, Tokens
 from cot_jax.losses.mutual_information import mutual_information_loss
-from cot_jax.losses.vocabulary import VocabularyMap, VocabularyPass, plain_vocabulary_pass, vocabulary_pass
+from cot_jax.losses.vocabulary import VocabularyMap, VocabularyPass, logits, vocabulary_pass
+
+
+def plain_vocabulary_pass(
+    hidden_GYD: jax.Array,
+    head_DV: jax.Array,
+    targets: Tokens,
+    maps: Mapping[str, VocabularyMap] = MappingProxyType({}),
+    *,
+    entropy: bool = False,
+) -> VocabularyPass:
+    """The definition of `vocabulary_pass`: all logits at once, gradients by automatic differentiation."""
+    logp_GYV, segments = jax.nn.log_softmax(logits(hidden_GYD, head_DV)), Segments.of(targets)
+    made = {}
+    for name, kind in maps.items():
+        length_GE = targets.length if kind.length_GE is None else kind.length_GE
+        counted_GY1 = segments.within(length_GE)[..., None]
+        p_GETV = segments.unpack(jnp.where(counted_GY1, jnp.exp(logp_GYV), 0))
+        if kind.reduction == "max":  # jnp.max would divide the gradient among equal maxima
+            first_GE1V = jnp.argmax(p_GETV, axis=2, keepdims=True)
+            made[name] = jnp.take_along_axis(p_GETV, first_GE1V, axis=2)[:, :, 0]
+        else:
+            made[name] = jnp.sum(p_GETV, axis=2)
+        if kind.reduction == "mean":
+            made[name] /= jnp.maximum(length_GE, 1)[..., None]
+    return VocabularyPass(
+        nll_GY=-jnp.take_along_axis(logp_GYV, targets.ids[..., None], axis=-1)[..., 0],
+        entropy_GY=-jnp.sum(jnp.exp(logp_GYV) * logp_GYV, axis=-1) if entropy else None,
+        maps=made,
+    )
 
 
 def main() -> None:

@@ -240,9 +240,6 @@ class OurStep:
                 weight=c.weight,
                 temperature=c.temperature,
                 output="vmm" if widths is None else "full",
-                map_logits=c.map_logits,
-                difficulty=c.difficulty,
-                uncertainty=c.uncertainty,
                 top_k=c.top_k,
                 dtype=jnp.bfloat16,
             )

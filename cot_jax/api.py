@@ -60,9 +60,6 @@ class Trained:
         It also draws curves.png in the directory if Matplotlib is installed. With config.train.wandb it logs
         the answers, as a table, to Weights & Biases.
 
-        Args:
-          count: questions.
-
         Raises:
           UserError: the directory is an export, which has no learning curve.
         """

@@ -30,12 +30,9 @@ from cot_jax.imports import make_callable
 from cot_jax.limits import MOST
 from cot_jax.losses.choices import (
     DETACHABLE,
-    DIFFICULTIES,
-    MAP_LOGITS,
     OUTPUTS,
     REDUCTIONS,
     SELF_DISTILLATION,
-    UNCERTAINTIES,
     VARIANTS,
 )
 from cot_jax.models.choices import PRESETS, REMAT
@@ -48,6 +45,12 @@ TABLES = SHIPPED / "tables"
 STEPS = 10_000  # Hsieh et al. 2023 and Chen et al. 2024
 # Hu et al. 2022, appendix D.1, and common practice: about ten times that of full fine-tuning.
 LORA_LEARNING_RATE = 5e-4
+# Keys that older runs record, with the values that are no choice any more.
+_RETIRED = (
+    ("self_distillation.map_logits", "log"),
+    ("self_distillation.difficulty", "clip"),
+    ("self_distillation.uncertainty", "log_vocabulary"),
+)
 
 
 def _key(
@@ -208,11 +211,6 @@ class SelfDistillationConfig:
     output: str = _key(
         "vmm", "what is stored: vocabulary maps, all logits of every token, or its top k", choices=OUTPUTS
     )
-    map_logits: str = _key("log", "how a vocabulary map becomes logits", choices=MAP_LOGITS)
-    difficulty: str = _key(
-        "clip", "how dynsdpb's temperature grows with an example's loss", choices=DIFFICULTIES
-    )
-    uncertainty: str = _key("log_vocabulary", "what normalises an example's entropy", choices=UNCERTAINTIES)
     top_k: int = _key(64, "stored logits per token (output=top_k)", low=1)
     dtype: str = _key("float32", "dtype of stored logits", choices=("float32", "bfloat16"))
 
@@ -336,11 +334,9 @@ class Config:
         """Returns the config without placeholders such as learning rate 0; `usual`: the family's defaults."""
         model = self.model.resolved(usual)
         rate = LORA_LEARNING_RATE if model.has_lora else LEARNING_RATES[self.optimizer.name]
-        optimizer = dataclasses.replace(self.optimizer, learning_rate=self.optimizer.learning_rate or rate)
-        train = self.train
-        if not train.epochs:
-            train = dataclasses.replace(train, steps=train.steps or STEPS)
-        return dataclasses.replace(self, model=model, optimizer=optimizer, train=train)
+        steps = self.train.steps or (0 if self.train.epochs else STEPS)
+        changes = {"optimizer.learning_rate": self.optimizer.learning_rate or rate, "train.steps": steps}
+        return dataclasses.replace(self, model=model).changed(changes)
 
     def scheduled(self, steps_an_epoch: float) -> "Config":
         """Returns a resolved config with epochs and shares as steps; a config with steps is unchanged.
@@ -353,14 +349,23 @@ class Config:
         names = ("optimizer.warmup_ratio", steps, optimizer.warmup_steps, "optimizer.warmup_steps")
         warmup_steps = _as_steps(optimizer.warmup_ratio, *names)
         epoch = math.ceil(steps_an_epoch)
-        train = dataclasses.replace(
-            train,
-            steps=steps,
-            eval_every=train.eval_every or epoch,
-            checkpoint_every=train.checkpoint_every or epoch,
+        return self.changed(
+            {
+                "train.steps": steps,
+                "train.eval_every": train.eval_every or epoch,
+                "train.checkpoint_every": train.checkpoint_every or epoch,
+                "optimizer.warmup_steps": warmup_steps,
+            }
         )
-        optimizer = dataclasses.replace(optimizer, warmup_steps=warmup_steps)
-        return dataclasses.replace(self, train=train, optimizer=optimizer)
+
+    def changed(self, values: Mapping[str, Any]) -> "Config":
+        """Returns the config with new values for the keys "SECTION.NAME", which are not checked."""
+        config = self
+        for key, value in values.items():
+            section, name = key.split(".")
+            part = dataclasses.replace(getattr(config, section), **{name: value})
+            config = dataclasses.replace(config, **{section: part})
+        return config
 
     @property
     def unscheduled(self) -> set[str]:
@@ -408,16 +413,6 @@ def describe_keys(cls: type = Config, path: str = "config") -> Iterator[tuple[st
             yield name, field.default, field.metadata["doc"] + (f" ({choices})" if choices else "")
 
 
-def flattened(section: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (key, value) of every key of a config, in order."""
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from flattened(value, f"{path}{field.name}.")
-        else:
-            yield f"{path}{field.name}", value
-
-
 def freeze(values: Any, cls: type = Config, path: str = "config") -> Any:
     """Turns a ConfigDict (or a dict) into the frozen dataclass `cls`, checking every key.
 
@@ -446,7 +441,8 @@ def with_defaults(
     values: dict[str, Any], cls: type = Config, path: str = ""
 ) -> tuple[dict[str, Any], list[str]]:
     """Returns a saved config's JSON with defaults for missing keys, and those keys: it is older than they."""
-    hints, complete, added = typing.get_type_hints(cls), dict(values), []
+    hints, added = typing.get_type_hints(cls), []
+    complete = {name: value for name, value in values.items() if (f"{path}{name}", value) not in _RETIRED}
     for field in dataclasses.fields(cls):
         name = f"{path}{field.name}"
         if dataclasses.is_dataclass(hints[field.name]):

@@ -67,11 +67,7 @@ def command(main: Main) -> Main:
 
 
 def argument_parser(name: str, doc: str | None, **options: Any) -> argparse.ArgumentParser:
-    """Returns the parser of `python -m cot_jax.NAME`, whose `--help` shows `doc` as it is written.
-
-    Args:
-      options: further arguments of ArgumentParser.
-    """
+    """Returns the parser of `python -m cot_jax.NAME`, whose `--help` shows `doc` as it is written."""
     raw = argparse.RawDescriptionHelpFormatter
     name = f"python -m cot_jax.{name}"
     return argparse.ArgumentParser(

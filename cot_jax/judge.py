@@ -22,7 +22,7 @@ from cot_jax.answers.reading import choices, final_answer
 from cot_jax.data.teacher.endpoint import Endpoint, chat
 from cot_jax.errors import UserError, argument_parser, command, writing
 from cot_jax.files import local, write_json, write_json_lines, write_text
-from cot_jax.limits import refuse_too_much
+from cot_jax.limits import check_ranges
 from cot_jax.metrics import quality
 from cot_jax.training.predictions import OUTCOMES, Evaluation, Prediction, outcome, paired, read_evaluation
 
@@ -57,20 +57,22 @@ Measures = dict[str, Any]  # of one example or of all; a None value: nothing to 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, or 2 for a mistake in its arguments or files."""
     options = _options(argv)
-    refuse_too_much(vars(options))
+    check_ranges(vars(options), positive=("examples", "samples", "concurrency"))
     evaluation = read_evaluation(options.run, options.split, options.task)
     if all(prediction.rationale is None for prediction in evaluation.predictions):
         raise UserError(f"{evaluation.where}: this student wrote no rationales to measure")
+    written = ["rationales.json", "rationales.jsonl", *(["judge_cache.jsonl"] if options.endpoint else [])]
     with writing(evaluation.where):
         if options.against:
             against = read_evaluation(options.against, options.split, options.task)
             studies = _case_studies(evaluation, against, options.examples)
             write_text(evaluation.where / "case_studies.md", studies)
+            written.append("case_studies.md")
         measures, rows = _measure(evaluation, options)
         write_json(evaluation.where / "rationales.json", measures)
         write_json_lines(evaluation.where / "rationales.jsonl", rows)
     print("\n".join(_summary(measures)))
-    print(f"written to {evaluation.where}: {', '.join(_written(options))}")
+    print(f"written to {evaluation.where}: {', '.join(written)}")
     return 0
 
 
@@ -213,18 +215,16 @@ def _case_studies(a: Evaluation, b: Evaluation, most: int) -> str:
             f"> {_escape(ours.question)}",
             f"Gold: **{_escape(ours.gold)}**",
             "| | A | B |\n|---|---|---|\n"
-            + _table_row(
-                "label", *(f"{'✓' if p.correct else '✗'} {_escape(p.label)}" for p in (ours, theirs))
-            )
-            + _table_row("rationale", *(_escape(p.rationale or "") for p in (ours, theirs))).rstrip("\n"),
+            f"| label | {_marked(ours)} | {_marked(theirs)} |\n"
+            f"| rationale | {_escape(ours.rationale or '')} | {_escape(theirs.rationale or '')} |",
         ]
         if ours.teacher_rationale:
             parts.append(f"Teacher: {_escape(ours.teacher_rationale)}")
     return "\n\n".join(parts) + "\n"
 
 
-def _table_row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |\n"
+def _marked(prediction: Prediction) -> str:
+    return f"{'✓' if prediction.correct else '✗'} {_escape(prediction.label)}"
 
 
 def _escape(text: str) -> str:
@@ -265,15 +265,6 @@ def _summary(measures: Measures) -> list[str]:
     return lines
 
 
-def _written(options: argparse.Namespace) -> list[str]:
-    return [
-        "rationales.json",
-        "rationales.jsonl",
-        *(["judge_cache.jsonl"] if options.endpoint else []),
-        *(["case_studies.md"] if options.against else []),
-    ]
-
-
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argument_parser("judge", __doc__)
     add = parser.add_argument
@@ -293,10 +284,6 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if bool(options.endpoint) != bool(options.model):
         parser.error("give --endpoint and --model together")
-    if min(options.examples, options.samples, options.concurrency) < 1:
-        parser.error("--examples, --samples and --concurrency must be at least 1")
-    if min(options.temperature, options.max_tokens, options.seed) < 0:
-        parser.error("--temperature, --max_tokens and --seed must not be negative")
     return options
 
 

@@ -181,19 +181,11 @@ def _activation_changes(batch_size: int) -> list[dict[str, Any]]:
 
 def changed(experiment: Experiment, change: dict[str, Any]) -> Experiment:
     """Returns the experiment with new values for the keys "SECTION.NAME"."""
-    config = _changed(experiment.config, change)
+    config = experiment.config.changed(change)
     student, *_ = load_student(config.model, experiment.format, weights=False, platform="gpu")  # or TPU
     return dataclasses.replace(
         experiment, config=config, student=student, lora=make_lora(config.model, student)[0]
     )
-
-
-def _changed(config: Config, change: dict[str, Any]) -> Config:
-    for key, value in change.items():
-        section, name = key.split(".")
-        part = dataclasses.replace(getattr(config, section), **{name: value})
-        config = dataclasses.replace(config, **{section: part})
-    return config
 
 
 def _bytes(tree: Any) -> int:
@@ -210,7 +202,7 @@ def _why(need: Need, memory: int) -> str:
         return f"state and gradients alone need {_size(need.least)} of {_size(memory)}"
     if need.compiler:
         return f"the compiler says: {need.compiler}"
-    return f"it needs {_size(need.total)} of {_size(memory)}"
+    return f"it needs {_size(need.resident + need.rest)} of {_size(memory)}"
 
 
 def _table(need: Need, memory: int) -> list[str]:
@@ -248,18 +240,12 @@ def _describe(
     yield f"{len(devices)} x {devices[0].device_kind}, {_size(memory)} each; {source}"
 
 
-def _size(count: int | None) -> str:
-    if count is None:
-        return "unknown"
+def _size(count: int) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.2f} MiB"
 
 
 def _devices(options: argparse.Namespace) -> tuple[Sequence[jax.Device], int, str]:
-    """Returns the devices to plan for, which need not exist, the bytes of one, and the source of the figures.
-
-    Raises:
-      UserError: no such topology, or no compiler for it.
-    """
+    """Returns the devices to plan for, which need not exist, the bytes of one, and whose figures they are."""
     if options.devices:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", options.devices)

@@ -10,6 +10,7 @@ The same command, run again, sends only what is missing, so changing the filters
 """
 
 import argparse
+import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -24,11 +25,11 @@ from cot_jax.data.examples import Example
 from cot_jax.data.tasks import Splits
 from cot_jax.data.teacher import prompts
 from cot_jax.data.teacher.endpoint import Batch, Endpoint, Reply, Request, chat, completion
-from cot_jax.data.teacher.prompts import Demonstration, Style
+from cot_jax.data.teacher.prompts import Style
 from cot_jax.data.teacher.samples import FILTERS, KINDS, Asked, Sample, drops, majority, read
 from cot_jax.errors import UserError, argument_parser, command, printable, writing
-from cot_jax.files import Row, local, locked, read_json_lines, write_json, write_json_lines, write_text
-from cot_jax.limits import refuse_too_much
+from cot_jax.files import local, locked, write_json, write_json_lines, write_text
+from cot_jax.limits import check_ranges
 
 _SHOWN = 3  # examples shown for each reason
 _FIELDS = {"cot": "rationales", "pot": "programs"}  # kind -> field of a teacher's file
@@ -40,7 +41,7 @@ Judged = list[tuple[Sample, str | None]]  # each with why it is left out; None: 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0, 2: wrong arguments or files, 130: interrupted."""
     options = _options(argv)
-    refuse_too_much(vars(options))
+    check_ranges(vars(options), positive=("samples", "concurrency", "timeout"))
     try:
         _run(options)
     except KeyboardInterrupt:
@@ -94,10 +95,10 @@ def _load(options: argparse.Namespace) -> Splits:
 
 def _style(options: argparse.Namespace, splits: Splits, kinds: Sequence[str]) -> Style:
     """Returns how to ask; raises UserError without demonstrations, or for programs without numbers."""
-    own = []
+    style = prompts.style_of(options.task, splits)
     if options.demonstrations:
-        own = [_demonstration(row, kinds) for row in read_json_lines(options.demonstrations)]
-    style = prompts.style_of(options.task, splits, own)
+        own = prompts.read_demonstrations(options.demonstrations, programs="pot" in kinds)
+        style = dataclasses.replace(style, demonstrations=own)
     if "pot" in kinds and not splits.by_value:
         raise UserError(
             f"--kind={options.kind}: the labels of {options.task} are not numbers: use --kind=cot"
@@ -106,11 +107,6 @@ def _style(options: argparse.Namespace, splits: Splits, kinds: Sequence[str]) ->
         fix = "give your own with --demonstrations=FILE, or use --prompt=zero_shot"
         raise UserError(f"there are no demonstrations for task={options.task}: {fix}")
     return style
-
-
-def _demonstration(row: Row, kinds: Sequence[str]) -> Demonstration:
-    program = row.text("program") if "pot" in kinds else None
-    return Demonstration(row.text("input"), row.text("rationale"), row.text("label"), program)
 
 
 def _source(options: argparse.Namespace) -> Endpoint | Batch:
@@ -340,12 +336,6 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     add("--timeout", type=float, default=120.0, help="seconds to wait for an answer before a retry")
     add("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="per million tokens: reports the cost")
     options = parser.parse_args(argv)
-    if min(options.samples, options.concurrency) < 1:
-        parser.error("--samples and --concurrency must be at least 1")
-    numbers = ("limit", "temperature", "max_tokens", "seed", "max_words", "per_minute")
-    if any(getattr(options, name) < 0 for name in numbers) or not options.timeout > 0:
-        names = ", ".join(f"--{name}" for name in numbers)
-        parser.error(f"{names} must not be negative, --timeout must be above 0")
     if options.task != "word_problems" and not options.root:
         parser.error(f"--task={options.task} reads files: give their folder with --root=DIR")
     if options.task == "word_problems" and (options.split != "train" or not options.limit):

@@ -30,7 +30,7 @@ from cot_jax.config import parse_command_line, refuse_other_config
 from cot_jax.errors import argument_parser, command, writing
 from cot_jax.experiments import Cell, Table
 from cot_jax.files import locked, place, uploaded
-from cot_jax.limits import MOST
+from cot_jax.limits import MOST, check_ranges
 from cot_jax.training.result import RESULT_FILE, metric_of, read_result
 
 say = functools.partial(print, flush=True)
@@ -205,8 +205,7 @@ def _options(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
         if not match:
             parser.error(f"unexpected argument {argument!r}; give keys as --config.KEY=VALUE")
         overrides[match[1]] = match[2]
-    if options.jobs < 1:
-        parser.error(f"--jobs={options.jobs}: must be at least 1")
+    check_ranges({"jobs": options.jobs}, positive=("jobs",))
     if options.table:
         if options.methods or options.fractions:
             parser.error("--table defines its own methods: leave --methods and --fractions out")

@@ -48,7 +48,7 @@ def save_random_run(workdir: Path, config: Config, texts: list[str], pieces: int
     format = formats.train(texts, pieces, workdir / "scratch", "seq2seq")
     tokenizer = format.tokenizer
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
-    student = T5(T5Config(vocab_size=tokenizer.size, pad_token_id=tokenizer.pad_id, **sizes))
+    student = T5(T5Config(vocab_size=tokenizer.size, pad_token_id=tokenizer.hf.pad_token_id, **sizes))
     rng = np.random.default_rng(0)
     like = shapes(student.weights)
     params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), like)

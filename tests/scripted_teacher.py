@@ -135,7 +135,7 @@ class WordProblems:
         mistaken = chance < self.silence_rate + self.error_rate and not hinted
         example = (self.wrong if mistaken else self.right)[question]
         if kind == "pot":
-            return f"```python\n{example.program}\n```"
+            return f"```python\n{example.programs[0]}\n```"
         return f"{example.rationale} The answer is {example.teacher_label}."
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import experiment, measure, report, run_step, startup, step_throughput, tpu_schedule, workload
 from benchmarks.all import ROWS
-from cot_jax.losses.vocabulary import plain_vocabulary_pass
+from benchmarks.head import plain_vocabulary_pass
 from cot_jax.models import student as students
 from cot_jax.models.bert import BertConfig
 from cot_jax.models.t5 import T5, T5Config

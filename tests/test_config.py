@@ -1,6 +1,7 @@
 """Configuration: published defaults, and one line for every mistake."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from cot_jax.config import (
     reference,
     refuse_other_config,
     to_json,
+    with_defaults,
 )
 from cot_jax.errors import UserError
 from cot_jax.models.t5 import T5
@@ -163,6 +165,15 @@ def test_json_holds_the_whole_config():
     assert config == Config()
     assert '"learning_rate": 5e-05' in to_json(config.resolved(T5.usual))
     assert all(math.isfinite(v) for _, v, _ in describe_keys() if isinstance(v, float))
+
+
+def test_a_run_that_records_a_retired_key_is_read_if_it_used_what_is_left():
+    values = json.loads(to_json(Config()))
+    values["self_distillation"]["difficulty"] = "clip"
+    assert freeze(with_defaults(values)[0]) == Config()
+    values["self_distillation"]["difficulty"] = "sqrt"
+    with pytest.raises(UserError, match=r"config\.self_distillation\.difficulty: no such key"):
+        freeze(with_defaults(values)[0])
 
 
 @pytest.mark.parametrize("rate", [-0.5, -0.01])

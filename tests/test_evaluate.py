@@ -267,7 +267,7 @@ def pretrained(tmp_path_factory):
     texts = [f"{row['input']} He has {row['label']} . So the answer is" for row in rows]
     tokenizer = formats.train(texts, 96, directory, "seq2seq").tokenizer
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
-    student = T5(T5Config(vocab_size=tokenizer.size, pad_token_id=tokenizer.pad_id, **sizes))
+    student = T5(T5Config(vocab_size=tokenizer.size, pad_token_id=tokenizer.hf.pad_token_id, **sizes))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes(student.weights))
     students.save(directory, student, params)

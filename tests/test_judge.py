@@ -269,9 +269,14 @@ def test_mistakes_are_one_line_and_status_2(where, tmp_path, capsys, break_it, m
     assert re.search(f"^error: .*{message}", err)
 
 
-@pytest.mark.parametrize(
-    "wrong", ["--endpoint=http://h/v1", "--samples=0", "--model=m", "--temperature=-1", "--seed=-1"]
-)
+@pytest.mark.parametrize("wrong", ["--samples=0", "--temperature=-1.0", "--seed=-1"])
+def test_numbers_out_of_range_are_one_line(where, capsys, wrong):
+    status, _, err = _main(capsys, where.parents[1], wrong)
+    assert status == 2
+    assert err.startswith(f"error: {wrong}: must be from ")
+
+
+@pytest.mark.parametrize("wrong", ["--endpoint=http://h/v1", "--model=m"])
 def test_wrong_flags_are_usage_errors(where, capsys, wrong):
     with pytest.raises(SystemExit) as stopped:
         judge.main([str(where.parents[1]), wrong])

@@ -13,10 +13,11 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.head import plain_vocabulary_pass
 from cot_jax import api, evaluate, experiments
 from cot_jax.config import Config, to_json
 from cot_jax.losses.mutual_information import map_length
-from cot_jax.losses.vocabulary import VocabularyMap, plain_vocabulary_pass
+from cot_jax.losses.vocabulary import VocabularyMap
 from cot_jax.training.data import load_splits
 from cot_jax.training.saved import load
 

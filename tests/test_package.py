@@ -49,6 +49,8 @@ def test_a_wheel_holds_every_config_and_table(site):
         file.relative_to(site / "cot_jax/configs") for file in site.glob("cot_jax/configs/**/*.py")
     } == files
     assert (site / "cot_jax" / "py.typed").is_file()
+    assert len([*site.glob("cot_jax/data/teacher/demonstrations/*.jsonl")]) == 5
+    assert (site / "cot_jax/training/model_card.md").is_file()
     assert "cot-jax = cot_jax.__main__:main" in next(site.glob("*/entry_points.txt")).read_text()
     assert not (site / "configs").exists()
 

@@ -12,13 +12,6 @@ from cot_jax.answers.equality import is_correct
 from cot_jax.answers.reading import number
 
 
-class Ballots(NamedTuple):
-    """One path's K answers to each of N questions: (N * K,), those of a question together."""
-
-    answers: Sequence[str]
-    log_probs: Sequence[float]
-
-
 class Vote(NamedTuple):
     """An answer and its share of all votes, including empty ones."""
 
@@ -55,16 +48,20 @@ def vote(answers: Sequence[str], log_probs: Sequence[float], by_value: bool) -> 
     return Vote(answers[max(most, key=lambda n: log_probs[n])], len(most) / len(answers))
 
 
+# One path's K answers to each of N questions, those of a question together, and their log-probabilities.
+Ballots = tuple[Sequence[str], Sequence[float]]
+
+
 def elect(paths: Sequence[Ballots], questions: int, by_value: bool) -> list[list[str]]:
     """Returns the answers elected by the first k ballots of every path, for k = 1, ..., K."""
-    each = len(paths[0].answers) // questions
+    each = len(paths[0][0]) // questions
     elected = []
     for k in range(1, each + 1):
         chosen = []
         for start in range(0, questions * each, each):
             first = slice(start, start + k)
-            answers = [answer for path in paths for answer in path.answers[first]]
-            log_probs = [value for path in paths for value in path.log_probs[first]]
+            answers = [answer for given, _ in paths for answer in given[first]]
+            log_probs = [value for _, values in paths for value in values[first]]
             chosen.append(vote(answers, log_probs, by_value).answer)
         elected.append(chosen)
     return elected

@@ -67,8 +67,6 @@ class Ragged:
 
         Args:
           shape: slots of a group and width.
-          pad_id: fills unused slots.
-          groups: G.
           least: shorter sequences are padded with `pad_id` to this length.
 
         Raises:
@@ -166,16 +164,9 @@ class Batches:
     ):
         """
         Args:
-          views: all training examples by view.
           batch_size: B, examples per step, a multiple of `groups`.
-          steps: number of batches of the run.
-          seed: of the order.
-          order: one of `examples.ORDERS`.
           overlap: whether a batch shares half of its examples with the one before; B must be even.
-          groups: G.
           padded: views whose targets are padded to the longest of the batch (`make_batch`).
-          flops: arithmetic of the forward pass, given the work of each view.
-          pad_id: fills unused slots.
         """
         self.views, self._seed, self._order, self._overlap = views, seed, order, overlap
         self._batch_size, self._groups, self._padded, self._pad_id = batch_size, groups, padded, pad_id
@@ -286,8 +277,6 @@ def make_batch(
     Args:
       rows: row -1 is no example, of length 0 everywhere.
       shape: must hold the batch.
-      pad_id: fills unused slots.
-      groups: G.
       turns: as in `TokenizedView.in_turn`.
       padded: views whose targets are padded to the longest of the batch.
     """
@@ -316,12 +305,7 @@ def evaluation_rows(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray
 def evaluation_shapes(
     views: Mapping[str, TokenizedView], batches: Sequence[np.ndarray], *, groups: int, flops: Flops
 ) -> list[Shape]:
-    """Returns the shape of each of the `batches`, rows (B,) of examples; at most three distinct shapes.
-
-    Args:
-      groups: G.
-      flops: arithmetic of the forward pass, given the work of each view.
-    """
+    """Returns the shape of each of the `batches`, rows (B,) of examples; at most three distinct shapes."""
     rows = np.array(batches)
     needs = np.moveaxis(needed(view_lengths(views, rows), groups), 2, 0).reshape(len(rows), -1)
 
@@ -336,12 +320,7 @@ def evaluation_shapes(
 def question_shapes(
     questions: Ragged, *, batch_size: int, groups: int, new_tokens: int, flops: Flops
 ) -> np.ndarray:
-    """Returns (shapes, 2) int64, slots and width, cheapest first, for the batches of `evaluation_rows`.
-
-    Args:
-      new_tokens: length of an answer.
-      flops: arithmetic of the forward pass, given the work of the one view.
-    """
+    """Returns (shapes, 2) int64, slots and width, cheapest first, for the batches of `evaluation_rows`."""
     rows = np.array(list(evaluation_rows(questions.lengths, batch_size)))
     answers = np.array([batch_size // groups * new_tokens, new_tokens])
 

@@ -16,7 +16,7 @@ class Continuations(NamedTuple):
     """A context, its endings and the index of the correct one.
 
     The text that is scored is `context + " " + ending`; acc_norm divides by `len(ending)`, without the space
-    (`metrics.multiple_choice.likelihood_accuracy`).
+    (`metrics.multiple_choice.choices`).
     """
 
     id: str
@@ -32,7 +32,6 @@ def hellaswag(root: Path, split: str = "test") -> tuple[list[Continuations], tup
     questions list the endings and the answer is generated. The two are not comparable.
 
     Args:
-      root: folder with the data sets.
       split: test: the published validation file; valid, train: a tenth of the training file and the rest, as
         for the task.
 

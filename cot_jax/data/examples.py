@@ -36,11 +36,6 @@ class Example:
         """The first one."""
         return self.rationales[0] if self.rationales else None
 
-    @property
-    def program(self) -> str | None:
-        """The first one."""
-        return self.programs[0] if self.programs else None
-
 
 def parts_as_json(parts: tuple[str, ...]) -> str | list[str]:
     """Returns the JSON that `files.Row.parts` reads: a text, or a list of texts."""

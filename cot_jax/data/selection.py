@@ -22,8 +22,6 @@ def keep_right_programs(
 
     Args:
       labels: the labels to train on; None: no program is correct.
-      by_value: how answers compare (`equality.is_correct`).
-      interpreter: runs a program.
     """
     left_out: collections.Counter[str] = collections.Counter()
     kept = []

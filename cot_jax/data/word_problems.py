@@ -278,11 +278,7 @@ def generate(
 
 
 def splits(train: int, valid: int, test: int, seed: int, **difficulty: Any) -> dict[str, list[Example]]:
-    """Returns "train", "valid" and "test" of the given sizes without a common problem.
-
-    Args:
-      difficulty: keyword arguments of `generate`.
-    """
+    """Returns "train", "valid" and "test" of the given sizes without a common problem."""
     problems = generate(train + valid + test, seed, **difficulty)
     return {
         "train": problems[:train],

@@ -8,6 +8,3 @@ DETACHABLE = ("label", "rationale", "none")
 # Soft targets.
 SELF_DISTILLATION = ("dlb", "dynamic", "dynsdpb")
 OUTPUTS = ("vmm", "full", "top_k")
-MAP_LOGITS = ("log", "minmax")
-DIFFICULTIES = ("clip", "sqrt", "none")
-UNCERTAINTIES = ("log_vocabulary", "batch_maximum")

@@ -80,14 +80,10 @@ def make_objective(
     (`soft_targets.Teacher`).
 
     Args:
-      student: the model.
       terms: view name -> name of its cross-entropy.
       weights: name of a cross-entropy -> its weight in the total.
-      mutual_information: the MI term, or None.
-      self_distillation: from the last mini-batch, or None.
       batch_axes: axes of the ambient mesh that shard batches (see `vocabulary_pass`).
       micro_batches: parts in which the batch goes through the student (`hidden_in_parts`).
-      teacher: a teacher that runs in the same step, or None.
       class_weights: (V,), weights of the tokens in the term "label"; None: all equal.
 
     Returns:

@@ -12,7 +12,7 @@ Over the n examples with stored outputs, the term is
 
 and with u_i = mean token entropy / log V, DynSDPB makes weight_i = weight (1 - u_i) and temperature_i =
 temperature clip(CE_i / mean CE, 1/2, 2). Neither carries a gradient. The form of the second and the
-normalisation of u over a sequence are ours, as the paper gives none; config options choose others.
+normalisation of u over a sequence are ours, as the paper gives none.
 
 A teacher's term is T**2 KL(teacher at T || student at T), the mean over the learned tokens (Hinton et al.
 2015, "Distilling the Knowledge in a Neural Network"). Patience adds the term of Sun et al. 2019 (PKD), Eq. 6:
@@ -83,12 +83,6 @@ class SelfDistillation:
       output: "vmm": vocabulary maps, the sum over real positions of softmax(z), (h, V); "full": logits
         (h, T, V); "top_k": the logits of the `top_k` most probable tokens of each position, (h, T, k),
         on which both sides are renormalised.
-      map_logits: the argument of softmax(. / temperature) with "vmm": "log" of the map, which for a target
-        of one token equals its logits and so DLB, or the map scaled to [0, 1] ("minmax").
-      difficulty: how the temperature grows with r = CE_i / mean CE: by r itself ("clip") or its square root
-        ("sqrt"), within [1/2, 2], or not at all ("none"). With r, twice the loss is twice as soft.
-      uncertainty: what an entropy is divided by: its largest possible value, so that 0 and 1 mean the same at
-        every step ("log_vocabulary"), or the batch's largest mean ("batch_maximum").
       top_k: k.
       dtype: dtype of stored logits.
     """
@@ -98,9 +92,6 @@ class SelfDistillation:
     weight: float
     temperature: float
     output: str
-    map_logits: str
-    difficulty: str
-    uncertainty: str
     top_k: int
     dtype: DTypeLike
 
@@ -174,18 +165,12 @@ class SelfDistillation:
                 segments.mean(jax.lax.stop_gradient(x), view.learned)
                 for x in (passed.nll_GY, passed.entropy_GY)
             )
-            if self.uncertainty == "log_vocabulary":
-                most = jnp.log(head_DV.shape[1])
-            else:
-                most = jnp.maximum(jnp.max(entropy_GE, where=counts_GE, initial=0), _LEAST)
             # Rounding may lift the entropy of a flat distribution above log V.
-            certainty_GE = 1 - jnp.minimum(entropy_GE / most, 1)
+            certainty_GE = 1 - jnp.minimum(entropy_GE / jnp.log(head_DV.shape[1]), 1)
             weight_GE *= certainty_GE
             # Harder examples get softer targets.
             mean_nll = _mean(nll_GE, counts_GE)
-            harder_GE = nll_GE / jnp.where(mean_nll > 0, mean_nll, 1)
-            forms = {"clip": harder_GE, "sqrt": jnp.sqrt(harder_GE), "none": jnp.ones_like(harder_GE)}
-            tau_GE *= jnp.clip(forms[self.difficulty], 0.5, 2)
+            tau_GE *= jnp.clip(nll_GE / jnp.where(mean_nll > 0, mean_nll, 1), 0.5, 2)
             diagnostics["uncertainty"] = _mean(1 - certainty_GE, counts_GE)
             if not self.distills:
                 relative_GE = certainty_GE / jnp.maximum(_mean(certainty_GE, counts_GE), _LEAST)
@@ -195,7 +180,10 @@ class SelfDistillation:
         weight_h, tau_h = left(weight_GE), left(tau_GE)
         if self.output == "vmm":
             outputs = right(passed.maps["sum"])
-            before_hV, now_hV = (map_logits(m, self.map_logits) for m in (stored, left(passed.maps["sum"])))
+            # For a target of one token the log of the map equals its logits, and the term DLB's.
+            before_hV, now_hV = (
+                jnp.log(jnp.maximum(map_hV, _LEAST)) for map_hV in (stored, left(passed.maps["sum"]))
+            )
             agree_h = before_hV.argmax(-1) == now_hV.argmax(-1)
             divergence_h = divergence(before_hV, now_hV, tau_h)
         else:
@@ -383,14 +371,6 @@ def divergence(stored_logits: jax.Array, logits: jax.Array, temperature: jax.Arr
     log_p = jax.nn.log_softmax(jax.lax.stop_gradient(stored_logits) / tau)
     log_q = jax.nn.log_softmax(logits / tau)
     return temperature**2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
-
-
-def map_logits(map_hV: jax.Array, kind: str) -> jax.Array:
-    """The logits of a vocabulary map; `kind` is one of `choices.MAP_LOGITS`."""
-    if kind == "log":
-        return jnp.log(jnp.maximum(map_hV, _LEAST))
-    low_h1, high_h1 = map_hV.min(-1, keepdims=True), map_hV.max(-1, keepdims=True)
-    return (map_hV - low_h1) / jnp.maximum(high_h1 - low_h1, _LEAST)
 
 
 def _token_mean(values_hT: jax.Array, counted_hT: jax.Array) -> jax.Array:

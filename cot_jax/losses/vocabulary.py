@@ -2,9 +2,8 @@
 
 Cross-entropy needs a negative log-likelihood per position, dynamic distillation an entropy, mutual
 information and vocabulary map matching a *map* each: softmax(z) reduced over the positions of an example to
-one value per vocabulary row. All come from one pass over z = hidden @ head. `plain_vocabulary_pass` is the
-definition; `vocabulary_pass` computes the same in chunks of a few rows (positions of any examples), so only
-one chunk of the (G, Y, V) logits exists at a time.
+one value per vocabulary row. All come from one pass over z = hidden @ head. It goes in chunks of a few rows
+(positions of any examples), so only one chunk of the (G, Y, V) logits exists at a time.
 
 Objectives are plain JAX functions of the resulting (G, Y) and (G, E, V) arrays. Their gradients arrive as
 cotangents of nll, entropy and maps. With p = softmax(z) and its entropy H, the logits of a position receive
@@ -86,8 +85,6 @@ def vocabulary_pass(
       hidden_GYD: the states that predict the targets, bfloat16, float32 or float64.
       head_DV: output embedding, any float dtype.
       targets: ids in [0, V). The caller masks the nll of slots without a token.
-      maps: the requested maps, by name.
-      entropy: whether to return the entropy.
       chunk_rows: maximum rows of a chunk; None: by the backend.
       batch_axes: axes of the ambient mesh (`jax.set_mesh`) that shard G; each device streams its own groups.
         The head is gathered once and its gradient summed over devices once. Other axes may shard V
@@ -129,35 +126,6 @@ def cross_entropy_pass(
     stream = _by_group(partial(_sum, spec), batch_axes)
     sums, found = stream(hidden_GYD, head_DV, (rows, nll_weight_GY))
     return jnp.sum(sums), lax.stop_gradient(_with_means(found, targets, maps))
-
-
-def plain_vocabulary_pass(
-    hidden_GYD: jax.Array,
-    head_DV: jax.Array,
-    targets: Tokens,
-    maps: Mapping[str, VocabularyMap] = MappingProxyType({}),
-    *,
-    entropy: bool = False,
-) -> VocabularyPass:
-    """The definition of `vocabulary_pass`: all logits at once, gradients by automatic differentiation."""
-    z_GYV, segments = logits(hidden_GYD, head_DV), Segments.of(targets)
-    logp_GYV = jax.nn.log_softmax(z_GYV)
-    target_GY1 = targets.ids[..., None]
-    made = {}
-    for name, kind in maps.items():
-        counted_GY1 = segments.within(_length(kind, targets))[..., None]
-        p_GETV = segments.unpack(jnp.where(counted_GY1, jnp.exp(logp_GYV), 0))
-        if kind.reduction == "max":  # jnp.max would divide the gradient among equal maxima
-            first_GE1V = jnp.argmax(p_GETV, axis=2, keepdims=True)
-            made[name] = jnp.take_along_axis(p_GETV, first_GE1V, axis=2)[:, :, 0]
-        else:
-            made[name] = jnp.sum(p_GETV, axis=2)
-    found = VocabularyPass(
-        nll_GY=-jnp.take_along_axis(logp_GYV, target_GY1, axis=-1)[..., 0],
-        entropy_GY=-jnp.sum(jnp.exp(logp_GYV) * logp_GYV, axis=-1) if entropy else None,
-        maps=made,
-    )
-    return _with_means(found, targets, maps)
 
 
 class _Spec(NamedTuple):

@@ -1,4 +1,4 @@
-"""Plots of runs."""
+"""Plots of runs; each function writes `picture`, a PNG."""
 
 import dataclasses
 import importlib.util
@@ -27,7 +27,6 @@ def draw_layer_norms(metrics_file: Path, prefix: str, picture: Path) -> None:
 
     Args:
       metrics_file: `metrics.jsonl`, with values named `{prefix}STACK/LAYER`.
-      picture: PNG to write.
     """
     stacks: dict[str, dict[int, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
     for row in read_json_lines(metrics_file):
@@ -103,7 +102,6 @@ def draw_curves(panels: Mapping[str, Mapping[str, Curve]], picture: Path) -> Non
 
     Args:
       panels: metric -> method -> curve.
-      picture: PNG to write.
     """
     from matplotlib.lines import Line2D
 
@@ -139,7 +137,6 @@ def draw_data_size(
 
     Args:
       methods: method -> pairs (number of examples, metric in % for each seed).
-      picture: PNG to write.
     """
     colors = _colors(list(methods))
     figure = _figure(6, 3.8)
@@ -178,7 +175,6 @@ def draw_heat_map(
     Args:
       scores: (rows, columns), the metric in %; NaN if missing.
       rows, columns: name of the setting, and its values.
-      picture: PNG to write.
     """
     down, across = scores.shape
     figure = _figure(2.6 + 0.9 * across, 1.4 + 0.5 * down)
@@ -199,13 +195,7 @@ def draw_heat_map(
 
 
 def draw_reliability(before: Sequence[Bin], after: Sequence[Bin] | None, title: str, picture: Path) -> None:
-    """Draws accuracy against confidence, and below it the number of answers.
-
-    Args:
-      before: the bins of the student as trained.
-      after: the bins after temperature scaling, or None.
-      picture: PNG to write.
-    """
+    """Draws accuracy against confidence, and below it the number of answers."""
     figure = _figure(4.6, 5.2)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     top.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="perfect")
@@ -233,7 +223,6 @@ def draw_votes(voted: Mapping[str, Sequence[float]], alone: Mapping[str, float],
     Args:
       voted: voters -> accuracy for 1, 2, ... samples of each path.
       alone: path -> accuracy of its greedy answer.
-      picture: PNG to write.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -259,7 +248,6 @@ def draw_confusion(labels: Sequence[str], counts: np.ndarray, picture: Path) -> 
     Args:
       labels: names of the columns; the rows are the first of them.
       counts: (gold, answered).
-      picture: PNG to write.
     """
     rows, columns = counts.shape
     figure = _figure(2.2 + 0.9 * columns, 1.6 + 0.7 * rows)

@@ -3,41 +3,30 @@
 import importlib.util
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from cot_jax.errors import UserError, first_line
 
-
-class Likeness(NamedTuple):
-    """Similarity of rationales to their references, by measure: in percent, `rouge_l` from 0 to 1."""
-
-    corpus: dict[str, float]
-    each: dict[str, list[float]]
-
-
 _MOST_CELLS = 5 * 10**7  # of ROUGE-L's table: 400 MB
 
 
-def require_quality() -> None:
-    """Raises UserError if the libraries are not installed."""
-    if not all(map(importlib.util.find_spec, ("sacrebleu", "rouge_score"))):
-        raise UserError("rationale quality needs sacreBLEU and rouge-score: pip install 'cot-jax[quality]'")
+def likeness(
+    rationales: Sequence[str], references: Sequence[str]
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Compares each rationale with its one reference; returns the measures of the corpus, and of each.
 
-
-def likeness(rationales: Sequence[str], references: Sequence[str]) -> Likeness:
-    """Compares each rationale with its one reference.
-
-    `bleu` and `chrf` are those of sacreBLEU with its defaults (Post 2018; 13a tokens, exponential smoothing,
-    effective order for the BLEU of one rationale). `rouge_l` is rouge-score's F1 without stemming (Lin 2004),
-    for the corpus its mean; its tokens are words and numbers only.
+    `bleu` and `chrf`, in percent, are sacreBLEU's with its defaults (Post 2018; 13a tokens, exponential
+    smoothing, effective order for the BLEU of one rationale). `rouge_l`, from 0 to 1, is rouge-score's F1
+    without stemming (Lin 2004), for the corpus its mean; its tokens are words and numbers only.
 
     Raises:
       UserError: the libraries are not installed, or a pair, named by its number, is too long.
       ValueError: no rationales, or another number of references.
     """
-    require_quality()
+    if not all(map(importlib.util.find_spec, ("sacrebleu", "rouge_score"))):
+        raise UserError("rationale quality needs sacreBLEU and rouge-score: pip install 'cot-jax[quality]'")
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import BLEU, CHRF
 
@@ -63,7 +52,7 @@ def likeness(rationales: Sequence[str], references: Sequence[str]) -> Likeness:
         "chrf": chrf.corpus_score(rationales, [references]).score,
         "rouge_l": float(np.mean(each["rouge_l"])),
     }
-    return Likeness(corpus, each)
+    return corpus, each
 
 
 def similarity(rationales: Sequence[str], references: Sequence[str], encoder: str) -> list[float]:

@@ -113,17 +113,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _preset(hidden: int, layers: int, heads: int) -> BertConfig:
-    return BertConfig(
-        hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers, num_attention_heads=heads
-    )
-
-
 PRESETS = {
-    "tiny-bert": _preset(64, 2, 4),
-    "minilm-l6": _preset(384, 6, 12),
-    "bert-base": _preset(768, 12, 12),
-    "bert-large": _preset(1024, 24, 16),
+    "tiny-bert": BertConfig.sized(64, 2, 4),
+    "minilm-l6": BertConfig.sized(384, 6, 12),
+    "bert-base": BertConfig.sized(768, 12, 12),
+    "bert-large": BertConfig.sized(1024, 24, 16),
 }
 
 

@@ -151,20 +151,16 @@ _OF_V2 = (
 )
 
 
-def _preset(hidden: int, layers: int, heads: int) -> DebertaConfig:
-    return DebertaConfig(
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        position_buckets=256,
-        share_att_key=True,
-        norm_rel_ebd="layer_norm",
-        pos_att_type=("p2c", "c2p"),
-    )
-
-
-PRESETS = {"tiny-deberta": _preset(64, 2, 4), "deberta-v3-base": _preset(768, 12, 12)}
+_V3: dict[str, Any] = {
+    "position_buckets": 256,
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "pos_att_type": ("p2c", "c2p"),
+}
+PRESETS = {
+    "tiny-deberta": DebertaConfig.sized(64, 2, 4, **_V3),
+    "deberta-v3-base": DebertaConfig.sized(768, 12, 12, **_V3),
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -109,7 +109,6 @@ def sample(
 
     Args:
       prompt: with rows b * samples + k.
-      key_B: one key per input.
     """
     split = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
     key_BK = split(key_B, jnp.arange(samples))
@@ -208,15 +207,8 @@ class _Beams(NamedTuple):
     cache: Any
 
 
-def beam_search(
-    prompt: Prompt,
-    most: int,
-    beams: int,
-    *,
-    length_penalty: float = 1.0,
-    early_stopping: bool = False,
-) -> tuple[jax.Array, jax.Array]:
-    """Beam search for the K best continuations of each input, by log_prob / length**length_penalty.
+def beam_search(prompt: Prompt, most: int, beams: int) -> tuple[jax.Array, jax.Array]:
+    """Beam search for the K best continuations of each input, by log_prob / length.
 
     Wu et al. 2016, "Google's Neural Machine Translation System", section 7, with the penalty, the order of
     steps and the stopping rule of Transformers: sequences and scores equal those of
@@ -229,8 +221,6 @@ def beam_search(
       prompt: with rows b * K + k.
       most: T; a beam of this length ends.
       beams: K, less than the vocabulary.
-      length_penalty: exponent of the length; above 0 it favours long hypotheses.
-      early_stopping: whether a row is decided as soon as it has K hypotheses.
 
     Returns:
       tokens_BKT: (B, K, T) int32, best first.
@@ -250,18 +240,17 @@ def beam_search(
         beam_BC, id_BC = jnp.divmod(index_BC, V)
         tokens_BCT = _take(state.tokens, beam_BC).at[:, :, state.position].set(id_BC)
         length = state.position + 1
-        penalty = length.astype(jnp.float32) ** length_penalty
         ends_BC = is_end(id_BC, prompt.ends) | (length == T)
 
         new_BK = ends_BC[:, :K] & ~state.decided[:, None]
-        score_BK = jnp.where(new_BK, log_prob_BC[:, :K] / penalty, -jnp.inf)
+        score_BK = jnp.where(new_BK, log_prob_BC[:, :K] / length, -jnp.inf)
         score_BC = jnp.concatenate([state.ended_score, score_BK], axis=1)
         ended_score_BK, best_BK = jax.lax.top_k(score_BC, K)
         ended_BCT = jnp.concatenate([state.ended_tokens, tokens_BCT[:, :K]], axis=1)
 
         log_prob_BK, next_BK = jax.lax.top_k(jnp.where(ends_BC, -jnp.inf, log_prob_BC), K)
         beam_BK = _take(beam_BC, next_BK)
-        promise_B, worst_B = log_prob_BK[:, 0] / penalty, ended_score_BK[:, -1]
+        promise_B, worst_B = log_prob_BK[:, 0] / length, ended_score_BK[:, -1]
         return _Beams(
             position=length,
             last_id=_take(id_BC, next_BK).reshape(B * K),
@@ -269,7 +258,7 @@ def beam_search(
             log_prob=log_prob_BK,
             ended_tokens=_take(ended_BCT, best_BK),
             ended_score=ended_score_BK,
-            decided=state.decided | ((worst_B > -jnp.inf) & (early_stopping | (promise_B <= worst_B))),
+            decided=state.decided | ((worst_B > -jnp.inf) & (promise_B <= worst_B)),
             cache=jax.tree.map(lambda leaf: _take_rows(leaf, beam_BK), cache),
         )
 

@@ -70,6 +70,17 @@ class EncoderConfig:
     multiple_choice: bool = False
     dropout_rate: float = -1.0
 
+    @classmethod
+    def sized(cls, hidden: int, layers: int, heads: int, **others: Any) -> Self:
+        """A config of these sizes, with the usual width of the feed-forward."""
+        return cls(
+            hidden_size=hidden,
+            intermediate_size=4 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            **others,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """The fields of config.json."""
         values = dataclasses.asdict(self) | {"classifier_dropout": self.head_dropout}

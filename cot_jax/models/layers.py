@@ -402,9 +402,7 @@ def stack(
     Args:
       layer: (carry, the layer's part of `weights`, its key or None) -> (carry, output).
       weights: leaves with a leading axis N.
-      key: dropout key.
       unroll: whether the loop over layers is unrolled; ignored with remat.
-      remat: what the backward pass recomputes, one of `REMAT`.
 
     Returns:
       The last carry, and the outputs with a leading axis N.

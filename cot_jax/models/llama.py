@@ -149,7 +149,6 @@ class _Family(NamedTuple):
     """What a model_type implies and its config.json does not state.
 
     Attributes:
-      hf_class: its class in Transformers.
       qkv_bias: whether q, k and v have a bias, whatever `attention_bias` says.
       head_norms: whether queries and keys are normalised before they are rotated.
       head_dim: if config.json has none; None: hidden_size / num_attention_heads.

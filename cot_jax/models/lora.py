@@ -41,9 +41,6 @@ class Lora:
     def __init__(self, weights: Weights, *, rank: int, alpha: float, targets: str):
         """
         Args:
-          weights: the student's.
-          rank: R.
-          alpha: the product's factor is alpha / R.
           targets: regular expression that is searched in the parameters' paths.
 
         Raises:

@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
@@ -42,7 +42,7 @@ class Encoded(NamedTuple):
     """Token ids of some texts.
 
     Attributes:
-      ids: of each text, without the prefix; empty for a missing text.
+      ids: of each text, without the prefix.
       report: counts, in words.
       prefix: ids that all texts begin with.
     """
@@ -60,7 +60,6 @@ class Format(abc.ABC):
     a continuation.
 
     Attributes:
-      tokenizer: tokenizer of the inputs.
       spelled: views whose targets are spelled by `codec`.
     """
 
@@ -107,32 +106,26 @@ class Format(abc.ABC):
         self,
         view: str,
         prefix: str,
-        questions: Sequence[tuple[str, ...] | None],
+        questions: Sequence[tuple[str, ...]],
         targets: Sequence[Sequence[str]],
         most_input: int,
         most_target: int,
     ) -> tuple[Encoded, Encoded]:
-        """Returns the inputs and targets of examples in a view.
+        """Returns the inputs of examples in a view, and their targets, one or more each, in one list.
 
         Args:
           view: its name.
           prefix: put before each question.
-          questions: as in `inputs`; None for an example without targets.
-          targets: any number per example.
           most_input, most_target: maximum number of ids.
-
-        Returns:
-          One input per example; and the targets in the order of the examples, with one empty target for an
-          example without any.
 
         Raises:
           UserError: `most_input` has no room for a question.
         """
-        texts = [text for its in targets for text in its or (None,)]
+        texts = [text for its in targets for text in its]
         return self.inputs(prefix, questions, most_input), self.targets(view, texts, most_target)
 
     @abc.abstractmethod
-    def inputs(self, prefix: str, questions: Sequence[tuple[str, ...] | None], most: int) -> Encoded:
+    def inputs(self, prefix: str, questions: Sequence[tuple[str, ...]], most: int) -> Encoded:
         """Returns at most `most` ids of each question, of one or several parts, after the prefix.
 
         Raises:
@@ -140,7 +133,7 @@ class Format(abc.ABC):
         """
 
     @abc.abstractmethod
-    def targets(self, view: str, texts: Sequence[str | None], most: int) -> Encoded:
+    def targets(self, view: str, texts: Sequence[str], most: int) -> Encoded:
         """Returns at most `most` ids of each text as a target of a view, whatever the question."""
 
     def continued(
@@ -187,7 +180,7 @@ class Format(abc.ABC):
     def _read(self, view: str, text: str) -> str:
         return codec.decode(text) if view in self.spelled else text
 
-    def _targets(self, view: str, rows: Sequence[list[int] | None], most: int) -> Encoded:
+    def _targets(self, view: str, rows: Sequence[list[int]], most: int) -> Encoded:
         """Targets of a view from their ids."""
         encoded = _ended(self.tokenizer, rows, most)
         return encoded._replace(report=encoded.report + _SPELLED) if view in self.spelled else encoded
@@ -204,14 +197,13 @@ class Seq2Seq(Format):
     reader: ClassVar[str] = "an encoder-decoder"
     needs: ClassVar[tuple[str, ...]] = ("pad_token", "eos_token")
 
-    def inputs(self, prefix: str, questions: Sequence[tuple[str, ...] | None], most: int) -> Encoded:
-        end = self.tokenizer.eos_token
-        texts = [None if parts is None else prefix + end.join(parts) for parts in questions]
-        return _ended(self.tokenizer, _present(self.tokenizer.encode, texts), most)
+    def inputs(self, prefix: str, questions: Sequence[tuple[str, ...]], most: int) -> Encoded:
+        texts = [prefix + self.tokenizer.eos_token.join(parts) for parts in questions]
+        return _ended(self.tokenizer, self.tokenizer.encode(texts), most)
 
-    def targets(self, view: str, texts: Sequence[str | None], most: int) -> Encoded:
-        spelled = [None if text is None else self._spell(view, text) for text in texts]
-        return self._targets(view, _present(self.tokenizer.encode, spelled), most)
+    def targets(self, view: str, texts: Sequence[str], most: int) -> Encoded:
+        rows = self.tokenizer.encode([self._spell(view, text) for text in texts])
+        return self._targets(view, rows, most)
 
     def decode(self, view: str, ids: Sequence[int]) -> str:
         return self._read(view, self.tokenizer.decode(ids))
@@ -257,41 +249,33 @@ class Causal(Format):
         self,
         view: str,
         prefix: str,
-        questions: Sequence[tuple[str, ...] | None],
+        questions: Sequence[tuple[str, ...]],
         targets: Sequence[Sequence[str]],
         most_input: int,
         most_target: int,
     ) -> tuple[Encoded, Encoded]:
-        asked = [None if parts is None else self._prompt(prefix, parts) for parts in questions]
         texts = []
-        for prompt, its in zip(asked, targets, strict=True):
-            if prompt is not None:
-                texts += [prompt, *(prompt + self._completion(view, text) for text in its)]
+        for parts, its in zip(questions, targets, strict=True):
+            prompt = self._prompt(prefix, parts)
+            texts += [prompt, *(prompt + self._completion(view, text) for text in its)]
         encoded = iter(self._encode(texts))
-        prompts: list[_Prompt | None] = []
-        completions: list[list[int] | None] = []
-        for prompt, its in zip(asked, targets, strict=True):
-            if prompt is None:
-                prompts.append(None)
-                completions.append(None)
-                continue
+        prompts: list[_Prompt] = []
+        completions: list[list[int]] = []
+        for its in targets:
             alone, *joined = (next(encoded) for _ in range(1 + len(its)))
             seam = len(_common([alone, *joined]))
             prompts.append(_Prompt(alone[:seam], len(alone) - seam))
-            completions += [row[seam:] for row in joined] or [None]
+            completions += [row[seam:] for row in joined]
         return self._inputs(prefix, prompts, most_input), self._targets(view, completions, most_target)
 
-    def inputs(self, prefix: str, questions: Sequence[tuple[str, ...] | None], most: int) -> Encoded:
-        texts = [None if parts is None else self._prompt(prefix, parts) for parts in questions]
-        rows = _present(self._encode, texts)
-        return self._inputs(prefix, [None if row is None else _Prompt(row) for row in rows], most)
+    def inputs(self, prefix: str, questions: Sequence[tuple[str, ...]], most: int) -> Encoded:
+        rows = self._encode([self._prompt(prefix, parts) for parts in questions])
+        return self._inputs(prefix, [_Prompt(row) for row in rows], most)
 
-    def targets(self, view: str, texts: Sequence[str | None], most: int) -> Encoded:
+    def targets(self, view: str, texts: Sequence[str], most: int) -> Encoded:
         before, ids = self._before
-        joined = [None if text is None else before + self._completion(view, text) for text in texts]
-        rows = _present(self.tokenizer.encode, joined)
-        completions = [None if row is None else row[len(_common([ids, row])) :] for row in rows]
-        return self._targets(view, completions, most)
+        rows = self.tokenizer.encode([before + self._completion(view, text) for text in texts])
+        return self._targets(view, [row[len(_common([ids, row])) :] for row in rows], most)
 
     def continued(
         self, contexts: Sequence[str], continuations: Sequence[str]
@@ -387,24 +371,21 @@ class Causal(Format):
         front = self._front
         return [[*front, *row] for row in self.tokenizer.encode(prompts)]
 
-    def _inputs(self, prefix: str, prompts: Sequence["_Prompt | None"], most: int) -> Encoded:
+    def _inputs(self, prefix: str, prompts: Sequence["_Prompt"], most: int) -> Encoded:
         """Prompts with a view's prefix as inputs: cut, and without the ids that they share."""
         shared = _common(self._encode([self._prompt(prefix, parts) for parts in _QUESTIONS]))
-        present = [prompt for prompt in prompts if prompt is not None]
-        cut = sum(len(prompt.ids) > most for prompt in present)
+        cut = sum(len(prompt.ids) > most for prompt in prompts)
         if cut and most <= (around := len(shared) + len(self._tail)):
             raise UserError(
                 f"config.data.max_input_tokens={most}: a prompt has {around} tokens without its question; "
                 "increase it, or show fewer examples"
             )
-        rows = [self._shortened(prompt, most) for prompt in present]
+        rows = [self._shortened(prompt, most) for prompt in prompts]
         report = _report(self.tokenizer, rows, cut, most)
         if rows:
             # Every row keeps at least one id.
             shared = _common([shared, *rows])[: min(map(len, rows)) - 1]
-        following = iter(rows)
-        ids = [[] if prompt is None else next(following)[len(shared) :] for prompt in prompts]
-        return Encoded(ids, report, tuple(shared))
+        return Encoded([row[len(shared) :] for row in rows], report, tuple(shared))
 
     def _shortened(self, prompt: "_Prompt", most: int) -> list[int]:
         """The ids of a prompt, its question cut at the end."""
@@ -431,7 +412,6 @@ class Classes(Format):
     tokenizer of DeBERTa v1 puts two [SEP] between texts.
 
     Attributes:
-      labels: the classes' names.
       parts: number of texts in a question.
       multiple_choice: whether the texts after the first are the choices.
     """
@@ -452,11 +432,9 @@ class Classes(Format):
     def fit(self, targets: Mapping[str, Sequence[str]], exact: Collection[str]) -> Self:
         return self
 
-    def inputs(self, prefix: str, questions: Sequence[tuple[str, ...] | None], most: int) -> Encoded:
+    def inputs(self, prefix: str, questions: Sequence[tuple[str, ...]], most: int) -> Encoded:
         sequences: list[tuple[str, ...]] = []
         for parts in questions:
-            if parts is None:
-                continue
             if len(parts) != self.parts:
                 raise UserError(
                     f"a question has {len(parts)} texts (the first is {parts[0][:40]!r}), the student reads "
@@ -480,21 +458,18 @@ class Classes(Format):
                 row += [*(between if n else []), *text[:length]]
             rows.append([*row, end])
         report = _report(self.tokenizer, rows, cut, most)
-        each, following = (self.parts - 1 if self.multiple_choice else 1), iter(rows)
-        ids = [
-            [] if parts is None else [id for _ in range(each) for id in next(following)]
-            for parts in questions
-        ]
+        each = self.parts - 1 if self.multiple_choice else 1
+        ids = [[id for row in rows[n : n + each] for id in row] for n in range(0, len(rows), each)]
         return Encoded(ids, report)
 
-    def targets(self, view: str, texts: Sequence[str | None], most: int) -> Encoded:
-        present = [text for text in texts if text is not None]
-        if unknown := sorted({text.strip() for text in present} - {*self.labels}):
+    def targets(self, view: str, texts: Sequence[str], most: int) -> Encoded:
+        counts = collections.Counter(text.strip() for text in texts)
+        if unknown := sorted(counts.keys() - {*self.labels}):
             raise UserError(f"the label {unknown[0]!r} is none of the classes {', '.join(self.labels)}")
-        counts = collections.Counter(text.strip() for text in present)
         report = ", ".join(f"{counts[label]} {label}" for label in self.labels)
-        rows = [[] if text is None else [self.labels.index(text.strip())] for text in texts]
-        return Encoded(rows, f"{len(present)} classes: {report}")
+        return Encoded(
+            [[self.labels.index(text.strip())] for text in texts], f"{len(texts)} classes: {report}"
+        )
 
     def decode(self, view: str, ids: Sequence[int]) -> str:
         return self.labels[ids[0]] if len(ids) else ""
@@ -540,15 +515,9 @@ class Classes(Format):
 def _shortened(lengths: Sequence[int], most: int) -> list[int]:
     """Lengths that sum to at most `most`: the longest text loses each next token."""
     shorter = list(lengths)
-    while (excess := sum(shorter) - most) > 0:
-        longest = max(shorter)
-        others = [length for length in shorter if length < longest]
-        which = [n for n, length in enumerate(shorter) if length == longest]
-        # All of the longest, down to the next length or as far as needed.
-        step = min(longest - max(others, default=0), -(-excess // len(which)))
-        for n in reversed(which):
-            taken = min(step, sum(shorter) - most)
-            shorter[n] -= max(taken, 0)
+    for _ in range(sum(lengths) - most):
+        _, longest = max((length, n) for n, length in enumerate(shorter))
+        shorter[longest] -= 1
     return shorter
 
 
@@ -610,14 +579,11 @@ def train(texts: Iterable[str], vocab_size: int, directory: str | Path, kind: st
     return Causal(trained, chat=False) if kind == "causal" else Seq2Seq(trained)
 
 
-def _ended(tokenizer: Tokenizer, rows: Sequence[list[int] | None], most: int) -> Encoded:
+def _ended(tokenizer: Tokenizer, rows: Sequence[list[int]], most: int) -> Encoded:
     """Rows of at most `most` ids, including the end token, which a cut row keeps."""
-    present = [row for row in rows if row is not None]
-    cut = sum(len(row) >= most for row in present)
-    ended = [[*row[: most - 1], tokenizer.eos_id] for row in present]
-    following = iter(ended)
-    ids = [[] if row is None else next(following) for row in rows]
-    return Encoded(ids, _report(tokenizer, ended, cut, most))
+    cut = sum(len(row) >= most for row in rows)
+    ended = [[*row[: most - 1], tokenizer.eos_id] for row in rows]
+    return Encoded(ended, _report(tokenizer, ended, cut, most))
 
 
 def _report(tokenizer: Tokenizer, rows: Sequence[Sequence[int]], cut: int, most: int) -> str:
@@ -654,9 +620,3 @@ def _common(rows: Sequence[_Row]) -> _Row:
 
 def _turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
-
-
-def _present(function: Callable[[list[str]], list[list[int]]], texts: Sequence[str | None]) -> list[Any]:
-    """`function` of the texts that are not None; None for the others."""
-    found = iter(function([text for text in texts if text is not None]))
-    return [None if text is None else next(found) for text in texts]

@@ -41,11 +41,6 @@ class Tokenizer:
         return len(self.hf)
 
     @property
-    def pad_id(self) -> int:
-        """The padding id, else the end id; lengths distinguish the two."""
-        return self.eos_id if self.hf.pad_token_id is None else self.hf.pad_token_id
-
-    @property
     def eos_id(self) -> int:
         return self.hf.eos_token_id
 

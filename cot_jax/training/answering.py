@@ -12,7 +12,7 @@ from cot_jax.data.examples import Example, parts_as_json
 from cot_jax.data.views import View, rationale_of
 from cot_jax.errors import UserError
 from cot_jax.files import Row
-from cot_jax.limits import refuse_too_much
+from cot_jax.limits import check_ranges
 from cot_jax.models.decoding import Sampling
 from cot_jax.training.compiled import keep_compiled
 from cot_jax.training.data import load_splits
@@ -38,12 +38,8 @@ class Options:
     sandbox: bool = False
 
     def __post_init__(self):
-        refuse_too_much(vars(self))
-        numbers = (self.beams, self.samples, self.top_k, self.seed, self.max_new_tokens)
-        if self.batch_size < 1 or min(numbers) < 0:
-            raise UserError("--batch_size must be at least 1, and no number negative")
-        # Written so that NaN fails too.
-        if not (self.temperature > 0 and 0 < self.top_p <= 1):
+        check_ranges(vars(self), positive=("batch_size",))
+        if self.temperature == 0 or not 0 < self.top_p <= 1:
             raise UserError("--temperature must be above 0, --top_p above 0 and at most 1")
         if self.samples and self.beams:
             raise UserError("--samples draws answers, --beams searches for one: give one of them")
@@ -68,11 +64,15 @@ def predict(saved: Saved, rows: Iterator[Row], options: Options) -> Iterator[dic
 
 
 def rows_of_split(saved: Saved, split: str) -> Iterator[Row]:
-    """Yields the questions of a split of the student's data set."""
+    """Returns the questions of a split of the student's data set."""
     splits = load_splits(saved.config.data, saved.config.seed, saved.student.format)
-    for example in getattr(splits, split):
-        values = {"id": example.id, "input": parts_as_json(example.parts), "rationale": example.rationale}
-        yield Row(split, values)
+    return rows_of_examples(getattr(splits, split))
+
+
+def rows_of_examples(examples: Sequence[Example]) -> Iterator[Row]:
+    """Yields examples as questions, without their labels."""
+    for e in examples:
+        yield Row("data set", {"id": e.id, "input": parts_as_json(e.parts), "rationale": e.rationale})
 
 
 def _score(saved: Saved, rows: Iterator[Row], options: Options) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,18 @@ from scipy import special
 from cot_jax.answers.equality import is_correct
 from cot_jax.answers.programs import Interpreter
 from cot_jax.answers.sandbox import make_interpreter
-from cot_jax.answers.voting import Ballots, elect
-from cot_jax.config import Config, DataConfig
+from cot_jax.answers.voting import elect
+from cot_jax.config import Config
 from cot_jax.data import continuations
 from cot_jax.data.examples import Example, parts_as_json
 from cot_jax.data.tasks import TASKS, Splits
 from cot_jax.data.views import View, rationale_of
 from cot_jax.errors import UserError, writing
 from cot_jax.files import place, write_json, write_json_lines
-from cot_jax.limits import refuse_too_much
+from cot_jax.limits import check_ranges
 from cot_jax.metrics import calibration
 from cot_jax.metrics.classification import METRICS, confusion_matrix, per_class, scores
-from cot_jax.metrics.multiple_choice import choices, likelihood_accuracy
+from cot_jax.metrics.multiple_choice import choices
 from cot_jax.metrics.plots import draw_confusion, draw_reliability, draw_votes
 from cot_jax.metrics.significance import bootstrap_interval, bootstrap_interval_of
 from cot_jax.models.decoding import Sampling
@@ -33,7 +33,7 @@ from cot_jax.training.compiled import keep_compiled
 from cot_jax.training.data import load_splits
 from cot_jax.training.encoding import tokenize
 from cot_jax.training.evaluation import Answers
-from cot_jax.training.information import InformationEstimate
+from cot_jax.training.information import InformationEstimate, compared
 from cot_jax.training.likelihood import likelihoods
 from cot_jax.training.saved import (
     Answerer,
@@ -74,16 +74,14 @@ class Options:
     sandbox: bool = False
 
     def __post_init__(self):
-        refuse_too_much(vars(self))
+        check_ranges(vars(self))
         if self.split not in ("valid", "test"):
             raise UserError(f"--split={self.split}: must be valid or test")
         if self.task and self.task not in (known := sorted([*TASKS, "word_problems", _LIKELIHOOD])):
             raise UserError(f"--task={self.task}: must be one of {', '.join(known)}")
         if self.chat not in ("", "auto", "plain", "template"):
             raise UserError(f"--chat={self.chat}: must be auto, plain or template")
-        if min(self.samples, self.seed, self.limit, self.shots or 0, self.max_new_tokens) < 0:
-            raise UserError("--samples, --seed, --limit, --shots and --max_new_tokens must not be negative")
-        if not self.temperature > 0:
+        if self.temperature == 0:
             raise UserError("--temperature must be above 0")
         if not self.samples and (self.paths or self.temperature != 1):
             raise UserError("--paths and --temperature need --samples")
@@ -140,9 +138,7 @@ def _load(options: Options, student: Saved | None) -> tuple[Saved, Splits]:
     if is_pretrained(options.run):
         if not options.task:
             raise UserError(f"{options.run} was not trained here: give its data set with --task=T --root=DIR")
-        config = Config()
-        data = dataclasses.replace(config.data, chat=options.chat or "auto")
-        config = dataclasses.replace(config, data=_asked_data(data, options))
+        config = Config().changed({"data.chat": options.chat or "auto", **_asked_data(options)})
         splits = load_splits(config.data, config.seed)
         saved = load_pretrained(options.run, config, splits, options.shots or 0)
         return saved, _limited(splits, options.limit)
@@ -152,24 +148,21 @@ def _load(options: Options, student: Saved | None) -> tuple[Saved, Splits]:
             "in training: leave them out"
         )
     saved = student or load(options.run)
-    data = _asked_data(saved.config.data, options)
+    data = saved.config.changed(_asked_data(options)).data
     splits = load_splits(data, saved.config.seed, saved.student.format)
     return saved, _limited(splits, options.limit)
 
 
 def _with_longest(saved: Saved, most: int) -> Saved:
     """Returns the student with `most` as its longest answer; 0: unchanged."""
-    evaluation = saved.config.evaluation
-    evaluation = dataclasses.replace(evaluation, max_new_tokens=most or evaluation.max_new_tokens)
-    return dataclasses.replace(saved, config=dataclasses.replace(saved.config, evaluation=evaluation))
+    longest = {"evaluation.max_new_tokens": most} if most else {}
+    return dataclasses.replace(saved, config=saved.config.changed(longest))
 
 
-def _asked_data(data: DataConfig, options: Options) -> DataConfig:
-    if options.task:
-        data = dataclasses.replace(data, task=options.task, compare="auto", teacher="")
-    if options.root:
-        data = dataclasses.replace(data, root=str(options.root))
-    return data
+def _asked_data(options: Options) -> dict[str, Any]:
+    """Returns the config keys that flags replace."""
+    task = {"data.task": options.task, "data.compare": "auto", "data.teacher": ""} if options.task else {}
+    return task | ({"data.root": str(options.root)} if options.root else {})
 
 
 def _limited(splits: Splits, limit: int) -> Splits:
@@ -225,10 +218,7 @@ def _evaluate(saved: Saved, splits: Splits, options: Options, directory: Path) -
     evaluation |= _paths(saved, asked, reasoned, splits.by_value)
     if options.samples:
         evaluation["votes"] = _votes(saved, asked, splits.by_value, interpreter, options)
-    with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / "evaluation.json", evaluation)
-        write_json_lines(directory / "predictions.jsonl", _predictions(asked, saved.views[0], reasoned))
+    _write(directory, evaluation, _predictions(asked, saved.views[0], reasoned))
     for line in _summary(evaluation):
         print(line)
     written = ["evaluation.json", "predictions.jsonl"]
@@ -252,25 +242,25 @@ def _compare_endings(options: Options) -> dict[str, Any]:
     questions, notes = continuations.hellaswag(Path(root), options.split)
     print(*notes, sep="\n", end="\n" * bool(notes), file=sys.stderr)
     questions = questions[: options.limit or None]
-    found = likelihoods(
+    log_probs, report = likelihoods(
         saved,
         [question.context for question in questions for _ in question.endings],
         [f" {ending}" for question in questions for ending in question.endings],
     )
-    print(found.report, file=sys.stderr)
-    log_probs_NC = found.log_probs.reshape(len(questions), -1)
+    print(report, file=sys.stderr)
+    log_probs_NC = log_probs.reshape(len(questions), -1)
     characters_NC = np.array([[*map(len, question.endings)] for question in questions])
-    golds = [question.gold for question in questions]
+    gold_N = np.array([question.gold for question in questions])
     evaluation: dict[str, Any] = {
         "task": _LIKELIHOOD,
         "split": options.split,
         "trained_on": None if untrained else saved.config.data.task,
         "examples": len(questions),
     }
-    chosen = choices(log_probs_NC, characters_NC)._asdict()
-    for name, share in likelihood_accuracy(log_probs_NC, characters_NC, golds)._asdict().items():
-        low, high = bootstrap_interval(chosen[name] == golds)
-        evaluation |= {name: share, f"{name}_interval_95": [low, high]}
+    chosen = choices(log_probs_NC, characters_NC)
+    for name, numbers in chosen.items():
+        right = numbers == gold_N
+        evaluation |= {name: float(right.mean()), f"{name}_interval_95": list(bootstrap_interval(right))}
     rows = [
         question._asdict()
         | {"log_probs": log_probs_NC[n].tolist()}
@@ -278,16 +268,20 @@ def _compare_endings(options: Options) -> dict[str, Any]:
         for n, question in enumerate(questions)
     ]
     directory = _directory(options, f"{_LIKELIHOOD}_{options.split}")
-    with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / "evaluation.json", evaluation)
-        write_json_lines(directory / "predictions.jsonl", rows)
+    _write(directory, evaluation, rows)
     print(f"{_LIKELIHOOD} {options.split}, {len(questions)} questions (95 % bootstrap interval):")
     for name in chosen:
         low, high = evaluation[f"{name}_interval_95"]
         print(f"  {name} {100 * evaluation[name]:.2f} % ({100 * low:.2f} to {100 * high:.2f})")
     print(f"written to {directory}: evaluation.json, predictions.jsonl")
     return evaluation
+
+
+def _write(directory: Path, evaluation: dict[str, Any], rows: Iterable[dict[str, Any]]) -> None:
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "evaluation.json", evaluation)
+        write_json_lines(directory / "predictions.jsonl", rows)
 
 
 def _closed_labels(splits: Splits) -> list[str] | None:
@@ -367,7 +361,7 @@ def _votes(
         str(view.path): _answer(saved, view, asked.examples, interpreter=interpreter, **draws)
         for view in chosen
     }
-    ballots = {path: Ballots(said.answers, said.log_probs.tolist()) for path, said in given.items()}
+    ballots = {path: (said.answers, said.log_probs.tolist()) for path, said in given.items()}
     voters = {path: [its] for path, its in ballots.items()}
     voters["+".join(ballots)] = [*ballots.values()]
     return {
@@ -387,12 +381,7 @@ def _votes(
 
 def _information(saved: Saved, splits: Splits, examples: Sequence[Example]) -> dict[str, float]:
     """Returns the InfoNCE bound between label and rationale view, and the sizes behind it."""
-    views = [view for view in saved.views if view.term in ("label", "rationale")]
-    if len(views) != 2:
-        raise UserError(
-            "--mutual_information compares a label view with a rationale view; "
-            f"method={saved.config.objective.method} does not have both"
-        )
+    views = compared(saved.views, saved.config.objective.method)
     if not splits.train:
         raise UserError(f"--mutual_information needs a training set; task={splits.task} has none")
     batch_size = -(-saved.config.evaluation.batch_size // jax.device_count()) * jax.device_count()

@@ -71,10 +71,8 @@ class CompiledAhead:
     ):
         """
         Args:
-          step: of (state, batch, frozen).
           state: its shapes and shardings.
           batches: shapes and shardings of one batch of every shape, by name, in order of first use.
-          frozen: frozen parameters, on the mesh.
         """
         self._pool, self._frozen = ThreadPoolExecutor(1), frozen
 

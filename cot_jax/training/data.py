@@ -71,9 +71,6 @@ def load_format(
 ) -> Format:
     """Returns the format with the configured tokenizer, or one trained on word problems.
 
-    Args:
-      kind: the student's format, a key of `formats.FORMATS`.
-
     Raises:
       UserError: there is no tokenizer, or it does not suit the format.
     """
@@ -89,11 +86,7 @@ def load_format(
 
 
 def _classes(splits: tasks.Splits, method: Sequence[View]) -> dict[str, Any]:
-    """Returns what a format of classes needs to know about the data.
-
-    Raises:
-      UserError: the method writes more than a label, or labels are not a closed set.
-    """
+    """Returns what a format of classes needs to know about the data."""
     if any(view.term != "label" for view in method):
         label_only = [name for name, its in views.METHODS.items() if all(v.term == "label" for v in its)]
         raise UserError(
@@ -128,9 +121,8 @@ def closed_labels(splits: tasks.Splits, why: str) -> tuple[str, ...]:
         raise UserError(f"{why}, but task={splits.task} has {len(labels)} in its training split")
     for example in (*splits.train, *splits.valid, *splits.test):
         if example.label.strip() not in labels:
-            raise UserError(
-                f"{why}, but the label of {example.id}, {example.label!r}, is not one of {', '.join(labels)}"
-            )
+            known = ", ".join(labels) if len(labels) <= 20 else f"the {len(labels):,} of the training split"
+            raise UserError(f"{why}, but the label of {example.id}, {example.label!r}, is not one of {known}")
     return labels
 
 

@@ -48,16 +48,22 @@ def tokenize(
     tokenized, report = {}, []
     for view in method:
         targets = [learned(view, example, data.label_source) for example in examples]
-        # A missing input or target becomes an empty sequence, which no loss counts.
-        questions = [
-            view.reads(example) if its else None for example, its in zip(examples, targets, strict=True)
-        ]
+        questions = [view.reads(example) or () for example, its in zip(examples, targets, strict=True) if its]
         inputs, outputs = format.pairs(
-            view.name, view.prefix, questions, targets, data.max_input_tokens, data.max_target_tokens
+            view.name,
+            view.prefix,
+            questions,
+            [its for its in targets if its],
+            data.max_input_tokens,
+            data.max_target_tokens,
         )
+        # An example without targets becomes an empty sequence, which no loss counts.
+        read, written = iter(inputs.ids), iter(outputs.ids)
+        asked = [next(read) if its else [] for its in targets]
+        answered = [row for its in targets for row in ([next(written) for _ in its] or [[]])]
         counts = [max(len(its), 1) for its in targets]
         first = None if max(counts, default=1) == 1 else np.cumsum([0, *counts])
-        tokenized[view.name] = TokenizedView(Ragged(inputs.ids, inputs.prefix), Ragged(outputs.ids), first)
+        tokenized[view.name] = TokenizedView(Ragged(asked, inputs.prefix), Ragged(answered), first)
         report += [f"view {view.name}: inputs {inputs.report}", f"view {view.name}: targets {outputs.report}"]
     return Tokenized(tokenized, report)
 

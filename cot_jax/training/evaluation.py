@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,8 +29,8 @@ from cot_jax.training.mesh import by_example, group_count, leads, replicated, sp
 # Between progress lines of a long evaluation.
 _TELL_SECONDS = 20.0
 
-# (params, questions of B = G * E examples) -> arrays (B, ...)
-Ask = Callable[[Params, Tokens], Any]
+# (params, questions or a batch of B = G * E examples) -> arrays (B, ...)
+Ask = Callable[[Params, Any], Any]
 # -> tokens (B, ..., T) and their log-probabilities (B, ...)
 Generate = Callable[[Params, Tokens], tuple[jax.Array, jax.Array]]
 
@@ -70,10 +70,10 @@ def make_generate(student: Student, mesh: Mesh, most: int, beams: int) -> Genera
         if beams == 1:
             return decoding.greedy(prompt, most)
         tokens_BT, score_B = (best[:, 0] for best in decoding.beam_search(prompt, most, beams))
-        # A score is the mean over the tokens: the length penalty is 1.
+        # A score is the mean over the tokens.
         return tokens_BT, score_B * written_length(tokens_BT, student.ends)
 
-    return _jit(generate, mesh)
+    return jit_by_example(generate, mesh)
 
 
 def make_sample(
@@ -89,7 +89,7 @@ def make_sample(
         prompt = student.prompt(params, questions, most, samples)
         return decoding.sample(prompt, most, key_B, samples, sampling)
 
-    return _jit(sample, mesh)
+    return jit_by_example(sample, mesh)
 
 
 def _hash(questions: Tokens) -> jax.Array:
@@ -115,7 +115,7 @@ def make_score(student: Student, mesh: Mesh, labels: Ragged) -> Ask:
     def score(params, questions):
         return decoding.score(student.prompt(params, questions, ids_LT.shape[1]), ids_LT, length_L)
 
-    return _jit(score, mesh)
+    return jit_by_example(score, mesh)
 
 
 def make_choose(student: Student, mesh: Mesh, labels: Ragged) -> Generate:
@@ -129,7 +129,7 @@ def make_choose(student: Student, mesh: Mesh, labels: Ragged) -> Generate:
         log_prob_BL = decoding.score(student.prompt(params, questions, ids_LT.shape[1]), ids_LT, length_L)
         return ids_LT[jnp.argmax(log_prob_BL, axis=1)], jnp.max(log_prob_BL, axis=1)
 
-    return _jit(choose, mesh)
+    return jit_by_example(choose, mesh)
 
 
 def _rectangle(labels: Ragged, pad_id: int) -> tuple[jax.Array, jax.Array]:
@@ -139,11 +139,34 @@ def _rectangle(labels: Ragged, pad_id: int) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(tokens.ids), jnp.asarray(tokens.length[:, 0])
 
 
-def _jit(ask: Ask, mesh: Mesh) -> Ask:
+def jit_by_example(ask: Ask, mesh: Mesh) -> Ask:
     """Returns `ask` jitted: parameters stay in place, each group is on its device, the result on all."""
     rows = by_example(mesh)
     jitted = jax.jit(ask, in_shardings=(None, rows), out_shardings=replicated(mesh))
     return lambda params, questions: jitted(params, spread(questions, rows))
+
+
+def ask_in_batches(
+    ask: Ask, params: Params, batches: Sequence[np.ndarray], make: Callable[[np.ndarray], Any]
+) -> Any:
+    """Returns the results of `ask`, NumPy arrays (N, ...) in the order of the row numbers.
+
+    Args:
+      batches: (B,) row numbers each; -1 is no row.
+      make: row numbers -> what is asked.
+    """
+    # All batches are dispatched at once: the device never waits for the host.
+    given = [ask(params, make(rows)) for rows in batches]
+    order = np.concatenate(batches)
+    place = np.argsort(order)[np.sum(order < 0) :]
+    answered, told = [], time.monotonic()
+    for n, part in enumerate(given, start=1):
+        answered.append(jax.tree.map(np.asarray, part))
+        if n < len(given) and time.monotonic() - told > _TELL_SECONDS:
+            told = time.monotonic()
+            if leads():
+                print(f"answered {n * len(batches[0]):,} of {len(place):,} questions", file=sys.stderr)
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[place], *answered)
 
 
 def ask_all(
@@ -162,22 +185,12 @@ def ask_all(
       shapes: (shapes, 2), slots and widths of batches, as from `batches.question_shapes`.
     """
     groups = group_count(mesh)
-    batches = list(evaluation_rows(questions.lengths, batch_size))
-    # All batches are dispatched at once: the device never waits for the host.
-    given = []
-    for rows in batches:
+
+    def tokens(rows):
         shape = shapes[cheapest(shapes, needed(questions.lengths_of(rows), groups))]
-        given.append(ask(params, questions.tokens(rows, tuple(shape.tolist()), pad_id, groups)))
-    order = np.concatenate(batches)
-    place = np.argsort(order)[np.sum(order < 0) :]
-    answered, told = [], time.monotonic()
-    for n, part in enumerate(given, start=1):
-        answered.append(jax.tree.map(np.asarray, part))
-        if n < len(given) and time.monotonic() - told > _TELL_SECONDS:
-            told = time.monotonic()
-            if leads():
-                print(f"answered {n * batch_size:,} of {len(questions):,} questions", file=sys.stderr)
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[place], *answered)
+        return questions.tokens(rows, tuple(shape.tolist()), pad_id, groups)
+
+    return ask_in_batches(ask, params, list(evaluation_rows(questions.lengths, batch_size)), tokens)
 
 
 def answer_questions(

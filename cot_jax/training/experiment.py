@@ -19,7 +19,7 @@ from cot_jax.models.lora import Lora, fingerprint
 from cot_jax.models.student import Student
 from cot_jax.models.weights import Params
 from cot_jax.text.formats import Format
-from cot_jax.training.data import load_format, load_splits, require_sources, training_examples
+from cot_jax.training.data import closed_labels, load_format, load_splits, require_sources, training_examples
 from cot_jax.training.encoding import fit, tokenize
 from cot_jax.training.students import BASE, LORA, check_lora, family, load_student, make_lora
 from cot_jax.training.teachers import Loaded, Stored, load_teacher
@@ -88,6 +88,20 @@ class Experiment:
     def answer_view(self) -> View:
         """The view that answers the question at test time."""
         return self.views[0]
+
+    def answer_labels(self) -> tuple[str, ...] | None:
+        """Returns the labels to choose among; None if the student writes its answers.
+
+        Raises:
+          UserError: labels are not a closed set, or the answer view does not write a label alone.
+        """
+        why = "config.evaluation.answers=score, unlike generate, chooses among labels"
+        if self.config.evaluation.answers == "generate":
+            return None
+        if self.answer_view.term != "label":
+            method = self.config.objective.method
+            raise UserError(f"{why}, but method={method} writes a rationale first")
+        return closed_labels(self.splits, why)
 
 
 def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Experiment:
@@ -184,11 +198,7 @@ def build_objective(experiment: Experiment, batch_axes: tuple[str, ...] = ()) ->
 
 
 def _class_weights(experiment: Experiment) -> np.ndarray | None:
-    """(V,) n / (K n_c) for each of K classes, n_c of n training examples having class c; None: no weights.
-
-    Raises:
-      UserError: the student has no classes, or a class has no example.
-    """
+    """(V,) n / (K n_c) for each of K classes, n_c of n training examples having class c; None: no weights."""
     student = experiment.student
     if experiment.config.objective.class_weights == "none":
         return None
@@ -232,9 +242,6 @@ def _self_distillation(config: Config, method: Sequence[View]) -> SelfDistillati
         weight=section.weight,
         temperature=section.temperature,
         output=section.output,
-        map_logits=section.map_logits,
-        difficulty=section.difficulty,
-        uncertainty=section.uncertainty,
         top_k=section.top_k,
         dtype=jnp.dtype(section.dtype),
     )

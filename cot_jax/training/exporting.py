@@ -1,6 +1,7 @@
 """Export of a student to Transformers and the Hub, with a model card; `cot_jax.export`."""
 
 import dataclasses
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -8,53 +9,13 @@ import huggingface_hub
 from transformers import GenerationConfig
 
 from cot_jax import __version__
-from cot_jax.config import Config, flattened
+from cot_jax.config import Config, describe_keys
 from cot_jax.errors import UserError, first_line
 from cot_jax.files import in_bucket, refuse_full, whole_directory, write_text
 from cot_jax.training.result import metric_of, read_result
 from cot_jax.training.saved import Saved
 
-_CARD = """\
----
-library_name: transformers
-license: {license}
-{base}tags:
-- chain-of-thought
-- distillation
-- cot_jax
-datasets:
-- {task}
----
-
-# {title}
-
-{origin}, trained on {task} with `{method}`{self_distillation} by cot_jax {version}: {steps} steps of
-{batch_size} examples, {label_source} labels, seed {seed}.
-
-| split | {metric} | how |
-|---|---|---|
-| validation | {valid} | selected the checkpoint |
-| test | {test} | evaluated once |
-
-## Prompts
-
-| to get | put before the question | longest answer, in tokens |
-|---|---|---|
-{prefixes}
-
-```python
-{sample}
-```
-
-`python -m cot_jax.predict . --input=questions.jsonl` answers without PyTorch. `cot_jax.json` holds
-the full configuration; `python -m cot_jax.train` with these flags reproduces the training:
-
-```text
-{flags}
-```
-
-The licences of the base weights and of the data apply; `license` above was chosen by the exporter.
-"""
+_CARD = Path(__file__).parent / "model_card.md"  # a template, for str.format
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +114,7 @@ def _card(student: Saved, result: dict[str, Any], options: Options) -> str:
     first, hf_class = student.views[0], student.student.hf_class
     metric = metric_of(result)
     measured = {split: result.get(f"{split}/{metric}") for split in ("valid", "test")}
-    return _CARD.format(
+    return _CARD.read_text(encoding="utf-8").format(
         license=options.license,
         base=f"base_model: {base}\n" if base else "",
         task=config.data.task,
@@ -195,5 +156,7 @@ def _percent(share: float | None) -> str:
 
 def _flags(config: Config) -> list[str]:
     """Returns the keys that differ from their defaults, as flags."""
-    values = dict(flattened(config))
-    return [f"--config.{key}={values[key]}" for key, value in flattened(Config()) if values[key] != value]
+    values = (
+        (key, attrgetter(key.removeprefix("config."))(config), usual) for key, usual, _ in describe_keys()
+    )
+    return [f"--{key}={value}" for key, value, usual in values if value != usual]

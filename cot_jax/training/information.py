@@ -1,6 +1,6 @@
 """The mutual information of a student's label and rationale view, estimated on held-out examples."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,31 @@ from jax.sharding import Mesh
 from cot_jax.batch import Segments, Tokens
 from cot_jax.data.batches import TokenizedView, make_batch, view_lengths
 from cot_jax.data.lengths import as_shape, needed
+from cot_jax.data.views import View
+from cot_jax.errors import UserError
 from cot_jax.metrics.info_nce import info_nce, most_nats
 from cot_jax.models.student import Student
 from cot_jax.models.weights import Params
-from cot_jax.training.mesh import by_example, group_count, replicated, spread
+from cot_jax.training.evaluation import ask_in_batches, jit_by_example
+from cot_jax.training.mesh import group_count
 
 # Limits the cost of an estimate to about that of an evaluation.
 _MOST_PAIRS = 2048
+
+
+def compared(views: Sequence[View], method: str) -> list[View]:
+    """Returns the two views of a method that an estimate compares.
+
+    Raises:
+      UserError: it does not have both.
+    """
+    found = [view for view in views if view.term in ("label", "rationale")]
+    if len(found) != 2:
+        raise UserError(
+            "mutual_information compares a label view with a rationale view; "
+            f"method={method} does not have both"
+        )
+    return found
 
 
 class InformationEstimate:
@@ -61,33 +79,29 @@ class InformationEstimate:
             hidden = student.hidden(params, batch, None)
             return {name: _pool(hidden[name], view.targets) for name, view in batch.views.items()}
 
-        rows = by_example(mesh)
-        self._states = jax.jit(states, in_shardings=(None, rows), out_shardings=replicated(mesh))
+        self._states = jit_by_example(states, mesh)
 
     def __call__(self, params: Params) -> float:
         """Returns the bound in nats."""
-        (x, y), (held_out_x, held_out_y) = (
-            self._collect(params, views, rows).values() for views, rows in self._parts
-        )
+        (x, y), (held_out_x, held_out_y) = (self._collect(params, *part) for part in self._parts)
         return info_nce(x, y, held_out_x, held_out_y)
 
-    def _batches(self, rows: np.ndarray) -> np.ndarray:
+    def _batches(self, rows: np.ndarray) -> list[np.ndarray]:
         """Returns the rows in batches, the last one padded with -1."""
         padded = np.pad(rows, (0, -len(rows) % self._batch_size), constant_values=-1)
-        return padded.reshape(-1, self._batch_size)
+        return [*padded.reshape(-1, self._batch_size)]
 
     def _collect(
         self, params: Params, views: Mapping[str, TokenizedView], rows: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        found = []
+    ) -> list[np.ndarray]:
+        """Returns the states (N, D) of each view."""
+
+        def make(some):
+            return make_batch(views, some, self._shape, self._pad_id, self._groups)
+
         with jax.set_mesh(self._mesh):
-            for some in self._batches(rows):
-                batch = make_batch(views, some, self._shape, self._pad_id, self._groups)
-                found.append(self._states(params, spread(batch, by_example(self._mesh))))
-        return {
-            name: np.concatenate([np.asarray(states[name]) for states in found])[: len(rows)]
-            for name in views
-        }
+            found = ask_in_batches(self._states, params, self._batches(rows), make)
+        return [found[name] for name in views]
 
 
 def _complete(views: Mapping[str, TokenizedView]) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Likelihoods of continuations of a text."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,29 +10,21 @@ from cot_jax.batch import Batch, Segments
 from cot_jax.data.batches import Ragged, TokenizedView, evaluation_rows, evaluation_shapes, make_batch
 from cot_jax.losses.vocabulary import vocabulary_pass
 from cot_jax.models.weights import Params
-from cot_jax.training.mesh import BATCH_AXES, by_example, group_count, replicated, spread
+from cot_jax.training.evaluation import ask_in_batches, jit_by_example
+from cot_jax.training.mesh import BATCH_AXES, group_count
 from cot_jax.training.saved import Saved
 
 _VIEW = "continuation"
 
 
-class Likelihoods(NamedTuple):
-    """Likelihoods of N continuations.
+def likelihoods(
+    saved: Saved, contexts: Sequence[str], continuations: Sequence[str]
+) -> tuple[np.ndarray, str]:
+    """Returns the log-probability of each continuation given its context, and a line of counts.
 
-    Attributes:
-      log_probs: (N,) float32, summed over the tokens of each, given its context; without an end token.
-      report: counts, for the user.
-    """
-
-    log_probs: np.ndarray
-    report: str
-
-
-def likelihoods(saved: Saved, contexts: Sequence[str], continuations: Sequence[str]) -> Likelihoods:
-    """Returns the log-probability of each continuation given its context.
-
-    This is loglikelihood of lm-evaluation-harness: plain text, tokenized together (`Format.continued`), with
-    the start token, if any, that the tokenizer adds by itself. Each pair is a view's input and target.
+    The first is (N,) float32, summed over the tokens, without an end token. This is loglikelihood of
+    lm-evaluation-harness: plain text, tokenized together (`Format.continued`), with the start token, if any,
+    that the tokenizer adds by itself. Each pair is a view's input and target.
 
     Raises:
       UserError: the student is an encoder-decoder.
@@ -51,19 +42,15 @@ def likelihoods(saved: Saved, contexts: Sequence[str], continuations: Sequence[s
         found = vocabulary_pass(hidden_GYD, student.head(params), of_targets, batch_axes=BATCH_AXES)
         return -jnp.sum(Segments.of(of_targets).unpack(found.nll_GY), axis=2).reshape(-1)
 
-    rows = by_example(mesh)
-    jitted = jax.jit(log_probs, in_shardings=(None, rows), out_shardings=replicated(mesh))
+    shape_of = iter(shapes)
+
+    def make(rows: np.ndarray) -> Batch:
+        return make_batch(views, rows, next(shape_of), student.pad_id, groups)
+
     with jax.set_mesh(mesh):
-        # All batches are dispatched at once: the device never waits for the host.
-        given = [
-            jitted(saved.params, spread(make_batch(views, some, shape, student.pad_id, groups), rows))
-            for some, shape in zip(batches, shapes, strict=True)
-        ]
-    order = np.concatenate(batches)
-    log_prob_N = np.empty(len(contexts), np.float32)
-    log_prob_N[order[order >= 0]] = np.concatenate([np.asarray(part) for part in given])[order >= 0]
+        log_prob_N = ask_in_batches(jit_by_example(log_probs, mesh), saved.params, batches, make)
     report = (
         f"{len(contexts):,} continuations of {targets.lengths.mean():.1f} tokens on average, contexts of "
         f"{inputs.lengths.mean():.1f}"
     )
-    return Likelihoods(log_prob_N, report)
+    return log_prob_N, report

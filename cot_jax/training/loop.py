@@ -23,7 +23,6 @@ from cot_jax.metrics.writers import MetricsWriter, last_step, only_row
 from cot_jax.training.checkpoints import Checkpoints, best_of
 from cot_jax.training.console import Clock, Progress, hardware, say
 from cot_jax.training.experiment import Experiment
-from cot_jax.training.labels import answer_labels
 from cot_jax.training.mesh import leads
 from cot_jax.training.result import RESULT_FILE, read_result
 from cot_jax.training.run import Run
@@ -429,7 +428,7 @@ def _claim(workdir: Path, experiment: Experiment) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         if not taken:
             write_text(workdir / "config.json", to_json(experiment.config))
-        write_answers(workdir, experiment.format, experiment.splits.by_value, answer_labels(experiment))
+        write_answers(workdir, experiment.format, experiment.splits.by_value, experiment.answer_labels())
         write_json(workdir / STUDENT_FILE, architecture | {EXAMPLES: examples})
         with uploaded(workdir / "tokenizer") as directory:
             experiment.format.save(directory)

@@ -13,7 +13,6 @@ from cot_jax.batch import Batch
 from cot_jax.data.batches import Ragged, question_shapes
 from cot_jax.data.examples import Example
 from cot_jax.data.lengths import describe
-from cot_jax.errors import UserError
 from cot_jax.losses.soft_targets import LastBatch
 from cot_jax.metrics.classification import scores
 from cot_jax.models.weights import Params, init, shapes
@@ -23,8 +22,7 @@ from cot_jax.training.console import say
 from cot_jax.training.encoding import encode_questions, tokenize
 from cot_jax.training.evaluation import Answers, Generate, answer_questions, make_choose, make_generate
 from cot_jax.training.experiment import Experiment, build_objective
-from cot_jax.training.information import InformationEstimate
-from cot_jax.training.labels import answer_labels
+from cot_jax.training.information import InformationEstimate, compared
 from cot_jax.training.mesh import (
     BATCH_AXES,
     abstract,
@@ -107,7 +105,7 @@ class Run:
 
     def _make_generate(self) -> Generate:
         student, evaluation = self.experiment.student, self.experiment.config.evaluation
-        if (labels := answer_labels(self.experiment)) is None:
+        if (labels := self.experiment.answer_labels()) is None:
             return make_generate(student, self.mesh, evaluation.max_new_tokens, evaluation.beams)
         view, most = self.experiment.answer_view, self.experiment.config.data.max_target_tokens
         encoded = self.experiment.format.targets(view.name, labels, most)
@@ -116,15 +114,9 @@ class Run:
 
     def _make_information(self) -> InformationEstimate:
         experiment, config = self.experiment, self.experiment.config
-        views = {view.name: view for view in experiment.views if view.term in ("label", "rationale")}
-        if len(views) != 2:
-            raise UserError(
-                "config.evaluation.mutual_information=True compares a label view with a rationale view; "
-                f"method={config.objective.method} does not have both"
-            )
-        valid = self.examples("valid")
-        held_out = tokenize(list(views.values()), valid, experiment.format, config.data)
-        train = {name: experiment.tokenized[name] for name in views}
+        views = compared(experiment.views, config.objective.method)
+        held_out = tokenize(views, self.examples("valid"), experiment.format, config.data)
+        train = {view.name: experiment.tokenized[view.name] for view in views}
         estimate = InformationEstimate(
             experiment.student, self.mesh, train, held_out.views, batch_size=config.evaluation.batch_size
         )

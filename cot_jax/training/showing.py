@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cot_jax.answers.equality import is_correct
-from cot_jax.data.examples import parts_as_json
-from cot_jax.files import Row, read_json_lines
+from cot_jax.files import read_json_lines
 from cot_jax.metrics.plots import draw_curves, read_curves
 from cot_jax.training import answering
 from cot_jax.training.data import load_splits
@@ -47,9 +46,6 @@ def answers(saved: Saved, count: int) -> list[dict[str, Any]]:
     """Returns the first `count` test questions, as many rows, with the student's answers and rationales."""
     splits = load_splits(saved.config.data, saved.config.seed, saved.student.format)
     examples = splits.test[:count]
-    rows = (
-        Row("test", {"id": e.id, "input": parts_as_json(e.parts), "rationale": e.rationale}) for e in examples
-    )
     explain = any(view.term == "rationale" for view in saved.views)
     options = answering.Options(explain=explain, batch_size=count)
     return [
@@ -57,7 +53,9 @@ def answers(saved: Saved, count: int) -> list[dict[str, Any]]:
         | ({"rationale": answer["rationale"]} if explain else {})
         | {"answer": answer["label"], "label": example.label}
         | {"correct": is_correct(answer["label"], example.label, saved.by_value)}
-        for example, answer in zip(examples, answering.predict(saved, rows, options), strict=True)
+        for example, answer in zip(
+            examples, answering.predict(saved, answering.rows_of_examples(examples), options), strict=True
+        )
     ]
 
 

@@ -1,13 +1,12 @@
 """The train state and the one pure step that every method shares."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from cot_jax.batch import Batch
 from cot_jax.losses.objective import Objective
 from cot_jax.losses.soft_targets import LastBatch
 from cot_jax.models.weights import Params, layer_norms
@@ -49,10 +48,8 @@ class TrainState(NamedTuple):
 Metrics = dict[str, jax.Array]
 
 
-class TrainStep(Protocol):
-    def __call__(
-        self, state: TrainState, batch: Batch, frozen: Frozen | None = None
-    ) -> tuple[TrainState, Metrics]: ...
+# (state, batch, frozen parameters or None)
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 
 def init_state(

@@ -56,9 +56,6 @@ class Loaded(NamedTuple):
 def load_teacher(config: Config, student: Any, format: Format, examples: Sequence[Example]) -> Loaded | None:
     """Returns the teacher that `config.distillation` names; None without one.
 
-    Args:
-      examples: the student's training examples.
-
     Raises:
       UserError: there is no such teacher, it has another tokenizer or other classes, or its file lacks an
         example.
@@ -114,11 +111,7 @@ def load_teacher(config: Config, student: Any, format: Format, examples: Sequenc
 
 
 def _read_log_probs(file: Path, labels: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
-    """(N, K) float32, the log-probabilities of each example's labels, as `cot_jax.predict` writes them.
-
-    Raises:
-      UserError: the file is missing, lacks an example, or a row lacks the number of a label.
-    """
+    """(N, K) float32, the log-probabilities of each example's labels, as `cot_jax.predict` writes them."""
     stored: dict[str, list[float]] = {}
     for row in read_json_lines(file):
         given = row.values.get("log_probs")
@@ -141,11 +134,7 @@ def _read_log_probs(file: Path, labels: Sequence[str], examples: Sequence[Exampl
 
 
 def _layers(kind: str, student: Any, teacher: Any, key: str) -> tuple[tuple[int, int], ...]:
-    """Returns the pairs of layers, from 0, whose states are matched: all of the student's but the last.
-
-    Raises:
-      UserError: the layers cannot be matched.
-    """
+    """Returns the pairs of layers, from 0, whose states are matched: all of the student's but the last."""
     if kind == "none":
         return ()
     if student.format != "classes":

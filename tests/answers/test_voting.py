@@ -1,6 +1,6 @@
 import pytest
 
-from cot_jax.answers.voting import Ballots, elect, vote
+from cot_jax.answers.voting import elect, vote
 
 
 def test_the_most_frequent_answer_wins_whatever_its_probability():
@@ -40,8 +40,8 @@ def test_what_is_no_answer_wins_only_where_there_is_no_other():
 
 
 def test_the_first_k_of_every_path_elect():
-    cot = Ballots(["4", "5", "5", "9", "", "8"], [-1.0] * 6)  # two questions, three samples each
-    pot = Ballots(["( 2 + 3 )", "5", "4", "8", "8.0", "7"], [-2.0] * 6)
+    cot = (["4", "5", "5", "9", "", "8"], [-1.0] * 6)  # two questions, three samples each
+    pot = (["( 2 + 3 )", "5", "4", "8", "8.0", "7"], [-2.0] * 6)
     assert elect([cot], 2, by_value=True) == [["4", "9"], ["4", "9"], ["5", "9"]]
     # "4" against "5" and "9" against "8": one vote each, so the sum of log-probabilities decides.
     assert elect([cot, pot], 2, by_value=True) == [["4", "9"], ["5", "8"], ["5", "8"]]

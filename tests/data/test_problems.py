@@ -104,7 +104,7 @@ def test_programs_are_joined_to_their_questions(load):
     ]
     # Joined to a wrong row, few would be right. Only the first program: it is the published one.
     for split, right in ((svamp.test, 168), (asdiv.test, 169)):
-        answers = [(str(programs.run(e.program).answer), e.label) for e in split if e.program]
+        answers = [(str(programs.run(e.programs[0]).answer), e.label) for e in split if e.programs]
         assert sum(is_correct(answer, label, True) for answer, label in answers) == right
     assert all(len(set(e.programs)) == len(e.programs) for e in (*svamp.train, *gsm8k.test))
 

@@ -174,9 +174,7 @@ def _random_batch(groups, examples):
 @pytest.mark.parametrize("dropout", [False, True])
 def test_parts_of_a_batch_have_the_gradient_of_the_whole_whatever_the_method(dropout):
     student = Wide()
-    distillation = SelfDistillation(
-        "dynsdpb", ("predict", "explain"), 1.0, 3.0, "vmm", "log", "clip", "batch_maximum", 8, jnp.float32
-    )
+    distillation = SelfDistillation("dynsdpb", ("predict", "explain"), 1.0, 3.0, "vmm", 8, jnp.float32)
     batch = _random_batch(8, 2)
     stored = distillation.empty(8, Wide.V, {"predict": 8, "explain": 24})
     maps = {name: jax.random.uniform(jax.random.key(3), x.shape) for name, x in stored.outputs.items()}

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from benchmarks.head import plain_vocabulary_pass
 from cot_jax.batch import Segments, Tokens
 from cot_jax.losses.vocabulary import (
     VocabularyMap,
     _Chunks,
     cross_entropy_pass,
-    plain_vocabulary_pass,
     vocabulary_pass,
 )
 

@@ -28,24 +28,22 @@ def _rouge_l(said, meant):
 def test_likeness_is_the_libraries_and_the_hand_value():
     import sacrebleu
 
-    found = quality.likeness(SAID, MEANT)
-    np.testing.assert_allclose(found.each["rouge_l"], list(map(_rouge_l, SAID, MEANT)), atol=1e-12)
-    assert found.each["rouge_l"][1] == pytest.approx(5 / 6)  # the cat on the mat, of six words each
-    assert found.corpus["rouge_l"] == pytest.approx(np.mean(found.each["rouge_l"]))
-    assert found.corpus["bleu"] == pytest.approx(sacrebleu.corpus_bleu(SAID, [MEANT]).score)
-    assert found.corpus["chrf"] == pytest.approx(sacrebleu.corpus_chrf(SAID, [MEANT]).score)
+    corpus, each = quality.likeness(SAID, MEANT)
+    np.testing.assert_allclose(each["rouge_l"], list(map(_rouge_l, SAID, MEANT)), atol=1e-12)
+    assert each["rouge_l"][1] == pytest.approx(5 / 6)  # the cat on the mat, of six words each
+    assert corpus["rouge_l"] == pytest.approx(np.mean(each["rouge_l"]))
+    assert corpus["bleu"] == pytest.approx(sacrebleu.corpus_bleu(SAID, [MEANT]).score)
+    assert corpus["chrf"] == pytest.approx(sacrebleu.corpus_chrf(SAID, [MEANT]).score)
     # 5 of 6 words, 3 of 5 pairs, 1 of 4 triples, none of 3 quadruples, which smoothing counts as a half.
     by_hand = 100 * (5 / 6 * 3 / 5 * 1 / 4 * 0.5 / 3) ** 0.25
-    assert found.each["bleu"][1] == pytest.approx(by_hand)
-    assert found.each["chrf"][1] == pytest.approx(sacrebleu.sentence_chrf(SAID[1], [MEANT[1]]).score)
-    assert [found.each[name][3] for name in found.each] == [0, 0, 0]
+    assert each["bleu"][1] == pytest.approx(by_hand)
+    assert each["chrf"][1] == pytest.approx(sacrebleu.sentence_chrf(SAID[1], [MEANT[1]]).score)
+    assert [each[name][3] for name in each] == [0, 0, 0]
 
 
 def test_a_rationale_equal_to_the_teachers_is_perfect_however_short():
-    found = quality.likeness(["So 7."], ["So 7."])
-    assert {**found.corpus, "bleu": found.each["bleu"][0]} == pytest.approx(
-        {"bleu": 100, "chrf": 100, "rouge_l": 1}
-    )
+    corpus, each = quality.likeness(["So 7."], ["So 7."])
+    assert {**corpus, "bleu": each["bleu"][0]} == pytest.approx({"bleu": 100, "chrf": 100, "rouge_l": 1})
 
 
 def test_likeness_of_nothing_or_of_texts_that_do_not_pair_is_a_mistake():

@@ -65,15 +65,14 @@ def test_cuts_are_those_of_transformers(t5, data_root, most):
     assert f", {cut} cut at {most}, " in report
 
 
-def test_what_is_not_there_is_empty_and_not_counted(trained):
-    (first, none, second), report, _ = trained.targets("predict", [TEXTS[0], None, TEXTS[1]], 64)
-    assert (first[-1], none, second[-1]) == (1, [], 1)
+def test_texts_are_counted(trained):
+    (first, second), report, _ = trained.targets("predict", TEXTS[:2], 64)
+    assert (first[-1], second[-1]) == (1, 1)
     mean = (len(first) + len(second)) / 2
     assert report == (
         f"2 texts, {mean:.1f} tokens on average, {max(len(first), len(second))} at most, 0 cut at 64, "
         "0.000 % unknown tokens"
     )
-    assert trained.inputs("predict: ", [None], 9).ids == [[]]
     assert trained.targets("predict", [], 9).report.startswith("0 texts, 0.0 tokens on average, 0 at most")
 
 
@@ -231,18 +230,6 @@ def test_the_seam_moves_where_tokens_merge(tokenizers_root, tmp_path):
     assert format.tokenizer.decode(first[:-3]).endswith("Why Why Why")
 
 
-def test_what_is_not_there_has_no_prompt(causal):
-    inputs, targets = causal.pairs("predict", "", [None, ("Tom?",), None], [[], ["42"], []], 64, 64)
-    assert (
-        [len(ids) > 0 for ids in inputs.ids] == [len(ids) > 0 for ids in targets.ids] == [False, True, False]
-    )
-    assert inputs.report.startswith("1 texts, ")
-    assert targets.report.startswith("1 texts, ")
-    alone, none = causal.pairs("predict", "", [("Tom?",)], [[]], 64, 64)
-    assert (_whole(alone), none.ids) == (_whole(causal.inputs("", [("Tom?",)], 64)), [[]])
-    assert causal.inputs("", [None], 64).ids == [[]]
-
-
 def test_a_question_is_cut_and_its_prompt_is_not(causal):
     question = " ".join(f"Tom has {n} pens, doesn't he?" for n in range(20))
     (whole,) = _whole(causal.inputs("", [(question,)], 1000))
@@ -276,7 +263,7 @@ def test_prompts_share_what_no_question_changes(causal):
         prompts = [_ids(causal, _written_out(causal, prefix, (text,), shots)[0]) for text in 'aB0"']
         shared = _common(prompts)
         assert format.inputs(prefix, [], 512).prefix == tuple(shared)
-        for questions in ([("Tom?",)], [("Ann",), ("Tom?",), None]):
+        for questions in ([("Tom?",)], [("Ann",), ("Tom?",)]):
             assert format.inputs(prefix, questions, 512).prefix == tuple(shared)
     # A row that disagrees shortens it, and no row is left with nothing.
     many = causal.inputs("predict", [("",), ("ion",), ("or",)], 512)
@@ -300,8 +287,7 @@ def test_shots_are_written_before_the_question(causal):
 def test_what_is_written_comes_back(causal):
     merging = causal.tokenizer.hf.chat_template == TEMPLATES["merging"]
     texts = [text for text in TARGETS if not text.startswith(("\n", "(") if merging else "\n")]
-    rows = causal.targets("predict", [*texts, None], 64).ids
-    assert rows.pop() == []
+    rows = causal.targets("predict", texts, 64).ids
     for text, ids in zip(texts, rows, strict=True):
         assert causal.decode("predict", ids) == text
         assert causal.decode("predict", [*ids, *ids, 5, 0]) == text
@@ -381,7 +367,7 @@ def test_a_decoder_needs_an_end_token_alone(trained, tmp_path):
     )
     hf.save_pretrained(tmp_path)
     tokenizer = formats.load(tmp_path, "causal").tokenizer
-    assert tokenizer.pad_id == tokenizer.eos_id == 1
+    assert (tokenizer.hf.pad_token_id, tokenizer.eos_id) == (None, 1)
     hf.eos_token = None
     hf.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"no eos_token; name it in its tokenizer_config\.json"):

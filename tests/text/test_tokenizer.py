@@ -11,7 +11,7 @@ from cot_jax.errors import UserError
 from cot_jax.text import tokenizer as tokenizers
 
 PROBLEMS = generate(1000, seed=0, max_steps=3, distractors=2, max_number=40)
-TEXTS = [text for p in PROBLEMS for text in (p.text, p.label, p.rationale, p.program)]
+TEXTS = [text for p in PROBLEMS for text in (p.text, p.label, p.rationale, *p.programs)]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_t5_ids(t5, text, ids):
 
 
 def test_t5_special_ids_and_size(t5):
-    assert (t5.pad_id, t5.eos_id, t5.unk_id, t5.eos_token, t5.size) == (0, 1, 2, "</s>", 32_100)
+    assert (t5.hf.pad_token_id, t5.eos_id, t5.unk_id, t5.eos_token, t5.size) == (0, 1, 2, "</s>", 32_100)
 
 
 def svamp_inputs(data_root):
@@ -97,7 +97,7 @@ def test_every_field_of_every_problem_survives(trained):
 
 
 def test_ids_begin_as_t5s_and_the_end_token_can_be_written(trained):
-    assert (trained.pad_id, trained.eos_id, trained.unk_id, trained.eos_token) == (0, 1, 2, "</s>")
+    assert (trained.hf.pad_token_id, trained.eos_id, trained.unk_id, trained.eos_token) == (0, 1, 2, "</s>")
     joined, first, second = trained.encode(["Mia has</s>Tom has", "Mia has", "Tom has"])
     assert joined == [*first, 1, *second]
 

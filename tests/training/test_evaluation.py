@@ -18,7 +18,6 @@ from cot_jax.text import tokenizer as tokenizers
 from cot_jax.training import evaluation, run
 from cot_jax.training.evaluation import make_choose, make_generate, make_sample, make_score
 from cot_jax.training.experiment import prepare
-from cot_jax.training.labels import answer_labels
 from cot_jax.training.mesh import data_parallel
 from cot_jax.training.run import Run
 from cot_jax.training.saved import Answerer, Saved
@@ -54,8 +53,8 @@ def _config(root, tokenizer, *, method="dss", answers="score", beams=1, **data):
 
 def test_labels_are_the_targets_of_training(own_data, tokenizers_root):
     experiment = prepare(_config(own_data, tokenizers_root / "t5"))
-    assert answer_labels(experiment) == tuple(LABELS)
-    labels, line, _ = experiment.format.targets("predict", answer_labels(experiment), 256)
+    assert experiment.answer_labels() == tuple(LABELS)
+    labels, line, _ = experiment.format.targets("predict", experiment.answer_labels(), 256)
     assert line.startswith("3 texts")
     targets = experiment.tokenized["predict"].targets
     for n, example in enumerate(experiment.train_examples):
@@ -65,7 +64,7 @@ def test_labels_are_the_targets_of_training(own_data, tokenizers_root):
 
 def test_a_task_that_defines_its_labels_has_them_all(data_root, tokenizers_root):
     experiment = prepare(_config(data_root, tokenizers_root / "t5", task="anli1", max_train_examples=8))
-    assert answer_labels(experiment) == ("entailment", "neutral", "contradiction")
+    assert experiment.answer_labels() == ("entailment", "neutral", "contradiction")
 
 
 @pytest.mark.parametrize(
@@ -73,14 +72,14 @@ def test_a_task_that_defines_its_labels_has_them_all(data_root, tokenizers_root)
     [
         ("single_task", {}, "method=single_task writes a rationale first"),
         ("dss", {"task": "svamp"}, "those of task=svamp are equations"),
-        ("dss", {"task": "cqa"}, "is not in the training split"),
+        ("dss", {"task": "cqa"}, "is not one of the 4,647 of the training split"),
     ],
 )
 def test_scores_need_a_closed_set_of_labels(own_data, tokenizers_root, data_root, method, data, why):
     root = data_root if data else own_data
     experiment = prepare(_config(root, tokenizers_root / "t5", method=method, max_train_examples=8, **data))
-    with pytest.raises(UserError, match=f"^config.evaluation.answers=score .*{why}.*answers=generate$"):
-        answer_labels(experiment)
+    with pytest.raises(UserError, match=f"^config.evaluation.answers=score, unlike generate, .*{why}"):
+        experiment.answer_labels()
 
 
 @pytest.fixture(scope="module")

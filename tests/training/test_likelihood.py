@@ -111,8 +111,8 @@ def test_an_export_has_the_same_likelihoods(theirs, root, tmp_path):
     for question, row in zip(questions, rows, strict=True):
         # Alone and among others, in whatever order.
         texts = [f" {ending}" for ending in question.endings[::-1]]
-        found = likelihoods(saved, [question.context] * 4, texts)
-        np.testing.assert_allclose(found.log_probs[::-1], row["log_probs"], rtol=1e-5)
+        log_probs, _ = likelihoods(saved, [question.context] * 4, texts)
+        np.testing.assert_allclose(log_probs[::-1], row["log_probs"], rtol=1e-5)
 
 
 def test_mistakes_are_named(theirs, root, tmp_path, capsys):

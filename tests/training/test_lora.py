@@ -63,7 +63,7 @@ def base(tmp_path_factory):
 
 
 def write(directory, tokenizer, seed):
-    student = T5(T5Config(vocab_size=256, pad_token_id=tokenizer.pad_id, **SIZES))
+    student = T5(T5Config(vocab_size=256, pad_token_id=tokenizer.hf.pad_token_id, **SIZES))
     rng = np.random.default_rng(seed)
     like = shapes(student.weights)
     students.save(

@@ -55,7 +55,7 @@ MI = MutualInformation("predict", "explain", 0.1, "reference", "max", "label")
 
 
 def _distillation(method, output):
-    settings = ("log", "clip", "log_vocabulary", 4, jnp.float32)
+    settings = (4, jnp.float32)
     return SelfDistillation(method, tuple(TERMS), 1.0, 3.0, output, *settings)
 
 

@@ -20,9 +20,7 @@ from cot_jax.training.step import init_state, make_train_step
 EXAMPLES, BATCH, VOCABULARY = 60, 8, 64
 SIZES = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
 STUDENT = T5(T5Config(vocab_size=VOCABULARY, dropout_rate=0.1, **SIZES))
-VMM = SelfDistillation(
-    "dynsdpb", ("predict", "explain"), 1.0, 3.0, "vmm", "log", "clip", "log_vocabulary", 4, jnp.float32
-)
+VMM = SelfDistillation("dynsdpb", ("predict", "explain"), 1.0, 3.0, "vmm", 4, jnp.float32)
 
 
 @pytest.fixture(scope="module")

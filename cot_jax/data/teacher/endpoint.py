@@ -100,10 +100,8 @@ class _Cache:
     def __init__(self, path: Path):
         self._path, self._lock = path, threading.Lock()
         self._replies = _read_cache(path)
-        try:
+        with writing(path):
             self._lines = path.open("ab")
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
     def __enter__(self) -> Self:
         return self
@@ -128,10 +126,8 @@ class Endpoint(_Cache):
     Args:
       url: the base URL, before `/chat/completions` or `/completions`: `http://localhost:8000/v1`.
       cache: JSON lines with every request and its answer, appended to by one process at a time.
-      concurrency: maximum number of parallel requests.
       per_minute: maximum requests per minute, evenly spaced; 0: any number.
       timeout: seconds to wait for a whole answer before a retry.
-      attempts: maximum attempts per request.
       pause: maximum seconds before the second attempt; doubles with each further one, up to a minute; half of
         it is random. A server's Retry-After is always respected.
 

@@ -132,7 +132,7 @@ def test_join():
     several = {"id": "a", "rationales": ["one", " ", "two", "one"], "programs": []}
     said = outputs.join(example, Row("t:1", several))
     assert said == Example("a", ("2 + 2?",), "4", None, ("one", "two"), ("print(4)",))
-    assert (said.rationale, said.program, Example("b", ("",), "").rationale) == ("one", "print(4)", None)
+    assert (said.rationale, said.programs[0], Example("b", ("",), "").rationale) == ("one", "print(4)", None)
     with pytest.raises(UserError, match="t:1: 'programs' must be a list of texts; found 'p'"):
         outputs.join(example, Row("t:1", {"id": "a", "programs": "p"}))
     with pytest.raises(UserError, match="t:1: has 'program' and 'programs': move the one into the list"):

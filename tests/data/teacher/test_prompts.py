@@ -69,8 +69,6 @@ CHOICE = Example("3", ("Where?\nAnswer Choices:\n(a) here\n(b) there",), "there"
 )
 def test_a_task_has_the_style_of_its_questions(task, example, known, style):
     assert prompts.style_of(task, splits(example, **known)) == style
-    own = prompts.Demonstration("q", "r", "a")
-    assert prompts.style_of(task, splits(example, **known), [own]).demonstrations == (own,)
 
 
 def test_other_tasks_name_their_labels_where_they_are_few():

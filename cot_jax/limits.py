@@ -15,7 +15,7 @@ MOST = {
     "examples": 10**7,
     "jobs": 10**4,
     "limit": 10**7,
-    "max_new_tokens": 2**13,
+    "max_new_tokens": 2**15,
     "max_tokens": 2**20,
     "max_words": 10**6,
     "per_minute": 10**6,

@@ -324,7 +324,7 @@ def test_a_damaged_student_is_refused(run, tmp_path, capsys):
         (["--samples=-1"], "--samples=-1: must be from 0 to 1,000"),
         (["--samples=1000000000"], "--samples=1000000000: must be from 0 to 1,000"),
         (["--beams=1000000000"], "--beams=1000000000: must be from 0 to 100"),
-        (["--max_new_tokens=1000000000"], "--max_new_tokens=1000000000: must be from 0 to 8,192"),
+        (["--max_new_tokens=1000000000"], "--max_new_tokens=1000000000: must be from 0 to 32,768"),
         (["--batch_size=1000000000"], "--batch_size=1000000000: must be from 1 to 65,536"),
         (["--samples=2", "--seed=4294967296"], "--seed=4294967296: must be from 0 to 4,294,967,295"),
         (["--samples=2", "--seed=-1"], "--seed=-1: must be from 0 to 4,294,967,295"),

@@ -38,8 +38,6 @@ from cot_jax.training.students import BASE, compute_dtype
 
 PREEMPTED = 75  # exit status: saved, run the same command again (EX_TEMPFAIL)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
 # Set by a signal whose `Preempted` may be lost: Python drops what is raised in a callback of its garbage
 # collector, and JAX has one.
 _stop = threading.Event()
@@ -64,13 +62,13 @@ def stoppable() -> Iterator[None]:
         _stop.set()
         raise Preempted("stopped outside of training; the same command resumes from the last checkpoint")
 
-    _stop.clear()
     previous = [(number, signal.signal(number, stop)) for number in _SIGNALS]
     try:
         yield
     finally:
         for number, handler in previous:
             signal.signal(number, handler)
+        _stop.clear()
 
 
 class _StopSignal:

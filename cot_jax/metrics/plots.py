@@ -13,7 +13,8 @@ from cot_jax.errors import UserError
 from cot_jax.files import read_json_lines
 from cot_jax.metrics.calibration import Bin
 
-_WINDOW = 25  # steps that a point of a loss is the mean of
+_LEAST_POINTS = 10  # of a curve, rather than averages over all of the window
+_WINDOW = 25  # rows of which a point of a loss is the mean, at most
 
 
 def require_matplotlib() -> None:
@@ -88,10 +89,10 @@ def read_curves(metrics_files: Sequence[Path]) -> dict[str, Curve]:
 
 
 def _curve(seeds: Sequence[Sequence[tuple[int, float]]], window: int) -> Curve:
-    """Returns the curve of the (step, value) of some seeds, each point the mean of `window` rows."""
-    rows = min(map(len, seeds)) // window * window
-    window = window if rows else 1
-    points = np.array([seed[: rows or min(map(len, seeds))] for seed in seeds])  # (seeds, rows, 2)
+    """Returns the curve of the (step, value) of some seeds, each point the mean of up to `window` rows."""
+    rows = min(map(len, seeds))
+    window = max(1, min(window, rows // _LEAST_POINTS))
+    points = np.array([seed[: rows // window * window] for seed in seeds])  # (seeds, rows, 2)
     averaged = points.reshape(len(seeds), -1, window, 2).mean(axis=2)
     values = averaged[..., 1]
     return Curve(averaged[0, :, 0], values.mean(axis=0), values.min(axis=0), values.max(axis=0))

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cot_jax.metrics.plots import draw_heat_map, draw_layer_norms
+from cot_jax.metrics.plots import draw_heat_map, draw_layer_norms, read_curves
 
 
 def test_layer_norms_are_drawn(tmp_path):
@@ -36,3 +36,12 @@ def test_a_heat_map_is_drawn_with_its_numbers(tmp_path, monkeypatch):
     draw_heat_map(scores, rows, columns, "accuracy", tmp_path / "map.png")
     assert written == ["alpha", "tau", "50.0", "61.0", "70.0"]
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("rows", "points"), [(1, 1), (9, 9), (40, 10), (250, 10), (1000, 40)])
+def test_short_runs_have_curves_too(tmp_path, rows, points):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(f'{{"step": {n}, "loss": {n}.0}}\n' for n in range(1, rows + 1)))
+    curve = read_curves([file])["loss"]
+    assert len(curve.steps) == points
+    np.testing.assert_array_equal(curve.steps, curve.mean)

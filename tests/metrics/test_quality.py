@@ -1,6 +1,7 @@
 """Rationale quality against hand values, an own LCS and the teacher's real outputs."""
 
 import importlib.util
+import json
 import math
 import re
 
@@ -125,3 +126,16 @@ def test_similarity_is_the_cosine_of_mean_hidden_states(tokenizers_root, tmp_pat
     assert max(expected) - min(expected) > 0.01
     with pytest.raises(UserError, match="not a sentence encoder"):
         quality.similarity(SAID, MEANT, str(tmp_path / "none"))
+
+
+def test_an_encoder_s_own_code_is_not_even_asked_for(tmp_path, monkeypatch):
+    pytest.importorskip("torch", reason="the encoder runs in PyTorch")
+    named = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModel": "own.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(named))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "y")
+    with pytest.raises(UserError, match="not a sentence encoder"):
+        quality.similarity(["a"], ["a"], str(tmp_path))
+    assert not asked
+    assert not (tmp_path / "ran").exists()

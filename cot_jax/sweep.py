@@ -84,7 +84,7 @@ class _Jobs:
 
     def _run(self, n: int) -> bool:
         job, began = self._jobs[n], time.monotonic()
-        place = f"[{n + 1}/{len(self._jobs)}] {job.name}"
+        title = f"[{n + 1}/{len(self._jobs)}] {job.name}"
         with uploaded(job.workdir) as directory, (directory / "train.log").open("a", encoding="utf-8") as log:
             with self._lock:
                 if self.stopped:
@@ -107,10 +107,10 @@ class _Jobs:
             status = child.wait()
         if status == 0:
             name, value = job.score
-            say(f"{place}: {name} {100 * value:.2f} %, {time.monotonic() - began:.0f} s")
+            say(f"{title}: {name} {100 * value:.2f} %, {time.monotonic() - began:.0f} s")
         elif not self.stopped:
             lines = (job.workdir / "train.log").read_bytes().decode(errors="replace").splitlines()
-            say(f"{place}: failed with status {status}: {lines[-1] if lines else 'train.log is empty'}")
+            say(f"{title}: failed with status {status}: {lines[-1] if lines else 'train.log is empty'}")
         return status == 0
 
 

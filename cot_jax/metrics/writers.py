@@ -177,8 +177,8 @@ def _start_wandb(directory: Path, config: dict[str, Any]):
         import wandb
     except ImportError:
         raise UserError("config.train.wandb=True needs wandb: pip install 'cot-jax[wandb]'") from None
-    place = str(directory if in_bucket(directory) else directory.resolve())
     # The name alone is that of other runs, too: seed0 of every method.
-    identity = hashlib.sha256(place.encode()).hexdigest()[:16]
+    whole_path = str(directory if in_bucket(directory) else directory.resolve())
+    identity = hashlib.sha256(whole_path.encode()).hexdigest()[:16]
     scratch = None if in_bucket(directory) else str(directory)
     return wandb.init(dir=scratch, config=config, id=identity, name=str(directory), resume="allow")

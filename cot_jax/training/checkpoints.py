@@ -151,7 +151,13 @@ class Checkpoints:
             raise _unreadable_best(place(self._best.directory) / str(step), error) from None
 
 
-def _manager(directory: Path, **options) -> ocp.CheckpointManager:
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager; `unsealed` is the step saved here whose outer files have no checksums yet."""
+
+    unsealed: int | None = None
+
+
+def _manager(directory: Path, **options) -> _Manager:
     """Returns the manager of `directory`; each checkpoint gets its SUMS before it is complete."""
 
     def add_sums():
@@ -165,7 +171,7 @@ def _manager(directory: Path, **options) -> ocp.CheckpointManager:
             files = (path for item in items for path in files_below(item))
             (unfinished / SUMS).write_text(json.dumps(_sums(unfinished, files)))
 
-    return ocp.CheckpointManager(
+    return _Manager(
         directory,
         item_names=(_ITEM,),
         options=ocp.CheckpointManagerOptions(
@@ -238,7 +244,7 @@ def _only(metrics: dict[str, float]) -> float:
     return value
 
 
-def _save(manager: ocp.CheckpointManager, step: int, tree: Any, **more) -> None:
+def _save(manager: _Manager, step: int, tree: Any, **more) -> None:
     """Starts a save, after checking for free space: Orbax would fail with pages of tracebacks."""
     _wait(manager)
     needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
@@ -259,19 +265,22 @@ def _save(manager: ocp.CheckpointManager, step: int, tree: Any, **more) -> None:
             f"{manager.directory}: step {step} is not saved because there is a later step, "
             f"{manager.latest_step()}; move it away and run the same command again"
         )
+    manager.unsealed = step
 
 
-def _wait(manager: ocp.CheckpointManager) -> None:
+def _wait(manager: _Manager) -> None:
     try:
         manager.wait_until_finished()
     except Exception as error:  # from tensorstore or the file system, in another thread
         raise _unwritten(manager, error) from None
-    step = manager.latest_step()
-    if step is not None and leads():
-        checkpoint = place(manager.directory) / str(step)
-        if (checkpoint / SUMS).exists() and not (checkpoint / _OUTER_SUMS).exists():
-            outer = (path for path in checkpoint.iterdir() if path.is_file())
+    if manager.unsealed is not None and leads():
+        checkpoint = place(manager.directory) / str(manager.unsealed)
+        outer = (path for path in checkpoint.iterdir() if path.is_file())
+        try:
             write_json(checkpoint / _OUTER_SUMS, _sums(checkpoint, outer))
+        except OSError as error:
+            raise _unwritten(manager, error) from None
+    manager.unsealed = None
 
 
 def _unwritten(manager: ocp.CheckpointManager, error: Exception) -> Exception:

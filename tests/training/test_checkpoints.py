@@ -180,6 +180,25 @@ def test_every_bit_that_flips_is_noticed(tmp_path, capsys):
         Checkpoints(tmp_path, clean=True)
 
 
+def test_reading_writes_nothing(tmp_path):
+    """Also where the last run was killed just before it wrote the sums of Orbax's own files."""
+    like = _placed(_state(0))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, _state(3))
+        checkpoints.save_if_best(3, _state(3).params, 0.5)
+    for outer in tmp_path.glob("*/3/crc32_commit.json"):
+        outer.unlink()
+    before = sorted(tmp_path.glob("**/*"))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert int(checkpoints.restore_latest(like).step) == 3
+        assert checkpoints.best == (3, 0.5)
+        checkpoints.restore_best(like.params)
+    assert sorted(tmp_path.glob("**/*")) == before
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(4, _state(4))
+    assert [path.parent.name for path in tmp_path.glob("*/*/crc32_commit.json")] == ["4"]
+
+
 def _flip(file, bit):
     content = bytearray(file.read_bytes())
     content[bit // 8] ^= 1 << bit % 8

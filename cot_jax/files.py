@@ -7,6 +7,7 @@ import fcntl
 import functools
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -36,7 +37,7 @@ def place(text: str | Path) -> Path:
     if not (url := _URL.match(str(text))):
         return Path(text)
     scheme, bucket = url.groups()
-    if scheme != "gs":
+    if scheme != "gs" or not bucket:
         raise UserError(f"{text}: give gs://BUCKET/DIR or a local path; Orbax writes to no other buckets")
     return _bucket(bucket) / str(text)[url.end() :].strip("/")
 
@@ -50,6 +51,8 @@ def _bucket(name: str) -> Path:
     except ImportError:
         raise UserError(f"gs://{name} needs a client: pip install 'cot-jax[buckets]'") from None
     os.environ["EPATH_USE_TF"] = "false"  # one client, whether or not TensorFlow is installed
+    # It logs the traceback of what it raises.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     # TensorStore and other processes write what this client does not notice: it must not remember listings.
     fsspec.config.conf["gcs"] = {"use_listings_cache": False}
     bucket = epath.Path(f"gs://{name}")
@@ -58,7 +61,7 @@ def _bucket(name: str) -> Path:
     except Exception as error:  # of gcsfs, aiohttp or Google's libraries
         raise UserError(f"{bucket} cannot be reached ({first_line(error)})") from None
     if not found:  # gcsfs would make one
-        raise UserError(f"{bucket}: there is no such bucket")
+        raise UserError(f"{bucket}: there is no such bucket, or this account may not see it")
     return cast(Path, bucket)
 
 

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 BUCKETS = {"bucket"}
+REFUSING = {"forbidden": 403, "broken": 405}  # and with which status; retried are others
 
 
 class Bucket(ThreadingHTTPServer):
@@ -123,7 +124,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._upload(bucket, query, body, answer)
         if method == "GET" and not objects:
             if bucket not in BUCKETS:
-                return answer(404, {"error": {"code": 404, "message": f"no bucket {bucket}"}})
+                code = REFUSING.get(bucket, 404)
+                return answer(code, {"error": {"code": code, "message": f"no bucket {bucket}"}})
             return answer(200, {"kind": "storage#bucket", "name": bucket, "id": bucket})
         if method == "GET" and not name:
             return answer(200, self._list(bucket, query))

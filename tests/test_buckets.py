@@ -288,6 +288,13 @@ def test_a_profile_is_copied_to_the_bucket(server, monkeypatch):
             ["train", "--config=demo_mi", "--workdir=gs://none/r"],
             "gs://none: there is no such bucket",
         ),
+        (train.main, ["train", "--config=demo_mi", "--workdir=gs://"], "gs://: give gs://BUCKET/DIR"),
+        (
+            train.main,
+            ["train", "--config=demo_mi", "--workdir=gs://forbidden/r"],
+            "gs://forbidden: there is no such bucket, or this account may not see it",
+        ),
+        (evaluate.main, ["gs://broken/r"], "gs://broken cannot be reached (HttpError: "),
         (evaluate.main, ["az://b/r"], "az://b/r: give gs://BUCKET/DIR"),
         (evaluate.main, ["run", "--root=gs://bucket/data"], "gs://bucket/data: only a local path"),
         (evaluate.main, ["run", "--output=gcs://b/out"], "gcs://b/out: give gs://BUCKET/DIR"),
@@ -310,12 +317,13 @@ def test_a_profile_is_copied_to_the_bucket(server, monkeypatch):
     ],
 )
 def test_what_is_not_for_buckets_is_one_line_and_writes_nothing(
-    server, folder, capsys, main, arguments, message
+    server, folder, capsys, caplog, main, arguments, message
 ):
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {message}")
     assert said.count("\n") == 1
+    assert caplog.text == "", "a library logs to the terminal"
     assert list(folder.iterdir()) == []
 
 

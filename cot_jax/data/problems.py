@@ -1,6 +1,7 @@
 """Rows of the published data sets as problems: input, gold answer, human rationale."""
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from cot_jax.answers.arithmetic import evaluate, in_svamp_notation, same_value
@@ -11,7 +12,8 @@ LETTERS = ("A", "B", "C", "D", "E")
 YES_NO = ("yes", "no")
 ENDINGS = ("0", "1", "2", "3")
 
-_CALCULATION = re.compile(r"<<.*?>>")  # GSM8K's calculator notes: "48/2 = <<48/2=24>>24"
+_CALCULATION = re.compile(r"<<(.*?)>>")  # GSM8K's calculator notes: "48/2 = <<48/2=24>>24"
+_NUMBER = re.compile(r"\d*\.?\d+")
 # The usual end of AQuA's rationales: "Answer : A", "The correct option is C.", "( Option C )", "\nD".
 _NAMED_LETTER = re.compile(
     r"(?:[\s(]|\b(?:so|hence|the|correct|final)\b)*(?:\b(?:ans|answer|option)\b[^\n.]{0,12}\W|\n\W*)[A-E]\W*$",
@@ -23,12 +25,13 @@ _LETTERED = re.compile(r"(?:[A-E] \) )+", re.IGNORECASE)
 
 
 class Problem(NamedTuple):
-    """A question in one or several parts, its gold answer, and choices and rationale, if any."""
+    """A question in one or several parts, its gold answer, and choices, rationale and programs, if any."""
 
     parts: tuple[str, ...]
     label: str
     choices: tuple[str, ...] = ()
     rationale: str | None = None
+    programs: tuple[str, ...] = ()
 
 
 def svamp(row: Row) -> Problem:
@@ -68,8 +71,25 @@ def gsm8k(row: Row) -> Problem:
     worked, mark, answer = row.text("answer").rpartition("####")
     if not mark:
         raise row.error("the answer has no '####' before its number")
+    programs = _calculator_program(_CALCULATION.findall(worked))
     worked = _CALCULATION.sub("", worked).strip()
-    return Problem((row.text("question"),), answer.strip().replace(",", ""), rationale=worked or None)
+    label = answer.strip().replace(",", "")
+    return Problem((row.text("question"),), label, rationale=worked or None, programs=programs)
+
+
+def _calculator_program(notes: Sequence[str]) -> tuple[str, ...]:
+    """Returns a program of thought with a line per note; none without notes. [ours]
+
+    A number that an earlier note computed is that note's variable: ["48/2=24", "48+24=72"] gives
+    "n1 = 48/2\\nn2 = 48+n1\\nans = n2". Whether it computes the label is checked where programs are used.
+    """
+    lines, names = [], dict[str, str]()
+    for number, note in enumerate(notes, start=1):
+        expression, _, value = note.partition("=")
+        expression = _NUMBER.sub(lambda found: names.get(found.group(), found.group()), expression)
+        lines.append(f"n{number} = {expression}")
+        names[value] = f"n{number}"
+    return ("\n".join([*lines, f"ans = n{len(lines)}"]),) if lines else ()
 
 
 def aqua(row: Row) -> Problem:

@@ -177,7 +177,8 @@ class DataSet:
             elif beside.output and options.parser == "corrected":
                 rationale, label = self._parse(beside.output, problem, options.parser, row)
             rationales = () if rationale is None else (rationale,)
-            examples.append(Example(key, problem.parts, problem.label, label, rationales, beside.programs))
+            programs = beside.programs or problem.programs
+            examples.append(Example(key, problem.parts, problem.label, label, rationales, programs))
         return examples
 
     def _parse(self, output: str, problem: Problem, parser: str, row: Row) -> outputs.ParsedOutput:

@@ -3,7 +3,7 @@
 The files are in `root`/pot and are optional. Programs are read unchecked; `answers.programs` runs them.
 
     svamp   pot/svamp/{split}_PoT_0.json and {split}_PoT_samples.json, in the order of the rows
-    gsm8k   pot/gsm8k/gsm8k_test_*.jsonl, by question; there are none for the training set
+    gsm8k   pot/gsm8k/gsm8k_test_*.jsonl, by question; the training set's own are of its calculator notes
     asdiv   pot/asdiv/asdiv_PoT.json, by ID: `root`/asdiv/asdiv_all.json has those of the questions
 """
 

@@ -133,7 +133,7 @@ class ModelConfig:
     remat: str = _key(
         "auto",
         "what the backward pass recomputes of a layer, to save memory: elementwise = all but linear maps; "
-        "auto = the family's default",
+        "auto = that, but none where a CPU unrolls the layers",
         choices=("auto", *REMAT),
     )
     lora_rank: int = _key(
@@ -166,7 +166,7 @@ class ModelConfig:
         """
         if -1 < self.dropout_rate < 0:
             raise UserError(f"config.model.dropout_rate={self.dropout_rate}: must be -1 or from 0 to 0.9")
-        unset = {"dropout_rate": -1, "remat": "auto", "lora_rank": -1, "lora_alpha": 0, "lora_targets": ""}
+        unset = {"dropout_rate": -1, "lora_rank": -1, "lora_alpha": 0, "lora_targets": ""}
         given = {key: value for key, value in usual.items() if getattr(self, key) == unset[key]}
         if "lora_rank" in given and not self.pretrained:
             given["lora_rank"] = 0

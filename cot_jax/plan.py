@@ -173,7 +173,6 @@ def _activation_changes(batch_size: int) -> list[dict[str, Any]]:
     return [
         {},
         *({"train.micro_batches": n} for n in parts[:2]),
-        {"model.remat": "elementwise"},
         {"model.remat": "layers"},
         *({"model.remat": "layers", "train.micro_batches": n} for n in parts[-1:]),
     ]

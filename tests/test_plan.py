@@ -78,7 +78,7 @@ def test_the_least_costly_change_is_found(experiment, monkeypatch):
         c = experiment.config
         tried.append(c)
         moments = 4 if c.optimizer.moment_dtype == "bfloat16" else 8
-        rest = 64 / c.train.micro_batches * {"none": 1, "elementwise": 1 / 2, "layers": 1 / 8}[c.model.remat]
+        rest = 64 / c.train.micro_batches * {"auto": 1, "layers": 1 / 8}[c.model.remat]
         parts = 8 if c.mesh.fsdp == -1 else c.mesh.fsdp  # fsdp x model
         need = Need(8 // parts, moments // parts, 0, 0, 0, int(rest))
         return need if need.resident < memory else dataclasses.replace(need, rest=None)

@@ -204,7 +204,7 @@ class Encoder(Student):
     peft_task = "SEQ_CLS"
     format = "classes"
     # -1: the rates of config.json, which differ by place. [ALBERT v2: 0, 0 and 0.1]
-    usual: ClassVar[Mapping[str, Any]] = {"dropout_rate": -1, "remat": "none", "lora_rank": 0}
+    usual: ClassVar[Mapping[str, Any]] = {"dropout_rate": -1, "lora_rank": 0}
     pad_id = 0  # any id: lengths decide
 
     @property

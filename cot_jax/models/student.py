@@ -70,9 +70,11 @@ class Options:
 
     Attributes:
       dropout_rate: replaces the architecture's rate.
-      dtype, remat: as in `Student`.
+      dtype: as in `Student`.
       unroll: whether training unrolls loops over layers, if the family benefits (`Student.unrolls`); for
         CPU, slow to compile elsewhere.
+      remat: as in `Student`; auto = none if layers are unrolled, else elementwise: a loop writes what it
+        keeps to memory, which takes longer than to compute it again.
     """
 
     dropout_rate: float = 0.0
@@ -210,7 +212,10 @@ def save(directory: Path, student: Student, params: Params) -> None:
 def _with_options(config: Any, options: Options) -> Student:
     config = dataclasses.replace(config, dropout_rate=options.dropout_rate)
     of_family = _class_of(config)
-    return of_family(config, options.dtype, options.unroll and of_family.unrolls, options.remat)
+    unroll, remat = options.unroll and of_family.unrolls, options.remat
+    if remat == "auto":
+        remat = "none" if unroll else "elementwise"
+    return of_family(config, options.dtype, unroll, remat)
 
 
 def _preset(name: str) -> Any:

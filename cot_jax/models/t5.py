@@ -181,7 +181,6 @@ class T5(Student):
     format = "seq2seq"
     usual: ClassVar[Mapping[str, Any]] = {
         "dropout_rate": 0.1,
-        "remat": "none",
         "lora_rank": 0,
         "lora_alpha": 16.0,
         "lora_targets": "attention/[qv]$",

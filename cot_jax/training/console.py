@@ -69,9 +69,9 @@ class Progress:
         self._seen = (step, now)
         losses = ", ".join(f"{name} {value:.4f}" for name, value in row.items() if name.startswith("loss"))
         if self._bar.disable:
-            say(f"step {step}: {losses}, {speed:.0f} examples/s, {left} left")
+            say(f"step {step}: {losses}, {speed:.3g} examples/s, {left} left")
         else:
-            self._bar.set_postfix_str(f"{losses}, {speed:.0f} examples/s")
+            self._bar.set_postfix_str(f"{losses}, {speed:.3g} examples/s")
 
 
 def hardware() -> dict[str, Any]:

@@ -76,13 +76,16 @@ def test_options_are_the_callers_wherever_a_student_comes_from(tmp_path):
     assert taken == (0.25, jnp.bfloat16, True, "layers")
 
 
-def test_a_family_that_gains_nothing_is_never_unrolled():
-    options = Options(unroll=True)
-    unrolled = {
-        preset: from_scratch(preset, **(TINY | {"options": options})).unroll
-        for preset in ("tiny", "tiny-llama")
-    }
-    assert unrolled == {"tiny": True, "tiny-llama": False}
+def test_a_family_that_gains_nothing_is_never_unrolled_and_loops_keep_less():
+    found = {}
+    for unroll in (True, False):
+        options = Options(unroll=unroll, remat="auto")
+        for preset in ("tiny", "tiny-llama"):
+            student = from_scratch(preset, **(TINY | {"options": options}))
+            found[unroll, preset] = student.unroll, student.remat
+    looped = False, "elementwise"
+    assert found.pop((True, "tiny")) == (True, "none")
+    assert [*found.values()] == [looped, looped, looped]
 
 
 def test_a_weight_without_a_name_is_not_written(tmp_path):

@@ -23,9 +23,9 @@ from typing import Any
 
 import jax
 
-from cot_jax import plan
 from cot_jax.config import Config, default_config, freeze
 from cot_jax.imports import restart_prepared
+from cot_jax.training import planning
 from cot_jax.training.experiment import Experiment, prepare
 
 _PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
@@ -86,7 +86,7 @@ def _config(options: argparse.Namespace, size: str, method: str) -> Config:
 
 def _state(experiment: Experiment) -> dict[str, Any]:
     found = {
-        name: plan.measure(plan.changed(experiment, change), jax.devices(), 0).least
+        name: planning.measure(planning.changed(experiment, change), jax.devices(), 0).least
         for name, change in _STATES.items()
     }
     weights = experiment.student.weights.values()
@@ -94,10 +94,10 @@ def _state(experiment: Experiment) -> dict[str, Any]:
 
 
 def _step(experiment: Experiment, settings: dict[str, Any], name: str) -> dict[str, Any]:
-    devices, memory = plan.topology(name)
-    experiment = plan.changed(experiment, settings)
+    devices, memory = planning.topology(name)
+    experiment = planning.changed(experiment, settings)
     began = time.monotonic()
-    need = plan.measure(experiment, devices, memory)
+    need = planning.measure(experiment, devices, memory)
     return {
         "seconds": time.monotonic() - began,
         "cores": len(os.sched_getaffinity(0)),

@@ -25,13 +25,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from cot_jax import plan
 from cot_jax.config import Config, default_config, freeze
 from cot_jax.configs import common
 from cot_jax.data.lengths import describe, real_work
 from cot_jax.imports import restart_prepared
 from cot_jax.models import student as students
 from cot_jax.training.experiment import prepare
+from cot_jax.training.planning import topology
 from cot_jax.training.run import Run
 
 
@@ -183,7 +183,7 @@ def main() -> None:
     print(f"The estimate of the TPU's compiler; nothing ran. {versions}\n", flush=True)
     for name in options.chips:
         chip = CHIPS[name]
-        devices, _ = plan.topology(chip.topology)
+        devices, _ = topology(chip.topology)
         experiment = prepare(_config(options), weights=False, platform="tpu")
         run = Run(experiment, devices[:1])
         batch = run.batches.largest()

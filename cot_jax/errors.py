@@ -3,7 +3,9 @@
 import argparse
 import contextlib
 import functools
+import os
 import re
+import select
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -38,8 +40,8 @@ def command(main: Main) -> Main:
     """Returns `main`, the body of a command, with user errors and system errors reported in one line.
 
     A `UserError` gives exit status 2. System errors (files, memory, recursion depth, text encoding) give
-    status 1. Ctrl-C gives 130. Other exceptions are bugs and keep their traceback. With `--debug` all errors
-    show one.
+    status 1. Ctrl-C gives 130; a reader that closes standard output, such as `head`, 141. Other exceptions
+    are bugs and keep their traceback. With `--debug` all errors show one.
     """
 
     @functools.wraps(main)
@@ -52,6 +54,9 @@ def command(main: Main) -> Main:
             print("interrupted", file=sys.stderr)
             return 130
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and _output_is_closed():
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
+                return 141
             if isinstance(error, UserError):
                 message, status = str(error), 2
             elif _is_system_error(error):
@@ -78,6 +83,12 @@ def argument_parser(name: str, doc: str | None, **options: Any) -> argparse.Argu
         allow_abbrev=False,
         **options,
     )
+
+
+def _output_is_closed() -> bool:
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # errors are always reported
+    return bool(poll.poll(0))
 
 
 def _is_system_error(error: Exception) -> bool:

@@ -6,6 +6,7 @@ processes, such as tests and notebooks, PyTorch stays visible: they may need it.
 
 import contextlib
 import importlib.util
+import logging
 import os
 import re
 import resource
@@ -57,6 +58,8 @@ def without_torch() -> Iterator[None]:
     if "torch" in sys.modules or not _is_command():
         yield
         return
+    # It says so on standard error when it finds no PyTorch, which is as it should be.
+    logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not" not in record.getMessage())
     import transformers.utils
 
     transformers.utils.import_utils.is_torch_available = lambda: False

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from cot_jax.__main__ import COMMANDS
+
 
 def _python(*arguments):
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
@@ -32,11 +34,18 @@ def test_a_command_imports_no_torch(command):
     assert not [module for module in found if module.startswith("torch.")]
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "export", "sweep"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_waits_for_no_jax(command):
     found = _imported("-m", "cot_jax", command, "--help")
     assert "cot_jax.errors" in found
-    assert not found & {"jax", "transformers", "flax", "scipy"}
+    assert not found & {"jax", "transformers", "flax", "scipy.stats"}
+
+
+def test_a_reader_that_stops_reading_is_no_error():
+    command = [sys.executable, "-m", "cot_jax.plan", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 141)
 
 
 def test_a_config_waits_for_no_jax():

@@ -10,10 +10,11 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from cot_jax import plan
 from cot_jax.config import Config, freeze, load_config_module
-from cot_jax.plan import Need, main, measure, remedy
+from cot_jax.plan import main
+from cot_jax.training import planning
 from cot_jax.training.experiment import prepare
+from cot_jax.training.planning import Need, measure, remedy
 from cot_jax.training.run import Run
 from cot_jax.training.students import check_lora
 
@@ -44,7 +45,7 @@ def _held(tree):
     "change", [{}, {"mesh.fsdp": 8, "optimizer.moment_dtype": "bfloat16"}, {"optimizer.name": "adafactor"}]
 )
 def test_what_is_counted_is_what_a_run_holds(experiment, change):
-    experiment = plan.changed(experiment, change)
+    experiment = planning.changed(experiment, change)
     need = measure(experiment, jax.devices(), memory=1)
     state = Run(experiment).initial_state()
     assert need.parameters == _held(state.params)
@@ -55,7 +56,7 @@ def test_what_is_counted_is_what_a_run_holds(experiment, change):
 
 def test_an_adapter_has_no_moments_for_what_is_frozen(experiment):
     whole = measure(experiment, jax.devices(), memory=1)
-    lora = measure(plan.changed(experiment, {"model.lora_rank": 2}), jax.devices(), memory=1)
+    lora = measure(planning.changed(experiment, {"model.lora_rank": 2}), jax.devices(), memory=1)
     assert lora.parameters > whole.parameters  # the frozen ones, and the adapter
     assert lora.optimizer < 0.1 * whole.optimizer
 
@@ -83,7 +84,7 @@ def test_the_least_costly_change_is_found(experiment, monkeypatch):
         need = Need(8 // parts, moments // parts, 0, 0, 0, int(rest))
         return need if need.resident < memory else dataclasses.replace(need, rest=None)
 
-    monkeypatch.setattr(plan, "measure", needs)
+    monkeypatch.setattr(planning, "measure", needs)
     devices = list(range(8))
 
     def flags(memory):
@@ -110,9 +111,9 @@ def test_what_is_advised_can_be_trained(experiment, monkeypatch, optimizer):
         tried.append(experiment.config)
         return Need(9, 0, 0, 0, 0, None)
 
-    monkeypatch.setattr(plan, "measure", needs)
+    monkeypatch.setattr(planning, "measure", needs)
     for change in ({"optimizer.name": optimizer}, {"model.lora_rank": 4}):
-        assert remedy(plan.changed(experiment, change), list(range(8)), 1) is None
+        assert remedy(planning.changed(experiment, change), list(range(8)), 1) is None
         assert all(check_lora(config, weights=False) == [] for config in tried if config.model.has_lora)
         assert any(c.model.has_lora and c.model.frozen_dtype == "bfloat16" for c in tried)
         assert ("adafactor" in {c.optimizer.name for c in tried}) == ("model.lora_rank" not in change)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 _RESAMPLES = 10_000
 
@@ -47,6 +46,8 @@ def paired_p_value(a: Sequence[float], b: Sequence[float]) -> float | None:
 
     None if there are fewer than two pairs, or all differences are equal.
     """
+    from scipy import stats  # takes half a second
+
     differences = np.subtract(a, b)
     if len(differences) < 2 or np.ptp(differences) == 0:
         return None
@@ -59,4 +60,6 @@ def mcnemar_p_value(only_a: int, only_b: int) -> float:
     Args:
       only_a, only_b: number of questions of which only one of them is right.
     """
+    from scipy import stats
+
     return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0

@@ -93,7 +93,7 @@ pd.DataFrame(table).T.round(3)
 #
 # Accuracy of the answers in each bin of confidence; the area of a point is the number of answers. Below the
 # diagonal a student is too sure, above it not sure enough. The whole label's probability lies near the
-# diagonal, rather above it. The mean per token crowds at the right, where nearly all answers look sure, and
+# diagonal. The mean per token crowds at the right, where nearly all answers look sure, and
 # one temperature can move the crowd but hardly spread it.
 
 # %%

@@ -582,7 +582,8 @@ def train(texts: Iterable[str], vocab_size: int, directory: str | Path, kind: st
 def _ended(tokenizer: Tokenizer, rows: Sequence[list[int]], most: int) -> Encoded:
     """Rows of at most `most` ids, including the end token, which a cut row keeps."""
     cut = sum(len(row) >= most for row in rows)
-    ended = [[*row[: most - 1], tokenizer.eos_id] for row in rows]
+    end = tokenizer.eos_id
+    ended = [[*row[: most - 1], end] for row in rows]
     return Encoded(ended, _report(tokenizer, ended, cut, most))
 
 

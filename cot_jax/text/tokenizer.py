@@ -109,8 +109,8 @@ class Tokenizer:
 
     def unknown_rate(self, ids: Iterable[Sequence[int]]) -> float:
         """Returns the share of unknown tokens, which a student can neither read nor write."""
-        unknown = [token == self.unk_id for row in ids for token in row]
-        return sum(unknown) / max(len(unknown), 1)
+        rows, unknown = [*ids], self.unk_id
+        return sum(row.count(unknown) for row in rows) / max(sum(map(len, rows)), 1)
 
     def fingerprint(self) -> int:
         """Returns a checksum of all tokens in the order of their ids, and of the ids of a sample."""

@@ -58,7 +58,7 @@ def without_torch() -> Iterator[None]:
     if "torch" in sys.modules or not _is_command():
         yield
         return
-    # It says so on standard error when it finds no PyTorch, which is as it should be.
+    # Transformers warns on standard error where PyTorch is missing; no command but `judge` needs it.
     logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not" not in record.getMessage())
     import transformers.utils
 

@@ -177,7 +177,7 @@ class DataSet:
             elif beside.output and options.parser == "corrected":
                 rationale, label = self._parse(beside.output, problem, options.parser, row)
             rationales = () if rationale is None else (rationale,)
-            programs = beside.programs or problem.programs
+            programs = beside.programs if published else problem.programs
             examples.append(Example(key, problem.parts, problem.label, label, rationales, programs))
         return examples
 

@@ -79,6 +79,7 @@ def test_even_batches_have_nothing_to_pad():
     assert 0 < uneven < 0.9 * workload.rectangle_flops(config, 8, longest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dss", "mi"])
 def test_both_sides_compute_the_same_or_it_is_said(method, tmp_path):
     pytest.importorskip("torch", reason="parity needs PyTorch")
@@ -102,6 +103,7 @@ def test_both_sides_compute_the_same_or_it_is_said(method, tmp_path):
         check_agreement((float("nan"), ours[1]), ours, 1e-3)
 
 
+@pytest.mark.slow
 def test_an_encoder_is_compared_with_transformers(monkeypatch, tmp_path):
     pytest.importorskip("torch", reason="the other side needs PyTorch")
     from benchmarks import encoders

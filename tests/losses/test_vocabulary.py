@@ -124,6 +124,7 @@ def test_cross_entropy_pass_equals_the_definition(rows):
         _assert_trees_close(undifferentiated, results[0][0], atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", [plain_vocabulary_pass, partial(vocabulary_pass, chunk_rows=7)])
 def test_the_layout_changes_nothing(run):
     """Neither groups nor spare slots nor the width: one number for every token and every example."""

@@ -252,6 +252,7 @@ def test_a_text_alone(torch, theirs, ours, kind):
     assert largest(alone - want) < 1e-5 * largest(want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "multiple_choice"),
     [
@@ -331,6 +332,7 @@ def test_bfloat16_is_near_and_scores_are_float32(ours, kind):
     assert dtypes["dot_general"] == {"bfloat16"}
 
 
+@pytest.mark.slow
 def test_remat_changes_nothing(ours):
     student, params = ours("deberta-v2")
     examples = batch({"view": view(texts_of("deberta-v2")[1:4])})

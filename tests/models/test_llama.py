@@ -234,6 +234,7 @@ def shared(views, prefixes, **layout):
     return Batch(arrays, examples.example)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_shared_prefix_changes_nothing_but_the_cost(small, groups):
     student, params, views = small
@@ -265,6 +266,7 @@ def test_a_shared_prefix_changes_nothing_but_the_cost(small, groups):
         assert largest(x - y) <= 2e-5 * largest(x)
 
 
+@pytest.mark.slow
 def test_a_state_sees_the_tokens_before_it_within_the_windows(small):
     """Each token has an id of its own; the embedding's gradient tells which a state depends on."""
     student, params, _ = small
@@ -296,6 +298,7 @@ def test_a_state_sees_the_tokens_before_it_within_the_windows(small):
                     assert set(np.flatnonzero(row)) == set(everything[first:end].tolist()), (view, t)
 
 
+@pytest.mark.slow
 def test_states_do_not_depend_on_the_layout_nor_do_dropout_masks(small):
     student, params, views = small
     student = dataclasses.replace(student, config=dataclasses.replace(student.config, dropout_rate=0.3))
@@ -310,6 +313,7 @@ def test_states_do_not_depend_on_the_layout_nor_do_dropout_masks(small):
                 np.testing.assert_allclose(mine, row, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_attention_by_chunks_of_queries_is_attention(small, monkeypatch):
     student, params, views = small
     examples = shared(views, {"a": sequences(7, [11])[0], "b": sequences(8, [3])[0]}, groups=2)
@@ -351,6 +355,7 @@ def test_flops_are_those_of_the_matrix_products(small):
 # --- Decoding ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1, 4])
 @pytest.mark.parametrize("prefix", [0, 6])
 def test_cached_decoding_is_full_decoding(small, monkeypatch, at_once, prefix):
@@ -371,6 +376,7 @@ def test_cached_decoding_is_full_decoding(small, monkeypatch, at_once, prefix):
         assert largest(logits_BTV - full[:, t : t + at_once]) < 5e-6 * largest(full)
 
 
+@pytest.mark.slow
 def test_beams_samples_and_scores_share_one_copy_of_the_question(small):
     student, params, _ = small
     texts, most, K = sequences(4, [9, 3, 1, 6]), 8, 3
@@ -503,6 +509,7 @@ def smollm():
     return Path(root) / "smollm2-135m-instruct"
 
 
+@pytest.mark.slow
 def test_smollm2_gives_transformers_logits_and_tokens(torch, smollm, data_root):
     import transformers
 

@@ -227,6 +227,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.slow
 def test_states_and_gradients_do_not_depend_on_the_layout(untied, pair):
     """Nor the dropout masks: they are of an example, wherever it is, and of a view, whichever comes first.
 
@@ -354,6 +355,7 @@ def value_and_gradient(student, params, examples, key=None):
     return jax.jit(jax.value_and_grad(total))(params)
 
 
+@pytest.mark.slow
 def test_attention_by_chunks_of_queries_is_attention(monkeypatch, untied):
     student, params = untied
     student, key = with_rate(student, 0.1), jax.random.key(0)
@@ -396,6 +398,7 @@ def test_long_sequences_never_hold_all_scores(monkeypatch):
     assert chunked < whole / 2
 
 
+@pytest.mark.slow
 def test_remat_gives_the_same_gradients_in_less_memory():
     config = dataclasses.replace(SMALL, num_layers=3, num_decoder_layers=3)
     examples = batch({"view": (sequences(0, [48] * 8, 64), sequences(1, [48] * 8, 64))})

@@ -470,6 +470,7 @@ def runs(base, adapted, tmp_path_factory):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adapted", "chat", "started", "from scratch"])
 def test_an_exported_decoder_says_the_same_in_transformers(torch, runs, kind, tmp_path, capsys, monkeypatch):
     run, directory = runs(kind), tmp_path / "student"

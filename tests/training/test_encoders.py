@@ -358,6 +358,7 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_thirty_steps_of_minilm_on_rte_equal_pytorch(world, data_root, tmp_path):
     if not (models := os.environ.get("COT_JAX_MODELS")):
@@ -490,6 +491,7 @@ def test_log_probs_are_those_of_every_label(world, said):
     assert len({tuple(row["log_probs"].values()) for row in rows}) > 30
 
 
+@pytest.mark.slow
 def test_what_a_teacher_said_teaches_as_it_does_itself(world, taught, said, tmp_path):
     rows = [json.loads(line) for line in said.read_text().splitlines()]
     assert len(rows) == 64

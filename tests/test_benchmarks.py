@@ -32,6 +32,7 @@ TINY = T5Config(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])
 def test_flops_are_those_of_the_compiler(feed_forward):
     config = dataclasses.replace(

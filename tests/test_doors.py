@@ -27,6 +27,7 @@ def world(random_run, tmp_path_factory):
     return attack.World(tmp_path_factory.mktemp("world"), random_run)
 
 
+@pytest.mark.slow
 def test_a_sample_of_broken_inputs(world, tmp_path, capsys, recwarn):
     """`python -m tests.attack` draws more of them."""
     assert attack.run(world, seed=6, first=0, cases=25, only="", work=tmp_path, keep=False) == []

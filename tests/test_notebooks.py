@@ -118,6 +118,7 @@ def run_notebook(runs, monkeypatch):
     plt.close("all")
 
 
+@pytest.mark.slow
 def test_quickstart(runs, run_notebook, monkeypatch, capsys):
     run, asked = runs[0] / "quickstart", []
     shutil.copytree(runs[1]["dss"], run)

@@ -127,6 +127,7 @@ def test_endpoint_to_teacher_file(server, problems, tmp_path, capsys):
     assert max(len(text.split()) for text in kept) <= 20
 
 
+@pytest.mark.slow
 def test_faults_and_kill_9_lose_and_repeat_nothing(server, problems, tmp_path):
     """The command that is killed and started again writes what an undisturbed one writes."""
     run(tmp_path, f"--endpoint={server.url}", *BOTH, output="undisturbed")

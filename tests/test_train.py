@@ -229,6 +229,7 @@ def test_a_signal_while_loading_is_no_failure_either(tmp_path, monkeypatch, caps
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.slow
 def test_a_signal_whose_exception_is_lost_stops_the_first_step(tmp_path, monkeypatch, capsys):
     """Python drops what is raised in a callback of its garbage collector."""
     prepare, dropped = api.prepare, []

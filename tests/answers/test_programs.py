@@ -592,6 +592,7 @@ HOSTILE = [*(PREFIX + text for text in (*ESCAPES, *BOMBS)), *WHOLE]
 PLAIN_TYPES = (int, float, bool, str, type(None))
 
 
+@pytest.mark.slow
 def test_hostile_programs_do_nothing():
     assert len(HOSTILE) > 300
     slowest = 0.0

@@ -77,6 +77,7 @@ def test_held_out_examples_are_those_of_the_datasets_library(rows):
     assert [int(e.id) for e in valid] == expected["test"]["row"]
 
 
+@pytest.mark.slow
 def test_inputs_are_the_published_ones(data_root):
     svamp = tasks.load("svamp", data_root)
     assert dataclasses.replace(svamp.train[0], programs=()) == Example(

@@ -69,6 +69,7 @@ def _assert_trees_close(actual, expected, atol):
         np.testing.assert_allclose(np.asarray(a, np.float64), np.asarray(e, np.float64), rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kinds", "entropy"),
     [
@@ -165,6 +166,7 @@ def test_the_layout_changes_nothing(run):
             _assert_trees_close(by_token(*layout), expected, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_products_with_the_head_are_few():
     hidden_GYD, head_DV, targets = _inputs(np.float32)
     weight_GY = np.ones((2, Y), np.float32)
@@ -331,6 +333,7 @@ def test_gradient_of_mutual_information_equals_torch_with_ties():
             np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reduction", "expected"), [("max", 1.911866), ("mean", 1.134109)])
 def test_mutual_information_worked_example(reduction, expected):
     z_label_GYV = np.array([[[2, 0, -1], [0, 1, 0]]], np.float32)
@@ -512,6 +515,7 @@ def _head_program(run):
     return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2))).lower(*shapes).compile()
 
 
+@pytest.mark.slow
 def test_memory_at_the_published_size():
     streamed, plain = _head_program(vocabulary_pass), _head_program(plain_vocabulary_pass)
     temporary = streamed.memory_analysis().temp_size_in_bytes

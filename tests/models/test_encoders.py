@@ -174,6 +174,7 @@ def logits_of(student, params, examples, key=None):
     return by_example(examples.views["view"].targets, states @ student.head(params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "multiple_choice"), CASES)
 def test_logits_states_and_the_gradient_of_every_parameter(torch, theirs, ours, kind, multiple_choice):
     model, _ = theirs(kind, multiple_choice)
@@ -283,6 +284,7 @@ def test_dropout_masks_are_the_examples_own(ours, kind, multiple_choice):
         assert largest(mine - want[n]) < 2e-5 * largest(np.stack(want))
 
 
+@pytest.mark.slow
 def test_each_dropout_rate_acts(ours):
     """The rates of config.json, one at a time."""
     student, params = ours("roberta")

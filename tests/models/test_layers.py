@@ -200,6 +200,7 @@ def layout():
     return Layout([flat(sequences(view, [32] * 16)) for view in (0, 1)], example)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_masks_are_as_good_as_drawn(layout, rate):
     """Sums of what must be independent are normal within five deviations; two of 18 keys are near others."""
@@ -229,6 +230,7 @@ def test_masks_are_as_good_as_drawn(layout, rate):
             assert worst < 5.5, (name, axes)
 
 
+@pytest.mark.slow
 def test_all_pairs_of_tokens_and_of_places_are_independent():
     """The sum of all squared correlations, too: four entries of a mask at the corners of a rectangle."""
     tokens = Layout([flat(sequences(0, [32] * 32))], np.arange(32)[None])
@@ -257,6 +259,7 @@ def attention_mask(key, seed_S, heads, T, rate):
     return np.asarray(y) != 0
 
 
+@pytest.mark.slow
 def test_heads_have_masks_of_their_own(layout):
     seed_S = layout.seed_GX[0, :256]
     mask_SHT = attention_mask(jax.random.key(2), seed_S, 8, 64, 0.5)
@@ -297,6 +300,7 @@ def test_masks_are_the_same_on_any_devices_and_each_makes_its_own():
 # --- Flat tokens ---
 
 
+@pytest.mark.slow
 def test_a_seed_is_of_an_example_a_view_and_a_position(layout):
     assert layout.seed_GX.dtype == jnp.uint32
     assert len(np.unique(layout.seed_GX)) == 1024
@@ -314,6 +318,7 @@ def test_a_seed_is_of_an_example_a_view_and_a_position(layout):
             np.testing.assert_array_equal(seed, of_view[i])
 
 
+@pytest.mark.slow
 def test_a_layout_takes_views_apart_and_together():
     views = [
         flat(sequences(v, lengths), groups=2, extra=v)
@@ -358,6 +363,7 @@ def test_attention_is_its_formula(biased, scale):
         np.testing.assert_allclose(found[b], want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [False, True])
 def test_keys_in_sets_shared_by_rows_and_heads_are_keys_of_each(monkeypatch, chunks):
     """Two groups of three rows, six heads on two: what all see, what a group sees, what each row sees."""
@@ -389,6 +395,7 @@ def test_keys_in_sets_shared_by_rows_and_heads_are_keys_of_each(monkeypatch, chu
             np.testing.assert_allclose(found[g, r], want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_query_that_sees_nothing_is_finite():
     q, k, v = normal(0, 2, 3, 2, 4), normal(1, 2, 5, 2, 4), normal(2, 2, 5, 2, 4)
     mask = jnp.zeros((2, 1, 5), bool)
@@ -397,6 +404,7 @@ def test_a_query_that_sees_nothing_is_finite():
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [(20, 9), (9, 20), (7, 7), (3, 20)])
 def test_chunks_of_queries_change_nothing(monkeypatch, lengths):
     """Masks and biases of all queries or of each, the dropped weights, and all gradients."""

@@ -113,6 +113,7 @@ CASES = KINDS | {name: ("llama", {"rope_parameters": rope}) for name, rope in RO
 LENGTHS = ([40, 7, 1, 23], [5, 23, 2, 11])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_logits_loss_and_the_gradient_of_every_parameter(torch, theirs, case):
     model, directory = theirs(*CASES[case])
@@ -330,6 +331,7 @@ def test_attention_by_chunks_of_queries_is_attention(small, monkeypatch):
         assert largest(a - b) <= 2e-5 * largest(a)
 
 
+@pytest.mark.slow
 def test_looped_layers_are_unrolled_layers_and_remat_changes_nothing(small):
     student, params, views = small
     want = hidden(student, params, batch(views))
@@ -405,6 +407,7 @@ def test_beams_samples_and_scores_share_one_copy_of_the_question(small):
     np.testing.assert_allclose(np.diag(best) / length_B, found_BK[:, 0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_any_of_several_ends_ends_a_row(small):
     student, params, _ = small
     inputs = flat(sequences(4, [9, 3, 1, 6]))
@@ -465,6 +468,7 @@ def test_old_and_new_rope_settings_are_the_same():
     assert Rope.from_json({}, 256) == Rope(1e4)
 
 
+@pytest.mark.slow
 def test_dynamic_rope_is_refused_beyond_its_length(small):
     student, params, views = small
     rope = Rope(1e4, "dynamic", (("factor", 2.0),))

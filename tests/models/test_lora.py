@@ -108,6 +108,7 @@ def test_the_product_is_that_of_the_formula(adapted):
             np.testing.assert_allclose(found[path][n], matrix.reshape(base.shape), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_adapted_student_is_the_merged_one(adapted, pair):
     """States, and gradients of the adapter, of which the frozen weights get none."""
     student, params, lora, adapter = adapted

@@ -130,6 +130,7 @@ def test_decoder_layer(torch, reference, ours, monkeypatch, kind, n):
     assert largest(np.stack(by_example(targets, got)) - want) < 1e-6 * largest(want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_loss_and_the_gradient_of_every_parameter(reference, ours, pair, torch_inputs, kind):
     """Of ragged targets, and of the same filled up: padding that is decoded reads the end, then padding."""
@@ -177,6 +178,7 @@ def test_logits_loss_and_the_gradient_of_every_parameter(reference, ours, pair, 
 # --- Who sees whom ---
 
 
+@pytest.mark.slow
 def test_a_state_depends_on_its_own_input_and_earlier_targets_only(untied):
     """Of two views of two groups' examples: every token that has a gradient of a state."""
     student, params = untied
@@ -377,6 +379,7 @@ def shaped(lengths, width):
     return Batch({"view": ViewArrays(tokens, tokens, length)}, length)
 
 
+@pytest.mark.slow
 def test_long_sequences_never_hold_all_scores(monkeypatch):
     config = dataclasses.replace(SMALL, num_layers=1, num_decoder_layers=1)
     student, B, length = T5(config), 8, 1024
@@ -418,6 +421,7 @@ def test_remat_gives_the_same_gradients_in_less_memory():
     assert each < elementwise < 0.8 * whole
 
 
+@pytest.mark.slow
 def test_looped_layers_are_unrolled_layers(untied, hidden):
     student, params = untied
     examples = batch({"view": (sequences(0, [7, 4]), sequences(1, [5, 2]))})
@@ -494,6 +498,7 @@ def test_flops_are_those_of_the_matrix_products(feed_forward):
 # --- Decoding reads what training reads ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1, 4])
 def test_cached_decoding_is_full_decoding(untied, pair, hidden, at_once):
     student, params = untied

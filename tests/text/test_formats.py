@@ -315,6 +315,7 @@ def test_a_trained_tokenizer_knows_the_words_of_its_prompts(tmp_path):
     assert format.decode("", targets.ids[0]) == "pens"
 
 
+@pytest.mark.slow
 def test_a_saved_format_is_that_of_its_kind(trained, tokenizers_root, tmp_path):
     _llama(tmp_path / "chat", tokenizers_root, "chatml")
     (tmp_path / "saved").mkdir()

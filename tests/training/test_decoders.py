@@ -343,6 +343,7 @@ def _torch_losses(torch, run, directory):
     return np.array(losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["standard", "single_task"])
 def test_ten_steps_equal_pytorch(torch, base, method):
     config = _config(
@@ -375,6 +376,7 @@ def _assert_logits(torch, theirs, student, params):
         np.testing.assert_allclose(mine, want, atol=1e-5 * np.abs(want).max())
 
 
+@pytest.mark.slow
 # PEFT asks Transformers by a name that is going out.
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_an_adapter_goes_to_peft(torch, base, adapted, tmp_path):

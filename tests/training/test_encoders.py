@@ -265,6 +265,7 @@ def test_a_stopped_run_resumes(world, tmp_path, monkeypatch, capsys):
     assert _rows(tmp_path / "stopped") == _rows(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_every_layer_has_a_gradient_norm_in_the_rows_asked_for(world, tmp_path):
     pytest.importorskip("matplotlib", reason="plots need Matplotlib")
     keys = SOFT["dynsdpb vmm"] | {"train.layer_norms_every": 2, "model.dropout_rate": 0.0}
@@ -431,6 +432,7 @@ def test_the_slots_of_a_long_text_are_taken_in_turn(monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_teacher_teaches_and_is_not_taught(world, taught):
     keys = {"distillation.teacher": taught, "distillation.layers": "last", "model.layers": 2}
     run = _run(world, **keys, **{"model.dropout_rate": 0.0})

@@ -161,6 +161,7 @@ def test_questions_are_told_apart_by_what_they_say():
     assert len(set(hash_B.tolist())) == len(different)
 
 
+@pytest.mark.slow
 def test_what_questions_share_is_a_part_of_them():
     questions = _questions(np.random.default_rng(4), B=64)
     rows = [questions[n].tolist() for n in range(64)]

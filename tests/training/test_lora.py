@@ -130,6 +130,7 @@ def test_no_step_computes_a_gradient_of_what_is_frozen(trained):
     assert found & {weight.shape[1:] for weight in experiment.lora.weights.values()}
 
 
+@pytest.mark.slow
 def test_what_is_exported_is_the_merged_student(base, trained, tmp_path):
     torch = pytest.importorskip("torch", reason="parity needs PyTorch")
     from transformers import T5ForConditionalGeneration

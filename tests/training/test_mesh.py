@@ -148,6 +148,7 @@ RUNS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "arrangement"), RUNS)
 def test_losses_gradients_and_trajectories_are_those_of_one_device(method, arrangement):
     expected, expected_params = _trajectory(method, "1x1x1")

@@ -78,6 +78,7 @@ def _rows(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_four_processes_are_stopped_together_and_two_go_on_as_one_would_have(tmp_path):
     reference, workdir = tmp_path / "reference", tmp_path / "run"
     statuses, said = _finish(_start(reference, 1))
@@ -108,6 +109,7 @@ def test_four_processes_are_stopped_together_and_two_go_on_as_one_would_have(tmp
     assert [result["hardware"]["processes"] for result in results] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_left_alone_says_so_and_ends(tmp_path):
     """Before the first step, JAX itself may abort it: it is then that the connections are made."""
     leader, other = _start(tmp_path / "run", 2, "--config.train.steps=2000")

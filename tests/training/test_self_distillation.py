@@ -73,6 +73,7 @@ def _run(state, step, batches, numbers):
     return state, rows
 
 
+@pytest.mark.slow
 def test_at_weight_zero_nothing_changes(batches):
     state, step = _start(None)
     plain, plain_rows = _run(state, step, batches, range(50))
@@ -85,6 +86,7 @@ def test_at_weight_zero_nothing_changes(batches):
     assert plain_rows[-1]["loss"] < 0.9 * plain_rows[0]["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["vmm", "full", "top_k"])
 def test_resume_equals_no_interruption(batches, output, tmp_path):
     distillation = dataclasses.replace(VMM, output=output, dtype=jnp.bfloat16)

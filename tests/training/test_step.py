@@ -98,6 +98,7 @@ def _losses(views, mesh, steps, student):
     return losses
 
 
+@pytest.mark.slow
 def test_one_device_equals_eight(views):
     student = _student(dropout_rate=0.0)
     one, eight = (_losses(views, _mesh(n), 5, student) for n in (1, 8))
@@ -105,6 +106,7 @@ def test_one_device_equals_eight(views):
     np.testing.assert_allclose(one, eight, rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_one_compile_per_shape_and_every_leaf_donated(views):
     compiles = []
     jax.monitoring.register_event_duration_secs_listener(

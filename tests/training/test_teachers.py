@@ -51,6 +51,7 @@ def _losses(*flags):
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("teacher", ["run", "exported"])
 def test_its_own_teacher_asks_for_nothing(taught, teacher):
     own = (
@@ -61,6 +62,7 @@ def test_its_own_teacher_asks_for_nothing(taught, teacher):
     assert abs(found["loss/distillation"][0]) < 1e-5
 
 
+@pytest.mark.slow
 def test_every_view_is_taught(taught):
     teacher = (f"--config.distillation.teacher={taught / 'run'}", "--config.distillation.weight=0.25")
     found = _losses("--config.seed=1", *teacher, "--config.model.tokenizer=" + str(taught / "exported"))

@@ -119,6 +119,7 @@ def _our_losses(directory, views, beta):
     return np.array(losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.0, BETA, 5.0], ids=["dss", "mi", "mi-strong"])
 def test_thirty_steps_equal_pytorch(torch_model, views, beta):
     ours, theirs = _our_losses(torch_model, views, beta), _torch_losses(torch_model, views, beta)

@@ -65,13 +65,14 @@ class Progress:
             return
         seen, now = self._seen, time.monotonic()
         seconds = (now - seen[1]) / (step - seen[0])
-        speed, left = self._batch_size / seconds, tqdm.format_interval((self._steps - step) * seconds)
+        examples, left = self._batch_size / seconds, tqdm.format_interval((self._steps - step) * seconds)
+        speed = f"{examples:.{0 if examples >= 10 else 1}f}"
         self._seen = (step, now)
         losses = ", ".join(f"{name} {value:.4f}" for name, value in row.items() if name.startswith("loss"))
         if self._bar.disable:
-            say(f"step {step}: {losses}, {speed:.3g} examples/s, {left} left")
+            say(f"step {step}: {losses}, {speed} examples/s, {left} left")
         else:
-            self._bar.set_postfix_str(f"{losses}, {speed:.3g} examples/s")
+            self._bar.set_postfix_str(f"{losses}, {speed} examples/s")
 
 
 def hardware() -> dict[str, Any]:

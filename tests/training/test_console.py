@@ -12,6 +12,6 @@ def test_progress_says_how_long_the_rest_takes(monkeypatch, capsys):
         for step in range(4, 11):
             progress.update(step, {"loss": 1.5, "grad_norm": 2.0})
     assert capsys.readouterr().out.splitlines() == [
-        "step 5: loss 1.5000, 1 examples/s, 48:45 left",
-        "step 10: loss 1.5000, 2 examples/s, 19:00 left",
+        "step 5: loss 1.5000, 0.8 examples/s, 48:45 left",
+        "step 10: loss 1.5000, 2.0 examples/s, 19:00 left",
     ]

@@ -56,6 +56,18 @@ def test_a_config_waits_for_no_jax():
     assert _python("-c", asked).startswith("7 ")
 
 
+def test_a_missing_torch_is_no_complaint(tmp_path, monkeypatch):
+    hides = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
+"""
+    (tmp_path / "sitecustomize.py").write_text(hides)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert "PyTorch was not found" in _python("-c", "import transformers")
+    assert "PyTorch" not in _python("-m", "cot_jax.predict", "nonesuch", "--input=nonesuch")
+
+
 def test_a_program_that_imports_us_has_torch():
     pytest.importorskip("torch")
     asked = "import cot_jax.train, transformers.utils as u, sys; print(u.is_torch_available())"

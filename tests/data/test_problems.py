@@ -70,6 +70,7 @@ def test_gsm8k_teaches_human_solutions_without_calculator_notes(load):
             ("2*5=10", "3*5=15", "10*15=150", "150/10=15"),
             "n1 = 2*5\nn2 = 3*5\nn3 = n1*n2\nn4 = n3/n1\nans = n4",
         ),
+        (("2+3=5", "1+4=5", "5*2=10"), "n1 = 2+3\nn2 = 1+4\nn3 = n2*2\nans = n3"),
         (("1*.5=0.5", "10-0.5=9.5", ".5+1=1.5"), "n1 = 1*.5\nn2 = 10-n1\nn3 = .5+1\nans = n3"),
         ((), None),
     ],

@@ -646,7 +646,7 @@ def refuse_other_config(workdir: Path, config: Config) -> bool:
             continue
         raise UserError(
             f"{workdir} holds a run with config.{key}={other!r}, not {value!r}: "
-            "choose another directory, or delete it"
+            "to resume it give its value; else choose another directory, or delete it"
         )
     return True
 

@@ -50,7 +50,7 @@ def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _memory(text: str) -> int:
-    found = re.fullmatch(r"([\d.]+)\s*(GiB|GB)", text)
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|GB)", text)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r}: write a number and GiB or GB, e.g. 80GiB")
     return int(float(found[1]) * {"GiB": 2**30, "GB": 10**9}[found[2]])

@@ -127,6 +127,7 @@ def test_what_is_advised_can_be_trained(experiment, monkeypatch, optimizer):
         (["--devices=8"], "give the devices to plan for"),
         (["--devices=0", "--memory=80GiB"], "--devices=0: at least 1"),
         (["--devices=8", "--memory=80"], "a number and GiB or GB"),
+        (["--devices=8", "--memory=1.2.3GiB"], "a number and GiB or GB"),
         (["--topology=v5e:4x4", "--devices=8"], "not allowed with"),
         (["--topology=v9:4x4"], "'v9' is not one of v4, v5e, v5p, v6e"),
     ],

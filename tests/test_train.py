@@ -436,7 +436,7 @@ def test_another_config_is_refused(uninterrupted, capsys):
     assert main(["train", *SMALL, f"--workdir={workdir}", "--config.objective.beta=0.2"]) == 2
     assert capsys.readouterr().err == (
         f"error: {workdir} holds a run with config.objective.beta=0.1, not 0.2: "
-        "choose another directory, or delete it\n"
+        "to resume it give its value; else choose another directory, or delete it\n"
     )
 
 

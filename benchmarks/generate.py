@@ -17,6 +17,7 @@ from benchmarks.workload import LENGTHS, flat_batch, model_config, random_params
 from cot_jax.models import student as students
 from cot_jax.models.decoding import greedy
 from cot_jax.models.t5 import PRESETS, T5
+from cot_jax.training.compiled import compiler_options
 
 
 def main() -> None:
@@ -32,7 +33,10 @@ def main() -> None:
         model = load_model(Path(directory), "sdpa").eval()
     params = jax.device_put(params)
     most = options.tokens
-    ours = jax.jit(lambda params, inputs: greedy(student.prompt(params, inputs, most), most)[0])
+    ours = jax.jit(
+        lambda params, inputs: greedy(student.prompt(params, inputs, most), most)[0],
+        compiler_options={} if measure.on_cpu() else compiler_options(jax.default_backend()),
+    )
     views = synthetic_views(options.lengths, "standard", config.vocab_size)
     rng = np.random.default_rng(0)
     report.note(

@@ -17,6 +17,7 @@ from benchmarks import measure
 from cot_jax.batch import Segments, Tokens
 from cot_jax.losses.mutual_information import mutual_information_loss
 from cot_jax.losses.vocabulary import VocabularyMap, VocabularyPass, logits, vocabulary_pass
+from cot_jax.training.compiled import compiler_options
 
 
 def plain_vocabulary_pass(
@@ -71,7 +72,10 @@ def main() -> None:
         )
     passes["chunk_rows chosen"] = vocabulary_pass
     programs = {
-        name: jax.jit(jax.value_and_grad(_loss(one, options.loss), argnums=(0, 1)))
+        name: jax.jit(
+            jax.value_and_grad(_loss(one, options.loss), argnums=(0, 1)),
+            compiler_options=compiler_options(jax.default_backend()),
+        )
         .lower(hidden, head_DV, targets)
         .compile()
         for name, one in passes.items()

@@ -86,7 +86,7 @@ def _config(options: argparse.Namespace, size: str, method: str) -> Config:
 
 def _state(experiment: Experiment) -> dict[str, Any]:
     found = {
-        name: planning.measure(planning.changed(experiment, change), jax.devices(), 0).least
+        name: planning.measure(planning.changed(experiment, change, jax.devices()), jax.devices(), 0).least
         for name, change in _STATES.items()
     }
     weights = experiment.student.weights.values()
@@ -95,7 +95,7 @@ def _state(experiment: Experiment) -> dict[str, Any]:
 
 def _step(experiment: Experiment, settings: dict[str, Any], name: str) -> dict[str, Any]:
     devices, memory = planning.topology(name)
-    experiment = planning.changed(experiment, settings)
+    experiment = planning.changed(experiment, settings, devices)
     began = time.monotonic()
     need = planning.measure(experiment, devices, memory)
     return {

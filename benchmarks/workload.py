@@ -226,7 +226,8 @@ class OurStep:
         batch_size: int,
         widths: Mapping[str, int] | None = None,
     ):
-        student = T5(config, dtype, unroll=jax.default_backend() == "cpu")  # as in training
+        unroll = jax.default_backend() in T5.unrolls  # as in training, and so is remat
+        student = T5(config, dtype, unroll=unroll, remat="none" if unroll else "elementwise")
         terms = {view.name: view.term for view in views_of(method)}
         weights = {"label": ALPHA, "rationale": 1 - ALPHA} if len(terms) > 1 else {"label": 1.0}
         mi = distillation = last_batch = None
@@ -269,7 +270,8 @@ class OurStep:
             squares = [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(gradient)]
             return loss, jnp.sqrt(sum(squares))
 
-        loss, norm = jax.jit(both)(self._state.params, batch)
+        options = compiler_options(jax.default_backend())
+        loss, norm = jax.jit(both, compiler_options=options)(self._state.params, batch)
         return float(loss), float(norm)
 
     def compile(self, batches: Sequence[Batch]) -> None:

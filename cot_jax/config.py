@@ -133,7 +133,7 @@ class ModelConfig:
     remat: str = _key(
         "auto",
         "what the backward pass recomputes of a layer, to save memory: elementwise = all but linear maps; "
-        "auto = that, but none where a CPU unrolls the layers",
+        "auto = that, but none where the layers are unrolled",
         choices=("auto", *REMAT),
     )
     lora_rank: int = _key(

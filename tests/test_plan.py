@@ -45,7 +45,7 @@ def _held(tree):
     "change", [{}, {"mesh.fsdp": 8, "optimizer.moment_dtype": "bfloat16"}, {"optimizer.name": "adafactor"}]
 )
 def test_what_is_counted_is_what_a_run_holds(experiment, change):
-    experiment = planning.changed(experiment, change)
+    experiment = planning.changed(experiment, change, jax.devices())
     need = measure(experiment, jax.devices(), memory=1)
     state = Run(experiment).initial_state()
     assert need.parameters == _held(state.params)
@@ -55,8 +55,9 @@ def test_what_is_counted_is_what_a_run_holds(experiment, change):
 
 
 def test_an_adapter_has_no_moments_for_what_is_frozen(experiment):
-    whole = measure(experiment, jax.devices(), memory=1)
-    lora = measure(planning.changed(experiment, {"model.lora_rank": 2}), jax.devices(), memory=1)
+    devices = jax.devices()
+    whole = measure(experiment, devices, memory=1)
+    lora = measure(planning.changed(experiment, {"model.lora_rank": 2}, devices), devices, memory=1)
     assert lora.parameters > whole.parameters  # the frozen ones, and the adapter
     assert lora.optimizer < 0.1 * whole.optimizer
 
@@ -85,7 +86,7 @@ def test_the_least_costly_change_is_found(experiment, monkeypatch):
         return need if need.resident < memory else dataclasses.replace(need, rest=None)
 
     monkeypatch.setattr(planning, "measure", needs)
-    devices = list(range(8))
+    devices = jax.devices()
 
     def flags(memory):
         found = remedy(experiment, devices, memory)
@@ -113,7 +114,8 @@ def test_what_is_advised_can_be_trained(experiment, monkeypatch, optimizer):
 
     monkeypatch.setattr(planning, "measure", needs)
     for change in ({"optimizer.name": optimizer}, {"model.lora_rank": 4}):
-        assert remedy(planning.changed(experiment, change), list(range(8)), 1) is None
+        given = planning.changed(experiment, change, jax.devices())
+        assert remedy(given, jax.devices(), 1) is None
         assert all(check_lora(config, weights=False) == [] for config in tried if config.model.has_lora)
         assert any(c.model.has_lora and c.model.frozen_dtype == "bfloat16" for c in tried)
         assert ("adafactor" in {c.optimizer.name for c in tried}) == ("model.lora_rank" not in change)

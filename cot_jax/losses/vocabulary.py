@@ -136,6 +136,7 @@ class _Spec(NamedTuple):
     chunk_rows: int
     examples: int  # E
     width: int  # no target is longer
+    together: int  # examples reduced at a time; 0: a loop over those of a chunk
 
 
 class _Rows(NamedTuple):
@@ -158,16 +159,22 @@ def _prepare(targets: Tokens, maps, entropy: bool, chunk_rows: int | None) -> tu
     for kind in maps.values():
         if kind.reduction not in REDUCTIONS:
             raise ValueError(f"reduction {kind.reduction!r} is not in {REDUCTIONS}")
+    platform = _platform()
     if chunk_rows is None:
-        # Of the mesh's devices where there is one: a plan compiles for others than this machine's.
-        device = jax.sharding.get_abstract_mesh().abstract_device
-        platform = device.platform if device else jax.default_backend()
         chunk_rows = _CPU_ROWS if platform == "cpu" else _ACCELERATOR_ROWS
     segments = Segments.of(targets)
     counted = {name: segments.within(_length(kind, targets)) for name, kind in maps.items()}
     kinds = tuple((name, kind.reduction) for name, kind in maps.items())
-    spec = _Spec(kinds, entropy, chunk_rows, targets.length.shape[1], targets.width)
+    # As many as fill a chunk. Of a loop with computed bounds a GPU's host would wait for every iteration.
+    together = max(1, chunk_rows // targets.width) if platform == "gpu" else 0
+    spec = _Spec(kinds, entropy, chunk_rows, targets.length.shape[1], targets.width, together)
     return spec, _Rows(jnp.asarray(targets.ids), segments.example_GX, segments.position_GX, counted)
+
+
+def _platform() -> str:
+    """Of the mesh's devices where there is one: a plan compiles for others than this machine's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
 
 
 def _length(kind: VocabularyMap, targets: Tokens):
@@ -249,7 +256,7 @@ def _forward_chunk(spec: _Spec, head_DV, carry, xs):
         counted_R = rows.counted[name]
         # Recomputed, it might not equal itself.
         q_RV = lax.optimization_barrier(jnp.where(counted_R[:, None], p_RV, 0))
-        maps[name], first_MV = _reduce(spec.width, rows, counted_R, q_RV, maps[name], first.get(name))
+        maps[name], first_MV = _reduce(spec, rows, counted_R, q_RV, maps[name], first.get(name))
         if first_MV is not None:
             first[name] = first_MV
     if nll_weight_R is not None:
@@ -259,36 +266,44 @@ def _forward_chunk(spec: _Spec, head_DV, carry, xs):
     return (maps, first, dhead_DV), (found, _Saved(logz_R, entropy_R), dhidden_RD)
 
 
-def _reduce(width: int, rows: _Rows, counted_R, q_RV, made_MV, first_MV=None):
+def _reduce(spec: _Spec, rows: _Rows, counted_R, q_RV, made_MV, first_MV=None):
     """Adds a chunk to a map: by example, the sum of its rows or, with `first_MV`, their maximum.
 
-    `first_MV` are the positions of the maxima, the first one of equals. It loops over the examples, whose
-    rows are consecutive, because a TPU scatters slowly, row by row.
+    `first_MV` are the positions of the maxima, the first one of equals. It gathers each example's rows, which
+    are consecutive, because a TPU scatters slowly, row by row.
     """
     most = jnp.iinfo(rows.position.dtype).max
-    size = min(width, len(q_RV))
+    size = min(spec.width, len(q_RV))
 
-    def one(example, carry):
-        made_MV, first_MV = carry
+    def one(example):
+        """The example's sum, or its maximum and the position of that."""
         own_R = counted_R & (rows.example == example)
         begin = jnp.argmax(own_R)
         own_S1, position_S1, q_SV = (
             lax.dynamic_slice_in_dim(x, begin, size) for x in (own_R[:, None], rows.position[:, None], q_RV)
         )
         q_SV = jnp.where(own_S1, q_SV, 0)
-        made_V = made_MV[example]
         if first_MV is None:
-            made_V += jnp.sum(q_SV, axis=0)
-        else:
-            top_V = jnp.max(q_SV, axis=0)
-            at_V = jnp.min(jnp.where(own_S1 & (q_SV == top_V[None]), position_S1, most), axis=0)
-            # The earlier chunk wins a tie.
-            at_V = jnp.where(top_V > made_V, at_V, first_MV[example])
-            first_MV = lax.dynamic_update_index_in_dim(first_MV, at_V, example, 0)
-            made_V = jnp.maximum(made_V, top_V)
-        return lax.dynamic_update_index_in_dim(made_MV, made_V, example, 0), first_MV
+            return jnp.sum(q_SV, axis=0), None
+        top_V = jnp.max(q_SV, axis=0)
+        return top_V, jnp.min(jnp.where(own_S1 & (q_SV == top_V[None]), position_S1, most), axis=0)
 
-    return lax.fori_loop(rows.example[0], rows.example[-1] + 1, one, (made_MV, first_MV))
+    def add(found, made, first):
+        top, at = found
+        if first is None:
+            return made + top, None
+        return jnp.maximum(made, top), jnp.where(top > made, at, first)  # the earlier chunk wins a tie
+
+    def step(example, carry):
+        its = add(one(example), *jax.tree.map(lambda x_MV: x_MV[example], carry))
+        return jax.tree.map(
+            lambda x_MV, x_V: lax.dynamic_update_index_in_dim(x_MV, x_V, example, 0), carry, its
+        )
+
+    if spec.together:
+        found = lax.map(one, jnp.arange(len(made_MV)), batch_size=spec.together)
+        return add(found, made_MV, first_MV)
+    return lax.fori_loop(rows.example[0], rows.example[-1] + 1, step, (made_MV, first_MV))
 
 
 def _plain(head, *others):

@@ -31,7 +31,7 @@ class Student(abc.ABC):
       hf_class, peft_task: the Transformers class that loads an export, and PEFT's name of its task.
       format: name of the text format, a key of `text.formats.FORMATS`.
       usual: values that `config.model` takes for "the family's own".
-      unrolls: whether CPU runs unroll loops over layers: slower to compile, faster with few layers.
+      unrolls: the platforms on which training unrolls loops over layers: slower to compile, faster to run.
       prefix: prefix of tensor names that some files omit.
       aliases, leftovers, optional: tensors of Hugging Face's files, as `pretrained.read` takes them.
       weights: every parameter, by its path.
@@ -50,7 +50,7 @@ class Student(abc.ABC):
     peft_task: ClassVar[str]
     format: ClassVar[str]
     usual: ClassVar[Mapping[str, Any]]
-    unrolls: ClassVar[bool] = True
+    unrolls: ClassVar[tuple[str, ...]] = ("cpu",)
 
     @property
     @abc.abstractmethod

@@ -71,15 +71,15 @@ class Options:
     Attributes:
       dropout_rate: replaces the architecture's rate.
       dtype: as in `Student`.
-      unroll: whether training unrolls loops over layers, if the family benefits (`Student.unrolls`); for
-        CPU, slow to compile elsewhere.
+      platform: on which it trains; if the family gains from it (`Student.unrolls`), training unrolls loops
+        over layers.
       remat: as in `Student`; auto = none if layers are unrolled, else elementwise: a loop writes what it
         keeps to memory, which takes longer than to compute it again.
     """
 
     dropout_rate: float = 0.0
     dtype: DTypeLike = np.float32
-    unroll: bool = False
+    platform: str = ""
     remat: str = "none"
 
 
@@ -212,7 +212,7 @@ def save(directory: Path, student: Student, params: Params) -> None:
 def _with_options(config: Any, options: Options) -> Student:
     config = dataclasses.replace(config, dropout_rate=options.dropout_rate)
     of_family = _class_of(config)
-    unroll, remat = options.unroll and of_family.unrolls, options.remat
+    unroll, remat = options.platform in of_family.unrolls, options.remat
     if remat == "auto":
         remat = "none" if unroll else "elementwise"
     return of_family(config, options.dtype, unroll, remat)

@@ -16,23 +16,27 @@ from cot_jax.batch import Batch
 from cot_jax.training.console import say
 from cot_jax.training.step import Frozen, Metrics, TrainState
 
-# XLA uses the library YNNPACK for matrix products only: a small student's step then takes 0.7 of the time
-# (docs/performance.md). Experimental: an XLA without this option compiles without it.
-_CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
-
-
-def compiler_options(backend: str) -> dict[str, str]:
-    """Returns `compiler_options` of `jax.jit` for training steps on a platform, e.g. "cpu"."""
-    return _CPU if backend == "cpu" and _knows_cpu_options() else {}
+# On CPU XLA uses the library YNNPACK for matrix products only: a small student's step then takes 0.7 of the
+# time (docs/performance.md). Experimental: an XLA without this option compiles without it.
+# On a GPU cuBLAS computes all matrix products: otherwise XLA compiles and times dozens of kernels for each,
+# which takes minutes.
+_OPTIONS: dict[str, dict[str, str | bool]] = {
+    "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"},
+    "gpu": {"xla_gpu_enable_triton_gemm": False},
+}
 
 
 @functools.cache
-def _knows_cpu_options() -> bool:
+def compiler_options(platform: str) -> dict[str, str | bool]:
+    """Returns `compiler_options` of `jax.jit` for a platform, e.g. "cpu"; without those that XLA rejects."""
+    options = _OPTIONS.get(platform, {})
+    if not options:
+        return {}
     try:
-        jax.jit(lambda: 0, compiler_options=_CPU).lower().compile()
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except Exception:  # XLA has types of its own
-        return False
-    return True
+        return {}
+    return options
 
 
 def keep_compiled() -> None:

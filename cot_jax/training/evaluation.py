@@ -24,6 +24,7 @@ from cot_jax.models.layers import mix
 from cot_jax.models.student import Student
 from cot_jax.models.weights import Params
 from cot_jax.text.formats import Format
+from cot_jax.training.compiled import compiler_options
 from cot_jax.training.mesh import by_example, group_count, leads, replicated, spread
 
 # Between progress lines of a long evaluation.
@@ -141,8 +142,9 @@ def _rectangle(labels: Ragged, pad_id: int) -> tuple[jax.Array, jax.Array]:
 
 def jit_by_example(ask: Ask, mesh: Mesh) -> Ask:
     """Returns `ask` jitted: parameters stay in place, each group is on its device, the result on all."""
-    rows = by_example(mesh)
-    jitted = jax.jit(ask, in_shardings=(None, rows), out_shardings=replicated(mesh))
+    rows, platform = by_example(mesh), mesh.devices.flat[0].platform
+    options = {} if platform == "cpu" else compiler_options(platform)
+    jitted = jax.jit(ask, in_shardings=(None, rows), out_shardings=replicated(mesh), compiler_options=options)
     return lambda params, questions: jitted(params, spread(questions, rows))
 
 

@@ -80,7 +80,7 @@ def report(config: Config, topology_name: str, count: int, memory: int) -> Itera
         jax.config.update("jax_num_cpu_devices", count)
         devices = jax.devices()
         source = "figures of the CPU compiler: it widens bfloat16, so activations are an upper bound"
-    experiment = prepare(config, weights=False, platform="tpu" if topology_name else "gpu")
+    experiment = prepare(config, weights=False, platform=_platform(devices))
     yield from _describe(experiment, devices, memory, source)
     need = measure(experiment, devices, memory)
     yield from _table(need, memory)
@@ -143,7 +143,7 @@ def _needed(
 ) -> int | None:
     """Returns the bytes of a device with `change`; None if it does not fit or does not divide evenly."""
     try:
-        need = measure(changed(experiment, change), devices, memory)
+        need = measure(changed(experiment, change, devices), devices, memory)
     except UserError:
         return None
     return need.total if need.fits(memory) else None
@@ -181,10 +181,15 @@ def _activation_changes(batch_size: int) -> list[dict[str, Any]]:
     ]
 
 
-def changed(experiment: Experiment, change: dict[str, Any]) -> Experiment:
-    """Returns the experiment with new values for the keys "SECTION.NAME"."""
+def _platform(devices: Sequence[jax.Device]) -> str:
+    """The platform planned for. A GPU's devices are taken for the host's."""
+    return "tpu" if devices[0].platform == "tpu" else "gpu"
+
+
+def changed(experiment: Experiment, change: dict[str, Any], devices: Sequence[jax.Device]) -> Experiment:
+    """Returns the experiment on `devices` with new values for the keys "SECTION.NAME"."""
     config = experiment.config.changed(change)
-    student, *_ = load_student(config.model, experiment.format, weights=False, platform="gpu")  # or TPU
+    student, *_ = load_student(config.model, experiment.format, weights=False, platform=_platform(devices))
     return dataclasses.replace(
         experiment, config=config, student=student, lora=make_lora(config.model, student)[0]
     )

@@ -43,7 +43,7 @@ def load_student(
     options = Options(
         dropout_rate=config.dropout_rate,
         dtype=compute_dtype(config, platform),
-        unroll=(platform or jax.default_backend()) == "cpu",
+        platform=platform or jax.default_backend(),
         remat=config.remat,
     )
     texts = format.texts

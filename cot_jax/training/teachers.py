@@ -78,7 +78,7 @@ def load_teacher(config: Config, student: Any, format: Format, examples: Sequenc
         table_NK = _read_log_probs(path, student.labels, examples)
         model = Stored({"log_probs": Weight("EC", table_NK.shape, 0, 0.0, "")})
         return Loaded(model, {"log_probs": table_NK}, Teacher(model, section.weight, section.temperature))
-    options = Options(dtype=student.dtype, unroll=student.unroll)
+    options = Options(dtype=student.dtype, platform=jax.default_backend())
     if saved.is_pretrained(path):
         teacher, params, _ = students.from_pretrained(str(path), options)
         if teacher.format == "classes" and not (teacher.labels and "classifier" in params):

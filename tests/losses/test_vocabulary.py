@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from benchmarks.head import plain_vocabulary_pass
 from cot_jax.batch import Segments, Tokens
+from cot_jax.losses import vocabulary
 from cot_jax.losses.vocabulary import (
     VocabularyMap,
     _Chunks,
@@ -24,6 +25,12 @@ LENGTHS_GE = np.array([[11, 4, 0], [1, 7, 2]], np.int32)  # neither group fills 
 LEARNED_GE = np.array([[9, 4, 0], [1, 0, 2]], np.int32)
 # Rows of a chunk: one; some examples whole and some not, over the border of the groups; all at once.
 CHUNK_ROWS = (1, 15, 1000)
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def as_on(request, monkeypatch):
+    """The platforms whose programs reduce differently."""
+    monkeypatch.setattr(vocabulary, "_platform", lambda: request.param)
 
 
 def _inputs(dtype=np.float64, length_GE=LENGTHS_GE, slots=Y):
@@ -70,6 +77,7 @@ def _assert_trees_close(actual, expected, atol):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("as_on")
 @pytest.mark.parametrize(
     ("kinds", "entropy"),
     [
@@ -97,6 +105,7 @@ def test_equals_the_definition_in_float64(kinds, entropy):
         assert (expected[0].entropy_GY is None) == (not entropy)
 
 
+@pytest.mark.usefixtures("as_on")
 @pytest.mark.parametrize("rows", CHUNK_ROWS)
 def test_cross_entropy_pass_equals_the_definition(rows):
     with jax.enable_x64(True):
@@ -200,6 +209,13 @@ def test_no_row_is_scattered():
     assert "scatter" not in str(jax.make_jaxpr(jax.grad(total, (0, 1)))(hidden_GYD, head_DV))
 
 
+def test_a_gpu_never_waits_for_the_bounds_of_a_loop(monkeypatch):
+    monkeypatch.setattr(vocabulary, "_platform", lambda: "gpu")
+    program = str(jax.make_jaxpr(partial(vocabulary_pass, maps={"m": VocabularyMap("max")}))(*_inputs()))
+    assert "scan[" in program
+    assert "while[" not in program
+
+
 @pytest.mark.parametrize(("platform", "chunks"), [("cpu", 3), ("tpu", 1)])
 def test_chunks_are_those_of_the_devices_compiled_for(platform, chunks):
     device = jax.sharding.AbstractDevice("", None, platform)
@@ -272,6 +288,7 @@ def test_example_without_tokens_has_zero_map_and_gradient(reduction):
     assert np.abs(np.asarray(map_GEV)[LEARNED_GE > 0]).min() > 0
 
 
+@pytest.mark.usefixtures("as_on")
 @pytest.mark.parametrize("rows", CHUNK_ROWS)
 def test_first_of_equal_maxima_takes_the_gradient(rows):
     # All positions alike, hence every v ties over all of T; small integers keep the logits exact.

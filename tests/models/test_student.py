@@ -61,7 +61,7 @@ def test_unknown_preset():
 
 
 def test_options_are_the_callers_wherever_a_student_comes_from(tmp_path):
-    options = Options(dropout_rate=0.25, dtype=jnp.bfloat16, unroll=True, remat="layers")
+    options = Options(dropout_rate=0.25, dtype=jnp.bfloat16, platform="cpu", remat="layers")
     student = from_scratch("tiny", **(TINY | {"options": options}))
     params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), shapes(student.weights))
     students.save(tmp_path, student, params)
@@ -76,16 +76,16 @@ def test_options_are_the_callers_wherever_a_student_comes_from(tmp_path):
     assert taken == (0.25, jnp.bfloat16, True, "layers")
 
 
-def test_a_family_that_gains_nothing_is_never_unrolled_and_loops_keep_less():
+def test_layers_are_unrolled_where_the_family_gains_from_it_and_loops_keep_less():
     found = {}
-    for unroll in (True, False):
-        options = Options(unroll=unroll, remat="auto")
+    for platform in ("cpu", "gpu", "tpu"):
+        options = Options(platform=platform, remat="auto")
         for preset in ("tiny", "tiny-llama"):
             student = from_scratch(preset, **(TINY | {"options": options}))
-            found[unroll, preset] = student.unroll, student.remat
-    looped = False, "elementwise"
-    assert found.pop((True, "tiny")) == (True, "none")
-    assert [*found.values()] == [looped, looped, looped]
+            found[platform, preset] = student.unroll, student.remat
+    unrolled, looped = (True, "none"), (False, "elementwise")
+    assert [found.pop((platform, "tiny")) for platform in ("cpu", "gpu")] == [unrolled, unrolled]
+    assert [*found.values()] == 4 * [looped]
 
 
 def test_a_weight_without_a_name_is_not_written(tmp_path):

@@ -196,7 +196,7 @@ def test_what_a_gpu_is_given_lowers_for_it_and_has_the_axes_of_its_names(preset,
     config = config.resolved(family(config).usual)
     texts = Texts(100, pad_id=0, end_id=1, begin_id=2, labels=labels)
     student, *_ = load_student(config, SimpleNamespace(texts=texts), weights=False, platform="gpu")
-    assert (student.dtype, student.unroll) == (jnp.bfloat16, False)
+    assert (student.dtype, student.unroll) == (jnp.bfloat16, preset == "tiny")
     if labels:  # one class of each example
         views = {
             "predict": TokenizedView(views["predict"].inputs, Ragged([[n % 2] for n in range(EXAMPLES)]))

@@ -114,6 +114,7 @@ class Segments:
     """The sequence and position of each token of a flat batch. Made inside a step; gathers stay in a group.
 
     Attributes:
+      start_GE, end_GE: int32, the slots of each sequence are those from start to before end.
       example_GX: int32, the sequence of each slot's token, in [0, E).
       position_GX: int32, the token's position in its sequence.
       real_GX: bool, whether the slot holds a token.
@@ -129,12 +130,12 @@ class Segments:
         """
         length_GE = jnp.asarray(length_GE)
         E = length_GE.shape[1]
-        self._end_GE = end_GE = jnp.cumsum(length_GE, axis=1)
+        self.end_GE = end_GE = jnp.cumsum(length_GE, axis=1)
         slot_1X = jnp.arange(slots)[None]
         before_GX = jnp.sum(slot_1X[:, :, None] >= end_GE[:, None, :], axis=-1)
         self.real_GX = before_GX < E
         self.example_GX = jnp.minimum(before_GX, E - 1)
-        self._start_GE = start_GE = end_GE - length_GE
+        self.start_GE = start_GE = end_GE - length_GE
         self.position_GX = slot_1X - _rows(start_GE, self.example_GX)
         position_11S = jnp.arange(width)[None, None]
         self.real_GES = position_11S < length_GE[:, :, None]
@@ -162,12 +163,12 @@ class Segments:
 
     def last(self, x_GX: jax.Array) -> jax.Array:
         """(G, E), the last token of each sequence; for an empty one, some other sequence's."""
-        return _rows(x_GX, jnp.maximum(self._end_GE - 1, 0))
+        return _rows(x_GX, jnp.maximum(self.end_GE - 1, 0))
 
     def first(self, x: jax.Array) -> jax.Array:
         """(G, E, ...), each sequence's first token in `x` (G, X, ...); for an empty one, some other's."""
         last_slot = self.real_GX.shape[1] - 1
-        return _rows(x, jnp.minimum(self._start_GE, last_slot))
+        return _rows(x, jnp.minimum(self.start_GE, last_slot))
 
     def within(self, length_GE: ArrayLike) -> jax.Array:
         """(G, X) bool, whether a token's position is below `length_GE` of its sequence."""

@@ -20,7 +20,8 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from cot_jax.batch import Segments, Tokens
-from cot_jax.models import choices
+from cot_jax.models import choices, fused_attention
+from cot_jax.models.hashing import GOLDEN, mix
 
 # Not -inf: a fully masked row must stay finite.
 _MASKED = float(np.finfo(np.float32).min)
@@ -36,9 +37,6 @@ _KEPT = (
     jax.checkpoint_policies.nothing_saveable,
 )
 REMAT = dict(zip(choices.REMAT, _KEPT, strict=True))
-
-# 2**32 over the golden ratio, odd: multiplying by it spreads consecutive numbers over all of uint32.
-_GOLDEN = np.uint32(0x9E3779B1)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("w", "a", "b"), meta_fields=("scale",))
@@ -131,16 +129,6 @@ def embed(table_VD: jax.Array, ids: jax.Array, dtype: Any) -> jax.Array:
 # --- Dropout ---
 
 
-def mix(x: jax.Array) -> jax.Array:
-    """A bijection of uint32: flipping a bit of `x` flips each bit of the result with probability 1/2.
-
-    Multipliers: Wellons 2018, "Prospecting for Hash Functions" (lowbias32).
-    """
-    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
-    return x ^ (x >> 16)
-
-
 def drop(x: jax.Array, rate: float, key: jax.Array | None, seed: jax.Array) -> jax.Array:
     """Dropout; none without a key.
 
@@ -179,11 +167,26 @@ class Layout:
         self.position_GX = jnp.concatenate([s.position_GX for s in self.segments], axis=1)
         seeds = []
         for n, s in enumerate(self.segments):
-            of_view = np.uint32(n * int(_GOLDEN) % 2**32)
+            of_view = np.uint32(n * int(GOLDEN) % 2**32)
             of_example_GE = mix(jnp.asarray(example_GE).astype(jnp.uint32) + of_view)
             of_example_GX = jnp.take_along_axis(of_example_GE, s.example_GX, axis=1)
             seeds.append(mix(of_example_GX + s.position_GX.astype(jnp.uint32)))
         self.seed_GX = jnp.concatenate(seeds, axis=1)
+
+    @property
+    def width(self) -> int:
+        """No sequence is longer."""
+        return max(s.real_GES.shape[2] for s in self.segments)
+
+    def places(self) -> fused_attention.Places:
+        """Where the views' sequences are."""
+        found, first = [], 0
+        for s in self.segments:
+            slots = s.real_GX.shape[1]
+            spare_GE = jnp.zeros_like(s.start_GE).at[:, -1].set(slots - s.end_GE[:, -1])
+            found.append((first + s.start_GE, s.end_GE - s.start_GE, spare_GE))
+            first += slots
+        return fused_attention.Places(*(jnp.stack(x).astype(jnp.int32) for x in zip(*found, strict=True)))
 
     def split(self, x: jax.Array) -> list[jax.Array]:
         """The views' own slots of `x` (G, X, ...)."""
@@ -239,6 +242,27 @@ class Attention:
         self, key: jax.Array | None, q_GXHK: jax.Array, k_GSHK: jax.Array, v_GSHK: jax.Array
     ) -> jax.Array:
         """The attended values (G, X, H, K) of the queries; with dropout if there is a key."""
+        widths = self.queries.width, self.keys.width
+        biased = [bias for bias in self.biases if bias is not None]
+        if fused_attention.suits(q_GXHK, widths, bool(biased)):
+            of_views = [
+                jnp.pad(bias, [(0, 0), *((0, w - n) for w, n in zip(widths, bias.shape[1:], strict=True))])
+                for bias in biased
+            ]
+            return fused_attention.attend(
+                q_GXHK,
+                k_GSHK,
+                v_GSHK,
+                self.queries.places(),
+                self.keys.places(),
+                widths,
+                jnp.stack(of_views) if biased else None,
+                causal=self.causal,
+                scale=self.scale,
+                rate=self.rate,
+                key=key,
+                seed_GX=self.queries.seed_GX,
+            )
         parts = []
         rectangles = zip(
             self.queries.unpack(q_GXHK),
@@ -289,7 +313,7 @@ def attend(
     def whole(q, masks, biases, seed):
         found = []
         for n, (part, mask, bias) in enumerate(zip(keys, masks, biases, strict=True)):
-            its = None if key is None else seed + np.uint32(n * int(_GOLDEN) % 2**32)
+            its = None if key is None else seed + np.uint32(n * int(GOLDEN) % 2**32)
             found.append(_attend(q, part._replace(mask=mask, bias=bias), scale, rate, key, its))
         if len(found) == 1:
             return found[0][0]
@@ -354,7 +378,7 @@ def _attend(
         scores = jnp.where(fold(keys.mask, 2)[..., None, :, None, :], scores, _MASKED)
     weights = jax.nn.softmax(scores).astype(keys.v.dtype)
     if key is not None and seed is not None:
-        head = (jnp.arange(H, dtype=jnp.uint32) * _GOLDEN).reshape(heads, 1, -1)
+        head = (jnp.arange(H, dtype=jnp.uint32) * GOLDEN).reshape(heads, 1, -1)
         of_query = fold(seed, 1)[..., None, :, None]
         weights = drop(weights, rate, key, of_query + lift(head, len(shared) + head.ndim))
     values = jnp.einsum("...GSRT,...TGK->...SGRK", weights, keys.v).reshape(*lead, S, H, K)

@@ -1,0 +1,299 @@
+"""Attention of flat tokens in one GPU kernel: no rectangles, and no scores in memory.
+
+A program computes one head of one sequence. It reads the sequence's rows where they are among the flat
+tokens. The keys of a sequence fill one tile of scores at most, so the backward pass computes everything anew
+from queries, keys and values (Dao 2023, "FlashAttention-2", recomputes likewise). The kernels are Pallas
+programs for Triton; elsewhere they are interpreted, which tests use.
+
+Shape suffixes as in `layers`, and: N sequences of all views and groups, S and T rows and columns of a tile.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jax.sharding import PartitionSpec as P
+
+from cot_jax.models.hashing import GOLDEN, mix
+
+# Rows and columns of a tile of scores, at most: registers hold no larger ones.
+_QUERIES, _KEYS = 64, 128
+_MASKED = float(np.finfo(np.float32).min)
+
+
+class Places(NamedTuple):
+    """Where sequences are among the slots of a group, (V, G, E) int32 each.
+
+    Attributes:
+      start, length: of each sequence.
+      spare: slots without a token between it and the next, or the end.
+    """
+
+    start: jax.Array
+    length: jax.Array
+    spare: jax.Array
+
+
+class _Spec(NamedTuple):
+    """Static arguments."""
+
+    causal: bool
+    scale: float
+    rate: float
+    q_width: int  # no sequence has more queries
+    k_width: int
+    views: int
+    biased: bool
+    interpret: bool
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """S and T, which Triton wants to be powers of two."""
+        return min(_QUERIES, _power(self.q_width)), _power(self.k_width)
+
+
+def _power(width: int) -> int:
+    return max(16, pl.next_power_of_2(width))
+
+
+def suits(q: jax.Array, widths: tuple[int, int], biased: bool) -> bool:
+    """Whether the kernel is to compute the attention of queries (..., K).
+
+    On an H100 (64 sequences of T5-base, forward and backward pass) it takes 0.53 of the rectangles' time
+    without and 0.77 with a bias, but 1.36 with the bias of more queries than one tile has.
+
+    Args:
+      widths: no sequence has more queries, and keys.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    device = mesh.abstract_device
+    return (
+        (device.platform if device else jax.default_backend()) == "gpu"
+        and mesh.shape.get("model", 1) == 1  # each device has all heads
+        and q.dtype.itemsize == 2
+        and q.shape[-1] in (16, 32, 64, 128)
+        and widths[1] <= _KEYS
+        and (not biased or widths[0] <= _QUERIES)
+    )
+
+
+def attend(
+    q_GXHK: jax.Array,
+    k_GYHK: jax.Array,
+    v_GYHK: jax.Array,
+    queries: Places,
+    keys: Places,
+    widths: tuple[int, int],
+    bias_VHST: jax.Array | None = None,
+    *,
+    causal: bool = False,
+    scale: float = 1.0,
+    rate: float = 0.0,
+    key: jax.Array | None = None,
+    seed_GX: jax.Array,
+    interpret: bool = False,
+) -> jax.Array:
+    """Attention within each sequence, equal to `layers.attend` of its rectangle.
+
+    Args:
+      widths: no sequence has more queries, and keys.
+      bias_VHST: float32, added to the scores; V views of the shape `widths`.
+      seed_GX: uint32 of the queries, for dropout of the weights.
+
+    Returns:
+      (G, X, H, K), zeros in slots without a token.
+    """
+    V = len(queries.start)
+    bits = jnp.zeros(2, jnp.uint32) if key is None else jax.random.key_data(key)[:2]
+    rate = 0.0 if key is None else rate
+    spec = _Spec(causal, scale, rate, *widths, V, bias_VHST is not None, interpret)
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in ("data", "fsdp") if mesh.shape.get(axis, 1) > 1)
+    run = functools.partial(_of_groups, spec)
+    if axes:
+        groups, of_view = P(axes), P(None, axes)
+        run = jax.shard_map(
+            run,
+            in_specs=(groups, groups, groups, groups, of_view, of_view, P(), P()),
+            out_specs=groups,
+            axis_names=set(axes),
+            check_vma=False,
+        )
+    return run(q_GXHK, k_GYHK, v_GYHK, seed_GX, queries, keys, bias_VHST, bits)
+
+
+def _of_groups(spec: _Spec, q, k, v, seed, queries: Places, keys: Places, bias, bits):
+    """The groups of one device as one."""
+
+    def flat(places: Places, slots: int) -> list[jax.Array]:
+        first_1G1 = slots * jnp.arange(len(q), dtype=jnp.int32)[None, :, None]
+        return [x.reshape(-1) for x in places._replace(start=places.start + first_1G1)]
+
+    places = [*flat(queries, q.shape[1]), *flat(keys, k.shape[1])]
+    rows = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
+    return _attend(spec, *rows, bias, (places, bits, seed.reshape(-1))).reshape(q.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(spec: _Spec, q, k, v, bias, others):
+    return _call(spec, _forward, 4, [q], (q, k, v), bias, others)[0]
+
+
+def _attend_fwd(spec: _Spec, *inputs):
+    return _attend(spec, *inputs), inputs
+
+
+def _attend_bwd(spec: _Spec, inputs, dout):
+    *qkv, bias, others = inputs
+    N, H = len(others[0][0]), dout.shape[1]
+    results = list(qkv)
+    if spec.biased:
+        results.append(jax.ShapeDtypeStruct((N, H, spec.q_width, spec.k_width), dout.dtype))
+    dq, dk, dv, *dscores = _call(spec, _backward, 8, results, (*qkv, dout), bias, others)
+    dbias = None
+    if spec.biased:
+        by_view = dscores[0].reshape(spec.views, -1, *dscores[0].shape[1:])
+        dbias = jnp.sum(by_view, axis=1, dtype=jnp.float32)
+    return dq, dk, dv, dbias, None
+
+
+_attend.defvjp(_attend_fwd, _attend_bwd)
+
+
+def _call(spec: _Spec, kernel, warps: int, results, arrays, bias, others) -> list[jax.Array]:
+    """Runs `kernel` for every sequence and head; `results` have the shapes and dtypes of what it writes."""
+    places, bits, seed = others
+    inputs = (*places, bits, seed, *arrays, *((bias,) if spec.biased else ()))
+    anywhere = pl.BlockSpec(memory_space=pl.ANY)
+    return pl.pallas_call(
+        functools.partial(kernel, spec),
+        grid=(len(places[0]), arrays[0].shape[1]),
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
+        in_specs=[anywhere] * len(inputs),
+        out_specs=[anywhere] * len(results),
+        compiler_params=triton.CompilerParams(num_warps=warps, num_stages=1),
+        interpret=spec.interpret,
+        name=f"attention{kernel.__name__}",
+    )(*inputs)
+
+
+class _Rows(NamedTuple):
+    """The rows of a sequence among all, and the spare ones after it."""
+
+    start: Any
+    length: Any
+    spare: Any
+    head: Any
+
+    def at(self, first, count: int):
+        return pl.ds(self.start + first, count), self.head, slice(None)
+
+    def inside(self, first, count: int):
+        return ((first + jnp.arange(count)) < self.length)[:, None]
+
+    def load(self, ref, first, count: int):
+        return triton.load(ref.at[self.at(first, count)], mask=self.inside(first, count), other=0.0)
+
+    def store(self, ref, first, x):
+        x = x.astype(ref.dtype)
+        triton.store(ref.at[self.at(first, len(x))], x, mask=self.inside(first, len(x)))
+
+    def clear_spare(self, *refs):
+        def clear(i, _):
+            first, zeros = self.length + 16 * i, jnp.zeros((16, refs[0].shape[-1]), refs[0].dtype)
+            mask = (16 * i + jnp.arange(16) < self.spare)[:, None]
+            for ref in refs:
+                triton.store(ref.at[self.at(first, 16)], zeros, mask=mask)
+
+        jax.lax.fori_loop(0, pl.cdiv(self.spare, 16), clear, None)
+
+
+class _Program:
+    """What forward and backward pass of one head of one sequence share."""
+
+    def __init__(self, spec: _Spec, refs):
+        q_start, q_length, q_spare, k_start, k_length, k_spare, self._bits, self._seed, *rest = refs
+        self.n, self.h = pl.program_id(0), pl.program_id(1)
+        self.spec, self._view = spec, self.n // (q_start.shape[0] // spec.views)
+        self.q = _Rows(q_start[self.n], q_length[self.n], q_spare[self.n], self.h)
+        self.k = _Rows(k_start[self.n], k_length[self.n], k_spare[self.n], self.h)
+        count = len(rest) - spec.biased
+        self.arrays, self._biases = rest[:count], rest[count:]
+
+    def scores_at(self, first, leading):
+        """The place of a tile in an array (leading, H, q_width, k_width), and what of the tile is inside."""
+        S, T = self.spec.tile
+        row_S, column_T = first + jnp.arange(S), jnp.arange(T)
+        inside = (row_S < self.spec.q_width)[:, None] & (column_T < self.spec.k_width)[None]
+        return (leading, self.h, pl.ds(first, S), pl.ds(0, T)), inside
+
+    def weights(self, first, q_SK, k_TK):
+        """The softmax (S, T) of the scores of the queries from `first` on, and dropout's factors."""
+        spec, (S, T) = self.spec, self.spec.tile
+        row_S, column_T = first + jnp.arange(S), jnp.arange(T)
+        scores = triton.dot(q_SK, k_TK.T) * spec.scale
+        if spec.biased:
+            place, inside = self.scores_at(first, self._view)
+            scores += triton.load(self._biases[0].at[place], mask=inside, other=0.0)
+        seen = (column_T < self.k.length)[None]
+        if spec.causal:
+            seen &= row_S[:, None] >= column_T[None]
+        scores = jnp.where(seen, scores, _MASKED)
+        exp = jnp.exp(scores - jnp.max(scores, axis=1)[:, None])
+        p = exp / jnp.sum(exp, axis=1)[:, None]
+        if spec.rate == 0:
+            return p, 1.0
+        rows = self._seed.at[pl.ds(self.q.start + first, S)]
+        seed_S = triton.load(rows, mask=row_S < self.q.length, other=0) + self.h.astype(jnp.uint32) * GOLDEN
+        row, column = mix(seed_S ^ self._bits[1])[:, None], mix(column_T.astype(jnp.uint32) + self._bits[0])
+        kept = mix(column[None] ^ row) < np.uint32((1 - spec.rate) * 2**32)
+        return p, jnp.where(kept, 1 / (1 - spec.rate), 0.0)
+
+
+def _forward(spec: _Spec, *refs):
+    out = refs[-1]
+    program = _Program(spec, refs[:-1])
+    (q, k, v), (S, T) = program.arrays, spec.tile
+    k_TK, v_TK = program.k.load(k, 0, T), program.k.load(v, 0, T)
+
+    def block(i, _):
+        p, factor = program.weights(S * i, program.q.load(q, S * i, S), k_TK)
+        program.q.store(out, S * i, triton.dot((p * factor).astype(v_TK.dtype), v_TK))
+
+    jax.lax.fori_loop(0, pl.cdiv(program.q.length, S), block, None)
+    program.q.clear_spare(out)
+
+
+def _backward(spec: _Spec, *refs):
+    results = 3 + spec.biased
+    program = _Program(spec, refs[:-results])
+    dq, dk, dv, *dscores = refs[-results:]
+    (q, k, v, dout), (S, T) = program.arrays, spec.tile
+    k_TK, v_TK = program.k.load(k, 0, T), program.k.load(v, 0, T)
+
+    def block(i, carry):
+        dk_TK, dv_TK = carry
+        q_SK, dout_SK = program.q.load(q, S * i, S), program.q.load(dout, S * i, S)
+        p, factor = program.weights(S * i, q_SK, k_TK)
+        dp = triton.dot(dout_SK, v_TK.T) * factor
+        ds = p * (dp - jnp.sum(p * dp, axis=1)[:, None])
+        if spec.biased:
+            place, inside = program.scores_at(S * i, program.n)
+            triton.store(dscores[0].at[place], ds.astype(dscores[0].dtype), mask=inside)
+        ds = (ds * spec.scale).astype(q_SK.dtype)
+        program.q.store(dq, S * i, triton.dot(ds, k_TK))
+        dv_TK += triton.dot((p * factor).astype(dout_SK.dtype).T, dout_SK)
+        return dk_TK + triton.dot(ds.T, q_SK), dv_TK
+
+    # The scores of all rows enter the bias's gradient, those of missing queries as zeros.
+    blocks = -(-spec.q_width // S) if spec.biased else pl.cdiv(program.q.length, S)
+    zero = jnp.zeros(k_TK.shape, jnp.float32)
+    dk_TK, dv_TK = jax.lax.fori_loop(0, blocks, block, (zero, zero))
+    program.k.store(dk, 0, dk_TK)
+    program.k.store(dv, 0, dv_TK)
+    program.q.clear_spare(dq)
+    program.k.clear_spare(dk, dv)

@@ -90,6 +90,7 @@ def test_open_answers(run, capsys):
         assert (directory / f"reliability_{name}.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_closed_labels_on_another_data_set(run, classification, tmp_path, capsys):
     output = tmp_path / "out"
     command = [str(run), "--task=jsonl", f"--root={classification}", f"--output={output}"]
@@ -132,6 +133,7 @@ def test_closed_labels_on_another_data_set(run, classification, tmp_path, capsys
     assert len({tuple(row) for row in log_prob_NL.round(3)}) == 3
 
 
+@pytest.mark.slow
 def test_a_student_that_chose_among_labels_is_evaluated_so(run, classification, tmp_path):
     """As config.evaluation.answers=score leaves it: it says nothing but labels, whatever it would write."""
     scored = tmp_path / "run"

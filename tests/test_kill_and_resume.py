@@ -1,8 +1,11 @@
 """A run killed at any moment, also while it saves, goes on to the very rows of one left alone."""
 
+import pytest
+
 from tests.kill_and_resume import main
 
 
+@pytest.mark.slow
 def test_a_kill_while_it_saves(capsys):
     """Twenty, at other moments too: `python -m tests.kill_and_resume --kills=20`."""
     status = main(["--kills=1"])

@@ -134,6 +134,7 @@ def test_quickstart(runs, run_notebook, monkeypatch, capsys):
     assert "8 questions: accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_mi_curves(runs, run_notebook, monkeypatch):
     directory, workdirs = runs
     # One run was evaluated without the bound: the notebook has it evaluated again.

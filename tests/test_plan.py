@@ -139,6 +139,7 @@ def test_what_is_planned_for_must_be_said(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "target", ["--devices=2 --memory=0.0002GiB", "--devices=2 --memory=4GiB", "--topology=v5e:2x2"]
 )

@@ -336,6 +336,7 @@ def served(tmp_path, monkeypatch):
         process.kill()
 
 
+@pytest.mark.slow
 def test_a_server_that_nobody_here_wrote(served, tmp_path):
     write_problems(tmp_path, 3)
     model, url = served

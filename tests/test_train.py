@@ -121,6 +121,7 @@ def test_what_a_run_prints_and_writes(uninterrupted):
     assert not list(workdir.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_a_run_shows_its_learning_curve_and_its_own_answers(uninterrupted, capsys):
     workdir, _ = uninterrupted
     trained = cj.load(workdir)

@@ -338,6 +338,7 @@ def _t5_base_flops(works):
     )
 
 
+@pytest.mark.slow
 # The smallest data set, and the one whose lengths vary most.
 @pytest.mark.parametrize("task", ["svamp", "esnli"])
 def test_nine_tenths_of_the_slots_of_real_data_are_filled(task, data_root, tokenizers_root):

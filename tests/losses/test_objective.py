@@ -102,6 +102,7 @@ def test_equals_the_published_lines_in_value_and_gradient(params, layout, reduct
         np.testing.assert_allclose(grads[name], leaves[name].grad, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "reduction"), [("masked", "max"), ("masked", "mean"), ("normalized", "max"), ("kl", "max")]
 )
@@ -171,6 +172,7 @@ def _random_batch(groups, examples):
     return Batch(views, np.arange(groups * examples, dtype=np.int32).reshape(groups, examples))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [False, True])
 def test_parts_of_a_batch_have_the_gradient_of_the_whole_whatever_the_method(dropout):
     student = Wide()
@@ -255,6 +257,7 @@ def test_a_batch_that_does_not_divide_is_named():
         objective(student.params(), _random_batch(8, 2), None, None)
 
 
+@pytest.mark.slow
 def test_three_views_are_the_sum_of_their_single_terms():
     """In value and in gradient, with the mutual-information term beside them."""
     rng = np.random.default_rng(0)

@@ -107,6 +107,7 @@ def _torch_term(spec, torch):
     return nll.mean(), term / n_linked, (hidden, head)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [(1, 0, 0), (3, 2, 3)])
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 @pytest.mark.parametrize("output", ["full", "top_k", "vmm"])
@@ -193,6 +194,7 @@ def test_dynamic_weights_weigh_the_cross_entropy():
     assert found.last_batch is None
 
 
+@pytest.mark.slow
 def test_both_views_and_mutual_information_together():
     spec = dataclasses.replace(DLB, method="dynsdpb", views=("predict", "explain"), output="vmm")
     terms, weights = {"predict": "label", "explain": "rationale"}, {"label": 0.3, "rationale": 0.7}

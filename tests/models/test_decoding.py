@@ -220,6 +220,7 @@ def scorer(student):
     return score
 
 
+@pytest.mark.slow
 def test_draws_of_a_row_depend_on_the_row_and_its_key_only(ending):
     student, params = ending
     questions = sequences(6, [11, 3, 7, 9])

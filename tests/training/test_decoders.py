@@ -486,6 +486,7 @@ def test_an_exported_decoder_says_the_same_in_transformers(torch, runs, kind, tm
     assert ("codec.decode(" in (directory / "README.md").read_text()) == (kind == "from scratch")
 
 
+@pytest.mark.slow
 def test_the_model_card_of_a_decoder(runs, base, tmp_path):
     directory = tmp_path / "student"
     assert export.main([str(runs("adapted")), f"--output={directory}"]) == 0

@@ -214,6 +214,7 @@ def test_of_one_token_every_stored_output_is_the_same(soft):
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dlb", "dynamic"])
 def test_self_distillation_of_classes_trains(soft, name):
     found = soft(name)
@@ -343,6 +344,7 @@ RECIPE = {
 }
 
 
+@pytest.mark.slow
 def test_ten_steps_equal_pytorch(world, tmp_path):
     # Usual fresh weights are so small that ten steps change next to nothing.
     base = _pretrained(tmp_path / "bert", scale=3.0)
@@ -444,6 +446,7 @@ def test_a_teacher_teaches_and_is_not_taught(world, taught):
     assert found["loss/distillation"][-1] < found["loss/distillation"][0]
 
 
+@pytest.mark.slow
 def test_a_teacher_of_choices(world, chooser):
     keys = {"distillation.teacher": chooser, "distillation.layers": "skip", "model.layers": 2}
     data = json.loads((chooser / "config.json").read_text())["data"]["root"]
@@ -454,6 +457,7 @@ def test_a_teacher_of_choices(world, chooser):
         assert found[f"loss/{term}"][-1] < found[f"loss/{term}"][0]
 
 
+@pytest.mark.slow
 def test_its_own_teacher_asks_for_nothing(world, taught, tmp_path):
     """Student and teacher are equal, their labels in another order."""
     exported = tmp_path / "exported"

@@ -100,6 +100,7 @@ def _tokens(questions, rows=None, width=7):
     return questions.tokens(rows, (width, width), 0, groups=len(rows))
 
 
+@pytest.mark.slow
 def test_the_likeliest_label_is_chosen(student):
     student, params = student
     labels = Ragged([[5, 1], [9, 1], [7, 1], [8, 6, 1], [6, 1], [4, 4, 4, 4, 1], [2, 1], [3, 1]])
@@ -117,6 +118,7 @@ def test_the_likeliest_label_is_chosen(student):
     np.testing.assert_allclose(log_prob_B, log_prob_BL[np.arange(8), best_B], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_several_beams_answer_with_the_best(student):
     student, params = student
     questions = _tokens(_questions(np.random.default_rng(1)))
@@ -151,6 +153,7 @@ def test_samples_are_a_function_of_question_and_seed(student):
     assert (sample(params, _tokens(questions))[0] != tokens_BKT).mean() > 0.5
 
 
+@pytest.mark.slow
 def test_questions_are_told_apart_by_what_they_say():
     questions = _questions(np.random.default_rng(3), B=4096)
     hash_B = evaluation._hash(_tokens(questions))
@@ -177,6 +180,7 @@ def test_what_questions_share_is_a_part_of_them():
     assert not np.any(np.asarray(other) == hash_B)
 
 
+@pytest.mark.slow
 def test_a_run_answers_as_the_config_says_and_so_does_what_it_saved(own_data, tmp_path, monkeypatch):
     texts = [f"predict: explain: because question {i}?" for i in range(9)]
     tokenizers.train([*texts, *LABELS], 96, tmp_path / "tokenizer")

@@ -209,6 +209,7 @@ def test_a_student_reads_the_format_of_its_family(tmp_path):
         family(pretrained)
 
 
+@pytest.mark.slow
 def test_prompts_of_a_decoder_are_stored_without_what_they_share(
     own_data, tokenizers_root, tmp_path, monkeypatch
 ):

@@ -111,6 +111,7 @@ def test_only_the_adapter_is_learned_and_a_stopped_run_goes_on(trained, tmp_path
     assert config["optimizer"]["learning_rate"] == 4e-3  # the demo's own
 
 
+@pytest.mark.slow
 def test_no_step_computes_a_gradient_of_what_is_frozen(trained):
     """Of all matrix products of a whole step, those of the vocabulary pass among them."""
     flags, _ = trained

@@ -164,6 +164,7 @@ def test_losses_gradients_and_trajectories_are_those_of_one_device(method, arran
         assert np.mean(np.abs(leaf - expected_leaf)) < 2e-5
 
 
+@pytest.mark.slow
 def test_no_device_has_all_of_a_parameter_or_of_what_goes_with_it():
     _, shardings, _ = _start("dlb, all logits", "2x2x2")
     state = jax.device_put(_create("dlb, all logits")(), shardings)
@@ -184,6 +185,7 @@ def _crossing(compiled, kind):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["mi, both sides, and dynsdpb", "dlb, all logits", "dlb, the largest logits"]
 )

@@ -133,6 +133,7 @@ def test_one_compile_per_shape_and_every_leaf_donated(views):
         jax.monitoring.clear_event_listeners()
 
 
+@pytest.mark.slow
 def test_dropout_is_a_function_of_the_step(views):
     mesh, student = _mesh(1), _student()
     with jax.set_mesh(mesh):
@@ -189,6 +190,7 @@ def test_weight_decay_spares_norms_and_biases():
         assert leaf_moved == (not ("norm" in path or "bias" in path)), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["tiny", "tiny-llama", "tiny-bert", "tiny-deberta"])
 def test_what_a_gpu_is_given_lowers_for_it_and_has_the_axes_of_its_names(preset, views):
     config = ModelConfig(preset=preset)

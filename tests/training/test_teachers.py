@@ -71,6 +71,7 @@ def test_every_view_is_taught(taught):
     assert found["loss/distillation"][-1] < found["loss/distillation"][0]
 
 
+@pytest.mark.slow
 def test_a_teacher_of_other_tokens_is_one_line(taught, tmp_path, capsys):
     words = {"config.data.word_problems.max_number": 99, "config.seed": 5}
     more = [f"--{key}={value}" for key, value in words.items()]

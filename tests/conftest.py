@@ -24,6 +24,17 @@ jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+# Module fixtures that train a student: whatever asks for them is slow.
+_TRAINING = {"adapted", "chooser", "runs", "said", "taught", "trained", "uninterrupted"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if _TRAINING & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
+
+
 def _folder(variable: str) -> Path:
     value = os.environ.get(variable)
     if not value:

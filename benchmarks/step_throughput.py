@@ -92,7 +92,6 @@ def main() -> None:
         views = even_views(views, rows, config.vocab_size)
         batch = flat_batch(views, np.arange(options.batch), options.method)
         report.note(f"slots (length) of inputs > targets of each view: {describe(shape(batch))}")
-        ours.compile([batch])
         _time_batch(report, options, config, dtype, ours, theirs, batch)
     report.close()
 

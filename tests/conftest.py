@@ -24,14 +24,22 @@ jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-# Module fixtures that train a student: whatever asks for them is slow.
-_TRAINING = {"adapted", "chooser", "runs", "said", "taught", "trained", "uninterrupted"}
+# Module fixtures that train a student, by file: whatever asks for them is slow.
+_TRAINING = {
+    "tests/test_notebooks.py": {"runs"},
+    "tests/test_train.py": {"uninterrupted"},
+    "tests/training/test_decoders.py": {"adapted", "runs"},
+    "tests/training/test_encoders.py": {"chooser", "taught"},
+    "tests/training/test_lora.py": {"trained"},
+    "tests/training/test_teachers.py": {"taught"},
+}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     for item in items:
-        if _TRAINING & set(item.fixturenames):
+        file = item.path.relative_to(Path(__file__).parents[1]).as_posix()
+        if _TRAINING.get(file, set()) & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
 
 

@@ -21,6 +21,7 @@ ROOMS = [
     "imports",
     "limits",
     "files",
+    "backend",
     "batch",
     "answers",
     "text",

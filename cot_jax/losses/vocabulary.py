@@ -30,6 +30,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
+from cot_jax import backend
 from cot_jax.batch import Segments, Tokens
 
 REDUCTIONS = ("max", "mean", "sum")
@@ -94,7 +95,8 @@ def vocabulary_pass(
       ValueError: the reduction of a map is not in `REDUCTIONS`.
     """
     spec, rows = _prepare(targets, maps, entropy, chunk_rows)
-    found = _by_group(partial(_stream, spec), batch_axes)(hidden_GYD, head_DV, rows)
+    stream = backend.by_device(partial(_stream, spec), _in_specs, *batch_axes)
+    found = stream(hidden_GYD, head_DV, rows)
     return _with_means(found, targets, maps)
 
 
@@ -123,7 +125,7 @@ def cross_entropy_pass(
     """
     spec, rows = _prepare(targets, maps, entropy, chunk_rows)
     nll_weight_GY = nll_weight_GY.astype(_sum_dtype(hidden_GYD))
-    stream = _by_group(partial(_sum, spec), batch_axes)
+    stream = backend.by_device(partial(_sum, spec), _in_specs, *batch_axes)
     sums, found = stream(hidden_GYD, head_DV, (rows, nll_weight_GY))
     return jnp.sum(sums), lax.stop_gradient(_with_means(found, targets, maps))
 
@@ -159,7 +161,7 @@ def _prepare(targets: Tokens, maps, entropy: bool, chunk_rows: int | None) -> tu
     for kind in maps.values():
         if kind.reduction not in REDUCTIONS:
             raise ValueError(f"reduction {kind.reduction!r} is not in {REDUCTIONS}")
-    platform = _platform()
+    platform = backend.platform()
     if chunk_rows is None:
         chunk_rows = _CPU_ROWS if platform == "cpu" else _ACCELERATOR_ROWS
     segments = Segments.of(targets)
@@ -171,10 +173,9 @@ def _prepare(targets: Tokens, maps, entropy: bool, chunk_rows: int | None) -> tu
     return spec, _Rows(jnp.asarray(targets.ids), segments.example_GX, segments.position_GX, counted)
 
 
-def _platform() -> str:
-    """Of the mesh's devices where there is one: a plan compiles for others than this machine's."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device else jax.default_backend()
+def _in_specs(groups: PartitionSpec):
+    """The head is a separate argument, as it is replicated."""
+    return groups, PartitionSpec(), groups
 
 
 def _length(kind: VocabularyMap, targets: Tokens):
@@ -188,23 +189,6 @@ def _with_means(found: VocabularyPass, targets: Tokens, maps) -> VocabularyPass:
         if kind.reduction == "mean":
             made[name] /= jnp.maximum(_length(kind, targets), 1)[..., None]
     return found._replace(maps=made)
-
-
-def _by_group(stream, batch_axes: tuple[str, ...]):
-    """`stream` on each device's own groups; the head is a separate argument, as it is replicated."""
-    mesh = jax.sharding.get_abstract_mesh()
-    # The compiler fails if an axis of one device is manual and another automatic.
-    batch_axes = tuple(axis for axis in batch_axes if mesh.shape[axis] > 1)
-    if not batch_axes:
-        return stream
-    groups = PartitionSpec(batch_axes)
-    return jax.shard_map(
-        stream,
-        in_specs=(groups, PartitionSpec(), groups),
-        out_specs=groups,
-        axis_names=set(batch_axes),
-        check_vma=False,
-    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -30,7 +30,8 @@ from cot_jax.models.encoder import (
     add_block,
     read_config,
 )
-from cot_jax.models.layers import Keys, add_bias, affine, attend, drop, embed, mix, split_key
+from cot_jax.models.layers import Keys, add_bias, affine, attend, drop, embed, split_key
+from cot_jax.models.numerics import mix
 from cot_jax.models.weights import Params, Table, Weights
 
 

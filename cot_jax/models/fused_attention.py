@@ -18,11 +18,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jax.sharding import PartitionSpec as P
 
-from cot_jax.models.hashing import GOLDEN, mix
+from cot_jax import backend
+from cot_jax.models.numerics import GOLDEN, MASKED, mix
 
 # Rows and columns of a tile of scores, at most: registers hold no larger ones.
 _QUERIES, _KEYS = 64, 128
-_MASKED = float(np.finfo(np.float32).min)
 
 
 class Places(NamedTuple):
@@ -69,11 +69,9 @@ def suits(q: jax.Array, widths: tuple[int, int], biased: bool) -> bool:
     Args:
       widths: no sequence has more queries, and keys.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    device = mesh.abstract_device
     return (
-        (device.platform if device else jax.default_backend()) == "gpu"
-        and mesh.shape.get("model", 1) == 1  # each device has all heads
+        backend.platform() == "gpu"
+        and jax.sharding.get_abstract_mesh().shape.get("model", 1) == 1  # each device has all heads
         and q.dtype.itemsize == 2
         and q.shape[-1] in (16, 32, 64, 128)
         and widths[1] <= _KEYS
@@ -111,18 +109,12 @@ def attend(
     bits = jnp.zeros(2, jnp.uint32) if key is None else jax.random.key_data(key)[:2]
     rate = 0.0 if key is None else rate
     spec = _Spec(causal, scale, rate, *widths, V, bias_VHST is not None, interpret)
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in ("data", "fsdp") if mesh.shape.get(axis, 1) > 1)
-    run = functools.partial(_of_groups, spec)
-    if axes:
-        groups, of_view = P(axes), P(None, axes)
-        run = jax.shard_map(
-            run,
-            in_specs=(groups, groups, groups, groups, of_view, of_view, P(), P()),
-            out_specs=groups,
-            axis_names=set(axes),
-            check_vma=False,
-        )
+
+    def in_specs(groups):
+        of_view = P(None, *groups)
+        return groups, groups, groups, groups, of_view, of_view, P(), P()
+
+    run = backend.by_device(functools.partial(_of_groups, spec), in_specs, "data", "fsdp")
     return run(q_GXHK, k_GYHK, v_GYHK, seed_GX, queries, keys, bias_VHST, bits)
 
 
@@ -242,7 +234,7 @@ class _Program:
         seen = (column_T < self.k.length)[None]
         if spec.causal:
             seen &= row_S[:, None] >= column_T[None]
-        scores = jnp.where(seen, scores, _MASKED)
+        scores = jnp.where(seen, scores, MASKED)
         exp = jnp.exp(scores - jnp.max(scores, axis=1)[:, None])
         p = exp / jnp.sum(exp, axis=1)[:, None]
         if spec.rate == 0:

@@ -21,10 +21,7 @@ from jax.typing import ArrayLike
 
 from cot_jax.batch import Segments, Tokens
 from cot_jax.models import choices, fused_attention
-from cot_jax.models.hashing import GOLDEN, mix
-
-# Not -inf: a fully masked row must stay finite.
-_MASKED = float(np.finfo(np.float32).min)
+from cot_jax.models.numerics import GOLDEN, MASKED, mix
 
 # Attention with more scores than this, for one example and head, is computed by chunks of queries.
 _WHOLE, _QUERIES = 512 * 512, 128
@@ -375,7 +372,7 @@ def _attend(
         bias = jnp.moveaxis(keys.bias.reshape(*of_lead, heads, H // heads, queries, count), -3, -2)
         scores += lift(bias, scores.ndim)
     if keys.mask is not None:
-        scores = jnp.where(fold(keys.mask, 2)[..., None, :, None, :], scores, _MASKED)
+        scores = jnp.where(fold(keys.mask, 2)[..., None, :, None, :], scores, MASKED)
     weights = jax.nn.softmax(scores).astype(keys.v.dtype)
     if key is not None and seed is not None:
         head = (jnp.arange(H, dtype=jnp.uint32) * GOLDEN).reshape(heads, 1, -1)

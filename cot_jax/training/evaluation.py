@@ -20,7 +20,7 @@ from cot_jax.data.lengths import cheapest, needed
 from cot_jax.data.views import View, answer_of
 from cot_jax.models import decoding
 from cot_jax.models.decoding import Sampling, is_end, written_length
-from cot_jax.models.layers import mix
+from cot_jax.models.numerics import mix
 from cot_jax.models.student import Student
 from cot_jax.models.weights import Params
 from cot_jax.text.formats import Format

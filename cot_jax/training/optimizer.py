@@ -9,7 +9,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cot_jax.config import OptimizerConfig
-from cot_jax.models.layers import mix
+from cot_jax.models.numerics import mix
 from cot_jax.models.weights import Params, Weights, decays
 
 # Matrices with a smaller side keep a full second moment, as in the code of Raffel et al. 2020.

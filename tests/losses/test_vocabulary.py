@@ -11,8 +11,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from benchmarks.head import plain_vocabulary_pass
+from cot_jax import backend
 from cot_jax.batch import Segments, Tokens
-from cot_jax.losses import vocabulary
 from cot_jax.losses.vocabulary import (
     VocabularyMap,
     _Chunks,
@@ -30,7 +30,7 @@ CHUNK_ROWS = (1, 15, 1000)
 @pytest.fixture(params=["cpu", "gpu"])
 def as_on(request, monkeypatch):
     """The platforms whose programs reduce differently."""
-    monkeypatch.setattr(vocabulary, "_platform", lambda: request.param)
+    monkeypatch.setattr(backend, "platform", lambda: request.param)
 
 
 def _inputs(dtype=np.float64, length_GE=LENGTHS_GE, slots=Y):
@@ -210,7 +210,7 @@ def test_no_row_is_scattered():
 
 
 def test_a_gpu_never_waits_for_the_bounds_of_a_loop(monkeypatch):
-    monkeypatch.setattr(vocabulary, "_platform", lambda: "gpu")
+    monkeypatch.setattr(backend, "platform", lambda: "gpu")
     program = str(jax.make_jaxpr(partial(vocabulary_pass, maps={"m": VocabularyMap("max")}))(*_inputs()))
     assert "scan[" in program
     assert "while[" not in program

@@ -1,7 +1,10 @@
-"""The hash behind dropout's masks."""
+"""What attention shares, in rectangles and in kernels: the mask's value and the hash of dropout."""
 
 import jax
 import numpy as np
+
+# Not -inf: a fully masked row must stay finite.
+MASKED = float(np.finfo(np.float32).min)
 
 # 2**32 over the golden ratio, odd: multiplying by it spreads consecutive numbers over all of uint32.
 GOLDEN = np.uint32(0x9E3779B1)

@@ -12,7 +12,8 @@ import pytest
 
 from cot_jax.config import MeshConfig
 from cot_jax.imports import restart_prepared
-from cot_jax.training.compiled import CompiledAhead, keep_compiled
+from cot_jax.training import compiled
+from cot_jax.training.compiled import CompiledAhead, compiler_options, keep_compiled
 from cot_jax.training.mesh import make_mesh
 
 
@@ -90,3 +91,13 @@ def test_a_command_begins_again_with_the_stack_and_the_pages_it_needs(
     assert limits == [(most, most)] * grown
     assert commands == [[sys.executable, "-m", "cot_jax.plan", "--topology=v5e:2x2"]] * again
     assert os.environ["GLIBC_TUNABLES"].startswith(tunables or "glibc.malloc.hugetlb=1:")
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_options_that_the_compiler_does_not_know_are_left_out(platform, monkeypatch):
+    # Those of a GPU are known to a CPU's compiler too.
+    assert bool(compiler_options(platform)) == (platform != "tpu")
+    compiler_options.cache_clear()
+    monkeypatch.setitem(compiled._OPTIONS, platform, {"xla_no_such_option": True})
+    assert compiler_options(platform) == {}
+    compiler_options.cache_clear()

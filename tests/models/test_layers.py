@@ -23,10 +23,10 @@ from cot_jax.models.layers import (
     embed,
     layer_norm,
     linear,
-    mix,
     rms_norm,
     stack,
 )
+from cot_jax.models.numerics import mix
 
 
 def normal(seed, *shape):

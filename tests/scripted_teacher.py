@@ -105,7 +105,8 @@ def cut(handler):
 
 
 def stalls(handler):
-    time.sleep(1.5)
+    """Longer than any test waits."""
+    time.sleep(4)
     handler.close_connection = True
 
 

@@ -45,7 +45,8 @@ def test_every_fault_is_survived_and_every_request_answered_once_and_in_order(se
         refuses(429), torn, refuses(503), None, cut, stalls, refuses(500, b"<html>"), refuses(529),
         lambda handler: handler.say(200, {"error": {"message": "overloaded"}}), torn, None, refuses(408),
     ]  # fmt: skip
-    replies, sent = ask(server, tmp_path / "cache.jsonl", asks(40), timeout=1.0)
+    # Only the stalled request may time out, however busy the machine is.
+    replies, sent = ask(server, tmp_path / "cache.jsonl", asks(40), timeout=3.0)
     assert [reply.text for reply in replies] == [f"q{n} by {n}" for n in range(40)]
     assert {(r.finish_reason, r.prompt_tokens, r.completion_tokens) for r in replies} == {("stop", 3, 2)}
     assert len(server.seen) == 40

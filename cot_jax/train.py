@@ -79,8 +79,8 @@ make_callable(__name__, _train)
 
 if __name__ == "__main__":
     restart_prepared()
-    # Until `stoppable`: libraries take seconds to import.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    # Until `stoppable`: libraries take seconds to import, and an exception crashes those that import from C++.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
     try:
         status = main(sys.argv)
     except Exception:

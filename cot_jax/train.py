@@ -79,7 +79,7 @@ make_callable(__name__, _train)
 
 if __name__ == "__main__":
     restart_prepared()
-    # Until `stoppable`: libraries take seconds to import, and an exception crashes those that import from C++.
+    # Until `stoppable`: libraries take seconds to import; those that import from C++ crash on an exception.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
     try:
         status = main(sys.argv)

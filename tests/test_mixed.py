@@ -236,6 +236,18 @@ def test_every_path_is_evaluated_and_votes(scripted, tmp_path, capsys):
     assert (tmp_path / "votes.png").stat().st_size > 5000
 
 
+def test_an_interrupted_vote_leaves_the_evaluation_without_it(scripted, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(saved, "make_sample", lambda *_: interrupted)
+    assert evaluate.main([str(scripted), f"--output={tmp_path}", "--samples=3"]) == 130
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["paths"]["pot"]["accuracy"] == 1.0
+    assert "votes" not in found
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == found["examples"]
+
+
 def _predict(model, capsys, monkeypatch, *arguments):
     question = json.dumps({"id": "q", "input": QUESTION.format(2, 3)})
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(question.encode() + b"\n")))

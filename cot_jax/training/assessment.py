@@ -216,9 +216,11 @@ def _evaluate(saved: Saved, splits: Splits, options: Options, directory: Path) -
     for view in saved.views[1:] if options.rationales else ():
         reasoned[view] = _answer(saved, view, asked.examples, interpreter=interpreter)
     evaluation |= _paths(saved, asked, reasoned, splits.by_value)
+    rows = [*_predictions(asked, saved.views[0], reasoned)]
     if options.samples:
+        _write(directory, evaluation, rows)  # what there is, since sampling can take hours
         evaluation["votes"] = _votes(saved, asked, splits.by_value, interpreter, options)
-    _write(directory, evaluation, _predictions(asked, saved.views[0], reasoned))
+    _write(directory, evaluation, rows)
     for line in _summary(evaluation):
         print(line)
     written = ["evaluation.json", "predictions.jsonl"]

@@ -36,7 +36,7 @@ ROWS = {
         "gpu-decoder-1.7b": "decoders --preset=smollm2-1.7b --compile --batch=16 --generate 1 32 --repeats=5",
         "gpu-decoder-7b": "decoders --preset=llama2-7b --compile --batch=8 --generate --repeats=3",
         "gpu-encoder": "encoders --preset=bert-base --dtype=bfloat16 --repeats=30",
-        "gpu-startup": "startup --preset=base --repeats=1",
+        "gpu-startup": "startup --config.model.preset=base --repeats=1",
         "gpu-experiment": "experiment --model=base --repeats=1",
     },
     "cpu": {
@@ -46,7 +46,7 @@ ROWS = {
         "cpu-small-free": "step_throughput --lengths=svamp --batching=free --repeats=12",
         "cpu-small-free-64": "step_throughput --lengths=svamp --batching=free --batch=64 --repeats=8",
         "cpu-tiny": "step_throughput --model=tiny --lengths=svamp --batch=32",
-        "cpu-generate": "generate --batches 1 8",
+        "cpu-generate": "generate --batches 1 8 32",
         "cpu-head": "head",
         "cpu-head-memory": "head --batch=64 --targets 128 256 --width=768 --memory_only",
         "cpu-decoder": "decoders --preset=smollm2-135m --memory",

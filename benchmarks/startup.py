@@ -1,93 +1,77 @@
-"""Seconds from the start of the process to the end of the first training step, each in a process of its own.
+"""Seconds from starting `cot_jax.train` to the end of its first step, each in a process of its own.
 
-    python -m benchmarks.startup --preset=small
+    python -m benchmarks.startup                              # demo_mi
+    python -m benchmarks.startup --config.model.preset=base   # the same with other keys of the config
 
-What is started is training on the embedded word problems. "cold" compiles, "cached" finds the programs in
-JAX's persistent compilation cache, which a run before has filled.
+"cold" compiles, "cached" finds the programs in JAX's persistent compilation cache, which a run before has
+filled.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
 
-import jax
 import numpy as np
 
 from benchmarks import measure
-from cot_jax.config import TrainConfig
-from cot_jax.models.t5 import PRESETS
 
 # Beside a whole step's compilation even the smallest entry is worth keeping.
 CACHE = {
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
-_PARTS = ("import", "data", "state", "step")
+# How the line begins that ends each part: what the data is, a compiled program, the first step.
+_PARTS = {"imports, data": "task ", "compiling": "compiled 1 ", "first step": "step 1: "}
 
 
 def main() -> None:
-    options = _options()
-    if options.child:
-        print(json.dumps(_first_step(options)))
-        return
+    options, keys = _options()
     report = measure.Report(options)
-    report.note(f"{options.preset}, word problems, batch {TrainConfig.batch_size}")
-    found: dict[str, list[dict[str, float]]] = {"cold": [], "cached": []}
+    report.note(f"demo_mi {' '.join(keys)}".rstrip())
+    found: dict[str, list[list[float]]] = {"cold": [], "cached": []}
     with tempfile.TemporaryDirectory() as cache:
-        _start(cache)
+        _start(keys, cache)
         for _ in range(options.repeats):
-            found["cold"].append(_start(None))
-            found["cached"].append(_start(cache))
-    totals = {}
-    for name in ("cold", "cached"):
-        totals[name] = measure.Seconds(tuple(run["total"] for run in found[name]))
-        parts = {f"{part} s": f"{np.median([run[part] for run in found[name]]):.3g}" for part in _PARTS}
-        report.row(name, totals[name], **parts)
-    cold, cached = totals["cold"], totals["cached"]
-    report.ratio("times as fast as cold", cached, cold)
+            found["cold"].append(_start(keys, None))
+            found["cached"].append(_start(keys, cache))
+    totals = {name: measure.Seconds(tuple(ends[-1] for ends in runs)) for name, runs in found.items()}
+    for name, runs in found.items():
+        spent = np.median(np.diff(runs, prepend=0), axis=0)
+        report.row(name, totals[name], **{f"{p} s": f"{s:.3g}" for p, s in zip(_PARTS, spent, strict=True)})
+    report.ratio("times as fast as cold", totals["cached"], totals["cold"])
+    report.number("seconds to the first step, cached", totals["cached"].median)
     report.close()
 
 
-def _start(cache: str | None) -> dict[str, float]:
-    """Seconds of a fresh process with the same arguments, in all and by part."""
+def _start(keys: list[str], cache: str | None) -> list[float]:
+    """Seconds from the start of a run to the end of each part."""
     environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
-    if cache:
-        environment |= CACHE | {"JAX_COMPILATION_CACHE_DIR": cache}
-    command = [sys.executable, "-m", "benchmarks.startup", *sys.argv[1:], "--child", str(time.time())]
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    with tempfile.TemporaryDirectory() as directory:
+        environment |= CACHE | {"JAX_COMPILATION_CACHE_DIR": cache or f"{directory}/compiled"}
+        environment["PYTHONUNBUFFERED"] = "1"
+        command = [sys.executable, "-m", "cot_jax.train", "--config=demo_mi", "--config.train.log_every=1"]
+        command += [f"--workdir={directory}/run", *keys]
+        began, ends = time.monotonic(), []
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            for begin in _PARTS.values():
+                next(line for line in process.stdout if line.startswith(begin))
+                ends.append(time.monotonic() - began)
+            process.kill()
+    return ends
 
 
-def _first_step(options: argparse.Namespace) -> dict[str, float]:
-    """Seconds of each part, and in all since the parent started this process."""
-    clock = [options.child]
-    from cot_jax.config import Config, ModelConfig
-    from cot_jax.training.experiment import prepare
-    from cot_jax.training.run import Run
-
-    clock.append(time.time())
-    experiment = prepare(Config(model=ModelConfig(preset=options.preset)))
-    clock.append(time.time())
-    run = Run(experiment)
-    with jax.set_mesh(run.mesh):
-        state = jax.block_until_ready(run.initial_state())
-        clock.append(time.time())
-        with run.compiled_ahead(0) as train_step:
-            jax.block_until_ready(train_step(state, run.batch(0)))
-            clock.append(time.time())
-    return dict(zip(_PARTS, np.diff(clock).tolist(), strict=True)) | {"total": clock[-1] - clock[0]}
-
-
-def _options() -> argparse.Namespace:
+def _options() -> tuple[argparse.Namespace, list[str]]:
     parser = measure.parser(__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.set_defaults(repeats=3)
-    parser.add_argument("--preset", default="tiny", choices=PRESETS)
-    parser.add_argument("--child", type=float, metavar="STARTED", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options, keys = parser.parse_known_args()
+    if unknown := [key for key in keys if not key.startswith("--config.")]:
+        parser.error(f"unknown: {' '.join(unknown)}")
+    return options, keys
 
 
 if __name__ == "__main__":

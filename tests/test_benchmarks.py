@@ -157,6 +157,19 @@ def test_what_is_asked_of_the_cache_jax_knows():
     assert all(hasattr(jax.config, name.lower()) for name in startup.CACHE)
 
 
+def test_a_start_is_timed_by_the_lines_of_the_run(monkeypatch, tmp_path):
+    run = tmp_path / "run"
+    run.write_text(
+        '#!/bin/sh\necho "$@" > "$0.arguments"\necho task demo\nsleep 0.2\necho compiled 1 of 2\necho more\n'
+        "echo step 1: loss 2\nsleep 60\n"
+    )
+    run.chmod(0o700)
+    monkeypatch.setattr(startup.sys, "executable", str(run))
+    data, compiled, step = startup._start(["--config.seed=1"], None)
+    assert 0 < data < data + 0.2 <= compiled <= step < 30
+    assert (tmp_path / "run.arguments").read_text().endswith("--config.seed=1\n")
+
+
 def test_no_program_is_called_for_the_first_time_when_it_is_timed(monkeypatch):
     class Step(list):
         def compile(self, batches):

@@ -76,6 +76,18 @@ def test_unknown_rate(t5):
     assert t5.unknown_rate([]) == 0.0
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_ids_are_transformers_and_saved_truncation_and_padding_are_ignored(trained, tmp_path, plain):
+    texts = [*TEXTS[:50], "a </s> b", "<pad>", ""]
+    trained.save(tmp_path)
+    cutting = tokenizers.load(tmp_path)
+    cutting.hf.backend_tokenizer.enable_truncation(3)
+    cutting.hf.backend_tokenizer.enable_padding(length=100)
+    ids = cutting.encode(texts, plain=plain)
+    options = {"add_special_tokens": False, "split_special_tokens": plain}
+    assert ids == trained.hf(texts, **options)["input_ids"]
+
+
 def test_nothing_to_encode(t5):
     assert t5.encode([]) == []
 

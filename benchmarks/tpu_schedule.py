@@ -9,8 +9,8 @@ in batches of 16, an encoder RTE in batches of 32. Prints Markdown.
 
 Cycles are the compiler's own estimate, of operations one after the other. It has none for gathers, scatters
 and copies between memories, which count as nothing. A loop over the examples of a chunk, whose turns depend
-on the data, counts as many as the batch has examples, the most that it can take. FLOPs are those of
-`workload.step_flops`; with LoRA two thirds, since frozen weights have no gradient.
+on the data, counts as if each chunk began within an example. FLOPs are those of `workload.step_flops`; with
+LoRA two thirds, since frozen weights have no gradient.
 """
 
 import argparse
@@ -81,12 +81,12 @@ class _Instruction(NamedTuple):
     is_root: bool
 
 
-def operations(hlo: str, most_turns: int) -> list[Operation]:
+def operations(hlo: str, examples: int) -> list[Operation]:
     """Returns the scheduled operations of a compiled TPU program that have an estimate of cycles.
 
     Args:
       hlo: its text.
-      most_turns: of a loop whose number of turns is no constant.
+      examples: of the batch: loops whose number of turns is no constant go over those of each chunk.
     """
     computations, entry = _read(hlo)
     found: list[Operation] = []
@@ -97,7 +97,8 @@ def operations(hlo: str, most_turns: int) -> list[Operation]:
             where = named[1] if named else inside
             if one.opcode == "while":
                 condition, body = _attribute(one, "condition"), _attribute(one, "body")
-                visit(body, turns * (_turns(computations[condition]) or most_turns), where)
+                known = _turns(computations[condition])
+                visit(body, turns * known if known else examples + turns - 1, where)
             elif one.opcode == "call":
                 visit(_attribute(one, "to_apply"), turns, where)
             elif cycles := re.search(r'"estimated_cycles":"(\d+)"', one.rest):

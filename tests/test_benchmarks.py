@@ -288,11 +288,17 @@ HloModule jit_step, is_scheduled=true
   ROOT %less = pred[] compare(%n, %n), direction=LT
 }
 
+%chunk (state: STATE) -> STATE {
+  %state = STATE parameter(0)
+  ROOT %inner = STATE while(%state), condition=%until, body=%body, NAME=jvp(head)/while;
+}
+
 ENTRY %main (x: f32[16,128]) -> f32[16,128] {
   %x = f32[16,128]{1,0} parameter(0)
   %start = STATE constant({...})
   %loop = STATE while(%start), condition=%condition, body=%body, NAME=jvp(encoder)/while;
   %more = STATE while(%loop), condition=%until, body=%body, NAME=jvp(head)/while;
+  %chunks = STATE while(%more), condition=%condition, body=%chunk, NAME=jvp(head)/scan;
   %nothing = f32[16,128]{1,0} copy(%x), backend_config={"flag_configs":[]}
   ROOT %add.1 = f32[16,128]{1,0} add(%x, %x), NAME=optimizer/add;, CYCLES=7
 }
@@ -303,18 +309,21 @@ def test_a_schedule_is_read_with_the_turns_of_its_loops():
     hlo = _SCHEDULED.replace("STATE", "(s32[], bf16[8,4,128]{2,1,0}, f32[8,64]{1,0})")
     hlo = re.sub(r"NAME=([^;]*);", r'metadata={op_name="jit(step)/\1"}', hlo)
     hlo = re.sub(r"CYCLES=(\d+)", r'backend_config={"window_config":{"estimated_cycles":"\1"}}', hlo)
-    found = tpu_schedule.operations(hlo, most_turns=3)
+    found = tpu_schedule.operations(hlo, examples=3)
     assert found == [
         # name, part, does, cycles, bytes, turns: of the stacks one row, and none of the fast memory S(1)
         ("read", "attention", "mul", 800, 8 * (2 * 4 * 128 + 4), 8),
         ("write", "encoder", "while", 80, 8 * (4 + 4 * 64), 8),
         ("read", "attention", "mul", 300, 3 * (2 * 4 * 128 + 4), 3),
         ("write", "head", "while", 30, 3 * (4 + 4 * 64), 3),
+        # Eight chunks have three examples: one turn for each, and one more for those that a chunk's end cuts.
+        ("read", "attention", "mul", 1000, 10 * (2 * 4 * 128 + 4), 10),
+        ("write", "head", "while", 100, 10 * (4 + 4 * 64), 10),
         ("add.1", "optimizer", "add", 7, 3 * 4 * 16 * 128, 1),
     ]
-    lines = list(tpu_schedule.page(found, tpu_schedule.Chip("", 1e6, 1217e3), 500.0, "2 s to compile"))
+    lines = list(tpu_schedule.page(found, tpu_schedule.Chip("", 1e6, 2317e3), 500.0, "2 s to compile"))
     assert lines[:2] == [
         "1.0 ms a step, 50% of the peak, 2 s to compile.",
-        "attention 90%, encoder 7%, head 2%, optimizer 1%",
+        "attention 91%, head 6%, encoder 3%, optimizer 0%",
     ]
-    assert lines[5] == "| attention | mul | 8 | 0.66 | 65.7% | 0.00 |"
+    assert lines[5] == "| attention | mul | 10 | 0.43 | 43.2% | 0.00 |"

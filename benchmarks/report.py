@@ -108,8 +108,8 @@ TARGETS = (
         6,
     ),
     *(
-        Target(f"MiniLM-L6, {task.upper()}: {what}", "cpu-encoder", f"{name}, {task}", must, aim)
-        for task in ("rte", "cola")
+        Target(f"MiniLM-L6, {named}: {what}", f"cpu-encoder-{task}", f"{name}, {task}", must, aim)
+        for task, named in (("rte", "RTE"), ("cola", "CoLA"))
         for what, name, must, aim in (
             ("step", "times as fast, training step", 1.3, 1.8),
             ("prediction", "times as fast, prediction", 1.1, 1.4),

@@ -123,7 +123,6 @@ def evaluate(options: Options, student: Saved | None = None) -> dict[str, Any]:
     if options.task == _LIKELIHOOD:
         return _compare_endings(options)
     saved, splits = _load(options, student)
-    saved = _with_longest(saved, options.max_new_tokens)
     name = f"{splits.task}_{options.split}" + (f"_{options.shots or 0}_shots" if saved.prompted else "")
     return _evaluate(saved, splits, options, _directory(options, name))
 
@@ -153,12 +152,6 @@ def _load(options: Options, student: Saved | None) -> tuple[Saved, Splits]:
     return saved, _limited(splits, options.limit)
 
 
-def _with_longest(saved: Saved, most: int) -> Saved:
-    """Returns the student with `most` as its longest answer; 0: unchanged."""
-    longest = {"evaluation.max_new_tokens": most} if most else {}
-    return dataclasses.replace(saved, config=saved.config.changed(longest))
-
-
 def _asked_data(options: Options) -> dict[str, Any]:
     """Returns the config keys that flags replace."""
     task = {"data.task": options.task, "data.compare": "auto", "data.teacher": ""} if options.task else {}
@@ -175,11 +168,12 @@ def _evaluate(saved: Saved, splits: Splits, options: Options, directory: Path) -
     if not getattr(splits, options.split):
         raise UserError(f"task={splits.task} has no {options.split} set: use --split=test")
     labels, interpreter = _closed_labels(splits), make_interpreter(options.sandbox)
-    asked = _ask(saved, splits, options.split, labels)
+    most = options.max_new_tokens
+    asked = _ask(saved, splits, options.split, labels, most)
     # Temperatures are fitted on the split that selected the student, never on the one that tests it. A
     # pretrained model was not selected; skipping its validation set halves the cost.
     fits = options.split == "test" and splits.valid and not saved.prompted
-    fitted_on = _ask(saved, splits, "valid", labels) if fits else None
+    fitted_on = _ask(saved, splits, "valid", labels, most) if fits else None
     low, high = bootstrap_interval(asked.correct)
     evaluation: dict[str, Any] = {
         "task": splits.task,
@@ -214,7 +208,7 @@ def _evaluate(saved: Saved, splits: Splits, options: Options, directory: Path) -
         evaluation["mutual_information"] = _information(saved, splits, asked.examples)
     reasoned = {}
     for view in saved.views[1:] if options.rationales else ():
-        reasoned[view] = _answer(saved, view, asked.examples, interpreter=interpreter)
+        reasoned[view] = _answer(saved, view, asked.examples, most, interpreter=interpreter)
     evaluation |= _paths(saved, asked, reasoned, splits.by_value)
     rows = [*_predictions(asked, saved.views[0], reasoned)]
     if options.samples:
@@ -294,10 +288,10 @@ def _closed_labels(splits: Splits) -> list[str] | None:
     return None if splits.by_value or len(labels) > _MOST_LABELS else sorted(labels)
 
 
-def _ask(saved: Saved, splits: Splits, split: str, labels: Sequence[str] | None) -> _Answered:
+def _ask(saved: Saved, splits: Splits, split: str, labels: Sequence[str] | None, most: int) -> _Answered:
     examples = getattr(splits, split)
     view, evaluation = saved.views[0], saved.config.evaluation
-    answers = _answer(saved, view, examples)
+    answers = _answer(saved, view, examples, most)
     correct = _correct(answers.answers, examples, splits.by_value)
     confidences = {"sequence": _Confidence(np.exp(answers.log_probs), correct)}
     if answers.lengths.max() > 1:
@@ -316,14 +310,14 @@ def _ask(saved: Saved, splits: Splits, split: str, labels: Sequence[str] | None)
     return _Answered(examples, answers, correct, confidences)
 
 
-def _answer(saved: Saved, view: View, examples: Sequence[Example], **draws: Any) -> Answers:
-    """Returns answers, decoded as the run's config says or as `draws`, options of `Answerer`, say."""
+def _answer(saved: Saved, view: View, examples: Sequence[Example], most: int, **draws: Any) -> Answers:
+    """Returns answers of up to `most` tokens (0: as in training); `draws` are options of `Answerer`."""
     evaluation = saved.config.evaluation
     answerer = Answerer(
         saved,
         view,
         batch_size=min(evaluation.batch_size, len(examples)),
-        max_new_tokens=saved.most_tokens(view),
+        max_new_tokens=most or saved.most_tokens(view),
         **draws,
     )
     answers, line = answerer(examples)
@@ -359,8 +353,9 @@ def _votes(
     reasoned = [path for path in saved.paths if path != "label"]
     chosen = saved.choose(options.paths or reasoned or [*saved.paths])
     draws = {"samples": options.samples, "sampling": Sampling(options.temperature), "seed": options.seed}
+    most = options.max_new_tokens
     given = {
-        str(view.path): _answer(saved, view, asked.examples, interpreter=interpreter, **draws)
+        str(view.path): _answer(saved, view, asked.examples, most, interpreter=interpreter, **draws)
         for view in chosen
     }
     ballots = {path: (said.answers, said.log_probs.tolist()) for path, said in given.items()}

@@ -41,7 +41,7 @@ def main() -> None:
     for name, runs in found.items():
         spent = np.median(np.diff(runs, prepend=0), axis=0)
         report.row(name, totals[name], **{f"{p} s": f"{s:.3g}" for p, s in zip(_PARTS, spent, strict=True)})
-    report.ratio("times as fast as cold", totals["cached"], totals["cold"])
+    report.ratio("cold start over cached", totals["cached"], totals["cold"])
     report.number("seconds to the first step, cached", totals["cached"].median)
     report.close()
 

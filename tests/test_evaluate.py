@@ -165,9 +165,9 @@ def test_every_metric_of_the_task(run, cola, tmp_path, monkeypatch, capsys):
     said = [*golds[:9], "pens", *(["acceptable"] * 6)]
     real, asked = assessment._answer, []
 
-    def answer(saved, view, examples, **draws):
+    def answer(saved, view, examples, most, **draws):
         asked.append(examples)
-        return dataclasses.replace(real(saved, view, examples, **draws), answers=said[: len(examples)])
+        return dataclasses.replace(real(saved, view, examples, most, **draws), answers=said[: len(examples)])
 
     monkeypatch.setattr(assessment, "_answer", answer)
     output = tmp_path / "out"

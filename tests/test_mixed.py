@@ -236,12 +236,12 @@ def test_every_path_is_evaluated_and_votes(scripted, tmp_path, capsys):
     assert (tmp_path / "votes.png").stat().st_size > 5000
 
 
-def test_the_longest_answer_asked_for_is_that_of_every_path(scripted, tmp_path, capsys):
+def test_the_longest_answer_asked_for_is_that_of_every_path(scripted, tmp_path):
     assert evaluate.main([str(scripted), f"--output={tmp_path}", "--max_new_tokens=3", "--samples=3"]) == 0
-    err = capsys.readouterr().err
-    for line in ("4 of 4 answers", "12 of 12 answers"):
-        assert err.count(f"{line} cut at 3 tokens") >= 2, err
-    assert json.loads((tmp_path / "evaluation.json").read_text())["paths"]["pot"]["accuracy"] == 0.0
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    # Three tokens are too few for any chain or program.
+    assert [path["accuracy"] for path in found["paths"].values()] == [0.0] * 3
+    assert found["votes"]["answers_nothing"] == {"cot": {"NoAnswer": 12}, "pot": {"SyntaxError": 12}}
 
 
 def test_an_interrupted_vote_leaves_the_evaluation_without_it(scripted, tmp_path, monkeypatch):

@@ -58,7 +58,8 @@ def _start(keys: list[str], cache: str | None) -> list[float]:
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout
             for begin in _PARTS.values():
-                next(line for line in process.stdout if line.startswith(begin))
+                if not any(line.startswith(begin) for line in process.stdout):
+                    sys.exit(f"the run ended before its line {begin!r}")
                 ends.append(time.monotonic() - began)
             process.kill()
     return ends

@@ -1,11 +1,12 @@
 """How long a training step takes a TPU, by the schedule in its compiled program. Nothing runs.
 
     python -m benchmarks.tpu_schedule --student=base --root=DATA --tokenizer=DIR
+    python -m benchmarks.tpu_schedule --student=base --method=dss --root=DATA --tokenizer=DIR
     python -m benchmarks.tpu_schedule --student=bert-base --root=DATA/glue --tokenizer=DIR --chips v5e v5p
 
 Needs no TPU, but its compiler (pip install '.[tpu]'), which takes minutes. One chip, bfloat16, the largest
-batch of the run: a seq2seq student learns CQA by MI in batches of 64, a decoder SVAMP with LoRA of rank 16
-in batches of 16, an encoder RTE in batches of 32. Prints Markdown.
+batch of the run: a seq2seq student learns CQA by `--method` in batches of 64, a decoder SVAMP with LoRA of
+rank 16 in batches of 16, an encoder RTE in batches of 32. Prints Markdown.
 
 Cycles are the compiler's own estimate, of operations one after the other. It has none for gathers, scatters
 and copies between memories, which count as nothing. A loop over the examples of a chunk, whose turns depend
@@ -220,7 +221,9 @@ def _config(options: argparse.Namespace) -> Config:
         values = common.encoder("", "rte", 32)
     else:
         values = default_config()
-        values.data.task, values.objective.method = ("cqa", "mi") if kind == "seq2seq" else ("svamp", "dss")
+        values.data.task = "cqa" if kind == "seq2seq" else "svamp"
+        method, _, variant = options.method.partition(":")
+        values.objective.method, values.objective.mi_variant = method, variant or "reference"
     if kind == "causal":
         values.objective.method, values.train.batch_size = "single_task", 16
         values.model.lora_rank, values.model.frozen_dtype = 16, "bfloat16"
@@ -234,6 +237,8 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--student", default="base", help="preset")
+    methods = ("mi", "mi:normalized", "dss")
+    parser.add_argument("--method", choices=methods, default="mi", help="of a seq2seq student")
     parser.add_argument("--root", required=True, help="folder of the data sets")
     parser.add_argument("--tokenizer", required=True, help="the student's")
     parser.add_argument("--chips", nargs="+", choices=CHIPS, default=["v5e"])

@@ -197,12 +197,10 @@ LORA = ("--config.model.lora_rank=2",)
 MESHES = {
     "one device": (1, 1, 1),
     "data": (8, 1, 1),
-    "fsdp": (1, 8, 1),
     "all axes": (2, 2, 2),
 }
 PLACES = [
-    *(("coupled", mesh, parts) for mesh, parts in (("data", 1), ("fsdp", 1), ("all axes", 1))),
-    *(("coupled", mesh, parts) for mesh, parts in (("data", 2), ("one device", 4))),
+    *(("coupled", mesh, parts) for mesh, parts in (("all axes", 1), ("data", 2), ("one device", 4))),
     *(("lora", mesh, parts) for mesh, parts in (("all axes", 1), ("all axes", 2))),
 ]
 

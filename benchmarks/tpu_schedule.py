@@ -19,6 +19,7 @@ import collections
 import importlib.metadata
 import itertools
 import re
+import sys
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -217,12 +218,14 @@ def page(found: list[Operation], chip: Chip, flops: float, compiled: str) -> Ite
 
 def _config(options: argparse.Namespace) -> Config:
     kind = students.family("", options.student).format
+    if options.method and kind != "seq2seq":
+        sys.exit(f"--method={options.method} is for a seq2seq student, not {options.student}: leave it out")
     if kind == "classes":
         values = common.encoder("", "rte", 32)
     else:
         values = default_config()
         values.data.task = "cqa" if kind == "seq2seq" else "svamp"
-        method, _, variant = options.method.partition(":")
+        method, _, variant = (options.method or "mi").partition(":")
         values.objective.method, values.objective.mi_variant = method, variant or "reference"
     if kind == "causal":
         values.objective.method, values.train.batch_size = "single_task", 16
@@ -238,7 +241,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--student", default="base", help="preset")
     methods = ("mi", "mi:normalized", "dss")
-    parser.add_argument("--method", choices=methods, default="mi", help="of a seq2seq student")
+    parser.add_argument("--method", choices=methods, help="of a seq2seq student (default: mi)")
     parser.add_argument("--root", required=True, help="folder of the data sets")
     parser.add_argument("--tokenizer", required=True, help="the student's")
     parser.add_argument("--chips", nargs="+", choices=CHIPS, default=["v5e"])

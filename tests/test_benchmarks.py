@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import re
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -327,3 +328,19 @@ def test_a_schedule_is_read_with_the_turns_of_its_loops():
         "attention 91%, head 6%, encoder 3%, optimizer 0%",
     ]
     assert lines[5] == "| attention | mul | 10 | 0.43 | 43.2% | 0.00 |"
+
+
+def test_the_schedule_is_of_the_method_asked_for(monkeypatch):
+    def config(*flags):
+        monkeypatch.setattr(sys, "argv", ["tpu_schedule", "--root=data", "--tokenizer=dir", *flags])
+        return tpu_schedule._config(tpu_schedule._options())
+
+    def objective(*flags):
+        return config(*flags).objective.method, config(*flags).objective.mi_variant
+
+    assert objective() == objective("--method=mi") == ("mi", "reference")
+    assert objective("--method=mi:normalized") == ("mi", "normalized")
+    assert objective("--method=dss")[0] == "dss"
+    with pytest.raises(SystemExit, match="--method=dss is for a seq2seq student, not bert-base"):
+        config("--student=bert-base", "--method=dss")
+    assert config("--student=bert-base").data.task == "rte"

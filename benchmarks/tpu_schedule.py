@@ -17,6 +17,7 @@ LoRA two thirds, since frozen weights have no gradient.
 import argparse
 import collections
 import importlib.metadata
+import importlib.util
 import itertools
 import re
 import sys
@@ -182,12 +183,15 @@ def _size(shape: str, of: str = "") -> int:
 
 def main() -> None:
     options = _options()
+    config = _config(options)
+    if importlib.util.find_spec("libtpu") is None:
+        sys.exit("there is no compiler for TPUs: pip install 'cot-jax[tpu]'")
     versions = f"jax {jax.__version__}, libtpu {importlib.metadata.version('libtpu')}"
     print(f"The estimate of the TPU's compiler; nothing ran. {versions}\n", flush=True)
     for name in options.chips:
         chip = CHIPS[name]
         devices, _ = topology(chip.topology)
-        experiment = prepare(_config(options), weights=False, platform="tpu")
+        experiment = prepare(config, weights=False, platform="tpu")
         run = Run(experiment, devices[:1])
         batch = run.batches.largest()
         lengths = [(view.inputs.length, view.targets.length) for view in batch.views.values()]

@@ -139,6 +139,7 @@ class _Spec(NamedTuple):
     examples: int  # E
     width: int  # no target is longer
     together: int  # examples reduced at a time; 0: a loop over those of a chunk
+    one_pass: bool  # finds maxima and their positions at once
 
 
 class _Rows(NamedTuple):
@@ -169,7 +170,9 @@ def _prepare(targets: Tokens, maps, entropy: bool, chunk_rows: int | None) -> tu
     kinds = tuple((name, kind.reduction) for name, kind in maps.items())
     # As many as fill a chunk. Of a loop with computed bounds a GPU's host would wait for every iteration.
     together = max(1, chunk_rows // targets.width) if platform == "gpu" else 0
-    spec = _Spec(kinds, entropy, chunk_rows, targets.length.shape[1], targets.width, together)
+    # One pass reads less memory, but XLA for CPU does not vectorize it.
+    sizes = (chunk_rows, targets.length.shape[1], targets.width)
+    spec = _Spec(kinds, entropy, *sizes, together, one_pass=platform == "tpu")
     return spec, _Rows(jnp.asarray(targets.ids), segments.example_GX, segments.position_GX, counted)
 
 
@@ -201,7 +204,8 @@ def _forward(spec: _Spec, hidden_GYD, head_DV, rows: _Rows, nll_weight_GY=None, 
     """Returns the results, what the backward pass needs, and the gradients of sum(nll_weight * nll)."""
     chunks, sum_dtype = _Chunks.of(hidden_GYD, spec.chunk_rows), _sum_dtype(hidden_GYD)
     shape_MV = (len(hidden_GYD) * spec.examples, head_DV.shape[1])
-    maps = {name: jnp.zeros(shape_MV, sum_dtype) for name, _ in spec.maps}
+    start = {name: -jnp.inf if kind == "max" else 0.0 for name, kind in spec.maps}
+    maps = {name: jnp.full(shape_MV, value, sum_dtype) for name, value in start.items()}
     first = {name: jnp.zeros(shape_MV, rows.position.dtype) for name, kind in spec.maps if kind == "max"}
     dhead_DV = jnp.zeros(head_DV.shape, sum_dtype) if learns_head else None
     (maps, first, dhead_DV), by_row = lax.scan(
@@ -210,6 +214,7 @@ def _forward(spec: _Spec, hidden_GYD, head_DV, rows: _Rows, nll_weight_GY=None, 
         chunks.split((hidden_GYD, _of_device(spec, rows), nll_weight_GY)),
     )
     found, saved, dhidden_GYD = chunks.join(by_row)
+    maps = {name: jnp.exp(map_MV) if name in first else map_MV for name, map_MV in maps.items()}
     maps = {name: map_MV.reshape(-1, spec.examples, map_MV.shape[1]) for name, map_MV in maps.items()}
     return found._replace(maps=maps), (saved, first), (dhidden_GYD, dhead_DV)
 
@@ -229,7 +234,6 @@ def _forward_chunk(spec: _Spec, head_DV, carry, xs):
     exp_RV = jnp.exp(z_RV - top_R[:, None])
     total_R = jnp.sum(exp_RV, axis=-1)
     logz_R = top_R + jnp.log(total_R)
-    p_RV = exp_RV / total_R[:, None]
     target_z_R = jnp.take_along_axis(z_RV, rows.target[:, None], axis=-1)[:, 0]
     entropy_R = dhidden_RD = None
     if spec.entropy:
@@ -237,40 +241,43 @@ def _forward_chunk(spec: _Spec, head_DV, carry, xs):
         entropy_R = jnp.log(total_R) - mean_R
     maps, first = dict(maps), dict(first)
     for name, _ in spec.maps:
-        counted_R = rows.counted[name]
-        # Recomputed, it might not equal itself.
-        q_RV = lax.optimization_barrier(jnp.where(counted_R[:, None], p_RV, 0))
-        maps[name], first_MV = _reduce(spec, rows, counted_R, q_RV, maps[name], first.get(name))
+        inputs = (rows, rows.counted[name], z_RV, logz_R)
+        maps[name], first_MV = _reduce(spec, *inputs, maps[name], first.get(name))
         if first_MV is not None:
             first[name] = first_MV
     if nll_weight_R is not None:
-        dz_RV = _through_nll(nll_weight_R, p_RV, rows.target)
+        dz_RV = _through_nll(nll_weight_R, exp_RV / total_R[:, None], rows.target)
         dhead_DV, dhidden_RD = _through_product(dz_RV, hidden_RD, head_DV, dhead_DV)
     found = VocabularyPass(logz_R - target_z_R, entropy_R, {})
     return (maps, first, dhead_DV), (found, _Saved(logz_R, entropy_R), dhidden_RD)
 
 
-def _reduce(spec: _Spec, rows: _Rows, counted_R, q_RV, made_MV, first_MV=None):
-    """Adds a chunk to a map: by example, the sum of its rows or, with `first_MV`, their maximum.
+def _reduce(spec: _Spec, rows: _Rows, counted_R, z_RV, logz_R, made_MV, first_MV=None):
+    """Adds a chunk to a map: by example, the sum of its rows' p or, with `first_MV`, the maximum of log p.
 
     `first_MV` are the positions of the maxima, the first one of equals. It gathers each example's rows, which
     are consecutive, because a TPU scatters slowly, row by row.
     """
     most = jnp.iinfo(rows.position.dtype).max
-    size = min(spec.width, len(q_RV))
+    size = min(spec.width, len(z_RV))
 
     def one(example):
         """The example's sum, or its maximum and the position of that."""
         own_R = counted_R & (rows.example == example)
         begin = jnp.argmax(own_R)
-        own_S1, position_S1, q_SV = (
-            lax.dynamic_slice_in_dim(x, begin, size) for x in (own_R[:, None], rows.position[:, None], q_RV)
+        own_S1, position_S1, logz_S1, z_SV = (
+            lax.dynamic_slice_in_dim(x, begin, size)
+            for x in (own_R[:, None], rows.position[:, None], logz_R[:, None], z_RV)
         )
-        q_SV = jnp.where(own_S1, q_SV, 0)
+        logp_SV = jnp.where(own_S1, z_SV - logz_S1, -jnp.inf)
         if first_MV is None:
-            return jnp.sum(q_SV, axis=0), None
-        top_V = jnp.max(q_SV, axis=0)
-        return top_V, jnp.min(jnp.where(own_S1 & (q_SV == top_V[None]), position_S1, most), axis=0)
+            return jnp.sum(jnp.exp(logp_SV), axis=0), None
+        position_SV = jnp.broadcast_to(position_S1, logp_SV.shape)
+        if spec.one_pass:
+            nothing = (jnp.array(-jnp.inf, logp_SV.dtype), jnp.array(most, position_SV.dtype))
+            return lax.reduce((logp_SV, position_SV), nothing, _greater, (0,))
+        top_V = jnp.max(logp_SV, axis=0)
+        return top_V, jnp.min(jnp.where(own_S1 & (logp_SV == top_V[None]), position_SV, most), axis=0)
 
     def add(found, made, first):
         top, at = found
@@ -279,15 +286,23 @@ def _reduce(spec: _Spec, rows: _Rows, counted_R, q_RV, made_MV, first_MV=None):
         return jnp.maximum(made, top), jnp.where(top > made, at, first)  # the earlier chunk wins a tie
 
     def step(example, carry):
-        its = add(one(example), *jax.tree.map(lambda x_MV: x_MV[example], carry))
+        # As (1, V): a TPU takes time to make rows of a matrix vectors and back.
+        earlier = jax.tree.map(lambda x_MV: lax.dynamic_slice_in_dim(x_MV, example, 1), carry)
+        its = add(jax.tree.map(lambda x_V: x_V[None], one(example)), *earlier)
         return jax.tree.map(
-            lambda x_MV, x_V: lax.dynamic_update_index_in_dim(x_MV, x_V, example, 0), carry, its
+            lambda x_MV, x_1V: lax.dynamic_update_slice_in_dim(x_MV, x_1V, example, 0), carry, its
         )
 
     if spec.together:
         found = lax.map(one, jnp.arange(len(made_MV)), batch_size=spec.together)
         return add(found, made_MV, first_MV)
     return lax.fori_loop(rows.example[0], rows.example[-1] + 1, step, (made_MV, first_MV))
+
+
+def _greater(a, b):
+    """The greater of two (value, position); of equals, the earlier one."""
+    takes_a = (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] < b[1]))
+    return tuple(jnp.where(takes_a, *pair) for pair in zip(a, b, strict=True))
 
 
 def _plain(head, *others):

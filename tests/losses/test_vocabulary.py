@@ -27,7 +27,7 @@ LEARNED_GE = np.array([[9, 4, 0], [1, 0, 2]], np.int32)
 CHUNK_ROWS = (1, 15, 1000)
 
 
-@pytest.fixture(params=["cpu", "gpu"])
+@pytest.fixture(params=["cpu", "gpu", "tpu"])
 def as_on(request, monkeypatch):
     """The platforms whose programs reduce differently."""
     monkeypatch.setattr(backend, "platform", lambda: request.param)

@@ -57,8 +57,8 @@ def _imports(file: Path) -> Iterator[tuple[str, bool]]:
                 yield name.name, node in tree.body
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{file}: imports are absolute"
-            if node.module == "cot_jax":
-                yield from ((f"cot_jax.{name.name}", node in tree.body) for name in node.names)
+            if node.module in ("cot_jax", "benchmarks"):
+                yield from ((f"{node.module}.{name.name}", node in tree.body) for name in node.names)
             else:
                 yield str(node.module), node in tree.body
 
@@ -105,3 +105,20 @@ def test_what_is_imported_is_declared():
     used = {name.split(".")[0] for file in FILES for name, _ in _imports(file)}
     provided = {found.lower().replace("_", "-") for top in used for found in distributions.get(top, [top])}
     assert needed - provided == NEEDED_BY_OTHERS
+
+
+def test_tests_need_no_optional_package_to_be_collected():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {name: " ".join(needs) for name, needs in project["optional-dependencies"].items()}
+    assert "torch" in extras["parity"]
+    assert "torch" not in extras["dev"]
+    at_once: dict[str, set[str]] = {}
+    for file in (*ROOT.glob("benchmarks/*.py"), *ROOT.glob("tests/**/*.py")):
+        name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        at_once[name] = {module for module, first in _imports(file) if first}
+
+    def all_of(name: str) -> set[str]:
+        return {name}.union(*map(all_of, at_once.get(name, ())))
+
+    waiting = {name for name in at_once if name.startswith("tests.") and "torch" in all_of(name)}
+    assert not waiting, f"{waiting} import PyTorch, which only the extra 'parity' installs"

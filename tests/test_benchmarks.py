@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import experiment, measure, report, run_step, startup, step_throughput, tpu_schedule, workload
+from benchmarks import experiment, measure, report, run_step, startup, tpu_schedule, workload
 from benchmarks.all import ROWS
 from benchmarks.head import plain_vocabulary_pass
 from cot_jax.models import student as students
@@ -172,6 +172,9 @@ def test_a_start_is_timed_by_the_lines_of_the_run(monkeypatch, tmp_path):
 
 
 def test_no_program_is_called_for_the_first_time_when_it_is_timed(monkeypatch):
+    pytest.importorskip("torch", reason="the other side needs PyTorch")
+    from benchmarks import step_throughput
+
     class Step(list):
         def compile(self, batches):
             pass

@@ -109,6 +109,9 @@ def attend(
     bits = jnp.zeros(2, jnp.uint32) if key is None else jax.random.key_data(key)[:2]
     rate = 0.0 if key is None else rate
     spec = _Spec(causal, scale, rate, *widths, V, bias_VHST is not None, interpret)
+    if bias_VHST is not None:  # whole tiles, as Pallas rejects slices that end outside
+        (S, T), (q_width, k_width) = spec.tile, widths
+        bias_VHST = jnp.pad(bias_VHST, ((0, 0), (0, 0), (0, -q_width % S), (0, T - k_width)))
 
     def in_specs(groups):
         of_view = P(None, *groups)
@@ -144,7 +147,7 @@ def _attend_bwd(spec: _Spec, inputs, dout):
     N, H = len(others[0][0]), dout.shape[1]
     results = list(qkv)
     if spec.biased:
-        results.append(jax.ShapeDtypeStruct((N, H, spec.q_width, spec.k_width), dout.dtype))
+        results.append(jax.ShapeDtypeStruct((N, H, *bias.shape[2:]), dout.dtype))
     dq, dk, dv, *dscores = _call(spec, _backward, 8, results, (*qkv, dout), bias, others)
     dbias = None
     if spec.biased:
@@ -217,11 +220,9 @@ class _Program:
         self.arrays, self._biases = rest[:count], rest[count:]
 
     def scores_at(self, first, leading):
-        """The place of a tile in an array (leading, H, q_width, k_width), and what of the tile is inside."""
+        """The place of a tile in an array (leading, H, ...) of scores."""
         S, T = self.spec.tile
-        row_S, column_T = first + jnp.arange(S), jnp.arange(T)
-        inside = (row_S < self.spec.q_width)[:, None] & (column_T < self.spec.k_width)[None]
-        return (leading, self.h, pl.ds(first, S), pl.ds(0, T)), inside
+        return leading, self.h, pl.ds(first, S), pl.ds(0, T)
 
     def weights(self, first, q_SK, k_TK):
         """The softmax (S, T) of the scores of the queries from `first` on, and dropout's factors."""
@@ -229,8 +230,7 @@ class _Program:
         row_S, column_T = first + jnp.arange(S), jnp.arange(T)
         scores = triton.dot(q_SK, k_TK.T) * spec.scale
         if spec.biased:
-            place, inside = self.scores_at(first, self._view)
-            scores += triton.load(self._biases[0].at[place], mask=inside, other=0.0)
+            scores += triton.load(self._biases[0].at[self.scores_at(first, self._view)])
         seen = (column_T < self.k.length)[None]
         if spec.causal:
             seen &= row_S[:, None] >= column_T[None]
@@ -274,8 +274,8 @@ def _backward(spec: _Spec, *refs):
         dp = triton.dot(dout_SK, v_TK.T) * factor
         ds = p * (dp - jnp.sum(p * dp, axis=1)[:, None])
         if spec.biased:
-            place, inside = program.scores_at(S * i, program.n)
-            triton.store(dscores[0].at[place], ds.astype(dscores[0].dtype), mask=inside)
+            place = program.scores_at(S * i, program.n)
+            triton.store(dscores[0].at[place], ds.astype(dscores[0].dtype))
         ds = (ds * spec.scale).astype(q_SK.dtype)
         program.q.store(dq, S * i, triton.dot(ds, k_TK))
         dv_TK += triton.dot((p * factor).astype(dout_SK.dtype).T, dout_SK)

@@ -15,11 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 from jax.sharding import PartitionSpec as P
 
 from cot_jax import backend
 from cot_jax.models.numerics import GOLDEN, MASKED, mix
+
+try:
+    from jax.experimental.pallas import triton
+except ImportError:  # JAX 0.12 announces its removal; rectangles then compute attention on a GPU, too
+    triton = None  # type: ignore[assignment]
 
 # Rows and columns of a tile of scores, at most: registers hold no larger ones.
 _QUERIES, _KEYS = 64, 128
@@ -70,7 +74,8 @@ def suits(q: jax.Array, widths: tuple[int, int], biased: bool) -> bool:
       widths: no sequence has more queries, and keys.
     """
     return (
-        backend.platform() == "gpu"
+        triton is not None
+        and backend.platform() == "gpu"
         and jax.sharding.get_abstract_mesh().shape.get("model", 1) == 1  # each device has all heads
         and q.dtype.itemsize == 2
         and q.shape[-1] in (16, 32, 64, 128)

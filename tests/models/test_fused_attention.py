@@ -104,7 +104,7 @@ def _gpu(**axes):
     return jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes), abstract_device=device)
 
 
-def test_when_the_kernel_is_chosen():
+def test_when_the_kernel_is_chosen(monkeypatch):
     q = jax.ShapeDtypeStruct((1, 100, 4, 64), jnp.bfloat16)
     with jax.sharding.use_abstract_mesh(_gpu(data=2)):
         assert fused_attention.suits(q, (500, 128), biased=False)
@@ -113,6 +113,9 @@ def test_when_the_kernel_is_chosen():
         assert not fused_attention.suits(q, (65, 129), biased=False)
         assert not fused_attention.suits(q.update(dtype=np.float32), (9, 9), biased=False)
         assert not fused_attention.suits(q.update(shape=(1, 100, 4, 48)), (9, 9), biased=False)
+        with monkeypatch.context() as later:
+            later.setattr(fused_attention, "triton", None)  # a JAX without it
+            assert not fused_attention.suits(q, (64, 128), biased=True)
     with jax.sharding.use_abstract_mesh(_gpu(data=1, model=2)):
         assert not fused_attention.suits(q, (9, 9), biased=False)
     assert not fused_attention.suits(q, (9, 9), biased=False)  # on this CPU

@@ -18,7 +18,7 @@ from cot_jax.models import student as students
 from cot_jax.models.t5 import T5Config
 from cot_jax.text import codec
 from cot_jax.text import tokenizer as tokenizers
-from cot_jax.training import loop, saved
+from cot_jax.training import assessment, loop, saved
 from cot_jax.training.experiment import prepare
 
 pytestmark = pytest.mark.slow  # what all of it waits for is a training
@@ -228,7 +228,7 @@ def test_every_path_is_evaluated_and_votes(scripted, tmp_path, capsys):
     vote = "vote of cot, samples of each path: 25.00 % of 1, 25.00 % of 2, 25.00 % of 3; 4 without an answer"
     assert vote in out
     assert "program: 4 texts" in err
-    assert "4 of 12 without an answer (SyntaxError 4)" in err
+    assert "100.00 % of 3; 4 without an answer (SyntaxError 4)" in out
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert rows[0]["program"] == _program(2, 3)
     assert (rows[0]["pot"], rows[0]["cot"]) == ("5", "( 3 + 3 )")
@@ -244,16 +244,51 @@ def test_the_longest_answer_asked_for_is_that_of_every_path(scripted, tmp_path):
     assert found["votes"]["answers_nothing"] == {"cot": {"NoAnswer": 12}, "pot": {"SyntaxError": 12}}
 
 
-def test_an_interrupted_vote_leaves_the_evaluation_without_it(scripted, tmp_path, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
+def test_an_interrupted_vote_resumes(scripted, tmp_path, monkeypatch, capsys):
+    make_sample, calls, most = saved.make_sample, [], [3]
 
-    monkeypatch.setattr(saved, "make_sample", lambda *_: interrupted)
-    assert evaluate.main([str(scripted), f"--output={tmp_path}", "--samples=3"]) == 130
+    def make(*arguments):
+        sample = make_sample(*arguments)
+
+        def counted(params, questions):
+            calls.append(arguments[3])
+            if len(calls) > most[0]:
+                raise KeyboardInterrupt
+            return sample(params, questions)
+
+        return counted
+
+    monkeypatch.setattr(saved, "make_sample", make)
+    monkeypatch.setattr(assessment, "_batch_size", lambda *_: 1)
+    command = [str(scripted), f"--output={tmp_path}", "--samples=3"]
+    assert evaluate.main(command) == 130
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert found["paths"]["pot"]["accuracy"] == 1.0
     assert "votes" not in found
-    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == found["examples"]
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == found["examples"] == 4
+    how, *rows = map(json.loads, (tmp_path / "samples_cot.jsonl").read_text().splitlines())
+    assert (how["samples"], how["temperature"], how["max_new_tokens"], len(rows)) == (3, 1.0, 64, 3)
+    assert [sample["text"] for sample in rows[0]["samples"]][2].startswith("Tom has")
+
+    most[0] = 100
+    assert evaluate.main(command) == 0
+    assert len(calls) == 3 + 1 + 1 + 4  # the last question's chains, and all programs
+    out, err = capsys.readouterr()
+    assert "samples_cot.jsonl: 3 of 4 questions are drawn already" in err
+    assert "predictions.jsonl, samples_cot.jsonl, samples_pot.jsonl" in out
+    whole = tmp_path / "whole"
+    assert evaluate.main([str(scripted), f"--output={whole}", "--samples=3"]) == 0
+    for name in ("evaluation.json", "samples_cot.jsonl", "samples_pot.jsonl"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+
+    calls.clear()
+    assert evaluate.main([*command, "--seed=1"]) == 0  # other samples
+    assert len(calls) == 8
+    assert "samples_pot.jsonl: of another student, or drawn otherwise: replaced" in capsys.readouterr().err
+    broken = (tmp_path / "samples_cot.jsonl").read_text().replace('"cut"', '"cu"')
+    (tmp_path / "samples_cot.jsonl").write_text(broken)
+    assert evaluate.main([*command, "--seed=1"]) == 2
+    assert "samples_cot.jsonl:2: " in capsys.readouterr().err
 
 
 def _predict(model, capsys, monkeypatch, *arguments):

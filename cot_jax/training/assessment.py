@@ -2,7 +2,10 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import sys
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from cot_jax.config import Config
 from cot_jax.data import continuations
 from cot_jax.data.examples import Example, parts_as_json
 from cot_jax.data.tasks import TASKS, Splits
-from cot_jax.data.views import View, rationale_of
+from cot_jax.data.views import View, answer_of, rationale_of
 from cot_jax.errors import UserError, writing
 from cot_jax.files import place, write_json, write_json_lines
 from cot_jax.limits import check_ranges
@@ -35,6 +38,7 @@ from cot_jax.training.encoding import tokenize
 from cot_jax.training.evaluation import Answers
 from cot_jax.training.information import InformationEstimate, compared
 from cot_jax.training.likelihood import likelihoods
+from cot_jax.training.samples import Sample, draw_samples
 from cot_jax.training.saved import (
     Answerer,
     LabelScorer,
@@ -213,11 +217,13 @@ def _evaluate(saved: Saved, splits: Splits, options: Options, directory: Path) -
     rows = [*_predictions(asked, saved.views[0], reasoned)]
     if options.samples:
         _write(directory, evaluation, rows)  # what there is, since sampling can take hours
-        evaluation["votes"] = _votes(saved, asked, splits.by_value, interpreter, options)
+        evaluation["votes"] = _votes(saved, asked, splits.by_value, interpreter, options, directory)
     _write(directory, evaluation, rows)
     for line in _summary(evaluation):
         print(line)
     written = ["evaluation.json", "predictions.jsonl"]
+    if options.samples:
+        written += [f"samples_{path}.jsonl" for path in evaluation["votes"]["answers_nothing"]]
     if importlib.util.find_spec("matplotlib"):
         written += _draw(evaluation, asked, fitted_on, directory)
     else:
@@ -290,7 +296,7 @@ def _closed_labels(splits: Splits) -> list[str] | None:
 
 def _ask(saved: Saved, splits: Splits, split: str, labels: Sequence[str] | None, most: int) -> _Answered:
     examples = getattr(splits, split)
-    view, evaluation = saved.views[0], saved.config.evaluation
+    view = saved.views[0]
     answers = _answer(saved, view, examples, most)
     correct = _correct(answers.answers, examples, splits.by_value)
     confidences = {"sequence": _Confidence(np.exp(answers.log_probs), correct)}
@@ -298,7 +304,7 @@ def _ask(saved: Saved, splits: Splits, split: str, labels: Sequence[str] | None,
         per_token = np.exp(answers.log_probs / answers.lengths)
         confidences["per_token"] = _Confidence(per_token, correct)
     if labels and view.term == "label":
-        scorer = LabelScorer(saved, view, labels, batch_size=min(evaluation.batch_size, len(examples)))
+        scorer = LabelScorer(saved, view, labels, batch_size=_batch_size(saved, examples))
         log_prob_NL = np.asarray(scorer(examples), float)
         chosen = [labels[n] for n in log_prob_NL.argmax(axis=1)]
         confidences["label_set"] = _Confidence(
@@ -310,19 +316,20 @@ def _ask(saved: Saved, splits: Splits, split: str, labels: Sequence[str] | None,
     return _Answered(examples, answers, correct, confidences)
 
 
-def _answer(saved: Saved, view: View, examples: Sequence[Example], most: int, **draws: Any) -> Answers:
-    """Returns answers of up to `most` tokens (0: as in training); `draws` are options of `Answerer`."""
-    evaluation = saved.config.evaluation
-    answerer = Answerer(
-        saved,
-        view,
-        batch_size=min(evaluation.batch_size, len(examples)),
-        max_new_tokens=most or saved.most_tokens(view),
-        **draws,
-    )
-    answers, line = answerer(examples)
+def _answer(saved: Saved, view: View, examples: Sequence[Example], most: int, **how: Any) -> Answers:
+    answers, line = _answerer(saved, view, examples, most, **how)(examples)
     print(f"{view.name}: {line}", file=sys.stderr)
     return answers
+
+
+def _answerer(saved: Saved, view: View, examples: Sequence[Example], most: int, **how: Any) -> Answerer:
+    """Answers with up to `most` tokens (0: as in training); `how` are options of `Answerer`."""
+    most = most or saved.most_tokens(view)
+    return Answerer(saved, view, batch_size=_batch_size(saved, examples), max_new_tokens=most, **how)
+
+
+def _batch_size(saved: Saved, examples: Sequence[Example]) -> int:
+    return min(saved.config.evaluation.batch_size, len(examples))
 
 
 def _correct(answers: Sequence[str], examples: Sequence[Example], by_value: bool) -> np.ndarray:
@@ -347,25 +354,29 @@ def _paths(
 
 
 def _votes(
-    saved: Saved, asked: _Answered, by_value: bool, interpreter: Interpreter, options: Options
+    saved: Saved,
+    asked: _Answered,
+    by_value: bool,
+    interpreter: Interpreter,
+    options: Options,
+    directory: Path,
 ) -> dict[str, Any]:
     """Returns the accuracy of votes of 1, 2, ... samples, for each path and for all together."""
     reasoned = [path for path in saved.paths if path != "label"]
-    chosen = saved.choose(options.paths or reasoned or [*saved.paths])
-    draws = {"samples": options.samples, "sampling": Sampling(options.temperature), "seed": options.seed}
-    most = options.max_new_tokens
-    given = {
-        str(view.path): _answer(saved, view, asked.examples, most, interpreter=interpreter, **draws)
-        for view in chosen
-    }
-    ballots = {path: (said.answers, said.log_probs.tolist()) for path, said in given.items()}
+    ballots: dict[str, tuple[list[str], list[float]]] = {}
+    nothing: dict[str, dict[str, int]] = {}
+    for view in saved.choose(options.paths or reasoned or [*saved.paths]):
+        path, samples = str(view.path), _samples(saved, view, asked, options, directory)
+        read = [answer_of(view, sample.text, interpreter) for sample in samples]
+        ballots[path] = [one.answer for one in read], [sample.log_prob for sample in samples]
+        nothing[path] = dict(Counter(one.failure for one in read if one.failure).most_common())
     voters = {path: [its] for path, its in ballots.items()}
     voters["+".join(ballots)] = [*ballots.values()]
     return {
         "samples": options.samples,
         "temperature": options.temperature,
         "seed": options.seed,
-        "answers_nothing": {path: dict(said.failures.most_common()) for path, said in given.items()},
+        "answers_nothing": nothing,
         "accuracy": {
             name: [
                 float(_correct(elected, asked.examples, by_value).mean())
@@ -374,6 +385,27 @@ def _votes(
             for name, paths in voters.items()
         },
     }
+
+
+def _samples(saved: Saved, view: View, asked: _Answered, options: Options, directory: Path) -> list[Sample]:
+    """Draws the samples of a path, those of a question adjacent; samples_PATH.jsonl holds them."""
+    most, examples = options.max_new_tokens or saved.most_tokens(view), asked.examples
+    greedy = zip(asked.answers.texts, asked.answers.log_probs.tolist(), strict=True)
+    how = {
+        "samples": options.samples,
+        "temperature": options.temperature,
+        "seed": options.seed,
+        "max_new_tokens": most,
+        # Its answers say which student it is, and which questions these are.
+        "student": zlib.crc32("\n".join(f"{text} {log_prob:.2f}" for text, log_prob in greedy).encode()),
+    }
+    draws = {"samples": options.samples, "sampling": Sampling(options.temperature), "seed": options.seed}
+    answerer = _answerer(saved, view, examples, most, **draws)
+    size, file = _batch_size(saved, examples), directory / f"samples_{view.path}.jsonl"
+    samples = [*itertools.chain(*draw_samples(answerer, examples, file, how, batch_size=size))]
+    if cut := sum(sample.cut for sample in samples):
+        print(f"{view.name}: {cut} of {len(samples)} samples cut at {most} tokens", file=sys.stderr)
+    return samples
 
 
 def _information(saved: Saved, splits: Splits, examples: Sequence[Example]) -> dict[str, float]:

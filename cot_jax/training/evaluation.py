@@ -47,7 +47,7 @@ class Answers:
       log_probs: (N,) float32, of the whole output with its end token, under the student's distribution. The
         rationale before an answer is part of it.
       lengths: (N,), tokens of the output.
-      cut: number of outputs that reached the token limit.
+      cut: (N,) bool, whether an output reached the token limit.
       unmarked: number of answers read without a mark (`views.Reading`).
     """
 
@@ -56,7 +56,7 @@ class Answers:
     failures: collections.Counter[str]
     log_probs: np.ndarray
     lengths: np.ndarray
-    cut: int
+    cut: np.ndarray
     unmarked: int = 0
 
 
@@ -221,6 +221,6 @@ def answer_questions(
         failures=collections.Counter(reading.failure for reading in read if reading.failure),
         log_probs=log_prob.ravel(),
         lengths=written_length(tokens_NT, student.ends),
-        cut=int(np.sum(~np.any(is_end(tokens_NT, student.ends), axis=1))),
+        cut=~np.any(is_end(tokens_NT, student.ends), axis=1),
         unmarked=sum(reading.unmarked for reading in read),
     )

@@ -251,9 +251,9 @@ class Run:
             params = self.experiment.lora.attach(self._frozen.base, params)
         labels = [example.label for example in self.examples(split)]
         answers = self.answer(params, split)
-        if answers.cut:
+        if cut := answers.cut.sum():
             limit = f"config.evaluation.max_new_tokens={self.experiment.config.evaluation.max_new_tokens}"
-            say(f"{split}: {answers.cut} of {len(labels)} answers cut at {limit}")
+            say(f"{split}: {cut} of {len(labels)} answers cut at {limit}")
         splits = self.experiment.splits
         if splits.metrics == ("accuracy",):
             found = {"accuracy": accuracy(answers.answers, labels, splits.by_value)}

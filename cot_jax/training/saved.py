@@ -354,8 +354,8 @@ class Answerer(_Asker):
                 shapes=self._shapes,
                 interpreter=self._interpreter,
             )
-        if answers.cut:
-            line += f"; {answers.cut} of {len(answers.texts)} answers cut at {self._max_new_tokens} tokens"
+        if cut := answers.cut.sum():
+            line += f"; {cut} of {len(answers.texts)} answers cut at {self._max_new_tokens} tokens"
         if answers.failures:
             counts = ", ".join(f"{why} {count}" for why, count in answers.failures.most_common())
             line += f"; {answers.failures.total()} of {len(answers.texts)} without an answer ({counts})"

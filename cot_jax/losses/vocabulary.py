@@ -240,6 +240,8 @@ def _forward_chunk(spec: _Spec, head_DV, carry, xs):
         mean_R = jnp.sum(exp_RV * (z_RV - top_R[:, None]), axis=-1) / total_R
         entropy_R = jnp.log(total_R) - mean_R
     maps, first = dict(maps), dict(first)
+    if maps:  # recomputed, z might not equal itself: no row would then have the maximum
+        z_RV, logz_R = lax.optimization_barrier((z_RV, logz_R))
     for name, _ in spec.maps:
         inputs = (rows, rows.counted[name], z_RV, logz_R)
         maps[name], first_MV = _reduce(spec, *inputs, maps[name], first.get(name))

@@ -121,8 +121,6 @@ def test_when_the_kernel_is_chosen(monkeypatch):
     assert not fused_attention.suits(q, (9, 9), biased=False)  # on this CPU
 
 
-# JAX 0.12 warns that it will remove the Triton backend; Mosaic's does not compile for GPUs before Hopper.
-@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("name", ["decoder", "to the input"])
 def test_both_passes_lower_for_a_gpu(name):
     case = CASES[name]

@@ -65,7 +65,10 @@ importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find
     (tmp_path / "sitecustomize.py").write_text(hides)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert "PyTorch was not found" in _python("-c", "import transformers")
-    assert "PyTorch" not in _python("-m", "cot_jax.predict", "nonesuch", "--input=nonesuch")
+    for command in ("predict nonesuch --input=nonesuch", "export nonesuch --output=nonesuch"):
+        said = _python("-m", "cot_jax", *command.split())
+        assert "nonesuch" in said
+        assert "PyTorch" not in said
 
 
 def test_a_program_that_imports_us_has_torch():

@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from transformers import GenerationConfig
 
 from cot_jax import __version__
 from cot_jax.config import Config, describe_keys
 from cot_jax.errors import UserError, first_line
 from cot_jax.files import in_bucket, refuse_full, whole_directory, write_text
+from cot_jax.imports import without_torch
 from cot_jax.training.result import metric_of, read_result
 from cot_jax.training.saved import Saved
+
+with without_torch():
+    from transformers import GenerationConfig
 
 _CARD = Path(__file__).parent / "model_card.md"  # a template, for str.format
 

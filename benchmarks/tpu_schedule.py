@@ -22,7 +22,7 @@ import itertools
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -31,6 +31,7 @@ import numpy as np
 from cot_jax.config import Config, default_config, freeze
 from cot_jax.configs import common
 from cot_jax.data.lengths import describe, real_work
+from cot_jax.errors import UserError, command
 from cot_jax.imports import restart_prepared
 from cot_jax.models import student as students
 from cot_jax.training.experiment import prepare
@@ -181,11 +182,13 @@ def _size(shape: str, of: str = "") -> int:
     return total
 
 
-def main() -> None:
-    options = _options()
+@command
+def main(argv: Sequence[str]) -> int:
+    """Prints the page of each chip; returns the exit status."""
+    options = _options(argv)
     config = _config(options)
     if importlib.util.find_spec("libtpu") is None:
-        sys.exit("there is no compiler for TPUs: pip install 'cot-jax[tpu]'")
+        raise UserError("there is no compiler for TPUs: pip install 'cot-jax[tpu]'")
     versions = f"jax {jax.__version__}, libtpu {importlib.metadata.version('libtpu')}"
     print(f"The estimate of the TPU's compiler; nothing ran. {versions}\n", flush=True)
     for name in options.chips:
@@ -203,6 +206,7 @@ def main() -> None:
         print(f"{options.student}, {describe(run.batches.shapes[-1])}, {name}:", end=" ")
         compiled = f"{time.monotonic() - began:.0f} s to compile"
         print(*page(operations(text, batch.example.size), chip, flops, compiled), sep="\n", flush=True)
+    return 0
 
 
 def page(found: list[Operation], chip: Chip, flops: float, compiled: str) -> Iterator[str]:
@@ -223,7 +227,9 @@ def page(found: list[Operation], chip: Chip, flops: float, compiled: str) -> Ite
 def _config(options: argparse.Namespace) -> Config:
     kind = students.family("", options.student).format
     if options.method and kind != "seq2seq":
-        sys.exit(f"--method={options.method} is for a seq2seq student, not {options.student}: leave it out")
+        raise UserError(
+            f"--method={options.method} is for a seq2seq student, not {options.student}: leave it out"
+        )
     if kind == "classes":
         values = common.encoder("", "rte", 32)
     else:
@@ -239,7 +245,7 @@ def _config(options: argparse.Namespace) -> Config:
     return freeze(values)
 
 
-def _options() -> argparse.Namespace:
+def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -250,9 +256,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tokenizer", required=True, help="the student's")
     parser.add_argument("--chips", nargs="+", choices=CHIPS, default=["v5e"])
     parser.add_argument("--remat", default="auto", help="config.model.remat")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
     restart_prepared()
-    main()
+    sys.exit(main(sys.argv[1:]))

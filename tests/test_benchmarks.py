@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import json
 import re
-import sys
 from types import SimpleNamespace
 
 import jax
@@ -15,6 +14,7 @@ import pytest
 from benchmarks import experiment, measure, report, run_step, startup, tpu_schedule, workload
 from benchmarks.all import ROWS
 from benchmarks.head import plain_vocabulary_pass
+from cot_jax.errors import UserError
 from cot_jax.models import student as students
 from cot_jax.models.bert import BertConfig
 from cot_jax.models.t5 import T5, T5Config
@@ -333,10 +333,9 @@ def test_a_schedule_is_read_with_the_turns_of_its_loops():
     assert lines[5] == "| attention | mul | 10 | 0.43 | 43.2% | 0.00 |"
 
 
-def test_the_schedule_is_of_the_method_asked_for(monkeypatch):
+def test_the_schedule_is_of_the_method_asked_for():
     def config(*flags):
-        monkeypatch.setattr(sys, "argv", ["tpu_schedule", "--root=data", "--tokenizer=dir", *flags])
-        return tpu_schedule._config(tpu_schedule._options())
+        return tpu_schedule._config(tpu_schedule._options(["--root=data", "--tokenizer=dir", *flags]))
 
     def objective(*flags):
         return config(*flags).objective.method, config(*flags).objective.mi_variant
@@ -344,6 +343,6 @@ def test_the_schedule_is_of_the_method_asked_for(monkeypatch):
     assert objective() == objective("--method=mi") == ("mi", "reference")
     assert objective("--method=mi:normalized") == ("mi", "normalized")
     assert objective("--method=dss")[0] == "dss"
-    with pytest.raises(SystemExit, match="--method=dss is for a seq2seq student, not bert-base"):
+    with pytest.raises(UserError, match="--method=dss is for a seq2seq student, not bert-base"):
         config("--student=bert-base", "--method=dss")
     assert config("--student=bert-base").data.task == "rte"

@@ -40,26 +40,30 @@ def draw_samples(
 
     Args:
       answer: draws `how["samples"]` outputs for each of up to `batch_size` examples.
-      how: what the samples depend on, as JSON.
+      how: what the samples depend on, as JSON; `samples` for each example.
 
     Raises:
       UserError: `file` is not one that this function wrote, or cannot be written.
     """
+    each = how["samples"]
     order = sorted(range(len(examples)), key=lambda n: len(examples[n].text))
     rows = [dict(how)]
-    if file.exists():
-        first, *kept = read_json_lines(file)
-        if first.values == how:
-            rows += [row.check(_ROW) for row in kept]
-            print(f"{file}: {len(kept)} of {len(examples)} questions are drawn already", file=sys.stderr)
-        else:
-            print(f"{file}: of another student, or drawn otherwise: replaced", file=sys.stderr)
+    lines = list(read_json_lines(file)) if file.exists() else []
+    if lines and lines[0].values == how:
+        ids = [examples[n].id for n in order]
+        for line, row in enumerate(lines[1:]):
+            if row.check(_ROW)["id"] not in ids[line : line + 1] or len(row.values["samples"]) != each:
+                what = f"{each} samples of question {ids[line]!r}" if line < len(ids) else "no further row"
+                raise row.error(f"expected {what}: delete the file to draw anew")
+            rows.append(row.values)
+        print(f"{file}: {len(rows) - 1} of {len(examples)} questions are drawn already", file=sys.stderr)
+    elif lines:
+        print(f"{file}: of another student, or drawn otherwise: replaced", file=sys.stderr)
     told = time.monotonic()
     while some := [examples[n] for n in order[len(rows) - 1 :][:batch_size]]:
         answers, _ = answer(some)
         drawn = zip(answers.texts, answers.log_probs.tolist(), answers.cut.tolist(), strict=True)
         samples = [Sample(*one)._asdict() for one in drawn]
-        each = len(samples) // len(some)
         rows += [
             {"id": example.id, "samples": samples[n * each : (n + 1) * each]}
             for n, example in enumerate(some)

@@ -4,8 +4,10 @@ import collections
 import json
 
 import numpy as np
+import pytest
 
 from cot_jax.data.examples import Example
+from cot_jax.errors import UserError
 from cot_jax.training.evaluation import Answers
 from cot_jax.training.samples import Sample, draw_samples
 
@@ -47,3 +49,21 @@ def test_only_samples_drawn_alike_are_kept(tmp_path, capsys):
     assert "2 of 4 questions are drawn already" in capsys.readouterr().err
     assert _draw(file, HOW | {"seed": 1})[1] == [["1", "2", "0"], ["3"]]
     assert "replaced" in capsys.readouterr().err
+
+
+def test_a_file_that_was_changed_is_refused(tmp_path):
+    file = tmp_path / "samples.jsonl"
+    file.write_text("")  # as good as none
+    _draw(file)
+    how, *rows = file.read_text().splitlines(keepends=True)
+    fewer = json.loads(rows[0])
+    fewer["samples"].pop()
+    for changed, wrong in {
+        (rows[1],): r":2: expected 2 samples of question '1': delete the file",
+        (json.dumps(fewer),): r":2: expected 2 samples of question '1'",
+        (*rows, rows[0]): r":6: expected no further row",
+        (rows[0], rows[1][:-9]): r":3: ",
+    }.items():
+        file.write_text("".join((how, *changed)))
+        with pytest.raises(UserError, match=wrong):
+            _draw(file)

@@ -204,9 +204,12 @@ def scripted(run, monkeypatch):
     return run
 
 
-def test_every_path_is_evaluated_and_votes(scripted, tmp_path, capsys):
+def test_every_path_is_evaluated_and_votes(scripted, tmp_path, capsys, monkeypatch):
+    ran, run = [], programs.run
+    monkeypatch.setattr(programs, "run", lambda program, sandbox: ran.append(program) or run(program))
     assert evaluate.main([str(scripted), f"--output={tmp_path}", "--samples=3"]) == 0
     out, err = capsys.readouterr()
+    assert len(ran) == len({*ran}) == 3 * 4  # each program once, though it is drawn, then counted
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert found["accuracy"] == found["paths"]["label"]["accuracy"] == 0.0
     # Question 1 is 3 + 4, so that its first chain is right too.

@@ -176,10 +176,12 @@ class Sandbox:
 def make_interpreter(sandboxed: bool) -> Interpreter:
     """Returns the interpreter; if `sandboxed`, with this sandbox for what it refuses.
 
+    It remembers its results: samples repeat many a program.
+
     Raises:
       UserError: this machine has no tight sandbox.
     """
-    return functools.partial(programs.run, sandbox=Sandbox()) if sandboxed else programs.run
+    return functools.cache(functools.partial(programs.run, sandbox=Sandbox() if sandboxed else None))
 
 
 def _none(why: str) -> UserError:

@@ -366,7 +366,7 @@ def _votes(
     ballots: dict[str, tuple[list[str], list[float]]] = {}
     nothing: dict[str, dict[str, int]] = {}
     for view in saved.choose(options.paths or reasoned or [*saved.paths]):
-        path, samples = str(view.path), _samples(saved, view, asked, options, directory)
+        path, samples = str(view.path), _samples(saved, view, asked, interpreter, options, directory)
         read = [answer_of(view, sample.text, interpreter) for sample in samples]
         ballots[path] = [one.answer for one in read], [sample.log_prob for sample in samples]
         nothing[path] = dict(Counter(one.failure for one in read if one.failure).most_common())
@@ -387,7 +387,14 @@ def _votes(
     }
 
 
-def _samples(saved: Saved, view: View, asked: _Answered, options: Options, directory: Path) -> list[Sample]:
+def _samples(
+    saved: Saved,
+    view: View,
+    asked: _Answered,
+    interpreter: Interpreter,
+    options: Options,
+    directory: Path,
+) -> list[Sample]:
     """Draws the samples of a path, those of a question adjacent; samples_PATH.jsonl holds them."""
     most, examples = options.max_new_tokens or saved.most_tokens(view), asked.examples
     greedy = zip(asked.answers.texts, asked.answers.log_probs.tolist(), strict=True)
@@ -400,7 +407,7 @@ def _samples(saved: Saved, view: View, asked: _Answered, options: Options, direc
         "student": zlib.crc32("\n".join(f"{text} {log_prob:.2f}" for text, log_prob in greedy).encode()),
     }
     draws = {"samples": options.samples, "sampling": Sampling(options.temperature), "seed": options.seed}
-    answerer = _answerer(saved, view, examples, most, **draws)
+    answerer = _answerer(saved, view, examples, most, interpreter=interpreter, **draws)
     size, file = _batch_size(saved, examples), directory / f"samples_{view.path}.jsonl"
     samples = [*itertools.chain(*draw_samples(answerer, examples, file, how, batch_size=size))]
     if cut := sum(sample.cut for sample in samples):

@@ -189,8 +189,15 @@ def test_only_what_the_interpreter_refuses_comes_here():
     assert asked == refused
 
 
+def test_each_program_runs_once(monkeypatch):
+    ran = []
+    monkeypatch.setattr(programs, "run", lambda program, sandbox: ran.append(program) or Result(len(ran)))
+    interpreter = sandbox.make_interpreter(False)
+    assert [interpreter(program).answer for program in ("a", "b", "a")] == [1, 2, 1]
+    assert ran == ["a", "b"]
+
+
 def test_who_runs_programs():
-    assert sandbox.make_interpreter(False) is programs.run
     refused = "import fractions\nans = fractions.Fraction(1, 2)"
     assert programs.run(refused).failure == "Unsupported"
     example = Example("1", ("?",), "0.5", programs=(refused,))

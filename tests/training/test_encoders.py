@@ -158,7 +158,12 @@ def _run(world, devices=1, **keys):
 @pytest.mark.slow
 def test_a_student_learns_classes(world, tmp_path, capsys):
     _write(tmp_path / "data", _pair, {"train": 400, "valid": 40, "test": 60})
-    keys = {"data.root": tmp_path / "data", "train.steps": 120, "train.eval_every": 60}
+    keys = {
+        "data.root": tmp_path / "data",
+        "train.steps": 120,
+        "train.eval_every": 60,
+        "train.checkpoint_every": 60,
+    }
     assert main([*_flags(world, **keys), f"--workdir={tmp_path / 'run'}"]) == 0
     assert "fresh weights for classifier/w, classifier/bias" in capsys.readouterr().out
     result = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -174,8 +179,9 @@ def test_a_student_learns_classes(world, tmp_path, capsys):
 def chooser(world, tmp_path_factory):
     """A run on COPA."""
     folder = tmp_path_factory.mktemp("copa")
-    keys = {"data.task": "copa", "data.root": _copa(folder / "data"), "train.steps": 60}
-    assert main([*_flags(world, **keys, **{"train.eval_every": 60}), f"--workdir={folder / 'run'}"]) == 0
+    once = {"train.steps": 60, "train.eval_every": 60, "train.checkpoint_every": 60}
+    keys = {"data.task": "copa", "data.root": _copa(folder / "data")} | once
+    assert main([*_flags(world, **keys), f"--workdir={folder / 'run'}"]) == 0
     return folder / "run"
 
 

@@ -72,6 +72,27 @@ def test_activations_are_what_the_compiler_says(experiment):
     assert not need.fits(need.total - 1)
 
 
+@pytest.mark.parametrize(
+    ("message", "held"),
+    [
+        ("Ran out of memory in memory space hbm. Used 18.50G of 15.75G hbm. Exceeded by 2.75G.", 0),
+        ("the total memory required for HLO temporaries (18.50G) exceeds available HBM (15.75G).", 1),
+    ],
+)
+def test_a_program_that_the_compiler_rejects_does_not_fit(experiment, monkeypatch, message, held):
+    def compile(self):
+        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {message}")
+
+    monkeypatch.setattr(Run, "compile", compile)
+    need = measure(experiment, jax.devices(), memory=16 * GIB)
+    assert need.total == int(18.5 * GIB) + held * need.resident
+    assert need.compiler in message
+    assert not need.fits(32 * GIB)
+    message = "INTERNAL: a bug"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+        measure(experiment, jax.devices(), memory=16 * GIB)
+
+
 def test_the_least_costly_change_is_found(experiment, monkeypatch):
     """With a compiler that is known: so much for a layer's activations, divided by the parts."""
     tried = []

@@ -22,6 +22,10 @@ from cot_jax.training.run import Run
 from cot_jax.training.students import load_student, make_lora
 
 FITS = "fits"
+_TOO_LARGE = re.compile(
+    r"(Used |HLO temporaries \()(?P<size>[\d.]+)(?P<unit>[MG])"
+    r"( of [\d.]+[MG] hbm|\) exceeds available HBM \([\d.]+[MG]\))"
+)
 # GiB per chip.
 _TPU_MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
 
@@ -112,12 +116,14 @@ def measure(experiment: Experiment, devices: Sequence[jax.Device], memory: int) 
     try:
         found = run.compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
-        # The TPU compiler rejects a program that does not fit and reports its size; it reserves some memory.
-        used = re.search(r"Used ([\d.]+)([MG]) of ([\d.]+)([MG]) hbm", str(error))
+        # The TPU compiler rejects a program that does not fit and reports its size, or, if these alone are
+        # too much, that of its temporaries; it reserves some memory.
+        used = _TOO_LARGE.search(str(error))
         if not used:
             raise
-        total = float(used[1]) * {"M": 2**20, "G": 2**30}[used[2]]
-        return dataclasses.replace(need, rest=int(total) - need.resident, compiler=used[0])
+        size = int(float(used["size"]) * {"M": 2**20, "G": 2**30}[used["unit"]])
+        rest = size if "temporaries" in used[0] else size - need.resident
+        return dataclasses.replace(need, rest=rest, compiler=used[0])
     assert found is not None
     rest = found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
     return dataclasses.replace(need, rest=rest)

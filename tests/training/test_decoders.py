@@ -2,6 +2,7 @@
 
 import functools
 import io
+import itertools
 import json
 import math
 import re
@@ -150,8 +151,7 @@ LEARNED |= {
         f"--config.objective.mi_reduction={reduction}",
     ]
     for method, variants in (("mi", VARIANTS), ("mixed_mi", VARIANTS[:1]))
-    for variant in variants
-    for reduction in (REDUCTIONS if method == "mi" else REDUCTIONS[:1])
+    for variant, reduction in zip(variants, itertools.cycle(REDUCTIONS), strict=False)
 }
 LEARNED |= {
     f"{method}, {distillation}, {output}": [

@@ -2,10 +2,10 @@
 
 Compiles the training step of FILE at its costliest shape, from shapes alone. Prints how much of a device's
 memory parameters, optimizer state, the last batch of self-distillation and activations need. If they do not
-fit, prints the cheapest change that makes them fit. --topology uses the TPU compiler, without the hardware
-(pip install 'cot-jax[tpu]'); --devices uses the CPU compiler, on as many virtual devices, in the precision of
-a GPU. No weights are read: --config.model.pretrained= --config.model.preset=xxl plans for a size. All other
-flags are those of cot_jax.train.
+fit, prints the cheapest change that makes them fit. --topology, e.g. v5e:1x1 for a single chip, uses the TPU
+compiler, without the hardware (pip install 'cot-jax[tpu]'); --devices uses the CPU compiler, on as many
+virtual devices, in the precision of a GPU. No weights are read: --config.model.pretrained=
+--config.model.preset=xxl plans for a size. All other flags are those of cot_jax.train.
 """
 
 import argparse

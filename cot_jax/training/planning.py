@@ -258,12 +258,12 @@ def _size(count: int) -> str:
 
 
 def topology(name: str) -> tuple[Sequence[jax.Device], int]:
-    """Returns the chips of a TPU slice, e.g. "v5e:4x4", and the bytes of one.
+    """Returns the chips of a TPU slice, e.g. "v5e:4x4" or the single "v5e:1x1", and the bytes of one.
 
     Raises:
       UserError: no such slice, or no compiler for it.
     """
-    kind = name.partition(":")[0]
+    kind, _, shape = name.partition(":")
     if kind not in _TPU_MEMORY:
         raise UserError(f"--topology={name}: {kind!r} is not one of {', '.join(_TPU_MEMORY)}")
     jax.config.update("jax_platforms", "cpu")
@@ -271,8 +271,10 @@ def topology(name: str) -> tuple[Sequence[jax.Device], int]:
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     from jax.experimental import topologies
 
+    # Hosts have four chips unless something else is said.
+    host = {"chips_per_host_bounds": (1, 1, 1)} if shape == "1x1" else {}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **host)
     except Exception as error:  # libtpu, or its absence, raises many classes
         raise UserError(
             f"--topology={name}: {' '.join(str(error).split())[:200]} (it needs pip install 'cot-jax[tpu]' "

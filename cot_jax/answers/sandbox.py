@@ -176,12 +176,13 @@ class Sandbox:
 def make_interpreter(sandboxed: bool) -> Interpreter:
     """Returns the interpreter; if `sandboxed`, with this sandbox for what it refuses.
 
-    It remembers its results: samples repeat many a program.
+    It remembers its latest results: samples repeat many a program.
 
     Raises:
       UserError: this machine has no tight sandbox.
     """
-    return functools.cache(functools.partial(programs.run, sandbox=Sandbox() if sandboxed else None))
+    run = functools.partial(programs.run, sandbox=Sandbox() if sandboxed else None)
+    return functools.lru_cache(maxsize=2**16)(run)
 
 
 def _none(why: str) -> UserError:

@@ -16,7 +16,8 @@ from cot_jax.training.checkpoints import Checkpoints
 from cot_jax.training.saved import STUDENT_FILE, write_answers
 
 if jax.__version_info__ < (0, 11):
-    # The emitters that later versions no longer have compile in half the time of the new ones.
+    # The emitters that later versions no longer have compile in half the time of the new ones. `.ci/run` also
+    # trains the demo and runs `tests.attack` without this.
     flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}"
 jax.config.update("jax_num_cpu_devices", 8)

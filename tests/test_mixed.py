@@ -205,8 +205,8 @@ def scripted(run, monkeypatch):
 
 
 def test_every_path_is_evaluated_and_votes(scripted, tmp_path, capsys, monkeypatch):
-    ran, run = [], programs.run
-    monkeypatch.setattr(programs, "run", lambda program, sandbox: ran.append(program) or run(program))
+    ran, interpret = [], programs._interpret
+    monkeypatch.setattr(programs, "_interpret", lambda program: ran.append(program) or interpret(program))
     assert evaluate.main([str(scripted), f"--output={tmp_path}", "--samples=3"]) == 0
     out, err = capsys.readouterr()
     assert len(ran) == len({*ran}) == 3 * 4  # each program once, though it is drawn, then counted

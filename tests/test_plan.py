@@ -160,7 +160,9 @@ def test_what_is_planned_for_must_be_said(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "chips"), [("v5e:1x1", 1), ("v5e:2x2", 4), ("v5p:2x2x2", 8)])
+@pytest.mark.parametrize(
+    ("name", "chips"), [("v5e:1x1", 1), ("v5p:1x1x1", 1), ("v5e:2x2", 4), ("v5p:2x2x2", 8)]
+)
 def test_the_chips_of_a_slice(name, chips):
     pytest.importorskip("libtpu", reason="the TPU's compiler knows the slices")
     devices, memory = planning.topology(name)

@@ -272,7 +272,7 @@ def topology(name: str) -> tuple[Sequence[jax.Device], int]:
     from jax.experimental import topologies
 
     # Hosts have four chips unless something else is said.
-    host = {"chips_per_host_bounds": (1, 1, 1)} if shape == "1x1" else {}
+    host = {"chips_per_host_bounds": (1, 1, 1)} if shape in ("1x1", "1x1x1") else {}
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name, **host)
     except Exception as error:  # libtpu, or its absence, raises many classes

@@ -8,7 +8,7 @@ from tests.kill_and_resume import main
 @pytest.mark.slow
 def test_a_kill_while_it_saves(capsys):
     """Twenty, at other moments too: `python -m tests.kill_and_resume --kills=20`."""
-    status = main(["--kills=1"])
+    status = main(["--kills=1", "--config.train.steps=18"])
     printed = capsys.readouterr().out
     assert status == 0, printed
     assert "kill 1: killed after" in printed

@@ -52,6 +52,9 @@ WORDS = (
 )
 CONFIG = Path(__file__).parents[2] / "configs" / "cqa_standard.py"
 
+# Tests of several devices name them.
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def _pair(rng):
     """Two sentences of which the second may follow from the first; the label says whether."""
@@ -160,6 +163,7 @@ def test_a_student_learns_classes(world, tmp_path, capsys):
     _write(tmp_path / "data", _pair, {"train": 400, "valid": 40, "test": 60})
     keys = {
         "data.root": tmp_path / "data",
+        "model.layers": 2,
         "train.steps": 120,
         "train.eval_every": 60,
         "train.checkpoint_every": 60,
@@ -203,9 +207,8 @@ SOFT = {
 @pytest.fixture(scope="module")
 def soft(world):
     """The losses of a method of self-distillation, without dropout."""
-    return lambda name: _losses(
-        _run(world, **SOFT[name], **{"model.dropout_rate": 0.0, "self_distillation.top_k": 3})
-    )
+    keys = {"model.layers": 1, "model.dropout_rate": 0.0, "self_distillation.top_k": 3}
+    return lambda name: _losses(_run(world, **SOFT[name], **keys))
 
 
 @pytest.mark.slow
@@ -257,7 +260,7 @@ def test_losses_are_those_of_one_device_and_of_a_whole_batch(world, taught, mesh
 
 @pytest.mark.slow
 def test_a_stopped_run_resumes(world, tmp_path, monkeypatch, capsys):
-    flags = _flags(world, **SOFT["dynsdpb vmm"])
+    flags = _flags(world, **SOFT["dynsdpb vmm"], **{"model.layers": 1})
     assert main([*flags, f"--workdir={tmp_path / 'whole'}"]) == 0
     take, stops = Run.batch, iter([True])
 
@@ -275,7 +278,11 @@ def test_a_stopped_run_resumes(world, tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_every_layer_has_a_gradient_norm_in_the_rows_asked_for(world, tmp_path):
     pytest.importorskip("matplotlib", reason="plots need Matplotlib")
-    keys = SOFT["dynsdpb vmm"] | {"train.layer_norms_every": 2, "model.dropout_rate": 0.0}
+    keys = SOFT["dynsdpb vmm"] | {
+        "model.layers": 2,
+        "train.layer_norms_every": 2,
+        "model.dropout_rate": 0.0,
+    }
     assert main([*_flags(world, **keys), f"--workdir={tmp_path}"]) == 0
     norms = [
         {
@@ -286,7 +293,7 @@ def test_every_layer_has_a_gradient_norm_in_the_rows_asked_for(world, tmp_path):
         for row in _rows(tmp_path)
         if "loss" in row
     ]
-    assert [sorted(row) for row in norms] == 2 * [[], [f"layers/{n}" for n in range(4)]]
+    assert [sorted(row) for row in norms] == 2 * [[], [f"layers/{n}" for n in range(2)]]
     for row, full in zip(norms[1::2], [row for row in _rows(tmp_path) if "loss" in row][1::2], strict=True):
         # What is left is that of the embeddings and the head.
         assert min(row.values()) > 0
@@ -353,7 +360,7 @@ RECIPE = {
 @pytest.mark.slow
 def test_ten_steps_equal_pytorch(world, tmp_path):
     # Usual fresh weights are so small that ten steps change next to nothing.
-    base = _pretrained(tmp_path / "bert", scale=3.0)
+    base = _pretrained(tmp_path / "bert", scale=3.0, num_hidden_layers=2)
     keys = RECIPE | {"model.pretrained": base, "optimizer.learning_rate": 1e-2, "train.steps": 10}
     losses = _assert_steps_equal_pytorch(parse_command_line(_flags(world, **keys), "").config, tmp_path)
     assert losses[-2:].max() < 0.95 * losses[:2].min()

@@ -68,3 +68,11 @@ def test_commands_of_the_pages_have_the_flags_that_they_use(capsys):
                 fits = flag in known[name] or (name in takes_keys and flag in keys)
                 assert fits, f"{page.name}: {name} has no --{flag}"
     assert used > 100
+
+
+def test_what_the_pages_set_is_a_key():
+    keys = set(re.findall(r"`config\.(?:\w+\.)*(\w+)`", (ROOT / "docs" / "config.md").read_text()))
+    setting = re.compile(r"`(?:[a-z_]+\.)*([a-z_]+)=[^`\s]*`")
+    used = [(page.name, name) for page in PAGES for name in setting.findall(page.read_text())]
+    assert len(used) > 40
+    assert [(page, name) for page, name in used if name not in keys] == []

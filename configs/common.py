@@ -70,7 +70,7 @@ def demo(method: str):
     config.optimizer.name = "adafactor"
     config.optimizer.learning_rate = 4e-2
     config.optimizer.warmup_steps = 100
-    config.train.steps = 3500
+    config.train.steps = 2000
     config.train.batch_size = 32
     return config
 

@@ -23,7 +23,7 @@
 #
 # ```bash
 # python -m cot_jax.sweep --config=configs/demo_mi.py --seeds=0 --output=runs/demo \
-#     --methods=standard,dss,mi,mi:masked,mi:normalized,mi:kl
+#     --methods=standard,dss,mi,mi:masked,mi:normalized,mi:kl --config.train.steps=3500
 # ```
 #
 # It is **one seed** a method. Where a run has not been evaluated yet, `python -m cot_jax.evaluate` is called

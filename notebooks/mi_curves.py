@@ -24,7 +24,7 @@
 #
 # ```bash
 # python -m cot_jax.sweep --config=configs/demo_mi.py --seeds=0 --output=runs/demo \
-#     --methods=standard,dss,mi,mi:masked,mi:normalized,mi:kl
+#     --methods=standard,dss,mi,mi:masked,mi:normalized,mi:kl --config.train.steps=3500
 # ```
 #
 # Rows that are not finished yet are left out. It is **one seed**: what holds for a student here is what

@@ -215,12 +215,12 @@ def test_epochs_and_shares_become_steps():
     [
         (
             "--config.train.epochs=3",
-            r"config\.train\.epochs=3 makes 30 steps, but config\.train\.steps=3500: give only one of them, "
+            r"config\.train\.epochs=3 makes 30 steps, but config\.train\.steps=2000: give only one of them, "
             r"with --config\.train\.steps=0 or --config\.train\.epochs=0",
         ),
         (
             "--config.optimizer.warmup_ratio=0.06",
-            r"config\.optimizer\.warmup_ratio=0\.06 makes 210 steps, but .*warmup_steps=100: .*",
+            r"config\.optimizer\.warmup_ratio=0\.06 makes 120 steps, but .*warmup_steps=100: .*",
         ),
     ],
 )

@@ -47,8 +47,8 @@ def command(main: Main) -> Main:
 
     @functools.wraps(main)
     def framed(argv: Sequence[str]) -> int:
-        # Imports and tracing make a million objects that stay. Python's default is to look for garbage among
-        # them every 700 new ones: two seconds until a run's first step.
+        # Imports and tracing make a million objects that stay. Python's default is to look for garbage every
+        # 700 new ones: two seconds more in a run of two steps.
         gc.set_threshold(50_000)
         try:
             status = main([argument for argument in argv if argument != "--debug"])

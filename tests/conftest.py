@@ -21,7 +21,7 @@ if jax.__version_info__ < (0, 11):
     # trains the demo and runs `tests.attack` without this.
     flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}"
-gc.set_threshold(50_000)  # as in a command: a fifth of a slow test's time
+gc.set_threshold(50_000)  # as in a command
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Three quarters of the suite's time would be LLVM making tiny programs fast.
@@ -59,7 +59,7 @@ def _folder(variable: str) -> Path:
 
 @pytest.fixture(scope="module")
 def one_device():
-    """Runs take one of the eight devices unless told otherwise: their programs compile in half the time."""
+    """Runs take one of the eight devices unless told otherwise: their programs compile in three quarters of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "device_count", lambda: 1)
         yield

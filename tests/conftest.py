@@ -59,7 +59,7 @@ def _folder(variable: str) -> Path:
 
 @pytest.fixture(scope="module")
 def one_device():
-    """Runs take one of the eight devices unless told otherwise: their programs compile in three quarters of the time."""
+    """Runs take one of the eight devices unless told otherwise; that saves a quarter of their time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "device_count", lambda: 1)
         yield

@@ -57,12 +57,10 @@ def _folder(variable: str) -> Path:
     return Path(value)
 
 
-@pytest.fixture(scope="module")
-def one_device():
+@pytest.fixture
+def one_device(monkeypatch):
     """Runs take one of the eight devices unless told otherwise; that saves a quarter of their time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "device_count", lambda: 1)
-        yield
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import io
 import json
 import random
@@ -258,3 +259,12 @@ def test_text_on_standard_input_need_not_be_text(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"input": "a"}\n\xff\n')))
     assert predict.main([str(tmp_path)]) == 2
     assert capsys.readouterr().err == "error: standard input:2: not UTF-8 (invalid start byte at byte 0)\n"
+
+
+def test_a_command_looks_for_garbage_rarely():
+    before = gc.get_threshold()
+    try:
+        gc.set_threshold(700)
+        assert command(lambda argv: gc.get_threshold()[0])([]) > 10_000
+    finally:
+        gc.set_threshold(*before)

@@ -21,8 +21,7 @@ from cot_jax.text import tokenizer as tokenizers
 from cot_jax.training import assessment, loop, saved
 from cot_jax.training.experiment import prepare
 
-# What all of it waits for is a training.
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
+pytestmark = pytest.mark.slow  # what all of it waits for is a training
 
 SIZES = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
 QUESTION = "Tom has {} pens and gets {} pens ."

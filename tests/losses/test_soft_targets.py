@@ -108,7 +108,7 @@ def _torch_term(spec, torch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("temperature", "layout"), [(1.0, (3, 2, 3)), (3.0, (1, 0, 0))])
+@pytest.mark.parametrize(("temperature", "layout"), [(1.0, (1, 0, 0)), (3.0, (3, 2, 3))])
 @pytest.mark.parametrize("output", ["full", "top_k", "vmm"])
 @pytest.mark.parametrize("method", ["dlb", "dynsdpb"])
 def test_equals_the_formulas_in_value_and_gradient(method, output, temperature, layout):

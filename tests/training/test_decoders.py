@@ -35,9 +35,6 @@ from cot_jax.training.experiment import prepare
 from cot_jax.training.run import Run
 from cot_jax.training.saved import load
 
-# Tests of several devices name them.
-pytestmark = pytest.mark.usefixtures("one_device")
-
 SIZES = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -173,6 +170,7 @@ LEARNED |= {
 
 @pytest.mark.parametrize("case", LEARNED)
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_every_method_trains_and_is_evaluated(case, tmp_path):
     assert main([*FLAGS, *LEARNED[case], f"--workdir={tmp_path / 'run'}"]) == 0
     rows = _rows(tmp_path / "run")
@@ -280,6 +278,7 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_a_program_is_compiled_once(base, monkeypatch):
     monkeypatch.setattr(batches, "_COMPILE_STEPS", 1e-3)
     run = Run(prepare(_config(f"--config.model.pretrained={base('chat')}", "--config.train.steps=8", *LORA)))

@@ -52,7 +52,7 @@ WORDS = (
 )
 CONFIG = Path(__file__).parents[2] / "configs" / "cqa_standard.py"
 
-# Tests of several devices name them.
+# But for what module fixtures train, and tests that name their devices.
 pytestmark = pytest.mark.usefixtures("one_device")
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: the latest states, to resume from, and the best parameters on validation."""
 
+import contextlib
 import json
 import logging
 import math
@@ -119,6 +120,7 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, but none is readable.
         """
+        _wait(self._latest)
         unreadable = []
         for step in sorted(self._latest.all_steps(), reverse=True):
             try:
@@ -292,6 +294,27 @@ def _unwritten(manager: ocp.CheckpointManager, error: Exception) -> Exception:
     )
 
 
+def _refuse_other_shapes(item: Any, like: Any) -> None:
+    """Orbax would read all arrays at once, and print a traceback for every failure but the first.
+
+    Raises:
+      ValueError: an array in the directory `item` has another shape than in `like`.
+    """
+
+    def named(tree):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+    with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+        stored = named(handler.metadata(item).tree)
+    for name, leaf in named(like).items():
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) or name not in stored:
+            continue  # a key is stored as its words; Orbax names what is missing
+        if stored[name].shape != leaf.shape:
+            raise ValueError(f"{name} has shape {stored[name].shape}, the student's has {leaf.shape}")
+
+
 def _restore(manager: ocp.CheckpointManager, step: int | None, like: Any) -> Any:
     _verify(place(manager.directory) / str(step))
+    _refuse_other_shapes(manager.directory / str(step) / _ITEM, like)
     return manager.restore(step, args=ocp.args.Composite(**{_ITEM: ocp.args.StandardRestore(like)}))[_ITEM]

@@ -151,6 +151,23 @@ def test_what_a_lost_process_keeps_from_being_written_is_no_fault_of_the_disk(tm
         monkeypatch.undo()
 
 
+def test_other_shapes_are_one_line(tmp_path, capfd):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, _state(3))
+        checkpoints.save_if_best(3, _state(3).params, 0.5)
+    wide = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-1], 7)), _state(0).params)
+    other = _placed(init_state({"layer": wide["layer"] | {"b": jnp.zeros(7)}}, OPTIMIZER, jax.random.key(0)))
+    with Checkpoints(tmp_path) as checkpoints:
+        message = r"layer/w has shape \(3, 2\), the student's has \(3, 7\)\); restore it"
+        with pytest.raises(UserError, match=message):
+            checkpoints.restore_best(other.params)
+        with pytest.raises(UserError, match="no checkpoint can be read"):
+            checkpoints.restore_latest(other)
+    out, err = capfd.readouterr()
+    assert re.fullmatch(r".*latest/3 cannot be read \(ValueError: \S*layer/w has shape .*\)\n", out)
+    assert err == ""
+
+
 def test_every_bit_that_flips_is_noticed(tmp_path, capsys):
     like, draw = _placed(_state(0)), np.random.default_rng(0)
     with Checkpoints(tmp_path) as checkpoints:

@@ -1,5 +1,6 @@
 """Strict JAX for every test: eight CPU devices, float32 by default, no silent rank promotion."""
 
+import collections
 import gc
 import json
 import os
@@ -48,6 +49,9 @@ def pytest_collection_modifyitems(items):
         file = item.path.relative_to(Path(__file__).parents[1]).as_posix()
         if _TRAINING.get(file, set()) & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
+    # Quick files come last: they keep every worker busy until the end.
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 def _folder(variable: str) -> Path:

@@ -2,7 +2,6 @@
 
 import functools
 import io
-import itertools
 import json
 import math
 import re
@@ -24,7 +23,7 @@ from cot_jax.config import DataConfig, WordProblemsConfig, parse_command_line
 from cot_jax.data import batches
 from cot_jax.data.lengths import describe
 from cot_jax.data.views import METHODS, WITH_MUTUAL_INFORMATION
-from cot_jax.losses.choices import OUTPUTS, REDUCTIONS, VARIANTS
+from cot_jax.losses.choices import OUTPUTS
 from cot_jax.models import student as students
 from cot_jax.models.llama import Llama, LlamaConfig
 from cot_jax.models.lora import merged
@@ -145,8 +144,11 @@ LEARNED = {
         f"--config.objective.mi_variant={variant}",
         f"--config.objective.mi_reduction={reduction}",
     ]
-    for method, variants in (("mi", VARIANTS), ("mixed_mi", VARIANTS[:1]))
-    for variant, reduction in zip(variants, itertools.cycle(REDUCTIONS), strict=False)
+    for method, variant, reduction in (
+        ("mi", "kl", "max"),
+        ("mi", "normalized", "mean"),
+        ("mixed_mi", "masked", "max"),
+    )
 }
 LEARNED |= {
     f"{method}, {distillation}, {output}": [
@@ -156,7 +158,7 @@ LEARNED |= {
     ]
     for distillation, methods in (
         ("dlb", ("dss", "standard", "mixed")),
-        ("dynsdpb", ("single_task", "mi", "dss")),
+        ("dynsdpb", ("single_task", "mi", "program")),
     )
     for method, output in zip(methods, OUTPUTS, strict=True)
 }

@@ -1,4 +1,4 @@
-"""The step: one compile per shape, donation, device-count invariance, randomness from the step alone."""
+"""The step: one compile per shape, donation, randomness from the step alone."""
 
 import functools
 import re
@@ -40,9 +40,9 @@ def views():
     }
 
 
-def _student(dropout_rate=0.1):
+def _student():
     sizes = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
-    return T5(T5Config(vocab_size=100, dropout_rate=dropout_rate, **sizes))
+    return T5(T5Config(vocab_size=100, **sizes))
 
 
 def _mesh(devices):
@@ -79,31 +79,12 @@ def _compiled(student, mesh):
     return create, step
 
 
-def _batch(views, step, groups=1, extra=0):
+def _batch(views, step, extra=0):
     """Returns a batch with `extra` slots more than any batch needs."""
     rows = np.arange(EXAMPLES).reshape(-1, BATCH)
-    needs = needed(view_lengths(views, rows, padded=views), groups).max(axis=2)
+    needs = needed(view_lengths(views, rows, padded=views), groups=1).max(axis=2)
     shape = as_shape(needs + np.array([extra, 0]))
-    return make_batch(views, rows[step % len(rows)], shape, 0, groups, padded=views)
-
-
-def _losses(views, mesh, steps, student):
-    losses = []
-    with jax.set_mesh(mesh):
-        state, step_fn = _start(student, mesh)
-        for step in range(steps):
-            batch = jax.device_put(_batch(views, step, mesh.size), by_example(mesh))
-            state, metrics = step_fn(state, batch)
-            losses.append(float(metrics["loss"]))
-    return losses
-
-
-@pytest.mark.slow
-def test_one_device_equals_eight(views):
-    student = _student(dropout_rate=0.0)
-    one, eight = (_losses(views, _mesh(n), 5, student) for n in (1, 8))
-    # Float32 sums in another order; five Adam steps multiply the difference.
-    np.testing.assert_allclose(one, eight, rtol=2e-5)
+    return make_batch(views, rows[step % len(rows)], shape, 0, 1, padded=views)
 
 
 @pytest.mark.slow

@@ -71,6 +71,11 @@ def _mi(variant="reference", weight=0.5, reduction="max"):
     return MutualInformation("predict", "explain", weight, variant, reduction, "label")
 
 
+def _differentiated(objective):
+    """The compiled (params, batch, key, last batch) -> ((total, found), gradients)."""
+    return jax.jit(jax.value_and_grad(objective, has_aux=True))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("reduction", [None, "max", "mean"], ids=["dss", "max", "mean"])
 def test_equals_the_published_lines_in_value_and_gradient(params, layout, reduction):
@@ -78,7 +83,7 @@ def test_equals_the_published_lines_in_value_and_gradient(params, layout, reduct
     mi = _mi(reduction=reduction) if reduction else None
     objective = make_objective(FixedHidden(), TERMS, WEIGHTS, mi)
     batch = _batch(*layout, padded=mi is not None)
-    (total, found), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, None, None)
+    (total, found), grads = _differentiated(objective)(params, batch, None, None)
 
     # The published code pads to the longest target of the batch, and no further.
     leaves = {name: torch.tensor(np.asarray(value), requires_grad=True) for name, value in params.items()}
@@ -108,7 +113,7 @@ def test_equals_the_published_lines_in_value_and_gradient(params, layout, reduct
 )
 def test_neither_layout_nor_padding_changes_anything(params, variant, reduction):
     mi = _mi(variant, reduction=reduction)
-    objective = jax.value_and_grad(make_objective(FixedHidden(), TERMS, WEIGHTS, mi), has_aux=True)
+    objective = _differentiated(make_objective(FixedHidden(), TERMS, WEIGHTS, mi))
     (expected, _), expected_grads = objective(params, _batch(padded=False), None, None)
     for layout, padded in zip(LAYOUTS, (True, False, True), strict=True):
         (total, _), grads = objective(params, _batch(*layout, padded=padded), None, None)
@@ -120,7 +125,7 @@ def test_an_empty_target_counts_nowhere(params):
     lengths = {"predict": [2, 1, 4], "explain": [5, 0, 2]}
     objective = make_objective(FixedHidden(), TERMS, WEIGHTS, _mi("masked"))
     batch = _batch(lengths=lengths, padded=False)
-    (_, found), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, None, None)
+    (_, found), grads = _differentiated(objective)(params, batch, None, None)
     assert not np.any(grads["explain"][1])
     logits, ids = params["explain"] @ params["head"], _rectangle(lengths["explain"])
     nll = [-jax.nn.log_softmax(logits[i, t])[ids[i, t]] for i in (0, 2) for t in range(lengths["explain"][i])]
@@ -130,7 +135,7 @@ def test_an_empty_target_counts_nowhere(params):
 def test_no_rationale_at_all_is_a_loss_of_zero(params):
     objective = make_objective(FixedHidden(), TERMS, WEIGHTS, _mi())
     batch = _batch(spare=1, wider=1, lengths={"predict": [2, 1, 4], "explain": [0, 0, 0]})
-    (total, found), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, None, None)
+    (total, found), grads = _differentiated(objective)(params, batch, None, None)
     assert float(found.terms["rationale"]) == float(found.terms["mi"]) == 0
     assert float(total) == pytest.approx(0.3 * float(found.terms["label"]))
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
@@ -206,10 +211,8 @@ def test_class_weights_are_those_of_pytorch(params, layout):
     batch = _batch(*layout, lengths=lengths, padded=False)
     weights_V = np.random.default_rng(2).uniform(0.2, 3.0, V)
     objective = make_objective(FixedHidden(), TERMS, WEIGHTS, class_weights=weights_V)
-    (_, found), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, None, None)
-    (_, plain), _ = jax.value_and_grad(make_objective(FixedHidden(), TERMS, WEIGHTS), has_aux=True)(
-        params, batch, None, None
-    )
+    (_, found), grads = _differentiated(objective)(params, batch, None, None)
+    (_, plain), _ = _differentiated(make_objective(FixedHidden(), TERMS, WEIGHTS))(params, batch, None, None)
     assert float(found.terms["rationale"]) == float(plain.terms["rationale"])
 
     rows, ids = [0, 2], _rectangle(lengths["predict"])[[0, 2], 0]
@@ -233,7 +236,7 @@ def test_class_weights_are_those_of_pytorch(params, layout):
 def test_class_weights_of_a_batch_without_labels_are_no_nan(params):
     batch = _batch(1, 1, 1, {"predict": [0, 0, 0], "explain": LENGTHS["explain"]}, padded=False)
     objective = make_objective(FixedHidden(), TERMS, WEIGHTS, class_weights=np.ones(V))
-    (_, found), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, None, None)
+    (_, found), grads = _differentiated(objective)(params, batch, None, None)
     assert float(found.terms["label"]) == 0
     assert not np.any(grads["predict"])
 
@@ -270,7 +273,7 @@ def test_three_views_are_the_sum_of_their_single_terms():
     def value_and_grad(terms, weights, mi=None):
         objective = make_objective(FixedHidden(), terms, weights, mi)
         some = batch._replace(views={name: batch.views[name] for name in terms})
-        return jax.value_and_grad(objective, has_aux=True)(params, some, None, None)
+        return _differentiated(objective)(params, some, None, None)
 
     (total, found), grads = value_and_grad(terms, weights, _mi())
     assert set(found.terms) == {"label", "rationale", "program", "mi"}

@@ -9,13 +9,19 @@ python -m cot_jax.sweep --table=configs/tables/minilm.py --seeds=0..4 --output=D
 
 from cot_jax.configs.tables.common import KD, PKD, classified, self_distilled, table
 
-_SUPERGLUE, _GLUE = {"cb": "CB", "copa": "COPA"}, {"rte": "RTE", "cola": "CoLA"}
 _EPOCHS = {"train.epochs": 3.0}
 _THREE = _EPOCHS | {"model.layers": 3}
 _TAUGHT = _THREE | {"distillation.teacher": "{runs}/fine-tuning/{column}/seed0"}
 
 
 def get_table():
+    return make_table(
+        "MiniLM-L6 on small tasks", {"cb": "CB", "copa": "COPA"}, {"rte": "RTE", "cola": "CoLA"}
+    )
+
+
+def make_table(title, superglue, glue):
+    """Returns the table of tasks of SuperGLUE, in batches of 8, and of GLUE, in batches of 32."""
     rows = self_distilled(3.0)
     del rows["sequential DLB"]
     rows |= {
@@ -27,7 +33,7 @@ def get_table():
     }
     cells = []
     for row, (method, keys) in rows.items():
-        for tasks, batch_size in ((_SUPERGLUE, 8), (_GLUE, 32)):
+        for tasks, batch_size in ((superglue, 8), (glue, 32)):
             sizes = {"train.batch_size": batch_size, "optimizer.learning_rate": 1e-4}
             cells += classified(row, tasks, method, **sizes, **keys)
-    return table("MiniLM-L6 on small tasks", "", cells)
+    return table(title, "", cells)

@@ -238,6 +238,11 @@ class DistillationConfig:
         choices=("none", "skip", "last"),
     )
     layer_weight: float = _key(100.0, "weight of matching states (PKD: beta)", low=0.0)
+    gradient_weight: float = _key(
+        0.0,
+        "weight of matching gradients of the largest probability by embeddings and states (GKD-CLS: gamma)",
+        low=0.0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

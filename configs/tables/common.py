@@ -9,6 +9,7 @@ LI = "Li et al., Findings of EMNLP 2024"
 
 KD = {"distillation.weight": 0.5, "distillation.temperature": 10.0}
 PKD = KD | {"distillation.layers": "skip", "distillation.layer_weight": 100.0}
+GKD = PKD | {"distillation.gradient_weight": 1.0, "model.dropout_rate": 0.0}
 TASKS = {"esnli": "e-SNLI", "anli1": "ANLI-R1", "cqa": "CQA", "svamp": "SVAMP"}
 
 # LoRA on a decoder: script and code of ResLoRA (Shi et al. 2024), which Fu et al. follow without publishing

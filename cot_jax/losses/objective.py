@@ -15,12 +15,13 @@ from cot_jax.losses.soft_targets import (
     LastBatch,
     SelfDistillation,
     Teacher,
+    gradient_loss,
     left,
     patience_loss,
     right,
     teacher_loss,
 )
-from cot_jax.losses.vocabulary import VocabularyMap, cross_entropy_pass, vocabulary_pass
+from cot_jax.losses.vocabulary import VocabularyMap, cross_entropy_pass, logits, vocabulary_pass
 from cot_jax.models.student import Student
 from cot_jax.models.weights import Params
 
@@ -94,11 +95,15 @@ def make_objective(
     # The cross-entropies' share beside a teacher.
     share = 1 - teacher.weight if teacher else 1.0
     patient = teacher is not None and bool(teacher.layers)
+    sensitive = teacher is not None and teacher.gradient_weight > 0
     class_weight_V = None if class_weights is None else jnp.asarray(class_weights, jnp.float32)
 
     def objective(params, batch, dropout_rng, last_batch, teacher_params=None):
-        hidden, layers = hidden_in_parts(student, params, batch, dropout_rng, micro_batches, patient)
         head_DV = student.head(params)
+        if sensitive:
+            hidden, layers, gradients = with_gradients(student, params, batch, dropout_rng)
+        else:
+            hidden, layers = hidden_in_parts(student, params, batch, dropout_rng, micro_batches, patient)
         linked_h = None if last_batch is None else left(batch.example) == last_batch.example_h
         total = jnp.float32(0)
         values: dict[str, jax.Array] = {}
@@ -140,9 +145,12 @@ def make_objective(
             )
             total += mi.weight * values["mi"]
         if teacher:
-            taught, of_layers = hidden_in_parts(
-                teacher.model, teacher_params, batch, None, micro_batches, patient
-            )
+            if sensitive:
+                taught, of_layers, of_teacher = with_gradients(teacher.model, teacher_params, batch, None)
+            else:
+                taught, of_layers = hidden_in_parts(
+                    teacher.model, teacher_params, batch, None, micro_batches, patient
+                )
             teacher_head_DV = teacher.head(teacher_params)
             for name, term in terms.items():
                 view = batch.views[name]
@@ -151,10 +159,16 @@ def make_objective(
                 if patient:
                     pair = (layers[name], of_layers[name])
                     losses["patience"] = patience_loss(*pair, view.learned > 0, teacher.layers)
+                if sensitive:
+                    counts = _counted(view, gradients[name][1].shape[2])
+                    losses["gradient"] = gradient_loss(
+                        gradients[name], of_teacher[name], *counts, teacher.layers
+                    )
                 for part, loss in losses.items():
                     values[part] = values.get(part, jnp.float32(0)) + weights[term] * loss
             total += teacher.weight * values["distillation"]
             total += teacher.layer_weight * values["patience"] if patient else 0
+            total += teacher.gradient_weight * values["gradient"] if sensitive else 0
         if last_batch is not None:
             weighted = [weights[terms[name]] * found.loss for name, found in distilled.items()]
             values["self_distillation"] = jnp.sum(jnp.stack(weighted))
@@ -208,6 +222,35 @@ def hidden_in_parts(
         return x.swapaxes(0, 1).reshape(G, *x.shape[2:])
 
     return jax.tree.map(join, jax.lax.map(jax.checkpoint(whole), jax.tree.map(split, batch)))
+
+
+def with_gradients(
+    student: Any, params: Params, batch: Batch, dropout_rng: jax.Array | None
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array], dict[str, tuple[jax.Array, jax.Array]]]:
+    """An encoder's `hidden_and_layers`, and by view the gradients of the largest probability by its states.
+
+    Those are the embedded tokens (G, X, D) and the first tokens after all layers but the last (N - 1, G, C,
+    D). They can be differentiated again.
+    """
+
+    def confidence(added):
+        states, layers = student.hidden_and_layers(params, batch, dropout_rng, added)
+        largest = jnp.float32(0)
+        for name, view in batch.views.items():
+            probabilities_GYK = jax.nn.softmax(logits(states[name], student.head(params)))
+            learned_GY = Segments.of(view.targets).within(view.learned)
+            largest += jnp.sum(jnp.max(probabilities_GYK, axis=-1), where=learned_GY)
+        return largest, (states, layers)
+
+    gradients, found = jax.grad(confidence, has_aux=True)(student.nothing_added(batch))
+    return *found, gradients
+
+
+def _counted(view: ViewArrays, sequences: int) -> tuple[jax.Array, jax.Array]:
+    """(G, X) and (G, C) bool, the tokens and sequences of examples with something to learn."""
+    learns_GE, inputs = view.learned > 0, Segments.of(view.inputs)
+    learns_GC = jnp.repeat(learns_GE, sequences // learns_GE.shape[1], axis=1)
+    return inputs.spread(learns_GE) & inputs.real_GX, learns_GC
 
 
 def token_weight(view: ViewArrays, class_weight_V: jax.Array | None = None) -> jax.Array:

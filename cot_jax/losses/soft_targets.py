@@ -247,6 +247,7 @@ class Teacher:
       order: the teacher's column for each column of the student's head; None: they are the same.
       layers: pairs (student layer, teacher layer), from 0, whose states are matched.
       layer_weight: weight of that term (PKD's beta).
+      gradient_weight: weight of `gradient_loss` (GKD-CLS's gamma), which matches the same layers.
     """
 
     model: Any
@@ -255,6 +256,7 @@ class Teacher:
     order: tuple[int, ...] | None = None
     layers: tuple[tuple[int, int], ...] = ()
     layer_weight: float = 0.0
+    gradient_weight: float = 0.0
 
     def head(self, params: Any) -> jax.Array:
         """(D, V), its columns in the student's order."""
@@ -307,15 +309,43 @@ def patience_loss(
       layers: as in `Teacher`.
     """
     own, others = (jnp.array(which) for which in zip(*layers, strict=True))
-    a, b = (
-        x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-        for x in (
-            states_GNCD[:, own].astype(jnp.float32),
-            jax.lax.stop_gradient(teacher_GNCD[:, others]).astype(jnp.float32),
-        )
-    )
-    counts_GC = jnp.repeat(counts_GE, a.shape[2] // counts_GE.shape[1], axis=1)
-    return _mean(jnp.mean((a - b) ** 2, axis=(1, 3)), counts_GC)
+    distance_GNC = _squared_distance(states_GNCD[:, own], teacher_GNCD[:, others])
+    counts_GC = jnp.repeat(counts_GE, distance_GNC.shape[2] // counts_GE.shape[1], axis=1)
+    return _mean(jnp.mean(distance_GNC, axis=1), counts_GC) / states_GNCD.shape[-1]
+
+
+def gradient_loss(
+    gradients: tuple[jax.Array, jax.Array],
+    teachers: tuple[jax.Array, jax.Array],
+    counts_GX: jax.Array,
+    counts_GC: jax.Array,
+    layers: tuple[tuple[int, int], ...],
+) -> jax.Array:
+    """GKD-CLS's term: squared distances of normalised gradients of the largest probability.
+
+    The mean over tokens for the embedded tokens, plus for each pair of layers the mean over sequences for the
+    first tokens, as in the released code of Wang et al. 2022.
+
+    Args:
+      gradients, teachers: by the embedded tokens (G, X, D), and by the first tokens' states after the layers
+        (N, G, C, D).
+      counts_GX, counts_GC: bool, of tokens and of sequences.
+      layers: as in `Teacher`.
+    """
+    own, others = (jnp.array(which) for which in zip(*layers, strict=True))
+    total = _mean(_squared_distance(gradients[0], teachers[0]), counts_GX)
+    distance_NGC = _squared_distance(gradients[1][own], teachers[1][others])
+    return total + sum(_mean(distance_GC, counts_GC) for distance_GC in distance_NGC)
+
+
+def _squared_distance(x: jax.Array, teachers: jax.Array) -> jax.Array:
+    """Of the normalised last axes. The teacher carries no gradient; that of zeros is 0."""
+
+    def normalised(x):
+        x = x.astype(jnp.float32)
+        return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
+
+    return jnp.sum((normalised(x) - normalised(jax.lax.stop_gradient(teachers))) ** 2, axis=-1)
 
 
 def _on_devices(x: jax.Array, batch_axes: tuple[str, ...], *others: str | None) -> jax.Array:

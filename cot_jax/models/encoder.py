@@ -12,7 +12,7 @@ input slots of a group, Y target slots of a group, D model, K classes, N layers.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -178,6 +178,11 @@ class Sequences(Layout):
         """(G, X), each sequence's value at its tokens."""
         return self.segments_GX.spread(x_GC)
 
+    def at_first(self, x_GCD: jax.Array) -> jax.Array:
+        """(G, X, D), each sequence's values at its first token, zeros elsewhere."""
+        first_GX = self.segments_GX.real_GX & (self.position_GX == 0)
+        return jnp.where(first_GX[..., None], self.spread(x_GCD), 0)
+
 
 def _choice_lengths(inputs: Tokens, begin: int, choices: int) -> jax.Array:
     """(G, E * choices), the length of each choice in inputs that concatenate them.
@@ -191,6 +196,14 @@ def _choice_lengths(inputs: Tokens, begin: int, choices: int) -> jax.Array:
     count = inputs.length.shape[1] * choices
     one = jax.vmap(lambda place, real: jnp.zeros(count, jnp.int32).at[place].add(real))
     return one(place_GX, segments.real_GX.astype(jnp.int32))
+
+
+class Added(NamedTuple):
+    """What is added to states: to the embedded tokens (G, X, D), and to the first tokens after all layers but
+    the last (N - 1, G, C, D)."""
+
+    embedded_GXD: jax.Array
+    firsts_NGCD: jax.Array
 
 
 # (w, x_GXD, of, key) -> the attended values; see `Encoder._attention`.
@@ -247,21 +260,40 @@ class Encoder(Student):
         return self.hidden_and_layers(params, batch, dropout_rng)[0]
 
     def hidden_and_layers(
-        self, params: Params, batch: Batch, dropout_rng: jax.Array | None
+        self,
+        params: Params,
+        batch: Batch,
+        dropout_rng: jax.Array | None,
+        added: Mapping[str, Added] | None = None,
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """`hidden`, and each view's states (G, N - 1, C, D) of first tokens after all layers but the last.
 
         Patient knowledge distillation matches the latter (Sun et al. 2019).
+
+        Args:
+          added: of each view; a gradient by it is one by these states.
         """
         states, layers = {}, {}
         for n, (name, view) in enumerate(sorted(batch.views.items())):
             key = None if dropout_rng is None else jax.random.fold_in(dropout_rng, n)
-            states_GEP, firsts_NGCD = self._states(params, view.inputs, batch.example, key)
+            of_view = added[name] if added else None
+            states_GEP, firsts_NGCD = self._states(params, view.inputs, batch.example, key, of_view)
             layers[name] = firsts_NGCD.swapaxes(0, 1)
             # A target has one token at most.
             targets = Segments(view.targets.length, view.targets.slots, 1)
             states[name] = targets.pack(states_GEP[:, :, None])
         return states, layers
+
+    def nothing_added(self, batch: Batch) -> dict[str, Added]:
+        """Zeros for `hidden_and_layers`."""
+        c = self.config
+        choices = len(c.labels) if c.multiple_choice else 1
+        added = {}
+        for name, view in batch.views.items():
+            (G, X), E = view.inputs.ids.shape, view.inputs.length.shape[1]
+            shapes = (G, X, c.hidden_size), (c.num_hidden_layers - 1, G, E * choices, c.hidden_size)
+            added[name] = Added(*(jnp.zeros(shape, self.dtype) for shape in shapes))
+        return added
 
     def head(self, params: Params) -> jax.Array:
         if self.config.multiple_choice:
@@ -328,7 +360,12 @@ class Encoder(Student):
 
     @jax.named_scope("encoder")
     def _states(
-        self, params: Params, inputs: Tokens, example_GE: ArrayLike, key: jax.Array | None
+        self,
+        params: Params,
+        inputs: Tokens,
+        example_GE: ArrayLike,
+        key: jax.Array | None,
+        added: Added | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """States (G, E, P) and `_read`'s second output. P is D + 1 or, for multiple choice, K scores."""
         c = self.config
@@ -336,7 +373,7 @@ class Encoder(Student):
         self.require_length(inputs.width - 7)
         sequences = Sequences(inputs, example_GE, c)
         keys = split_key(key, 3)
-        last_GCD, firsts_NGCD = self._read(params, sequences, keys[0], keys[1])
+        last_GCD, firsts_NGCD = self._read(params, sequences, keys[0], keys[1], added)
         pooled_GCD = self._pool(params, last_GCD, sequences, keys[2])
         if not c.multiple_choice:
             one = jnp.ones((*pooled_GCD.shape[:-1], 1), pooled_GCD.dtype)
@@ -344,13 +381,14 @@ class Encoder(Student):
         scores_GC1 = affine(pooled_GCD, params["classifier"], "w")
         return scores_GC1.reshape(*inputs.length.shape, self.outputs), firsts_NGCD
 
-    def _read(self, params: Params, sequences: Sequences, embed_key, layers_key):
+    def _read(self, params: Params, sequences: Sequences, embed_key, layers_key, added: Added | None):
         """The first tokens' states: (G, C, D) of the last layer, (N - 1, G, C, D) of those before it.
 
         The last layer is computed for the first tokens only.
         """
         c, order, blocks = self.config, self._order, params["layers"]
-        x_GXD = embedded = self._embed(params, sequences, embed_key)
+        x_GXD = self._embed(params, sequences, embed_key)
+        x_GXD = embedded = x_GXD if added is None else x_GXD + added.embedded_GXD
         attend = self._attention(params, sequences)
         N = c.num_hidden_layers
         keys = None if layers_key is None else jax.random.split(layers_key, N + 1)
@@ -358,26 +396,31 @@ class Encoder(Student):
         def weights(which):
             return jax.tree.map(lambda leaf: jnp.asarray(leaf)[which], blocks)
 
+        def plus(x_GXD, first_GCD):
+            return x_GXD if first_GCD is None else x_GXD + sequences.at_first(first_GCD)
+
         def layer(x_GXD, xs, _):
-            w, key = xs
+            w, key, first_GCD = xs
             w = w if order is None else weights(w)
             x_GXD = by_example(self._layer(x_GXD, None, w, attend, key, sequences.seed_GX))
+            x_GXD = plus(x_GXD, first_GCD)
             return x_GXD, sequences.first(x_GXD)
 
-        def some(x_GXD, first, last):
+        def some(x_GXD, first, last, more):
             if first >= last:
                 return x_GXD, sequences.first(x_GXD)[None][:0]
             part = slice(first, last)
             w = weights(part) if order is None else jnp.asarray(order[part])
-            xs = (w, None if keys is None else keys[part])
+            xs = (w, None if keys is None else keys[part], None if more is None else more[part])
             return stack(layer, x_GXD, xs, unroll=self.unroll, remat=self.remat)
 
-        begin, before = 0, []
+        begin, before, more = 0, [], None if added is None else added.firsts_NGCD
         if "convolution" in params:
-            begin, (x_GXD, _) = 1, some(x_GXD, 0, 1)
+            begin, (x_GXD, _) = 1, some(x_GXD, 0, 1, None)
             x_GXD = self._convolve(params, x_GXD, embedded, sequences, None if keys is None else keys[N])
+            x_GXD = plus(x_GXD, None if more is None or N == 1 else more[0])
             before = [sequences.first(x_GXD)[None]]
-        x_GXD, found = some(x_GXD, begin, N - 1)
+        x_GXD, found = some(x_GXD, begin, N - 1, more)
         firsts_NGCD = jnp.concatenate([*before, found])
         first_GCD = sequences.first(x_GXD)
         if begin == N:  # the one layer has been applied

@@ -61,6 +61,11 @@ def load_teacher(config: Config, student: Any, format: Format, examples: Sequenc
         example.
     """
     section = config.distillation
+    if section.gradient_weight and (section.layers == "none" or config.train.micro_batches > 1):
+        raise UserError(
+            f"config.distillation.gradient_weight={section.gradient_weight} matches a teacher's gradients: "
+            "use --config.distillation.layers=skip or last, and --config.train.micro_batches=1"
+        )
     if not section.teacher:
         if section.layers != "none":
             raise UserError(
@@ -106,7 +111,8 @@ def load_teacher(config: Config, student: Any, format: Format, examples: Sequenc
             )
         order = tuple(teacher.labels.index(label) for label in student.labels)
     layers = _layers(section.layers, student, teacher, key)
-    matched = Teacher(teacher, section.weight, section.temperature, order, layers, section.layer_weight)
+    weights = (section.layer_weight, section.gradient_weight)
+    matched = Teacher(teacher, section.weight, section.temperature, order, layers, *weights)
     return Loaded(teacher, params, matched)
 
 

@@ -195,9 +195,9 @@ def test_logits_states_and_the_gradient_of_every_parameter(torch, theirs, ours, 
     slots = [weight_EK[[n]] if n < len(real) and n != 1 else weight_EK[:0] for n in range(len(real) + 2)]
 
     @jax.jit
-    @functools.partial(jax.value_and_grad, has_aux=True)
-    def weighted(params):
-        states, layers = student.hidden_and_layers(params, examples, None)
+    @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+    def weighted(params, added):
+        states, layers = student.hidden_and_layers(params, examples, None, added)
         logits = states["view"] @ student.head(params)
         weight = np.zeros(logits.shape, "f")
         rows = iter(slots)
@@ -206,9 +206,12 @@ def test_logits_states_and_the_gradient_of_every_parameter(torch, theirs, ours, 
             w_YK[: len(mine)] = mine
         return jnp.sum(jnp.where(weight != 0, weight * logits, 0)), (logits, layers["view"].swapaxes(0, 1))
 
-    (_, (logits, layers_NGCD)), gradient = weighted(params)
+    (_, (logits, layers_NGCD)), (gradient, by_states) = weighted(params, student.nothing_added(examples))
     model.zero_grad()
-    want = model(**torch_inputs(torch, kind, real), output_hidden_states=True)
+    arguments = torch_inputs(torch, kind, real)
+    want = model(**arguments, output_hidden_states=True)
+    for state in want.hidden_states[:-1]:
+        state.retain_grad()
     want.logits.backward(torch.from_numpy(weight_EK))
     want_EK = want.logits.detach().numpy()
     for n, mine in enumerate(by_example(targets, logits)):
@@ -220,6 +223,16 @@ def test_logits_states_and_the_gradient_of_every_parameter(torch, theirs, ours, 
         mine_CD = np.asarray(mine).reshape(-1, mine.shape[-1])[:C]
         assert largest(mine_CD - state_CD) < 1e-5 * largest(state_CD)
     assert len(layers_NGCD) == student.config.num_hidden_layers - 1
+    embedded_GXD, firsts_NGCD = by_states["view"]
+    mine_XD = np.concatenate(by_example(examples.views["view"].inputs, embedded_GXD))
+    mask = arguments["attention_mask"].flatten(0, -2).bool()
+    want_XD = want.hidden_states[0].grad[mask].numpy()
+    assert largest(mine_XD - want_XD) < 5e-5 * largest(want_XD)
+    for mine, state in zip(firsts_NGCD, want.hidden_states[1:-1], strict=True):
+        want_CD = state.grad[:, 0].numpy()
+        mine_CD = np.asarray(mine).reshape(-1, mine.shape[-1])
+        assert largest(mine_CD[:C] - want_CD) < 5e-5 * largest(want_CD)
+        assert largest(mine_CD[C:]) == 0
 
     found = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
     gradient = flatten_dict(gradient, sep="/")

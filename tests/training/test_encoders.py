@@ -1,5 +1,6 @@
 """Encoders the whole way: classes, choices, every soft target, teachers, on any mesh; what is exported."""
 
+import functools
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from flat_batches import rectangle
+from safetensors.numpy import load_file
 from transformers import BertTokenizerFast
 
 from cot_jax import evaluate, export, predict
@@ -20,7 +22,7 @@ from cot_jax.models import student as students
 from cot_jax.models.bert import Bert, BertConfig
 from cot_jax.models.weights import init
 from cot_jax.train import main
-from cot_jax.training.experiment import prepare
+from cot_jax.training.experiment import build_objective, prepare
 from cot_jax.training.run import Run
 
 SIZES = {
@@ -233,15 +235,15 @@ def test_self_distillation_of_classes_trains(soft, name):
 
 
 PLACES_OF_WORK = [
-    ({"mesh.data": 2}, 2, 1),
-    ({"mesh.data": 1, "mesh.fsdp": 2, "mesh.model": 2}, 4, 1),
-    ({}, 1, 2),
+    (0.0, {"mesh.data": 2}, 2, 1),
+    (1.0, {"mesh.data": 1, "mesh.fsdp": 2, "mesh.model": 2}, 4, 1),
+    (0.0, {}, 1, 2),
 ]
 
 
 @pytest.fixture(scope="module")
 def losses(world, taught):
-    """(number of devices, other keys) -> the losses of a method that couples examples, with a teacher."""
+    """(gradient weight, devices, other keys) -> the losses of DynSDPB with a teacher."""
     keys = {
         "self_distillation.method": "dynsdpb",
         "distillation.teacher": taught,
@@ -249,21 +251,28 @@ def losses(world, taught):
         "model.layers": 2,
         "train.steps": 3,
     }
-    return lambda devices, **more: _losses(_run(world, devices, **keys, **more))
+
+    def run(gradient_weight, devices, **more):
+        more["distillation.gradient_weight"] = gradient_weight
+        return _losses(_run(world, devices, **keys, **more))
+
+    return run
 
 
 @pytest.fixture(scope="module")
 def undivided(losses):
-    return losses(1)
+    return functools.cache(lambda gradient_weight: losses(gradient_weight, 1))
 
 
 @pytest.mark.parametrize(
-    ("mesh", "devices", "parts"), PLACES_OF_WORK, ids=["data", "fsdp and model", "parts"]
+    ("gradient_weight", "mesh", "devices", "parts"), PLACES_OF_WORK, ids=["data", "fsdp and model", "parts"]
 )
 @pytest.mark.slow
-def test_losses_are_those_of_one_device_and_of_a_whole_batch(losses, undivided, mesh, devices, parts):
-    found = losses(devices, **mesh, **{"train.micro_batches": parts})
-    for name, values in undivided.items():
+def test_losses_are_those_of_one_device_and_of_a_whole_batch(
+    losses, undivided, gradient_weight, mesh, devices, parts
+):
+    found = losses(gradient_weight, devices, **mesh, **{"train.micro_batches": parts})
+    for name, values in undivided(gradient_weight).items():
         np.testing.assert_allclose(found[name][0], values[0], rtol=3e-6, atol=1e-6, err_msg=name)
         np.testing.assert_allclose(found[name], values, rtol=1e-3, atol=1e-5, err_msg=name)
 
@@ -314,6 +323,17 @@ def test_every_layer_has_a_gradient_norm_in_the_rows_asked_for(world, tmp_path):
 # --- PyTorch ---
 
 
+def _padded(torch, run, step):
+    """A batch as Transformers' models take it."""
+    (view,), rows = run.experiment.tokenized.values(), run.batches.rows(step)
+    ids, mask = rectangle([view.inputs[row] for row in rows])
+    ends = ids == run.experiment.student.config.sep_token_id
+    second = (np.cumsum(ends, axis=1) - ends > 0) & (mask == 1)
+    labels = np.concatenate([view.targets[row] for row in rows])
+    arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": second, "labels": labels}
+    return {name: torch.from_numpy(x.astype(np.int64)) for name, x in arrays.items()}
+
+
 def _torch_losses(torch, run, directory):
     """Fine-tuning as Transformers does it: padded batches, no decay of norms and biases."""
     from transformers import BertForSequenceClassification, get_linear_schedule_with_warmup
@@ -328,15 +348,9 @@ def _torch_losses(torch, run, directory):
         weight_decay=0.0,
     )
     schedule = get_linear_schedule_with_warmup(optimizer, config.optimizer.warmup_steps, config.train.steps)
-    (view,), losses = run.experiment.tokenized.values(), []
+    losses = []
     for step in range(config.train.steps):
-        rows = run.batches.rows(step)
-        ids, mask = rectangle([view.inputs[row] for row in rows])
-        ends = ids == run.experiment.student.config.sep_token_id
-        second = (np.cumsum(ends, axis=1) - ends > 0) & (mask == 1)
-        labels = np.concatenate([view.targets[row] for row in rows])
-        arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": second, "labels": labels}
-        loss = model(**{name: torch.from_numpy(x.astype(np.int64)) for name, x in arrays.items()}).loss
+        loss = model(**_padded(torch, run, step)).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
@@ -396,7 +410,7 @@ def test_thirty_steps_of_minilm_on_rte_equal_pytorch(world, data_root, tmp_path)
         "model.pretrained": Path(models) / "minilm-l6",
         "optimizer.learning_rate": 5e-5,
         "train.batch_size": 8,
-        "train.steps": 30,
+        "train.steps": 40,
     }
     _assert_steps_equal_pytorch(parse_command_line(_flags(world, **keys), "").config, tmp_path)
 
@@ -470,13 +484,73 @@ def test_a_teacher_teaches_and_is_not_taught(world, taught):
 
 
 @pytest.mark.slow
+def test_matched_gradients_are_those_of_pytorch(world, taught, tmp_path):
+    """GKD-CLS differentiates twice: the term, and the gradient of every parameter."""
+    torch = pytest.importorskip("torch", reason="parity needs PyTorch")
+    from transformers import BertForSequenceClassification
+
+    weight = 0.7
+    keys = {
+        "teacher": taught,
+        "layers": "skip",
+        "weight": 0.0,
+        "layer_weight": 0.0,
+        "gradient_weight": weight,
+    }
+    keys = {f"distillation.{key}": value for key, value in keys.items()}
+    run = _run(world, **keys, **{"model.layers": 2, "model.dropout_rate": 0.0})
+    experiment = run.experiment
+    params, teaching = run.initial_state().params, experiment.teaching
+    objective = jax.jit(jax.value_and_grad(build_objective(experiment), has_aux=True))
+    with jax.set_mesh(run.mesh):
+        (total, found), grads = objective(params, run.batch(0), None, None, teaching.params)
+
+    def model(name, student, params):
+        students.save(tmp_path / name, student, params)
+        # PyTorch's fused attention cannot be differentiated twice.
+        kind = BertForSequenceClassification
+        return kind.from_pretrained(tmp_path / name, attn_implementation="eager").eval()
+
+    student = model("student", experiment.student, params)
+    teacher = model("teacher", teaching.student, teaching.params)
+    batch = _padded(torch, run, 0)
+
+    def sensitivity(model, **how):
+        out = model(**batch, output_hidden_states=True)
+        confidence = out.logits.softmax(-1).amax(-1).sum()
+        return out.loss, torch.autograd.grad(confidence, out.hidden_states[:-1], **how)
+
+    loss, own = sensitivity(student, create_graph=True)
+    _, others = sensitivity(teacher)
+    unit = lambda x: torch.nn.functional.normalize(x, dim=-1)  # noqa: E731
+    term = ((unit(own[0]) - unit(others[0])) ** 2).sum() / batch["attention_mask"].sum()
+    # The first of two student layers learns from the second of four.
+    term += ((unit(own[1][:, 0]) - unit(others[2][:, 0])) ** 2).sum() / len(batch["labels"])
+    np.testing.assert_allclose(found.terms["gradient"], term.item(), rtol=1e-5)
+    np.testing.assert_allclose(total, (loss + weight * term).item(), rtol=1e-5)
+    (loss + weight * term).backward()
+    students.save(tmp_path / "gradients", experiment.student, jax.device_get(grads))
+    saved = load_file(tmp_path / "gradients" / "model.safetensors")
+    named = {name: p.grad.numpy() for name, p in student.named_parameters()}
+    assert saved.keys() == named.keys()
+    largest = max(np.abs(grad).max() for grad in named.values())
+    for name, grad in named.items():
+        np.testing.assert_allclose(saved[name], grad, rtol=1e-4, atol=1e-5 * largest, err_msg=name)
+
+
+@pytest.mark.slow
 def test_a_teacher_of_choices(world, chooser):
-    keys = {"distillation.teacher": chooser, "distillation.layers": "skip", "model.layers": 2}
+    keys = {
+        "distillation.teacher": chooser,
+        "distillation.layers": "skip",
+        "distillation.gradient_weight": 1.0,
+        "model.layers": 2,
+        "model.dropout_rate": 0.0,
+        "train.steps": 40,
+    }
     data = json.loads((chooser / "config.json").read_text())["data"]["root"]
-    found = _losses(
-        _run(world, **keys, **{"data.task": "copa", "data.root": data, "model.dropout_rate": 0.0})
-    )
-    for term in ("distillation", "patience"):
+    found = _losses(_run(world, **keys, **{"data.task": "copa", "data.root": data}))
+    for term in ("distillation", "patience", "gradient"):
         assert found[f"loss/{term}"][-1] < found[f"loss/{term}"][0]
 
 
@@ -497,8 +571,10 @@ def test_its_own_teacher_asks_for_nothing(world, taught, tmp_path):
     students.save(other, student, params | {"classifier": permuted})
     (other / "config.json").write_text(json.dumps(config))
     keys = {"model.pretrained": exported, "distillation.teacher": other, "model.dropout_rate": 0.0}
+    keys |= {"distillation.layers": "last", "distillation.gradient_weight": 1.0}
     found = _losses(_run(world, **keys, **{"model.tokenizer": world / "bert", "train.steps": 1}))
-    assert abs(found["loss/distillation"][0]) < 1e-5
+    for term in ("distillation", "patience", "gradient"):
+        assert abs(found[f"loss/{term}"][0]) < 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -630,6 +706,10 @@ BAD = {
     "layers of stored answers": (
         {"distillation.teacher": "stored.jsonl", "distillation.layers": "skip"},
         "config.distillation.teacher=stored.jsonl has log-probabilities of classes: it teaches encoders, ",
+    ),
+    "gradients without layers": (
+        {"distillation.teacher": "chooser", "distillation.gradient_weight": 1.0},
+        "matches a teacher's gradients: use --config.distillation.layers=skip or last",
     ),
     "stored answers that are not there": (
         {"distillation.teacher": "nowhere.jsonl"},

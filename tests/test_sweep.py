@@ -142,7 +142,7 @@ def test_the_tables_of_encoders(request, file, corners):
             config.train.epochs == 2 * cells[row.replace("double ", ""), column].overrides["train.epochs"]
         )
         assert doubled == ("double" in row)
-        assert bool(config.distillation.teacher) == (row in ("KD", "PKD"))
+        assert bool(config.distillation.teacher) == (row in ("KD", "PKD", "GKD-CLS"))
         if config.distillation.teacher:
             assert config.distillation.teacher == f"runs/teacher/{column}/seed0"
             assert cells["teacher", column].path == Path("teacher", column)

@@ -17,7 +17,7 @@ from transformers import BertTokenizerFast
 from cot_jax import evaluate, export, predict
 from cot_jax.config import parse_command_line
 from cot_jax.losses.choices import OUTPUTS
-from cot_jax.losses.soft_targets import patience_loss, teacher_loss
+from cot_jax.losses.soft_targets import gradient_loss, patience_loss, teacher_loss
 from cot_jax.models import student as students
 from cot_jax.models.bert import Bert, BertConfig
 from cot_jax.models.weights import init
@@ -453,6 +453,28 @@ def test_the_terms_are_those_of_pytorch():
     more = [np.concatenate([x, rng.normal(size=(1, 3, 1, 8)).astype(np.float32)], axis=2) for x in (a, b)]
     counts = np.arange(B + 1)[None] < B
     np.testing.assert_allclose(patience_loss(*more, counts, pairs), mse.item(), rtol=1e-5)
+
+
+def test_the_gradients_term_is_that_of_pytorch():
+    torch = pytest.importorskip("torch", reason="parity needs PyTorch")
+    rng = np.random.default_rng(0)
+    X, B = 7, 3
+    # By student and teacher: of tokens (G, X, D), and of first tokens after three layers (N, G, C, D). The
+    # last of each is of no example.
+    tokens = rng.normal(size=(2, 1, X + 1, 8)).astype(np.float32)
+    firsts = rng.normal(size=(2, 3, 1, B + 1, 8)).astype(np.float32)
+    pairs = ((0, 1), (1, 2))
+
+    def distance(x):
+        student, teacher = torch.nn.functional.normalize(torch.tensor(x), dim=-1)
+        return ((student - teacher) ** 2).sum(-1).mean().item()
+
+    expected = distance(tokens[:, 0, :X])
+    for own, other in pairs:
+        expected += distance(np.stack([firsts[0, own, 0, :B], firsts[1, other, 0, :B]]))
+    counts = [np.arange(n + 1)[None] < n for n in (X, B)]
+    found = gradient_loss(*zip(tokens, firsts, strict=True), *counts, pairs)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_the_slots_of_a_long_text_are_taken_in_turn(monkeypatch):

@@ -428,7 +428,7 @@ def rows_of(lines: Iterable[bytes], name: str) -> Iterator[Row]:
             continue
         row = Row(f"{name}:{number}", {})
         try:
-            values = parse_json(line, dict)
+            values = parse_json(line.strip(), dict)  # with its end, an error at it would name line 2
         except ValueError as error:
             raise row.error(str(error)) from None
         yield dataclasses.replace(row, values=values)

@@ -226,7 +226,7 @@ class OurStep:
         batch_size: int,
         widths: Mapping[str, int] | None = None,
     ):
-        unroll = jax.default_backend() in T5.unrolls  # as in training, and so is remat
+        unroll = T5.unrolls(config, jax.default_backend())  # as in training, and so is remat
         student = T5(config, dtype, unroll=unroll, remat="none" if unroll else "elementwise")
         terms = {view.name: view.term for view in views_of(method)}
         weights = {"label": ALPHA, "rationale": 1 - ALPHA} if len(terms) > 1 else {"label": 1.0}

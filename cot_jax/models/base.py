@@ -31,7 +31,6 @@ class Student(abc.ABC):
       hf_class, peft_task: the Transformers class that loads an export, and PEFT's name of its task.
       format: name of the text format, a key of `text.formats.FORMATS`.
       usual: values that `config.model` takes for "the family's own".
-      unrolls: the platforms on which training unrolls loops over layers: slower to compile, faster to run.
       prefix: prefix of tensor names that some files omit.
       aliases, leftovers, optional: tensors of Hugging Face's files, as `pretrained.read` takes them.
       weights: every parameter, by its path.
@@ -50,7 +49,11 @@ class Student(abc.ABC):
     peft_task: ClassVar[str]
     format: ClassVar[str]
     usual: ClassVar[Mapping[str, Any]]
-    unrolls: ClassVar[tuple[str, ...]] = ("cpu",)
+
+    @classmethod
+    def unrolls(cls, config: Any, platform: str) -> bool:
+        """Whether training on `platform` unrolls loops over layers: slower to compile, faster to run."""
+        return platform == "cpu"
 
     @property
     @abc.abstractmethod

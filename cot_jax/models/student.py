@@ -212,7 +212,7 @@ def save(directory: Path, student: Student, params: Params) -> None:
 def _with_options(config: Any, options: Options) -> Student:
     config = dataclasses.replace(config, dropout_rate=options.dropout_rate)
     of_family = _class_of(config)
-    unroll, remat = options.platform in of_family.unrolls, options.remat
+    unroll, remat = of_family.unrolls(config, options.platform), options.remat
     if remat == "auto":
         remat = "none" if unroll else "elementwise"
     return of_family(config, options.dtype, unroll, remat)

@@ -80,12 +80,13 @@ def test_layers_are_unrolled_where_the_family_gains_from_it_and_loops_keep_less(
     found = {}
     for platform in ("cpu", "gpu", "tpu"):
         options = Options(platform=platform, remat="auto")
-        for preset in ("tiny", "tiny-llama"):
+        for preset in ("tiny", "small", "tiny-llama"):
             student = from_scratch(preset, **(TINY | {"options": options}))
             found[platform, preset] = student.unroll, student.remat
     unrolled, looped = (True, "none"), (False, "elementwise")
-    assert [found.pop((platform, "tiny")) for platform in ("cpu", "gpu")] == [unrolled, unrolled]
-    assert [*found.values()] == 4 * [looped]
+    gains = [("cpu", "tiny"), ("gpu", "tiny"), ("gpu", "small")]
+    assert [found.pop(one) for one in gains] == 3 * [unrolled]
+    assert [*found.values()] == 6 * [looped]
 
 
 def test_a_weight_without_a_name_is_not_written(tmp_path):

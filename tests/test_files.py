@@ -77,6 +77,11 @@ def test_what_is_written_is_read_back(tmp_path):
         (lambda path: read_json(path, list), b"{}", r"f: expected a JSON list, found dict$"),
         (read_json_lines, None, r"f: no such file$"),
         (lambda path: list(read_json_lines(path)), b"\nx\n", r"f:2: not valid JSON .* at column 1"),
+        (
+            lambda path: list(read_json_lines(path)),
+            b'{"a": 1\n',
+            r"f:1: not valid JSON \([^()]* at column 8\)$",
+        ),
         (lambda path: list(read_json_lines(path)), b'{"a": "\xe9"}', r"f:1: not UTF-8"),
         (lambda path: list(read_json_lines(path)), b"[]", r"f:1: expected a JSON object, found list$"),
         (lambda path: list(read_rows(path)), b"[{}, 1]", r"f: row 2: expected a JSON object, found int$"),

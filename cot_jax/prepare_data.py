@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 from tqdm import tqdm
 
 from cot_jax.data import glue
-from cot_jax.data.tasks import DATA_SETS, Options, count
+from cot_jax.data.tasks import DATA_SETS, count
 from cot_jax.errors import UserError, argument_parser, command, printable, writing
 from cot_jax.files import local
 
@@ -120,7 +120,7 @@ def verify(name: str, root: Path) -> str:
     """
     data, sizes = DATA_SETS[name], []
     for split, known in KNOWN[name].items():
-        found = count(data.read(split, root, Options(parser="reference")), data.by_value)
+        found = count(data.read(split, root, "reference"), data.by_value)
         for what, value, expected in zip(found._fields, found, known, strict=True):
             if expected is not None and value != expected:
                 raise UserError(f"{name} {split} has {value:,} {what.replace('_', ' ')}, not {expected:,}")

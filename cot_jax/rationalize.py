@@ -26,15 +26,13 @@ from cot_jax.data.tasks import Splits
 from cot_jax.data.teacher import prompts
 from cot_jax.data.teacher.endpoint import Batch, Endpoint, Reply, Request, chat, completion
 from cot_jax.data.teacher.prompts import Style
-from cot_jax.data.teacher.samples import FILTERS, KINDS, Asked, Sample, drops, majority, read
+from cot_jax.data.teacher.samples import FILTERS, KINDS, Asked, Sample, filtered, majority, read
 from cot_jax.errors import UserError, argument_parser, command, printable, writing
 from cot_jax.files import local, locked, write_json, write_json_lines, write_text
 from cot_jax.limits import check_ranges
 
 _SHOWN = 3  # examples shown for each reason
 _FIELDS = {"cot": "rationales", "pot": "programs"}  # kind -> field of a teacher's file
-
-Judged = list[tuple[Sample, str | None]]  # each with why it is left out; None: it is kept
 
 
 @command
@@ -72,17 +70,21 @@ def _run(options: argparse.Namespace) -> None:
                 print(f"they are in {options.write_batch}: read the answers with --read_batch")
                 return
         sent = source.sent if isinstance(source, Endpoint) else 0
-    judged = list(zip(samples, drops(samples, options.filters, options.max_words), strict=True))
-    rows = _rows(examples, judged, splits.by_value)
-    report = _report(options, examples, rows, judged, splits.by_value) | _usage(options, replies, sent)
+    samples = filtered(samples, options.filters, options.max_words)
+    rows = _rows(examples, samples, splits.by_value)
+    report = _report(options, examples, rows, samples, splits.by_value) | _usage(options, replies, sent)
     summary = _summary(report)
     with writing(options.output):
         write_json_lines(options.output / "teacher.jsonl", rows)
-        write_json_lines(options.output / "samples.jsonl", (_sample_row(*one) for one in judged))
+        write_json_lines(options.output / "samples.jsonl", map(_sample_row, samples))
         write_json(options.output / "report.json", report)
         write_text(options.output / "report.md", "\n".join([*summary, *_left_out(report)]) + "\n")
     print("\n".join(summary))
-    print(f"\ntrain on it with --config.data.teacher={options.output / 'teacher.jsonl'}")
+    keys = {"data.teacher": options.output / "teacher.jsonl"}
+    if options.task == "word_problems":
+        keys |= {"seed": options.seed}
+        keys |= {f"data.word_problems.{name}": value for name, value in word_problems.DIFFICULTY.items()}
+    print("\ntrain on it with", " ".join(f"--config.{key}={value}" for key, value in keys.items()))
 
 
 def _load(options: argparse.Namespace) -> Splits:
@@ -163,15 +165,15 @@ def _never_right(samples: Sequence[Sample], seed: int) -> list[Asked]:
     return [Asked(*key, seed, hinted=True) for key, settled in outcomes.items() if not any(settled)]
 
 
-def _rows(examples: Sequence[Example], judged: Judged, by_value: bool) -> list[dict[str, Any]]:
+def _rows(examples: Sequence[Example], samples: Sequence[Sample], by_value: bool) -> list[dict[str, Any]]:
     """Returns the rows of the teacher's file: one per question, without empty fields."""
-    by_id: dict[str, Judged] = {example.id: [] for example in examples}
-    for sample, dropped in judged:
-        by_id[sample.asked.example.id].append((sample, dropped))
+    by_id: dict[str, list[Sample]] = {example.id: [] for example in examples}
+    for sample in samples:
+        by_id[sample.asked.example.id].append(sample)
     rows = []
-    for key, judged_samples in by_id.items():
-        kept = [sample for sample, dropped in judged_samples if dropped is None]
-        unhinted = [sample for sample, _ in judged_samples if not sample.asked.hinted]
+    for key, these in by_id.items():
+        kept = [sample for sample in these if sample.failure is None]
+        unhinted = [sample for sample in these if not sample.asked.hinted]
         row = {
             "id": key,
             "label": majority(unhinted, by_value),
@@ -182,11 +184,11 @@ def _rows(examples: Sequence[Example], judged: Judged, by_value: bool) -> list[d
     return rows
 
 
-def _sample_row(sample: Sample, dropped: str | None) -> dict[str, Any]:
+def _sample_row(sample: Sample) -> dict[str, Any]:
     example, kind, seed, hinted = sample.asked
     return {
         "id": example.id, "kind": kind, "seed": seed, "hinted": hinted, "output": sample.output,
-        "text": sample.text, "label": sample.label, "right": sample.right, "left_out": dropped,
+        "text": sample.text, "label": sample.label, "right": sample.right, "left_out": sample.failure,
     }  # fmt: skip
 
 
@@ -194,16 +196,17 @@ def _report(
     options: argparse.Namespace,
     examples: Sequence[Example],
     rows: Sequence[dict[str, Any]],
-    judged: Judged,
+    samples: Sequence[Sample],
     by_value: bool,
 ) -> dict[str, Any]:
     """Returns the settings and, for each kind with and without hint, the outcome."""
     kinds: dict[str, Any] = {}
-    for kind, hinted in sorted({sample.asked[1::2] for sample, _ in judged}):
-        these = [one for one in judged if one[0].asked[1::2] == (kind, hinted)]
+    for kind, hinted in sorted({(sample.asked.kind, sample.asked.hinted) for sample in samples}):
+        these = [s for s in samples if (s.asked.kind, s.asked.hinted) == (kind, hinted)]
+        kept = [s for s in these if s.failure is None]
         left_out: dict[str, Any] = {}
-        for reason, count in Counter(dropped for _, dropped in these if dropped).most_common():
-            different = {s.output: s.asked.example for s, dropped in these if dropped == reason}
+        for reason, count in Counter(s.failure for s in these if s.failure).most_common():
+            different = {s.output: s.asked.example for s in these if s.failure == reason}
             shown = [
                 {"id": example.id, "gold": example.label, "output": output}
                 for output, example in list(different.items())[:_SHOWN]
@@ -211,10 +214,10 @@ def _report(
             left_out[reason] = {"count": count, "examples": shown}
         kinds[f"{_FIELDS[kind]}{', hinted' if hinted else ''}"] = {
             "samples": len(these),
-            "answers_read": sum(sample.label is not None for sample, _ in these),
-            "right": sum(sample.right for sample, _ in these),
-            "kept": sum(dropped is None for _, dropped in these),
-            "questions_with_one": len({s.asked.example.id for s, dropped in these if dropped is None}),
+            "answers_read": sum(sample.label is not None for sample in these),
+            "right": sum(sample.right for sample in these),
+            "kept": len(kept),
+            "questions_with_one": len({sample.asked.example.id for sample in kept}),
             "left_out": left_out,
         }
     labels = [
@@ -325,7 +328,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     add("--api", default="chat", choices=("chat", "completions"), help="completions: for models without chat")
     add("--temperature", type=float, default=0.7)
     add("--max_tokens", type=int, default=512, help="longest answer; 0 = the server's limit")
-    seed = "seed of the first sample; further samples count up (word_problems: also config.seed)"
+    seed = "seed of the first sample; further samples count up (word_problems: also the problems' seed)"
     add("--seed", type=int, default=0, help=seed)
     leave_out = f"filters to apply, of {','.join(FILTERS)} (default: all three)"
     add("--filters", type=_filters, default=frozenset(FILTERS), metavar="LIST", help=leave_out)

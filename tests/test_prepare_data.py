@@ -297,7 +297,7 @@ def test_what_is_known_of_the_complete_anli_and_esnli(data_root):
     for name in ("anli1", "esnli"):
         data = tasks.DATA_SETS[name]
         for split in ("valid", "test"):
-            examples = data.read(split, data_root, tasks.Options("reference"))
+            examples = data.read(split, data_root, "reference")
             assert tasks.count(examples, data.by_value) == prepare_data.KNOWN[name][split]
             digest = prepare_data.outputs_sha256(data_root / name / "llm", split)
             assert digest == prepare_data.OUTPUTS_SHA256[name][split]

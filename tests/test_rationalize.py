@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import json
 import re
 import signal
@@ -20,6 +21,7 @@ from cot_jax.answers import programs
 from cot_jax.answers.arithmetic import same_value
 from cot_jax.config import DataConfig, WordProblemsConfig
 from cot_jax.data.word_problems import generate
+from cot_jax.errors import UserError
 from cot_jax.files import locked
 from cot_jax.training.data import load_splits
 
@@ -192,9 +194,13 @@ def test_models_without_chat_are_asked_too(server, problems, tmp_path, prompt):
     assert all(json.loads(body)["stop"] == ["\nQ:"] for body in server.seen)
 
 
-def test_generated_problems_are_those_that_training_reads(server, tmp_path):
+def test_generated_problems_are_those_that_training_reads(server, tmp_path, capsys):
     command = ["--task=word_problems", "--limit=5", "--model=m", f"--output={tmp_path / 'out'}"]
     assert rationalize.main([*command, f"--endpoint={server.url}", "--filters="]) == 0
+    assert capsys.readouterr().out.endswith(
+        "out/teacher.jsonl --config.seed=0 --config.data.word_problems.max_steps=2 "
+        "--config.data.word_problems.distractors=1 --config.data.word_problems.max_number=20\n"
+    )
     said = {row["id"]: tuple(row.get("rationales", ())) for row in rows(tmp_path / "out/teacher.jsonl")}
     data = DataConfig(
         task="word_problems",
@@ -205,6 +211,11 @@ def test_generated_problems_are_those_that_training_reads(server, tmp_path):
     assert {example.id: example.rationales for example in taught[:5]} == said
     assert any(said.values())
     assert all(example.rationales == () for example in taught[5:])
+    harder = dataclasses.replace(
+        data, word_problems=WordProblemsConfig(train=9, valid=2, test=2, max_steps=3)
+    )
+    with pytest.raises(UserError, match=r"teacher\.jsonl:1: the data has no example with the id 'word-prob"):
+        load_splits(harder, seed=0)
 
 
 def test_own_demonstrations_for_own_questions(server, tmp_path, capsys):

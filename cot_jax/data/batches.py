@@ -6,6 +6,7 @@ Texts are tokenized once; a batch is then an indexing operation. The order is a 
 
 import dataclasses
 import functools
+import itertools
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -43,8 +44,7 @@ class Ragged:
         self.prefix = np.array(prefix, np.int32)
         self.lengths = np.array([len(s) for s in sequences], np.int32)
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]]).astype(np.int64)
-        flat = [token for sequence in sequences for token in sequence]
-        self._tokens = np.array(flat, np.int32)
+        self._tokens = np.fromiter(itertools.chain.from_iterable(sequences), np.int32)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -175,7 +175,7 @@ class Batches:
         blocks, real = [], np.zeros((len(views), len(Work._fields)))
         for first in range(0, steps, _BLOCK):
             lengths = self._lengths(first, min(_BLOCK, steps - first))
-            blocks.append(self._needs(lengths))
+            blocks.append(_needs(lengths, groups))
             real += real_work(lengths)
         needs = np.concatenate(blocks)
         mean = np.maximum(needs.mean(axis=0), 1)
@@ -190,7 +190,7 @@ class Batches:
 
         sample = np.concatenate([needs[:: -(-steps // _SAMPLED)], needs.max(axis=0, keepdims=True)])
         self._shapes = choose_shapes(sample, cost, _COMPILE_STEPS / steps)
-        self.shapes = [as_shape(shape.reshape(-1, 2, 2)) for shape in self._shapes]
+        self.shapes = list(map(as_shape, self._shapes))
         count = np.bincount(cheapest(self._shapes, needs), minlength=len(self.shapes))
         self.efficiency = float(flops([Work(*work) for work in real]) / (count @ arithmetic(self._shapes)))
         slots = groups * (count @ self._shapes[:, ::2]).reshape(-1, 2)
@@ -198,18 +198,19 @@ class Batches:
 
     def __call__(self, step: int) -> Batch:
         """Returns the batch of training step `step` (from 0), a pure function of the run's arguments."""
-        (rows,), (turns,) = self._visits(step, 1)
-        shape = self.shape(step)
-        return make_batch(self.views, rows, shape, self._pad_id, self._groups, turns, self._padded)
+        return self._batch(step, self.shape(step))
 
     def largest(self) -> Batch:
         """Returns the batch of step 0, in the shape that holds every batch."""
-        (rows,), (turns,) = self._visits(0, 1)
-        return make_batch(self.views, rows, self.shapes[-1], self._pad_id, self._groups, turns, self._padded)
+        return self._batch(0, self.shapes[-1])
+
+    def _batch(self, step: int, shape: Shape) -> Batch:
+        (rows,), (turns,) = self._visits(step, 1)
+        return make_batch(self.views, rows, shape, self._pad_id, self._groups, turns, self._padded)
 
     def shape(self, step: int) -> Shape:
         """Returns the cheapest of the shapes that holds the batch of `step`."""
-        return self.shapes[cheapest(self._shapes, self._needs(self._lengths(step, 1)))[0]]
+        return self.shapes[cheapest(self._shapes, _needs(self._lengths(step, 1), self._groups))[0]]
 
     def rows(self, step: int) -> np.ndarray:
         """Returns the examples, (batch_size,) int64, of training step `step` (from 0)."""
@@ -218,11 +219,6 @@ class Batches:
     def _lengths(self, first: int, steps: int) -> np.ndarray:
         """(views, 2, steps, B), lengths of inputs and targets in the steps from `first` on."""
         return view_lengths(self.views, *self._visits(first, steps), self._padded)
-
-    def _needs(self, lengths: np.ndarray) -> np.ndarray:
-        """(steps, views * 4), the slots and width of each view's inputs, then of its targets."""
-        needs = np.moveaxis(needed(lengths, self._groups), 2, 0)
-        return needs.reshape(len(needs), -1)
 
     def _visits(self, first: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the examples of the steps from `first` on, and their turns, both (steps, B) int64."""
@@ -235,6 +231,12 @@ class Batches:
         offset = stride * np.arange(steps)[:, None] + row
         rows = np.concatenate(parts)[offset]
         return rows, self._first_turn[rows] + (begin + offset) // N
+
+
+def _needs(lengths: np.ndarray, groups: int) -> np.ndarray:
+    """(steps, views * 4), slots and width of each view's inputs and targets; lengths (views, 2, steps, B)."""
+    needs = np.moveaxis(needed(lengths, groups), 2, 0)
+    return needs.reshape(len(needs), -1)
 
 
 @functools.lru_cache(maxsize=4)
@@ -307,14 +309,14 @@ def evaluation_shapes(
 ) -> list[Shape]:
     """Returns the shape of each of the `batches`, rows (B,) of examples; at most three distinct shapes."""
     rows = np.array(batches)
-    needs = np.moveaxis(needed(view_lengths(views, rows), groups), 2, 0).reshape(len(rows), -1)
+    needs = _needs(view_lengths(views, rows), groups)
 
     def cost(shapes):
         by_view = shapes.reshape(*shapes.shape[:-1], len(views), 2, 2)
         return flops(padded_work(by_view, rows.shape[1], groups))
 
     shapes = choose_shapes(needs, cost, _COMPILE_SHARE)
-    return [as_shape(shapes[n].reshape(-1, 2, 2)) for n in cheapest(shapes, needs)]
+    return [as_shape(shapes[n]) for n in cheapest(shapes, needs)]
 
 
 def question_shapes(

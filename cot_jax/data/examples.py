@@ -33,7 +33,7 @@ class Example:
 
     @property
     def rationale(self) -> str | None:
-        """The first one."""
+        """The first rationale; None: there is none."""
         return self.rationales[0] if self.rationales else None
 
 

@@ -15,14 +15,14 @@ the released code).
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from cot_jax.data import hub
 from cot_jax.data.examples import Example
 from cot_jax.errors import UserError
-from cot_jax.files import Row, read_json_lines
+from cot_jax.files import Row, parse_text, read_json_lines
 
 _GLUE = "https://gluebenchmark.com/tasks, or nyu-mll/glue on the Hub"
 _SUPERGLUE = "https://super.gluebenchmark.com/tasks, or aps/super_glue on the Hub"
@@ -41,15 +41,13 @@ class Table:
 
     Attributes:
       columns: of the task's fields, from 0.
-      label: column of the label; -1: the last column of the header.
-      numbers: whether labels are numbers.
+      label: column of the label's number; -1: the last column of the header has the label's text.
       header: whether the first line names the columns.
       skips_short: whether rows with too few columns are skipped and counted.
     """
 
     columns: tuple[int, ...]
     label: int
-    numbers: bool = False
     header: bool = True
     skips_short: bool = False
 
@@ -59,25 +57,27 @@ class Task:
     """A task of GLUE or SuperGLUE.
 
     Attributes:
-      hub: its name on the Hub and in the wording of Raffel et al. 2020.
       fields: the texts of a row, by their names on the Hub.
       labels: in the Hub's order.
       metrics: names in `metrics.classification.METRICS`; the first one selects students.
       table: layout of GLUE's table; None: SuperGLUE, which has JSON lines.
       dev: suffix of "dev" in the table's name, and of "validation" on the Hub.
-      parts: row -> parts of the input; None: the fields.
-      multiple_choice: the parts are a text and the choices.
+      multiple_choice: the parts are a text and the choices (`_copa`), not the fields.
+      alias: its name on the Hub and in the wording of Raffel et al. 2020, where not `name`.
     """
 
     name: str
-    hub: str
     fields: tuple[str, ...]
     labels: tuple[str, ...]
     metrics: tuple[str, ...] = ("accuracy",)
     table: Table | None = None
     dev: str = ""
-    parts: Callable[[Row], tuple[str, ...]] | None = None
     multiple_choice: bool = False
+    alias: str = ""
+
+    @property
+    def hub(self) -> str:
+        return self.alias or self.name
 
     @property
     def source(self) -> str:
@@ -85,7 +85,7 @@ class Task:
 
     def example(self, row: Row, label: str, key: str) -> Example:
         texts = {field: row.text(field) for field in self.fields}
-        parts = self.parts(row) if self.parts else tuple(texts.values())
+        parts = _copa(row) if self.multiple_choice else tuple(texts.values())
         # The released code sorts the fields by name: MNLI's hypothesis comes first.
         asked = " ".join([self.hub, *(f"{field}: {texts[field]}" for field in sorted(texts))])
         return Example(key, parts, label, asked=asked)
@@ -99,53 +99,43 @@ def _copa(row: Row) -> tuple[str, ...]:
 
 _SENTENCES, _NLI = ("sentence1", "sentence2"), ("premise", "hypothesis")
 _ENTAILED, _TRUE = ("entailment", "not_entailment"), ("false", "true")
+_ACCURACY_F1 = ("accuracy", "f1")
 _MNLI = Task(
-    "mnli", "mnli", _NLI, ("entailment", "neutral", "contradiction"), table=Table((8, 9), -1), dev="_matched"
+    "mnli", _NLI, ("entailment", "neutral", "contradiction"), table=Table((8, 9), -1), dev="_matched"
 )
 TASKS = {
     task.name: task
     for task in (
         Task(
             "cola",
-            "cola",
             ("sentence",),
             ("unacceptable", "acceptable"),
             ("matthews", "accuracy"),
-            Table((3,), 1, numbers=True, header=False),
+            Table((3,), 1, header=False),
         ),
-        Task("sst2", "sst2", ("sentence",), ("negative", "positive"), table=Table((0,), 1, numbers=True)),
+        Task("sst2", ("sentence",), ("negative", "positive"), table=Table((0,), 1)),
+        Task("mrpc", _SENTENCES, ("not_equivalent", "equivalent"), _ACCURACY_F1, Table((3, 4), 0)),
         Task(
-            "mrpc",
-            "mrpc",
-            _SENTENCES,
-            ("not_equivalent", "equivalent"),
-            ("accuracy", "f1"),
-            Table((3, 4), 0, numbers=True),
-        ),
-        Task(
-            "qqp",
             "qqp",
             ("question1", "question2"),
             ("not_duplicate", "duplicate"),
-            ("accuracy", "f1"),
-            Table((3, 4), 5, numbers=True, skips_short=True),
+            _ACCURACY_F1,
+            Table((3, 4), 5, skips_short=True),
         ),
         _MNLI,
-        dataclasses.replace(_MNLI, name="mnli_mm", dev="_mismatched"),
-        Task("qnli", "qnli", ("question", "sentence"), _ENTAILED, table=Table((1, 2), -1)),
-        Task("rte", "rte", _SENTENCES, _ENTAILED, table=Table((1, 2), -1)),
-        Task("boolq", "boolq", ("passage", "question"), _TRUE),
-        Task("cb", "cb", _NLI, ("entailment", "contradiction", "neutral"), ("accuracy", "macro_f1")),
+        dataclasses.replace(_MNLI, name="mnli_mm", dev="_mismatched", alias="mnli"),
+        Task("qnli", ("question", "sentence"), _ENTAILED, table=Table((1, 2), -1)),
+        Task("rte", _SENTENCES, _ENTAILED, table=Table((1, 2), -1)),
+        Task("boolq", ("passage", "question"), _TRUE),
+        Task("cb", _NLI, ("entailment", "contradiction", "neutral"), ("accuracy", "macro_f1")),
         Task(
-            "copa",
             "copa",
             ("premise", "question", "choice1", "choice2"),
             ("choice1", "choice2"),
-            parts=_copa,
             multiple_choice=True,
         ),
-        Task("wic", "wic", ("word", *_SENTENCES), _TRUE),
-        Task("superglue_rte", "rte", _NLI, _ENTAILED),
+        Task("wic", ("word", *_SENTENCES), _TRUE),
+        Task("superglue_rte", _NLI, _ENTAILED, alias="rte"),
     )
 }
 
@@ -157,14 +147,14 @@ def read(task: Task, root: Path) -> tuple[dict[str, list[Example]], list[str]]:
       UserError: a file is missing, or a row is malformed; names it.
     """
     notes: list[str] = []
-    read, dev = {}, ""
-    for split, (where, rows) in _find(task, root, notes).items():
-        read[split], dev = list(_examples(task, split, rows, notes)), where
+    found = _find(task, root, notes)
+    read = {split: list(_examples(task, split, rows, notes)) for split, (_, rows) in found.items()}
+    dev, _ = found["test"]
     notes.append(f"{task.name}: test is the published {dev}; the published test set has no labels")
     return read, notes
 
 
-_Found = dict[str, tuple[str, Iterable[Row]]]  # split -> file name and rows; "test" is last
+_Found = dict[str, tuple[str, Iterable[Row]]]  # split -> file name and rows
 
 
 def _find(task: Task, root: Path, notes: list[str]) -> _Found:
@@ -229,9 +219,9 @@ def _table_rows(task: Task, table: Table, path: Path, notes: list[str]) -> Itera
         for number, line in enumerate(lines, start=1):
             row = Row(f"{path}:{number}", {})
             try:
-                columns = line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8").split("\t")
-            except UnicodeDecodeError as error:
-                raise row.error(f"not UTF-8 ({error.reason} at byte {error.start})") from None
+                columns = parse_text(line.rstrip(b"\r\n")).split("\t")
+            except ValueError as error:
+                raise row.error(str(error)) from None
             if number == 1 and table.header:
                 if label == -1:
                     label, needed = len(columns) - 1, len(columns)
@@ -246,7 +236,7 @@ def _table_rows(task: Task, table: Table, path: Path, notes: list[str]) -> Itera
                 raise row.error(f"a row of {task.name} has {needed} columns; found {len(columns)}")
             values: dict[str, Any] = {f: columns[n] for f, n in zip(task.fields, table.columns, strict=True)}
             word = columns[label]
-            values["label"] = int(word) if table.numbers and word in ("0", "1") else word
+            values["label"] = int(word) if table.label >= 0 and word in ("0", "1") else word
             yield dataclasses.replace(row, values=values)
     if skipped:
         notes.append(

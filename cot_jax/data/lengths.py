@@ -40,8 +40,8 @@ Shape = tuple[ViewShape, ...]
 
 
 def as_shape(needs: np.ndarray) -> Shape:
-    """Returns an array (views, 2, 2), of slots and width of inputs and targets, as a shape."""
-    return tuple(ViewShape((X, S), (Y, T)) for (X, S), (Y, T) in needs.tolist())
+    """Returns slots and width of each view's inputs and targets, (views, 2, 2) or flat, as a shape."""
+    return tuple(ViewShape((X, S), (Y, T)) for X, S, Y, T in needs.reshape(-1, 4).tolist())
 
 
 def describe(shape: Shape) -> str:

@@ -80,8 +80,9 @@ def gsm8k(row: Row) -> Problem:
 def _calculator_program(notes: Sequence[str]) -> tuple[str, ...]:
     """Returns a program of thought with a line per note; none without notes. [ours]
 
-    A number that earlier notes computed is the variable of the last that did: ["48/2=24", "48+24=72"] gives
-    "n1 = 48/2\\nn2 = 48+n1\\nans = n2". Whether it computes the label is checked where programs are used.
+    A number that an earlier note computed is replaced by the variable of the last such note: ["48/2=24",
+    "48+24=72"] gives "n1 = 48/2\\nn2 = 48+n1\\nans = n2". Programs are checked against the label where they
+    are used.
     """
     lines, names = [], dict[str, str]()
     for number, note in enumerate(notes, start=1):

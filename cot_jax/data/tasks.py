@@ -67,13 +67,7 @@ class Options(NamedTuple):
     compare: str = "auto"
 
 
-def load(
-    task: str,
-    root: Path,
-    *,
-    parser: str = "corrected",
-    compare: str = "auto",
-) -> Splits:
+def load(task: str, root: Path, *, parser: str = "corrected", compare: str = "auto") -> Splits:
     """Reads the data set `task`, a key of `TASKS`, from `root`.
 
     Without a validation file, 10 % of the training examples are for validation: the same ones as in the
@@ -111,7 +105,7 @@ class Counts(NamedTuple):
 def count(examples: Sequence[Example], by_value: bool) -> Counts:
     rationales = [e for e in examples if e.rationale and e.rationale.strip()]
     labels = [(e.teacher_label, e.label) for e in examples if e.teacher_label and e.teacher_label.strip()]
-    right = sum(is_correct(said, gold or "", by_value) for said, gold in labels)
+    right = sum(is_correct(said, gold, by_value) for said, gold in labels)
     return Counts(len(examples), len(rationales), len(labels), right)
 
 
@@ -146,8 +140,8 @@ class DataSet:
         file = self.file or f"{self.name}_{{split}}.json"
         return root / self.name / file.format(split=self.split_names.get(split, split))
 
-    def read(self, split: str, root: Path, options: Options) -> list[Example]:
-        """Returns the examples of one file."""
+    def read(self, split: str, root: Path, parser: str) -> list[Example]:
+        """Returns the examples of one file; `parser` as in `load`."""
         path = self.path(split, root)
         if not path.is_file():
             fix = f"fetch it with `python -m cot_jax.prepare_data {self.name} --root {root}`"
@@ -173,9 +167,9 @@ class DataSet:
             beside = published[index] if published else Published()
             rationale, label = problem.rationale, None
             if raw is not None:
-                rationale, label = self._parse(raw[index], problem, options.parser, row)
-            elif beside.output and options.parser == "corrected":
-                rationale, label = self._parse(beside.output, problem, options.parser, row)
+                rationale, label = self._parse(raw[index], problem, parser, row)
+            elif beside.output and parser == "corrected":
+                rationale, label = self._parse(beside.output, problem, parser, row)
             rationales = () if rationale is None else (rationale,)
             programs = beside.programs if published else problem.programs
             examples.append(Example(key, problem.parts, problem.label, label, rationales, programs))
@@ -187,14 +181,9 @@ class DataSet:
         except ValueError:
             fix = "use --config.data.parser=corrected"
             raise row.error(f"the released parser fails on this row's teacher output: {fix}") from None
-        if parser == "corrected" and problem.choices and parsed.label is not None:
-            same = (choice for choice in problem.choices if _bare(choice) == _bare(parsed.label))
-            return parsed._replace(label=next(same, None))
+        if parser == "corrected":
+            return parsed._replace(label=outputs.among(problem.choices, parsed.label))
         return parsed
-
-
-def _bare(choice: str) -> str:
-    return choice.strip().rstrip(".").casefold()
 
 
 _ONE_NUMBER = "those whose answer is one number"
@@ -256,19 +245,19 @@ def hold_out(examples: Sequence[_Row]) -> tuple[list[_Row], list[_Row]]:
 
 
 def _published(data: DataSet, root: Path, options: Options) -> Splits:
-    missing = {split: data.path(split, root) for split in data.optional}
-    missing = {split: path for split, path in missing.items() if not path.is_file()}
-    read = {split: data.read(split, root, options) for split in data.splits if split not in missing}
+    missing = {s: path for s in data.optional if not (path := data.path(s, root)).is_file()}
+    read = {split: data.read(split, root, options.parser) for split in data.splits if split not in missing}
     notes = [f"{data.name}: no {split} problems, since there is no {path}" for split, path in missing.items()]
-    notes += filter(None, (_left_out(data, split, root, examples) for split, examples in read.items()))
+    notes += [_left_out(data, split, root, examples) for split, examples in read.items()]
     return as_splits(data.name, read, data.label_set, data.by_value, *notes)
 
 
 def _left_out(data: DataSet, split: str, root: Path, examples: Sequence[Example]) -> str:
-    rows = sum(1 for _ in read_rows(data.path(split, root)))
-    if rows == len(examples):
+    if not data.kept:
         return ""
-    return f"{data.name}: {len(examples):,} of {rows:,} {split} problems, {data.kept}"
+    rows = sum(1 for _ in read_rows(data.path(split, root)))
+    left_out = rows > len(examples)
+    return f"{data.name}: {len(examples):,} of {rows:,} {split} problems, {data.kept}" if left_out else ""
 
 
 def _mathqa(root: Path, options: Options) -> Splits:
@@ -293,9 +282,9 @@ def _glue(task: glue.Task, root: Path, options: Options) -> Splits:
 def _svamp_asdiv(root: Path, options: Options) -> Splits:
     """SVAMP with ASDiv's training problems added; validation and test are SVAMP's."""
     svamp, asdiv = DATA_SETS["svamp"], DATA_SETS["asdiv"]
-    train, valid = hold_out(svamp.read("train", root, options))
-    added = asdiv.read("train", root, options)
-    read = {"train": train + added, "valid": valid, "test": svamp.read("test", root, options)}
+    train, valid = hold_out(svamp.read("train", root, options.parser))
+    added = asdiv.read("train", root, options.parser)
+    read = {"train": train + added, "valid": valid, "test": svamp.read("test", root, options.parser)}
     return as_splits("svamp_asdiv", read, None, True, _left_out(asdiv, "train", root, added))
 
 
@@ -371,24 +360,19 @@ def _as_own(row: Row, name: str) -> Row:
 def _question_and_answer(row: Row, messages: Any) -> tuple[str, str]:
     """Returns the user's question, after any system text, and the assistant's answer."""
     match messages:
+        case [{"role": "user", "content": str(question)}, {"role": "assistant", "content": str(answer)}]:
+            return question, answer
         case [
-            *before,
+            {"role": "system", "content": str(system)},
             {"role": "user", "content": str(question)},
             {"role": "assistant", "content": str(answer)},
         ]:
-            match before:
-                case []:
-                    return question, answer
-                case [{"role": "system", "content": str(system)}]:
-                    return f"{system}\n\n{question}", answer
-    roles = (
-        [m.get("role") if isinstance(m, dict) else m for m in messages]
-        if isinstance(messages, list)
-        else messages
-    )
+            return f"{system}\n\n{question}", answer
+        case list():
+            messages = [m.get("role") if isinstance(m, dict) else m for m in messages]
     raise row.error(
         "messages must be one user message and one assistant message, optionally after a system message; "
-        f"found the roles {roles!r}"
+        f"found the roles {messages!r}"
     )
 
 
@@ -405,9 +389,9 @@ def _own_example(row: Row, earlier: dict[str, Row]) -> Example:
 def _join_teacher(
     read: dict[str, list[Example]], rows: dict[str, Row], root: Path
 ) -> dict[str, list[Example]]:
-    ids = {split: {example.id for example in examples} for split, examples in read.items()}
     said: dict[str, Row] = {}
-    for name, known in {"teacher": rows.keys(), **{f"{split}_teacher": ids[split] for split in ids}}.items():
+    files = {f"{split}_teacher": {example.id for example in examples} for split, examples in read.items()}
+    for name, known in ({"teacher": set(rows)} | files).items():
         if (path := root / f"{name}.jsonl").is_file():
             said = outputs.read_by_id(path, known, said)
     joined = {}
@@ -422,11 +406,7 @@ def _join_teacher(
 
 
 def as_splits(
-    task: str,
-    read: dict[str, list[Example]],
-    label_set: tuple[str, ...] | None,
-    by_value: bool,
-    *notes: str,
+    task: str, read: dict[str, list[Example]], label_set: tuple[str, ...] | None, by_value: bool, *notes: str
 ) -> Splits:
     """Returns the splits; without "valid", it is a tenth of "train"; without "train", both are empty.
 
@@ -439,7 +419,7 @@ def as_splits(
         if not examples:
             raise UserError(f"{task}: the {split} split has no examples")
     train, valid, test = (tuple(read.get(split, ())) for split in ALL_SPLITS)
-    return Splits(task, train, valid, test, label_set, by_value, notes)
+    return Splits(task, train, valid, test, label_set, by_value, tuple(filter(None, notes)))
 
 
 def as_text(splits: Splits) -> Splits:

@@ -1,4 +1,4 @@
-"""Arithmetic word problems made on the spot: the demo's data, which needs no file and no network.
+"""Generated arithmetic word problems: the demo's data, which needs no file and no network.
 
 A problem hides a chain of a few steps in a short story of one of two kinds:
 
@@ -7,10 +7,10 @@ A problem hides a chain of a few steps in a short story of one of two kinds:
 * *change*: somebody's things become more and fewer in the order told, while other people's things and
   other things of the same person change as well.
 
-Sentences that do not lead to the answer use the same words as those that do, so a number tells nothing
-by itself: names, things and directions decide which numbers count, in which order and how. That is what
-the rationale spells out: step by step it names the quantity, turns the relation the right way round and
-does the sum. The label is the bare equation in SVAMP's notation, `( ( 3 + 4 ) * 2 )`.
+Sentences that do not lead to the answer use the same words as those that do, so a number tells nothing by
+itself: names, things and directions decide which numbers count, in which order and how. The rationale spells
+this out: each step names the quantity, inverts the relation if needed, and computes the result. The label is
+the bare equation in SVAMP's notation, `( ( 3 + 4 ) * 2 )`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -84,7 +84,7 @@ CHANGES = {
     ),
 }
 BOXES = "{a} has {n} boxes of {things}."
-# Only right after BOXES.
+# Follows BOXES directly.
 UNPACKING = {
     "*": Wording("Each box holds {n}", ("Each box holds {n} {things}.", "There are {n} {things} in a box."))
 }
@@ -230,33 +230,44 @@ def _change(draw: Draw, steps: int, distractors: int) -> tuple[list[str], Soluti
     return sentences, solution
 
 
+DIFFICULTY = {"max_steps": 2, "distractors": 1, "max_number": 20}  # the default of `generate`
+
+
 def generate(
     count: int,
     seed: int,
     *,
-    max_steps: int = 2,
-    distractors: int = 1,
-    max_number: int = 20,
+    max_steps: int = DIFFICULTY["max_steps"],
+    distractors: int = DIFFICULTY["distractors"],
+    max_number: int = DIFFICULTY["max_number"],
     teacher_error_rate: float = 0.0,
 ) -> list[Example]:
     """Returns `count` different problems, a pure function of the arguments.
 
-    All numbers of a problem, given and worked out, are whole and from 2 to `max_number`, and no number
-    is given twice. `label` is right; `teacher_label`, rationale and program are what the teacher says.
+    All numbers of a problem, given or computed, are whole and from 2 to `max_number`, and no number is given
+    twice. `label` is right; `teacher_label`, rationale and program are what the teacher says.
+
+    The first problems do not depend on `count`. An id stands for one problem: it contains the seed and, if
+    they are not the defaults, `max_steps`, `distractors` and `max_number`.
 
     Args:
-      max_steps: most steps of a solution; there are as many problems of each length.
-      distractors: most sentences with a number that does not matter; as many problems with each count.
-      teacher_error_rate: chance that the teacher overlooks the last step.
+      max_steps: maximum steps of a solution; all numbers of steps are equally likely.
+      distractors: maximum sentences with an irrelevant number; all numbers of them are equally likely.
+      teacher_error_rate: chance that the teacher omits the last step.
 
     Raises:
       UserError: there are not enough numbers or names for so many steps and distractors.
     """
     numbers = 2 * (max_steps + distractors + 3)  # that + or - can always find one not used yet
     if max_number < numbers:
-        raise UserError(f"max_number={max_number}: so many steps and distractors need at least {numbers}")
+        raise UserError(
+            f"max_number={max_number}: max_steps={max_steps} and distractors={distractors} need at least "
+            f"{numbers}"
+        )
     if max_steps + distractors >= len(NAMES):
         raise UserError(f"max_steps + distractors must be below {len(NAMES)}, the number of names")
+    difficulty = [max_steps, distractors, max_number]
+    series = [seed] if difficulty == [*DIFFICULTY.values()] else [seed, *difficulty]
     rng = np.random.default_rng(seed)
     examples: dict[str, Example] = {}
     while len(examples) < count:
@@ -266,7 +277,7 @@ def generate(
         mistaken = rng.random() < teacher_error_rate
         said = solution._replace(steps=solution.steps[:-1]) if mistaken else solution
         example = Example(
-            id=f"word-problem-{seed}-{len(examples)}",
+            id="-".join(map(str, ("word-problem", *series, len(examples)))),
             parts=(" ".join(sentences),),
             label=solution.equation(),
             teacher_label=said.equation(),

@@ -143,7 +143,7 @@ _PINNED = {
 
 @pytest.mark.parametrize(("order", "overlap"), _PINNED)
 def test_order_is_that_of_earlier_versions(order, overlap):
-    """So that the results of earlier runs can be had again."""
+    """So that the results of earlier runs can be reproduced."""
     views, _ = _several(10)
     batches = _batches(views, order, batch_size=4, seed=3, steps=12_346, overlap=overlap)
     for step, pinned in zip((0, 7, 12_345), _PINNED[order, overlap], strict=True):

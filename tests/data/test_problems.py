@@ -54,7 +54,7 @@ def test_gsm8k_teaches_human_solutions_without_calculator_notes(load):
     )
     assert not any("<<" in e.rationale or "####" in e.rationale for e in examples)
     assert {"1080", "109200000"} <= {e.label for e in examples}
-    # A solution is worked out to its answer: the end of it says the same.
+    # A solution ends with its answer.
     arrive = sum(is_correct(final_answer(e.rationale, True) or "", e.label, True) for e in examples)
     assert arrive / len(examples) > 0.98
     # Nor do all notes end with the answer: "25 cents" is computed as 0.25.
@@ -368,9 +368,7 @@ def test_programs_that_do_not_fit_their_rows_are_refused(tmp_path):
     (tmp_path / "pot/svamp/train_PoT_0.json").write_text('["ans = 3", "", "ans = 4"]')
     samples = tmp_path / "pot/svamp/train_PoT_samples.json"
     samples.write_text('[["ans = 3", "ans = 1 + 2"], [], [" "]]')
-    programs_of = [
-        e.programs for e in tasks.DATA_SETS["svamp"].read("train", tmp_path, tasks.Options("corrected"))
-    ]
+    programs_of = [e.programs for e in tasks.DATA_SETS["svamp"].read("train", tmp_path, "corrected")]
     assert programs_of == [("ans = 3", "ans = 1 + 2"), (), ("ans = 4",)]
     for content, message in (
         *(

@@ -37,7 +37,7 @@ ORACLE = {
 def test_parsers_meet_the_oracle_to_the_row(data_root, name, split):
     data = tasks.DATA_SETS[name]
     for parser, expected in zip(("reference", "corrected"), ORACLE[name, split], strict=True):
-        examples = data.read(split, data_root, tasks.Options(parser))
+        examples = data.read(split, data_root, parser)
         assert tasks.count(examples, data.by_value) == expected
         if parser == "corrected":
             said = [e.rationale for e in examples] + [e.teacher_label for e in examples if name != "cqa"]
@@ -136,7 +136,7 @@ def test_asdiv_adds_training_problems_that_write_equations(data_root):
         "( 7.0 + 2.0 )",
     )
     assert sum("(" in str(e.label) for e in asdiv.values()) == 1176
-    # Of another teacher than SVAMP's, and only where its file is at hand.
+    # From another teacher than SVAMP's, if its file is there.
     assert sum(e.rationale is not None for e in asdiv.values()) == 677
     assert added.report[0].startswith("asdiv: 1,607 of 1,776 train problems")
 
@@ -246,7 +246,7 @@ def test_unknown_task_and_missing_data(tmp_path):
         tasks.load("jsonl", tmp_path)
 
 
-def test_a_published_validation_file_is_never_made_up(tmp_path):
+def test_a_missing_validation_file_of_published_data_is_an_error(tmp_path):
     _published(tmp_path, "esnli", [NLI_ROW] * 20)
     (tmp_path / "esnli/esnli_valid.json").unlink()
     with pytest.raises(UserError, match=r"esnli_valid\.json: no such file"):
@@ -284,7 +284,7 @@ def _turns(*texts, roles=("system", "user", "assistant")):
     return [{"role": role, "content": text} for role, text in zip(roles[-len(texts) :], texts, strict=True)]
 
 
-def test_own_data_as_others_have_them(tmp_path):
+def test_own_data_as_prompts_or_messages(tmp_path):
     train = [
         {"prompt": "1 + 1?", "completion": " 2", "rationale": "r"},
         {"messages": _turns("2 + 1?", "3")},
@@ -483,7 +483,7 @@ def _teacher_file(tmp_path, *rows):
     return path
 
 
-def test_a_teachers_file_stands_in_place_of_the_published_outputs(tmp_path):
+def test_a_teachers_file_replaces_the_published_outputs(tmp_path):
     splits = _taught(tmp_path)
     first, second, *_ = splits.train
     assert first.rationale == "A."

@@ -209,6 +209,15 @@ def test_problems_are_distinct_and_named():
     assert len({problem.id for problem in problems}) == len(problems)
 
 
+def test_an_id_stands_for_one_problem():
+    """A teacher's file cannot be joined to problems of another seed or difficulty."""
+    difficulties = ({}, {"max_steps": 3}, {"distractors": 0}, {"max_number": 30}, {"seed": 1})
+    ids = [generate(1, **{"seed": 0} | difficulty)[0].id for difficulty in difficulties]
+    assert ids[:2] == ["word-problem-0-0", "word-problem-0-3-1-20-0"]
+    assert len(set(ids)) == len(ids)
+    assert generate(1, seed=0, teacher_error_rate=1.0)[0].id == ids[0]
+
+
 def test_splits_share_no_problem():
     parts = splits(300, 50, 80, seed=0, max_steps=1)
     assert [len(parts[name]) for name in ("train", "valid", "test")] == [300, 50, 80]
@@ -219,11 +228,11 @@ def test_splits_share_no_problem():
 def test_same_arguments_same_problems_everywhere():
     fields = [{"input": problem.text} | vars(problem) for problem in PROBLEMS[:200]]
     assert all(problem.asked is None for problem in PROBLEMS[:200])
-    kept = [{k: v for k, v in row.items() if k not in ("parts", "asked")} for row in fields]
+    kept = [{k: v for k, v in row.items() if k not in ("id", "parts", "asked")} for row in fields]
     text = json.dumps(kept, sort_keys=True)
     assert (
         hashlib.sha256(text.encode()).hexdigest()
-        == "83107ceaabe8259ebbb10b0084d619c2b8a7c76849cdfcacd3e310da0a322345"
+        == "95216e231d6a5a6b925d16f21764cd1d3fec55f23a00c524b6793a5452586d6d"
     )
     assert generate(50, seed=7, max_steps=3, distractors=2, max_number=40) == PROBLEMS[:50]
     assert generate(50, seed=8)[0].text != generate(50, seed=7)[0].text
@@ -236,7 +245,7 @@ def test_vocabulary_is_small():
     assert {int(token) for token in types if token.isdigit()} == set(range(2, 41))
 
 
-def test_teacher_overlooks_the_last_step_at_the_given_rate():
+def test_teacher_omits_the_last_step_at_the_given_rate():
     problems = generate(2000, seed=5, teacher_error_rate=0.25)
     assert [p.text for p in problems] == [p.text for p in generate(2000, seed=5)]
     wrong = [problem for problem in problems if problem.teacher_label != problem.label]

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import socket
 import threading
 import time
@@ -23,7 +24,7 @@ import httpx2
 from tqdm import tqdm
 
 from cot_jax.errors import UserError, printable, reading, writing
-from cot_jax.files import Shape, misfit, parse_json, read_json_lines, write_text
+from cot_jax.files import Shape, misfit, parse_json, rows_of, write_text
 
 Request = dict[str, Any]  # the body of a (chat) completion
 
@@ -32,19 +33,26 @@ _NOT_THIS_ONE = (400, 413, 422)  # too long, or against a rule
 _LONGEST_PAUSE = 600.0  # seconds
 _MOST_BYTES = 2**24  # of an answer: a hundred times the longest expected
 _SHORTEST_KEY = 8  # shorter keys, such as EMPTY, are not secret and may be words of an answer
+# A pair of surrogates, or a backslash, in JSON; otherwise a lone surrogate.
+_ESCAPES = re.compile(rb"(\\u[dD][89abAB]\w\w\\u[dD][c-fC-F]\w\w|\\\\)|\\u[dD][89a-fA-F]\w\w")
 _HINTS = {401: "; is OPENAI_API_KEY right?", 404: "; the URL ends as in http://localhost:8000/v1"}
 
 
 class Reply(NamedTuple):
     """`text` is empty if the model refused; token counts are 0 if the server gives none.
 
-    A request that the server rejects while it answers others has the `finish_reason` "refused: ...".
+    A request that the server rejects while it answers others with the same settings has the `finish_reason`
+    "refused: ...".
     """
 
     text: str
     finish_reason: str | None
     prompt_tokens: int
     completion_tokens: int
+
+    @property
+    def refused(self) -> bool:
+        return (self.finish_reason or "").startswith("refused")
 
 
 def chat(
@@ -148,6 +156,7 @@ class Endpoint(_Cache):
             raise UserError(f"{url!r} is not a URL: write it like http://localhost:8000/v1")
         super().__init__(cache)
         self.sent, self._reached, self._next = 0, False, time.monotonic()
+        self._answered: set[str] = set()  # settings of requests
         self._url, self._interval = url.rstrip("/"), 60 / per_minute if per_minute else 0.0
         self._concurrency, self._attempts, self._pause = concurrency, attempts, pause
         self._key, self._timeout = key if len(key) >= _SHORTEST_KEY else "", timeout
@@ -166,11 +175,15 @@ class Endpoint(_Cache):
         """Yields the answer to each request, in order; equal requests are sent once.
 
         Raises:
-          UserError: the server rejects the first request, or a request has no answer after all attempts.
-            Requests under way are completed and kept: they are paid for.
+          UserError: the server rejects a request before it has answered one with the same settings, or a
+            request has no answer after all attempts. Requests under way are completed and kept: they are
+            paid for.
         """
         keyed = [_key_and_body(request) for request in requests]
         missing = {key: body for key, body in keyed if key not in self._replies}
+        for (key, _), request in zip(keyed, requests, strict=True):
+            if key not in missing and not self._replies[key].refused:
+                self._answered.add(_settings(request))
         total, stop = len(dict(keyed)), threading.Event()
         with (
             tqdm(total=total, initial=total - len(missing), unit="answer", disable=None) as bar,
@@ -199,12 +212,13 @@ class Endpoint(_Cache):
                 self._reached, status = True, response.status_code
                 problem = f"{status}: {self._without_key(_message(content))[:300]}"
                 if status == 200:
-                    reply = _reply(parse_json(content))
+                    reply = _reply(parse_json(_whole_characters(content)))
                     said = self._without_key(reply.text), self._without_key(reply.finish_reason)
                     self._keep(key, reply._replace(text=said[0], finish_reason=said[1]), request=request)
+                    self._answered.add(_settings(request))
                     bar.update()
                     return
-                if status in _NOT_THIS_ONE and self._replies:
+                if status in _NOT_THIS_ONE and _settings(request) in self._answered:
                     self._keep(key, Reply("", f"refused: {problem}", 0, 0), request=request)
                     bar.update()
                     return
@@ -316,8 +330,10 @@ class Batch(_Cache):
         Raises:
           UserError: a line is not a result; names the line.
         """
-        for row in read_json_lines(path):
-            shape = {"custom_id": str, "response?": {"status_code?": int}}
+        shape = {"custom_id": str, "response?": {"status_code?": int}}
+        with reading(path):
+            lines = _whole_characters(path.read_bytes()).splitlines()
+        for row in rows_of(lines, str(path)):
             if wrong := misfit(row.values, shape):
                 raise row.error(f"not a batch result ({wrong}): give the file that the batch service wrote")
             key, response = row.values["custom_id"], row.values.get("response") or {}
@@ -337,6 +353,12 @@ def _key_and_body(request: Request) -> tuple[str, str]:
     return hashlib.sha256(body.encode()).hexdigest(), body
 
 
+def _settings(request: Request) -> str:
+    """Returns what a request has in common with the others of a run: all but its question and its seed."""
+    own = ("messages", "prompt", "seed")
+    return json.dumps({name: value for name, value in request.items() if name not in own}, sort_keys=True)
+
+
 def _read_cache(path: Path) -> dict[str, Reply]:
     replies: dict[str, Reply] = {}
     if not path.exists():
@@ -353,6 +375,11 @@ def _read_cache(path: Path) -> dict[str, Reply]:
             raise UserError(f"{path}:{number}: not a cached answer ({error}); remove the line") from None
         replies[row["key"]] = Reply(*(row["reply"][name] for name in Reply._fields))
     return replies
+
+
+def _whole_characters(content: bytes) -> bytes:
+    """Returns JSON with U+FFFD for each lone surrogate, half of a character that `max_tokens` cut."""
+    return _ESCAPES.sub(lambda found: found[1] or rb"\ufffd", content)
 
 
 def _reply(values: Any) -> Reply:

@@ -15,8 +15,8 @@ differs:
 * SVAMP: the label is the whole equation; the released expression ends at the last bracket, so that
   `(16 * 17) * 4` becomes `(16 * 17)`. Text without a value (`(2 * x)`, `((491 - 21`) is a failure, and so are
   two equations (`(53 + 17) and (14 - 10)`).
-* CQA: the label is one of the choices (`data.tasks` finds it, ignoring case). An answer that names several
-  ("either (a) aquarium or (e) pond") is a failure, not the text `aquarium or`.
+* CQA: the label is one of the choices (`among`). An answer that names several ("either (a) aquarium or (e)
+  pond") is a failure, not the text `aquarium or`.
 * ANLI: "..., so the answer is" and "The answer is" also introduce an answer.
 * NLI: the label is one of the classes: `neutral` is found in `neutral\\n\\nPre`, a truncated output of
   e-SNLI, and a truncated class (`entail`) is completed.
@@ -28,6 +28,7 @@ has the parser `text`: "So the answer is", to the end of the line.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -115,28 +116,27 @@ def _equation(answer: str) -> str | None:
 
 
 def _option(answer: str) -> str | None:
-    _, *options = re.split(r"\([a-e]\)", answer)
+    _, *options = re.split(r"(?<!\w)\([A-Za-z]\)", answer)  # "tool(s)" is a plural
     return options[0].strip().removesuffix(".") or None if len(options) == 1 else None
 
 
 def _nli_class(answer: str) -> str | None:
-    word = re.split(r"\W", answer)[0].lower()
+    words = re.findall(r"\w+", answer.lower())
     # No two classes begin with the same letter.
-    return next((label for label in NLI_LABELS if word and label.startswith(word)), None)
+    return next((label for label in NLI_LABELS if words and label.startswith(words[0])), None)
 
 
 def _number(answer: str) -> str | None:
     return _equation(answer) or final_answer(answer.partition("\n")[0], by_value=True)
 
 
-def _letter(answer: str) -> str | None:
-    found = set(re.findall(r"\b[A-E]\b", answer.partition("\n")[0]))
+def _only(characters: str, answer: str) -> str | None:
+    """Returns the one of `characters` that is a word of the first line; None: there are none or several."""
+    found = set(re.findall(rf"\b[{characters}]\b", answer.partition("\n")[0]))
     return found.pop() if len(found) == 1 else None
 
 
-def _ending(answer: str) -> str | None:
-    found = set(re.findall(r"\b[0-3]\b", answer.partition("\n")[0]))
-    return found.pop() if len(found) == 1 else None
+_letter, _ending = functools.partial(_only, "A-E"), functools.partial(_only, "0-3")
 
 
 def _yes_no(answer: str) -> str | None:
@@ -148,7 +148,7 @@ def _line(answer: str) -> str | None:
     return answer.partition("\n")[0].strip().removesuffix(".") or None
 
 
-_SO = "(?:so )?the answer is"
+_SO = "(?:so )?the answer is:?"
 # Also the marks of human solutions: those of GSM8K, of its published model outputs, of AQuA.
 _HENCE = r"(?:(?:so|thus|hence|therefore),? )?(?:the )?(?:correct |final )?answer(?: is|\s*:)|####|^A:"
 PARSERS: dict[str, dict[str, Parser]] = {
@@ -173,6 +173,18 @@ PARSERS: dict[str, dict[str, Parser]] = {
         "esnli": _reference_esnli,
     },
 }
+
+
+def among(labels: Collection[str], said: str | None) -> str | None:
+    """Returns the label equal to `said`, ignoring case and a final dot, or None; without labels, `said`."""
+    if not labels or said is None:
+        return said
+    bare = _bare(said)
+    return next((label for label in labels if _bare(label) == bare), None)
+
+
+def _bare(label: str) -> str:
+    return label.strip().rstrip(".").casefold()
 
 
 def read_outputs(folder: Path, split: str) -> list[str] | None:

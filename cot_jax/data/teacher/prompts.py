@@ -65,11 +65,11 @@ class Style:
         return demonstration.rationale + self.closing.format(answer=demonstration.answer)
 
     def asks(self, example: Example) -> str:
-        """Returns the question of an example."""
+        """Returns the question of an example; what GLUE's texts are is only said in `asked`."""
         if self.parser in ("anli1", "esnli"):
             premise, hypothesis = example.parts
             return f"Premise: {premise}\nHypothesis: {hypothesis}"
-        return example.text
+        return example.asked or example.text
 
 
 HINT = (
@@ -191,6 +191,5 @@ TEXT = Style(
     "...",
 )
 LABELS = dataclasses.replace(
-    TEXT,
-    instruction=f'Answer the question with one of these: {{labels}}. {_SHORTLY} "{{closing}}"',
+    TEXT, instruction=f'Answer the question with one of these: {{labels}}. {_SHORTLY} "{{closing}}"'
 )

@@ -16,8 +16,8 @@ from cot_jax.data.teacher.prompts import Style
 KINDS = ("cot", "pot")  # a rationale, a program of thought
 FILTERS = ("right", "leaks", "duplicates")
 
-# The thoughts of reasoning models, and the Markdown of chat models.
-_THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+# The thoughts of reasoning models, whose prompt may have the opening tag, and the Markdown of chat models.
+_THOUGHTS = re.compile(r"\A.*?</think>|<think>.*?(?:</think>|\Z)", re.DOTALL)
 # Bold in Markdown, but not a power: `2**3`, `(1 + r) ** n`.
 _BOLD = re.compile(r"((?<=[\w)])( *)\*\*\2(?=[-+(.]*(?:\d|[A-Za-z]\b)))|\*\*")
 _FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -40,7 +40,7 @@ class Sample(NamedTuple):
       text: the rationale or program; None: the output has none.
       label: its answer; None: the output has none.
       right: whether the answer is the gold label.
-      failure: why text or label is missing; None: both are there.
+      failure: why text or label is missing, or the filter that leaves it out (`filtered`); None: it is kept.
     """
 
     asked: Asked
@@ -61,7 +61,6 @@ def read(
 ) -> Sample:
     """Reads an output of the teacher; `interpreter` runs programs."""
     text, label, failure = None, None, None
-    output = output.encode(errors="replace").decode()  # JSON may hold lone surrogates, a file may not
     plain = _THOUGHTS.sub("", output).strip()
     if finish_reason and finish_reason.startswith("refused"):
         output, failure = finish_reason, "refused by the server"
@@ -78,21 +77,14 @@ def read(
     else:
         plain = _BOLD.sub(lambda found: found[1] or "", plain)
         text, label = outputs.parse(style.parser, plain, "corrected")
-        label = _among(style.labels or choices(asked.example.text), label)
+        listed = () if by_value else choices(asked.example.text)  # "(4 * 6)" may stand for a listed 24
+        label = outputs.among(style.labels or listed, label)
         if text is None or label is None:
             failure = "no rationale" if label else "no readable answer" if text else "no answer"
     if failure and finish_reason == "length":
         failure = "cut off"
     right = label is not None and is_correct(label, asked.example.label, by_value)
     return Sample(asked, output, text, label, right, failure)
-
-
-def _among(labels: Collection[str], said: str | None) -> str | None:
-    """Returns the label that equals `said`, ignoring case, or None; without labels, `said` itself."""
-    if not labels or said is None:
-        return said
-    bare = said.strip().rstrip(".").casefold()
-    return next((label for label in labels if label.strip().rstrip(".").casefold() == bare), None)
 
 
 def leaks(rationale: str, label: str) -> bool:
@@ -107,8 +99,8 @@ def leaks(rationale: str, label: str) -> bool:
     return bool(re.match(stated, words + " ", re.IGNORECASE) or _ANSWER_GIVEN.search(first))
 
 
-def drops(samples: Sequence[Sample], filters: Collection[str], max_words: int) -> list[str | None]:
-    """Returns why each sample is left out, its failure or a filter; None: it is kept.
+def filtered(samples: Sequence[Sample], filters: Collection[str], max_words: int) -> list[Sample]:
+    """Returns all samples; the failure of one that is left out by a filter is the filter's reason.
 
     Args:
       filters: of `FILTERS`. Rationales of a question are duplicates if they differ only in white space or
@@ -116,7 +108,7 @@ def drops(samples: Sequence[Sample], filters: Collection[str], max_words: int) -
       max_words: maximum words of a rationale or program; 0: any number.
     """
     kept: set[tuple[str, str, str]] = set()
-    reasons: list[str | None] = []
+    found = []
     for sample in samples:
         text, (example, kind, *_) = sample.text or "", sample.asked
         same = (example.id, kind, text if kind == "pot" else " ".join(text.split()).casefold())
@@ -132,8 +124,8 @@ def drops(samples: Sequence[Sample], filters: Collection[str], max_words: int) -
                 reason = "duplicate"
             else:
                 kept.add(same)
-        reasons.append(reason)
-    return reasons
+        found.append(sample._replace(failure=reason))
+    return found
 
 
 def majority(samples: Sequence[Sample], by_value: bool) -> str | None:

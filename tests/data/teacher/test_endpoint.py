@@ -274,7 +274,7 @@ def test_no_server_no_url_no_cache(server, tmp_path):
         Endpoint(server.url, cache)
 
 
-def test_a_prompt_is_gone_on_from_at_its_own_address(server, tmp_path):
+def test_completions_have_their_own_address(server, tmp_path):
     one = completion("m", "Once upon", temperature=0.7, seed=3, max_tokens=5, stop=["."])
     assert one == {
         "model": "m", "prompt": "Once upon", "temperature": 0.7, "seed": 3, "max_tokens": 5, "stop": ["."],
@@ -303,6 +303,36 @@ def test_a_request_refused_among_others_is_settled_and_its_reason_kept(server, t
     assert replies[1].finish_reason == "refused: 400: too long"
     assert sent == 3
     assert ask(server, tmp_path / "cache.jsonl", asks(3)) == (replies, 0)
+
+
+def test_requests_refused_with_new_settings_are_an_error_and_not_kept(server, tmp_path):
+    cache = tmp_path / "cache.jsonl"
+    ask(server, cache, asks(2))
+    content = cache.read_bytes()
+    others = [request | {"max_tokens": 5} for request in asks(3)]
+    server.faults = 3 * [refuses(400, {"error": {"message": "no max_tokens"}})]
+    with pytest.raises(UserError, match=r"400: no max_tokens$"):
+        ask(server, cache, others)
+    assert cache.read_bytes() == content
+    ask(server, cache, others[:1])
+    for count in (2, 3):  # later runs know that the server has answered others
+        server.faults = [refuses(400)]
+        replies, _ = ask(server, cache, others[:count])
+        assert replies[-1].finish_reason == "refused: 400: not now"
+
+
+def test_half_a_character_becomes_a_replacement_character(server, tmp_path):
+    said = "a \U0001f600 \\ud83d \ud83d"  # JSON escapes all but "a "
+    server.answer = lambda request: said
+    replies, sent = ask(server, tmp_path / "cache.jsonl", asks(1))
+    assert (replies[0].text, sent) == ("a \U0001f600 \\ud83d \ufffd", 1)
+    row = {"custom_id": "k", "response": {"status_code": 200, "body": answer(asks(1)[0])}}
+    row["response"]["body"]["choices"][0]["message"]["content"] = said
+    (tmp_path / "results.jsonl").write_text(json.dumps(row))
+    with Batch(tmp_path / "batch.jsonl") as batch:
+        batch.read(tmp_path / "results.jsonl")
+    kept = json.loads((tmp_path / "batch.jsonl").read_text())
+    assert kept["reply"]["text"] == replies[0].text
 
 
 def test_a_server_that_comes_back_elsewhere_repeats_nothing(server, tmp_path):
@@ -349,7 +379,7 @@ def test_a_batch_is_written_and_read_and_what_failed_is_written_again(server, tm
     (left,) = file.read_text().splitlines()
     assert json.loads(left)["body"] == requests[1]
     assert len(cache.read_bytes().splitlines()) == 3
-    assert ask(server, cache, requests)[1] == 1  # an endpoint goes on where a batch ended
+    assert ask(server, cache, requests)[1] == 1  # an endpoint continues where a batch ended
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,14 @@ def test_other_tasks_name_their_labels_where_they_are_few():
     assert prompts.style_of("hellaswag", splits(label_set=problems.ENDINGS)).labels == ("0", "1", "2", "3")
 
 
+def test_the_texts_of_glue_have_names():
+    """Otherwise nobody could tell which text `choice1` is."""
+    asked = "copa choice1: Rain. choice2: Sun. premise: It is wet. question: cause"
+    copa = Example("c", ("It is wet. What was the cause of this?", "Rain.", "Sun."), "choice1", asked=asked)
+    style = prompts.style_of("copa", splits(copa, label_set=("choice1", "choice2")))
+    assert style.asks(copa) == asked
+
+
 def test_the_published_layout():
     """As the continuations of the published outputs show it: `Q:`, `A:` and, for NLI, `Reasoning:`."""
     text = prompts.as_prompt(prompts.MATH, "cot", True, prompts.MATH.asks(SUM))

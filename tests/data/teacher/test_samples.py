@@ -8,6 +8,7 @@ from cot_jax.data.teacher.samples import Asked, Sample
 
 SUM = Example("s", ("I have 2 and 3.",), "( 2.0 + 3.0 )")
 CHOICE = Example("c", ("Where?\nAnswer Choices:\n(a) Here\n(b) there",), "Here")
+MANY = Example("m", ("With?\n" + "\n".join(f"({n}) {n * 3}" for n in "abcde") + "\n(f) tool(s)",), "tool(s)")
 PAIR = Example("n", ("A", "B"), "neutral")
 
 
@@ -20,6 +21,7 @@ def read(output, example=SUM, kind="cot", style=prompts.MATH, finish="stop"):
     [
         ("Two and three. The answer is (2 + 3).\n\nQ: next", "Two and three.", "(2 + 3)"),
         ("<think>The answer is (1).</think>\nTwo and 3. **The answer is (3 + 2).**", "Two and 3.", "(3 + 2)"),
+        ("The answer is 1? No.\n</think>\n\nTwo and 3. The answer is: 5.", "Two and 3.", "5"),
         ("**Sum:** **2** and **3**. The answer is **5**.", "Sum: 2 and 3.", "5"),
         ("2**1 and 1.5 ** (1) * 2, x**n. **The answer is 2+3**", "2**1 and 1.5 ** (1) * 2, x**n.", "2+3"),
     ],
@@ -36,11 +38,21 @@ def test_rationales_are_read(output, text, label):
         ("Why. So the answer is Neutral.", PAIR, prompts.NLI, "neutral"),
         ("Why.\nAnswer: neutral", PAIR, prompts.ESNLI, "neutral"),
         ("Why. The answer is Here.", CHOICE, prompts.TEXT, "Here"),
+        ("Why. So the answer is: Here.", CHOICE, prompts.TEXT, "Here"),
+        ('Why. So the answer is "neutral".', PAIR, prompts.NLI, "neutral"),
+        ("Why. So the answer is: neutral.", PAIR, prompts.NLI, "neutral"),
+        ("Why. So the answer is (F) tool(s).", MANY, prompts.CHOICE, "tool(s)"),
     ],
 )
 def test_labels_are_those_of_the_question(output, example, style, label):
     said = read(output, example, style=style)
     assert (said.text, said.label, said.right) == ("Why.", label, label != "there")
+
+
+def test_an_equation_may_stand_for_a_listed_number():
+    listed = Example("s", ("2 and 3?\nAnswer Choices:\n(a) 5\n(b) 6",), "5")
+    said = samples.read(Asked(listed, "cot", 0), "Sum. The answer is (2 + 3).", "stop", prompts.MATH, True)
+    assert (said.label, said.right, said.failure) == ("(2 + 3)", True, None)
 
 
 @pytest.mark.parametrize(
@@ -126,22 +138,19 @@ def test_filters_say_why():
         sample("One of a good many words"),
         sample(None, failure="no answer"),
     ]
-    every = samples.drops(drawn, samples.FILTERS, 4)
-    assert every == [
+
+    def reasons(drawn, filters, max_words=0):
+        found = samples.filtered(drawn, filters, max_words)
+        assert [one._replace(failure=None) for one in found] == [one._replace(failure=None) for one in drawn]
+        return [one.failure for one in found]
+
+    assert reasons(drawn, samples.FILTERS, 4) == [
         None, "duplicate", None, None, None, "duplicate", "wrong", "wrong", "leaks", "too long", "no answer",
     ]  # fmt: skip
-    assert samples.drops(drawn, (), 0) == [*10 * [None], "no answer"]
-    assert samples.drops(drawn, ("leaks",), 0)[6:9] == [None, "leaks", "leaks"]
-    # What is left out is nothing that another could repeat.
-    assert samples.drops([drawn[6], drawn[6], drawn[0]], ("right", "duplicates"), 0) == [
-        "wrong",
-        "wrong",
-        None,
-    ]
-
-
-def test_half_a_character_can_be_written():
-    assert ascii(read("Two \ud83d. The answer is 5.").output) == "'Two ?. The answer is 5.'"
+    assert reasons(drawn, ()) == [*10 * [None], "no answer"]
+    assert reasons(drawn, ("leaks",))[6:9] == [None, "leaks", "leaks"]
+    # Nothing is a duplicate of a sample that is left out.
+    assert reasons([drawn[6], drawn[6], drawn[0]], ("right", "duplicates")) == ["wrong", "wrong", None]
 
 
 def test_the_majority_is_by_value():

@@ -11,7 +11,7 @@ positions, T token types, E width of the embeddings, S positions of a sequence.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,9 @@ class BertConfig(EncoderConfig):
           UserError: a value is missing, of the wrong type or not supported.
         """
         kind = json["model_type"]
-        json = _DEFAULTS[kind] | {key: value for key, value in json.items() if value is not None}
+        ignored = () if kind == "albert" else ("embedding_size", "num_hidden_groups")
+        given = {key: value for key, value in json.items() if value is not None and key not in ignored}
+        json = _DEFAULTS[kind] | given
         if kind == "albert":
             json["classifier_dropout"] = json.get("classifier_dropout_prob", 0.1)
             if (inner := json.get("inner_group_num", 1)) != 1:
@@ -86,6 +88,11 @@ class BertConfig(EncoderConfig):
         if self.model_type == "roberta":
             values |= {"bos_token_id": self.cls_token_id, "eos_token_id": self.sep_token_id}
         return values
+
+    def with_layers(self, layers: int) -> Self:
+        if (groups := self.num_hidden_groups) > 1:
+            raise UserError(f"config.model.layers={layers}: the layers share {groups} sets of weights; use 0")
+        return super().with_layers(layers)
 
     @property
     def first_position(self) -> int:

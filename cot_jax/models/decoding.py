@@ -220,11 +220,11 @@ def beam_search(prompt: Prompt, most: int, beams: int) -> tuple[jax.Array, jax.A
     Args:
       prompt: with rows b * K + k.
       most: T; a beam of this length ends.
-      beams: K, less than the vocabulary.
+      beams: K.
 
     Returns:
       tokens_BKT: (B, K, T) int32, best first.
-      score_BK: (B, K) float32.
+      score_BK: (B, K) float32; -inf where a row has fewer continuations.
     """
     K, T = beams, most
     B = len(prompt.first_B) // K
@@ -236,7 +236,8 @@ def beam_search(prompt: Prompt, most: int, beams: int) -> tuple[jax.Array, jax.A
         logits_R1V, cache = prompt.step(state.last_id[:, None], state.position, state.cache)
         V = logits_R1V.shape[-1]
         log_prob_BKV = state.log_prob[:, :, None] + jax.nn.log_softmax(logits_R1V).reshape(B, K, V)
-        log_prob_BC, index_BC = _top_k(log_prob_BKV.reshape(B, K * V), (1 + max(1, len(prompt.ends))) * K)
+        candidates = min((1 + max(1, len(prompt.ends))) * K, K * V)
+        log_prob_BC, index_BC = _top_k(log_prob_BKV.reshape(B, K * V), candidates)
         beam_BC, id_BC = jnp.divmod(index_BC, V)
         tokens_BCT = _take(state.tokens, beam_BC).at[:, :, state.position].set(id_BC)
         length = state.position + 1

@@ -69,7 +69,8 @@ class Rope:
         given = dict(json.get("rope_parameters") or json.get("rope_scaling") or {})
         kind = given.pop("rope_type", given.pop("type", "default"))
         given.pop("type", None)
-        theta = given.pop("rope_theta", json.get("rope_theta") or cls.theta)
+        theta = given.pop("rope_theta", json.get("rope_theta"))
+        theta = cls.theta if theta is None else theta
         share = given.pop("partial_rotary_factor", json.get("partial_rotary_factor"))
         if share not in (None, 1):
             raise UserError(
@@ -78,8 +79,8 @@ class Rope:
         if kind not in _SCALINGS:
             raise UserError(f'config.json: rope_type is "{kind}", known: {", ".join(_SCALINGS)}')
         wanted, optional = _SCALINGS[kind]
-        if "original_max_position_embeddings" in (*wanted, *optional):
-            given.setdefault("original_max_position_embeddings", longest)
+        if _ORIGINAL in (*wanted, *optional):
+            given.setdefault(_ORIGINAL, longest)
         if missing := [name for name in wanted if given.get(name) is None]:
             raise UserError(f"config.json: rope_type={kind} needs {missing[0]}")
         settings = {name: given[name] for name in (*wanted, *optional) if given.get(name) is not None}
@@ -98,51 +99,45 @@ class Rope:
 
     def frequencies(self, size: int) -> tuple[np.ndarray, float]:
         """Radians per position of each pair, (K / 2,) float32, in heads of `size`; factor of cos and sin."""
-        get = dict(self.settings).get
+        of = dict(self.settings)
         plain = self.theta ** (-np.arange(0, size, 2) / size)
-        factor = get("factor", 1.0)
+        # The share of a pair's frequency that is not divided by the factor.
+        share, attention_factor = np.ones(1), 1.0
         if self.kind == "linear":
-            return (plain / factor).astype(np.float32), 1.0
-        if self.kind == "llama3":
-            low, high = get("low_freq_factor", 1.0), get("high_freq_factor", 1.0)
-            turns = get("original_max_position_embeddings", 1.0) * plain / (2 * np.pi)
+            share = np.zeros(1)
+        elif self.kind == "llama3":
+            low, high = of["low_freq_factor"], of["high_freq_factor"]
+            turns = of[_ORIGINAL] * plain / (2 * np.pi)
             share = np.clip((turns - low) / (high - low), 0, 1)
-            return ((1 - share) * plain / factor + share * plain).astype(np.float32), 1.0
-        if self.kind == "yarn":
+        elif self.kind == "yarn":
 
             def pair_of(turns: float) -> float:
                 """The pair that makes `turns` rotations within the original length."""
-                length = get("original_max_position_embeddings", 1.0)
-                return size * math.log(length / (2 * math.pi * turns)) / (2 * math.log(self.theta))
+                return size * math.log(of[_ORIGINAL] / (2 * math.pi * turns)) / (2 * math.log(self.theta))
 
-            first, last = pair_of(get("beta_fast", 32.0)), pair_of(get("beta_slow", 1.0))
-            if get("truncate", True):
+            first, last = pair_of(of.get("beta_fast", 32.0)), pair_of(of.get("beta_slow", 1.0))
+            if of.get("truncate", True):
                 first, last = math.floor(first), math.ceil(last)
             first, last = max(first, 0), min(last, size - 1)
             ramp = (np.arange(size // 2) - first) / (max(last - first, 0) or 1e-3)
             share = 1 - np.clip(ramp, 0, 1)
-            usual = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
-            scaled = (1 - share) * plain / factor + share * plain
-            return scaled.astype(np.float32), float(get("attention_factor", usual))
-        return plain.astype(np.float32), 1.0
+            usual = 0.1 * math.log(of["factor"]) + 1 if of["factor"] > 1 else 1.0
+            attention_factor = float(of.get("attention_factor", usual))
+        scaled = (1 - share) * plain / of.get("factor", 1.0) + share * plain
+        return scaled.astype(np.float32), attention_factor
 
 
+_ORIGINAL = "original_max_position_embeddings"
 # rope_type -> (required settings, optional settings). "dynamic" equals the default up to the longest length.
 _SCALINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "default": ((), ()),
     "linear": (("factor",), ()),
     "dynamic": (("factor",), ()),
-    "llama3": (
-        ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-        (),
-    ),
-    "yarn": (
-        ("factor", "original_max_position_embeddings"),
-        ("attention_factor", "beta_fast", "beta_slow", "truncate"),
-    ),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor", _ORIGINAL), ()),
+    "yarn": (("factor", _ORIGINAL), ("attention_factor", "beta_fast", "beta_slow", "truncate")),
 }
 # Settings that files may contain and these types ignore.
-_IGNORED = {"original_max_position_embeddings", "finetuned"}
+_IGNORED = {_ORIGINAL, "finetuned"}
 
 
 class _Family(NamedTuple):

@@ -19,7 +19,7 @@ from cot_jax.errors import UserError, first_line
 from cot_jax.files import Shape, read_json, write_json
 from cot_jax.models.layers import LowRank
 from cot_jax.models.pretrained import write_tensors
-from cot_jax.models.weights import Params, Weight, Weights, init
+from cot_jax.models.weights import Params, Weight, Weights
 
 _RANKS = range(1, 2**16)
 # The shape of a saved `Lora.settings`.
@@ -27,15 +27,13 @@ SETTINGS: Shape = {"rank": _RANKS, "alpha": float, "targets": str}
 
 
 class Lora:
-    """The trained weights of a student: adapters of the targets, and all fresh weights.
+    """The adapters of a student: the weights that are trained.
 
     Attributes:
       settings: the arguments, without the weights.
       rank, alpha: R, and R times the product's factor.
-      weights: the trained ones: for every adapted matrix PATH/a (N, P, R) and PATH/b (N, R, Q), with N
-        layers, P inputs and Q outputs (all heads of an attention together); and weights that no file has.
-        As in the released code, A is uniform within P**-0.5 and B zero: training starts from the pretrained
-        student.
+      weights: for every adapted matrix PATH/a (N, P, R) and PATH/b (N, R, Q), with N layers, P inputs and Q
+        outputs (all heads of an attention together).
     """
 
     def __init__(self, weights: Weights, *, rank: int, alpha: float, targets: str):
@@ -55,7 +53,7 @@ class Lora:
         self._adapted = {path: weight for path, weight in weights.items() if wanted.search(path)}
         if not self._adapted:
             raise UserError(f"config.model.lora_targets={targets!r} matches no parameter's path")
-        self.weights: dict[str, Weight] = {path: w for path, w in weights.items() if not w.theirs}
+        self.weights: dict[str, Weight] = {}
         for path, weight in self._adapted.items():
             if not weight.inputs or not weight.is_stacked:
                 raise UserError(
@@ -72,12 +70,19 @@ class Lora:
         return _modules(self._adapted)
 
     def init(self, rng: jax.Array, given: Params | None = None) -> Params:
-        """Initial trained parameters, float32, except those `given`. Initial adapters change nothing."""
-        flat = flatten_dict(init(self.weights, rng, given), sep="/")
-        for n, path in enumerate(sorted(self._adapted) if given is None else ()):
+        """The adapters that are `given`, or else initial ones, float32.
+
+        As in the released code, A is uniform within P**-0.5 and B zero: training starts from the pretrained
+        student.
+        """
+        if given is not None:
+            return given
+        flat = {}
+        for n, path in enumerate(sorted(self._adapted)):
             shape_NPR = self.weights[f"{path}/a"].shape
             limit, key = shape_NPR[1] ** -0.5, jax.random.fold_in(rng, n)
             flat[f"{path}/a"] = jax.random.uniform(key, shape_NPR, minval=-limit, maxval=limit)
+            flat[f"{path}/b"] = jnp.zeros(self.weights[f"{path}/b"].shape)
         return unflatten_dict(flat, sep="/")
 
     def attach(self, frozen: Params, trained: Params) -> Params:
@@ -87,9 +92,8 @@ class Lora:
         frozen = jax.lax.stop_gradient(frozen)
         flat, own = flatten_dict(frozen, sep="/"), flatten_dict(trained, sep="/")
         for path in self._adapted:
-            a, b = own.pop(f"{path}/a"), own.pop(f"{path}/b")
-            flat[path] = LowRank(flat[path], a, b, self.alpha / self.rank)
-        return unflatten_dict(flat | own, sep="/")
+            flat[path] = LowRank(flat[path], own[f"{path}/a"], own[f"{path}/b"], self.alpha / self.rank)
+        return unflatten_dict(flat, sep="/")
 
 
 def merged(params: Params) -> Params:
@@ -126,6 +130,10 @@ _PLAIN = {
     "alpha_pattern": {},
     "modules_to_save": None,
 }
+# The same of newer options, which are not written: older versions of PEFT warn of them.
+_LATER = {"alora_invocation_tokens": None, "arrow_config": None}
+# Ways to draw the initial product that leave the adapted weights alone; others, such as PiSSA, change them.
+_INITS = (True, "gaussian", "eva", "orthogonal")
 
 
 def write_adapter(directory: Path, lora: Lora, trained: Params, base: str, task: str | None = None) -> None:
@@ -160,36 +168,43 @@ def read_adapter(directory: Path, weights: Weights) -> tuple[Lora, Params]:
       UserError: a file is missing or malformed, it has options other than a plain product, or its tensors
         are not exactly those of a student with `weights`.
     """
-    file = directory / _CONFIG
+    file, tensors_file = directory / _CONFIG, directory / _TENSORS
     config = read_json(file, {"r": _RANKS, "lora_alpha": float})
     rank, alpha = config["r"], float(config["lora_alpha"])
     try:
-        tensors = load_file(directory / _TENSORS)
+        tensors = load_file(tensors_file)
     except Exception as error:  # of the file system, and of the Rust side
-        raise UserError(f"{directory / _TENSORS}: cannot be read ({first_line(error)})") from None
-    for key, plain in _PLAIN.items():
+        raise UserError(f"{tensors_file}: cannot be read ({first_line(error)})") from None
+    if not tensors:
+        raise UserError(f"{tensors_file}: there is no tensor in it")
+    for key, plain in (_PLAIN | _LATER).items():
         if config.get(key) not in (plain, None):
             raise UserError(f"{file}: {key} is {config[key]!r}; only {plain!r} can be read")
+    if (drawn := config.get("init_lora_weights") or True) not in _INITS:
+        raise UserError(
+            f"{file}: init_lora_weights is {drawn!r}, which changes the adapted weights; save the adapter "
+            "with PEFT's path_initial_model_for_weight_conversion"
+        )
     paths = _modules({path: w for path, w in weights.items() if w.inputs and w.is_stacked})
     modules = {name: name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in tensors}
     if unknown := sorted(name for name, module in modules.items() if module not in paths):
-        raise UserError(f"{directory / _TENSORS}: {unknown[0]} adapts no layer's matrix of the student")
+        raise UserError(f"{tensors_file}: {unknown[0]} adapts no layer's matrix of the student")
     adapted = sorted({paths[module][0] for module in modules.values()})
     targets = "|".join(f"^{re.escape(path)}$" for path in adapted)
-    lora = Lora(weights, rank=rank, alpha=alpha, targets=targets or "$^")
-    flat = {path: np.empty(w.shape, np.float32) for path, w in lora.weights.items() if w.theirs}
+    lora = Lora(weights, rank=rank, alpha=alpha, targets=targets)
+    flat = {path: np.empty(w.shape, np.float32) for path, w in lora.weights.items()}
     for name, (path, n) in lora.modules.items():
         for side in "ab":
             tensor, place = tensors.get(_tensor(name, side)), flat[f"{path}/{side}"]
             if tensor is None or tensor.T.shape != place[n].shape:
                 was = "missing" if tensor is None else f"{tensor.shape}"
                 raise UserError(
-                    f"{directory / _TENSORS}: {_tensor(name, side)} is {was}, expected {place[n].T.shape}"
+                    f"{tensors_file}: {_tensor(name, side)} is {was}, expected {place[n].T.shape}"
                 )
             place[n] = tensor.T.astype(np.float32)
     known = {_tensor(name, side) for name in lora.modules for side in "ab"}
     if unknown := sorted(tensors.keys() - known):
-        raise UserError(f"{directory / _TENSORS}: {unknown[0]} is not part of a plain product")
+        raise UserError(f"{tensors_file}: {unknown[0]} is not part of a plain product")
     return lora, unflatten_dict(flat, sep="/")
 
 

@@ -1,7 +1,7 @@
 """Reads and writes weights in Hugging Face's files by a student's table of weights."""
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,14 @@ def read_config(path_or_id: str) -> dict[str, Any]:
 def read(
     directory: Path,
     weights: Weights,
-    aliases: dict[str, str],
+    aliases: Mapping[str, str],
     leftovers: Sequence[str],
     prefix: str = "",
     *,
     optional: Collection[str] = (),
     more_layers: bool = False,
 ) -> tuple[Params, list[str]]:
-    """Reads every weight that has a name in the files. float16 and bfloat16 tensors are widened.
+    """Reads every weight of the table. float16 and bfloat16 tensors are widened.
 
     Args:
       aliases: other names of a tensor -> its name; copies must be equal.
@@ -52,8 +52,8 @@ def read(
       more_layers: whether the files may have more layers than the table; these are ignored and counted.
 
     Returns:
-      The parameters, a nested dict of float32 NumPy arrays, without fresh ones; and lines that report what
-      was ignored and what is fresh.
+      The parameters, a nested dict of float32 NumPy arrays, without the optional ones that are missing; and
+      lines that report what was ignored and what is fresh.
 
     Raises:
       UserError: nothing to read, or the tensors are not exactly those of the table (the first quantized,
@@ -63,17 +63,16 @@ def read(
     places = {
         weight.theirs.format(n=n): (path, n if weight.is_stacked else ...)
         for path, weight in weights.items()
-        if weight.theirs
-        for n in range(weight.layers if weight.is_stacked else 1)
+        for n in range(weight.layers)
     }
     params: dict[str, np.ndarray] = {}
-
     names: set[str] = set()
     filled: set[str] = set()
     ignored = []
     beyond = _beyond(weights, prefix) if more_layers else lambda name: False
     for file, name, tensor in _tensors(directory):
-        if beyond(name) or any(re.fullmatch(pattern, name) for pattern in leftovers):
+        place = aliases.get(name, name)
+        if beyond(place) or any(re.fullmatch(pattern, name) for pattern in leftovers):
             ignored.append(name)
             continue
         # Checked first: quantized tensors also differ in name and shape.
@@ -82,7 +81,6 @@ def read(
                 f"{file}: tensor {name} is {tensor.dtype}; quantized weights cannot be read: take the "
                 "unquantized model"
             )
-        place = aliases.get(name, name)
         if place not in places and prefix + place in places:
             place = prefix + place
         if place not in places:
@@ -110,7 +108,7 @@ def read(
         names.add(name)
         filled.add(place)
 
-    fresh = [path for path, weight in weights.items() if not weight.theirs]
+    fresh = []
     for path in optional:
         if path in weights and weights[path].theirs in places.keys() - filled:
             del places[weights[path].theirs]
@@ -151,8 +149,6 @@ def write(directory: Path, config: dict[str, Any], weights: Weights, params: Par
     flat = flatten_dict(params, sep="/")
     if flat.keys() != weights.keys():
         raise ValueError(f"parameters and config disagree: {sorted(flat.keys() ^ weights.keys())}")
-    if nameless := [path for path, weight in weights.items() if not weight.theirs]:
-        raise ValueError(f"{nameless[0]} has no name in Hugging Face's files")
     tensors = {}
     for path, weight in weights.items():
         leaf = np.asarray(flat[path], np.float32)
@@ -225,10 +221,10 @@ def _read_safetensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _read_msgpack(file: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Flax's layout: linear maps are named "kernel" and transposed, embeddings "embedding"."""
-    for path, array in flatten_dict(msgpack_restore(file.read_bytes())).items():
-        name = ".".join((*path[:-1], "weight"))
-        yield name, array.T if path[-1] == "kernel" and isinstance(array, np.ndarray) else array
+    """Flax's layout: a weight is named "kernel" and transposed, "embedding" or "scale"."""
+    for (*module, kind), array in flatten_dict(msgpack_restore(file.read_bytes())).items():
+        name = ".".join([*module, "bias" if kind == "bias" else "weight"])
+        yield name, array.T if kind == "kernel" and isinstance(array, np.ndarray) else array
 
 
 def _read_torch(file: Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -28,6 +28,7 @@ FAMILIES: dict[str, Any] = (
     | dict.fromkeys(("bert", "roberta", "albert"), Bert)
     | dict.fromkeys(("deberta", "deberta-v2"), Deberta)
 )
+_ROPE = {"rope_type?": str, "type?": str, str: object}
 _SIZES, _LAYERS, _IDS = range(1, 2**24), range(1, 2**12), range(-1, 2**24)
 # Fields of config.json in any family. Values out of any model's range are refused before an array of that
 # size is made. Each family checks its own fields further.
@@ -57,8 +58,9 @@ _ARCHITECTURE: Shape = {
     "layer_types?": [str],
     "pos_att_type?": (str, [str]),
     "quantization_config?": dict,
-    "rope_parameters?": dict,
-    "rope_scaling?": dict,
+    "use_sliding_window?": bool,
+    "rope_parameters?": _ROPE,
+    "rope_scaling?": _ROPE,
     **dict.fromkeys(("feed_forward_proj?", "hidden_act?", "hidden_activation?"), str),
 }  # fmt: skip
 PRESETS: dict[str, Any] = t5.PRESETS | llama.PRESETS | bert.PRESETS | deberta.PRESETS
@@ -126,7 +128,8 @@ def from_pretrained(
     """The student of a directory or Hub repository, its parameters as NumPy arrays, and lines to report.
 
     A head that differs from the embedding is used, whatever config.json says about tying. A classifier of
-    other classes is not read; one of the same classes in another order is permuted.
+    other classes is not read; one of the same classes in another order is permuted; that of multiple choice
+    scores any choice, whatever its name.
 
     Args:
       texts: the texts it will read and write; None: as in config.json.
@@ -140,10 +143,12 @@ def from_pretrained(
     student = _adapted(saved, texts, layers)
     read = _tied(student, False)
     leftovers, report = list(student.leftovers), []
-    same = sorted(saved.labels) == sorted(student.labels)
-    if student.labels and not same:
-        names = [w.theirs for path, w in read.weights.items() if path.startswith("classifier/")]
-        leftovers += map(re.escape, names)
+    classes = student.format == "classes"
+    same = classes and bool(student.labels) and _columns(saved.config) == _columns(student.config)
+    if classes and not same:
+        # RoBERTa's heads for classes and for multiple choice have tensors of different names.
+        kept = {w.theirs for path, w in student.weights.items() if not path.startswith("classifier/")}
+        leftovers += [re.escape(w.theirs) for w in saved.weights.values() if w.theirs not in kept]
         if saved.labels:
             report.append(
                 f"{directory}: its classifier is not used, its classes are {', '.join(saved.labels)}"
@@ -151,14 +156,15 @@ def from_pretrained(
     params, found = pretrained.read(
         directory,
         read.weights,
-        dict(student.aliases),
+        saved.aliases,  # of all layers
         leftovers,
         student.prefix,
         optional=student.optional,
         more_layers=bool(layers),
     )
-    if student.format == "classes":
-        if same and student.labels != saved.labels and "classifier" in params:
+    if classes:
+        permuted = student.labels != saved.labels and not student.config.multiple_choice
+        if same and permuted and "classifier" in params:
             order = [saved.labels.index(label) for label in student.labels]
             params["classifier"] = jax.tree.map(lambda leaf: leaf[..., order], params["classifier"])
         return student, params, [*report, *found]
@@ -166,6 +172,11 @@ def from_pretrained(
         return read, params, found
     params.pop("head", None)
     return _tied(student, True), params, found
+
+
+def _columns(config: Any) -> list[str] | None:
+    """The classes of a classifier's columns, in any order; None: its one column scores any choice."""
+    return None if config.multiple_choice else sorted(config.labels)
 
 
 def _tied(student: Any, tied: bool) -> Student:

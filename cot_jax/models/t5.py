@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cot_jax.batch import Batch, Segments, Texts, Tokens, Work
+from cot_jax.batch import Batch, Texts, Tokens, Work
 from cot_jax.errors import UserError
 from cot_jax.models.base import Student, read_fields
 from cot_jax.models.decoding import Prompt
@@ -123,8 +123,8 @@ class T5Config:
 
 
 def _preset(d_model: int, d_ff: int, layers: int, heads: int, **others: Any) -> T5Config:
-    depth = {"num_layers": layers, "num_decoder_layers": layers}
-    return T5Config(d_model=d_model, d_ff=d_ff, num_heads=heads, **(depth | others))
+    config = T5Config(d_model=d_model, d_ff=d_ff, num_heads=heads, **others)
+    return config.with_layers(layers)
 
 
 _V1_1 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "scale_decoder_outputs": False}
@@ -285,7 +285,7 @@ class T5(Student):
     def prompt(self, params: Params, inputs: Tokens, most: int, rows: int = 1) -> Prompt:
         c, (G, E) = self.config, inputs.length.shape
         layout = Layout([inputs], jnp.zeros((G, E), jnp.int32))
-        segments: Segments = layout.segments[0]
+        (segments,) = layout.segments
         encoded_GXD = self._encode(params, layout, None)
 
         def remember(_, w, __):

@@ -27,13 +27,13 @@ class Weight(NamedTuple):
 
     Attributes:
       axes: a letter for each dimension: N layer (always first), D model, H heads, G key-value heads,
-        K head size, F feed-forward, V vocabulary, P position buckets, W window of a convolution, E examples
-        and C classes of a stored answer.
+        K head size, F feed-forward, V vocabulary, P positions or buckets of them, W window of a convolution.
+        Other letters have a meaning in their family only and are never sharded.
       shape: their sizes.
       inputs: number of axes, after N, that a linear map consumes; 0 for a bias, a norm or a table.
       std: initial standard deviation; 0: zeros (a bias), None: ones (a norm's scale).
-      theirs: tensor name in Hugging Face's files, with "{n}" for the layer; "" if no file has it, as of a new
-        classification head.
+      theirs: tensor name in Hugging Face's files, with "{n}" for the layer; "" for what is in no such file, a
+        teacher's stored answers.
     """
 
     axes: str

@@ -10,7 +10,7 @@ from flax.traverse_util import unflatten_dict
 
 from cot_jax.models.student import Options, build, from_pretrained
 
-# What config.json says of each kind. The depths differ, so that no stack can stand in for the other.
+# The config.json of each kind. The depths differ, so that no stack can stand in for the other.
 _SHAPE = {
     "model_type": "t5",
     "vocab_size": 96,
@@ -38,15 +38,20 @@ def _scaled(name, normal):
     return (0.1 if name.startswith(("shared", "lm_head", "embedding", "head")) else 0.15) * normal
 
 
-def random_params(weights, seed=0):
-    """Parameters of a table of weights, NumPy, in which every term matters."""
-    rng = np.random.default_rng(seed)
-    flat = {path: _scaled(path, rng.normal(size=w.shape).astype("f")) for path, w in weights.items()}
-    return unflatten_dict(flat, sep="/")
+@pytest.fixture(scope="session")
+def random_params():
+    """Table of weights -> parameters, NumPy, in which every term matters."""
+
+    def make(weights):
+        rng = np.random.default_rng(0)
+        flat = {path: _scaled(path, rng.normal(size=w.shape).astype("f")) for path, w in weights.items()}
+        return unflatten_dict(flat, sep="/")
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def untied():
+def untied(random_params):
     """A student of the shapes of T5 v1.1 and its random parameters; needs no PyTorch."""
     student = build(KINDS["v1.1"], Options())
     return student, random_params(student.weights)
@@ -67,13 +72,18 @@ def torch():
 
 
 @pytest.fixture(scope="session")
-def reference(torch, tmp_path_factory):
-    """(kind, seed) -> (transformers model, its directory)."""
-    import safetensors.torch
+def transformers(torch):
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    return transformers
+
+
+@pytest.fixture(scope="session")
+def reference(torch, transformers, tmp_path_factory):
+    """(kind, seed) -> (transformers model, its directory)."""
+    import safetensors.torch
 
     @functools.cache
     def make(kind, seed=0):

@@ -322,7 +322,7 @@ def test_beams_stop_when_every_row_is_decided():
     assert sorted(steps) == [0, 1, 2]
 
 
-def test_a_promising_beam_goes_on():
+def test_a_promising_beam_continues():
     # The first row has two hypotheses by position 1, but "a a" is the best prefix and then ends for
     # sure; the second row keeps the search going in any case.
     p_BTV = jnp.array(

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from equations import equations, product_flops
 from flat_batches import batch, by_example, flat, rectangle
-from flax.traverse_util import flatten_dict
+from flax.serialization import msgpack_serialize
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
 from cot_jax.batch import Texts, Work
 from cot_jax.errors import UserError
 from cot_jax.models import deberta, pretrained
 from cot_jax.models.deberta import DebertaConfig
-from cot_jax.models.decoding import greedy
+from cot_jax.models.decoding import beam_search, greedy
 from cot_jax.models.student import Options, build, from_pretrained, save
 
 LABELS = ("no", "yes", "perhaps")
@@ -89,12 +90,8 @@ def randomize(torch, model):
 
 
 @pytest.fixture(scope="module")
-def theirs(torch, tmp_path_factory):
+def theirs(torch, transformers, tmp_path_factory):
     """(kind, multiple choice) -> (model of Transformers with random weights, its directory)."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
     @functools.cache
     def make(kind, multiple_choice=False):
@@ -313,7 +310,7 @@ def test_each_dropout_rate_acts(ours):
 
 
 def test_dropout_acts_where_transformers_has_it(ours, monkeypatch):
-    """Of DeBERTa's own places: embedding, relative table, convolution, before and behind the pooler."""
+    """DeBERTa's own places: embedding, relative table, convolution, before and behind the pooler."""
     student, params = ours("deberta-v2")
     rates = {"hidden_dropout_prob": 0.1, "pooler_dropout": 0.2, "classifier_dropout": 0.3, "dropout_rate": -1}
     student = dataclasses.replace(student, config=dataclasses.replace(student.config, **rates))
@@ -392,7 +389,16 @@ def test_what_is_written_is_the_likeliest_class(ours):
     tokens_BT, log_p_B = jax.jit(lambda params: greedy(student.prompt(params, inputs, 3), 3))(params)
     logits_BK = np.concatenate(logits_of(student, params, batch({"view": view(texts)})))
     np.testing.assert_array_equal(tokens_BT[:, 0], logits_BK.argmax(axis=1))
-    np.testing.assert_allclose(log_p_B, jax.nn.log_softmax(logits_BK).max(axis=1), atol=1e-5)
+    log_p_BK = jax.nn.log_softmax(logits_BK)
+    np.testing.assert_allclose(log_p_B, log_p_BK.max(axis=1), atol=1e-5)
+    for beams in (2, 5):  # fewer than the classes, and more
+        prompt = student.prompt(params, inputs, 3, beams)
+        best_BKT, score_BK = beam_search(prompt, 3, beams)
+        order_BK = np.argsort(-log_p_BK, axis=1)[:, :beams]
+        np.testing.assert_array_equal(best_BKT[:, :3, 0], order_BK)
+        want_BK = np.take_along_axis(log_p_BK, order_BK, axis=1)
+        np.testing.assert_allclose(score_BK[:, :3], want_BK, atol=1e-5)
+        assert (score_BK[:, 3:] == -np.inf).all()
 
 
 # --- Distances ---
@@ -431,9 +437,9 @@ def test_an_export_gives_transformers_the_same_logits(torch, theirs, ours, tmp_p
     assert read.config == dataclasses.replace(student.config, classifier_dropout=head)
 
 
-def texts_with(student, labels=LABELS):
+def texts_with(student, labels=LABELS, multiple_choice=False):
     c = student.config
-    return Texts(c.vocab_size, 0, c.sep_token_id, c.cls_token_id, labels)
+    return Texts(c.vocab_size, 0, c.sep_token_id, c.cls_token_id, labels, multiple_choice)
 
 
 def rewritten(directory, to, rename=lambda name: name, more=None):
@@ -443,6 +449,10 @@ def rewritten(directory, to, rename=lambda name: name, more=None):
     save_file(tensors, to / "model.safetensors")
     (to / "config.json").write_text((directory / "config.json").read_text())
     return str(to)
+
+
+def old_name(name):
+    return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
 
 
 def assert_same(got, want):
@@ -455,8 +465,7 @@ def test_old_names_and_names_without_a_prefix_are_read(theirs, ours, tmp_path, k
     student, params = ours(kind)
 
     def old(name):
-        name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
-        return name.removeprefix(student.prefix)
+        return old_name(name).removeprefix(student.prefix)
 
     positions = {"embeddings.position_ids": np.arange(48)[None]}
     got, found, report = from_pretrained(
@@ -467,8 +476,24 @@ def test_old_names_and_names_without_a_prefix_are_read(theirs, ours, tmp_path, k
     assert report == [f"{tmp_path}: unused tensors: 1, such as embeddings.position_ids"]
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_flax_files(theirs, ours, tmp_path, kind):
+    """The layout of transformers' former Flax classes."""
+    _, directory = theirs(kind)
+    tree = {}
+    for name, tensor in load_file(directory / "model.safetensors").items():
+        *module, leaf = name.split(".")
+        if leaf == "weight":
+            is_table, is_norm = module[-1].endswith("_embeddings"), module[-1] == "LayerNorm"
+            leaf = "embedding" if is_table else "scale" if is_norm else "kernel"
+        tree[*module, leaf] = np.ascontiguousarray(tensor.T) if leaf == "kernel" else tensor
+    (tmp_path / "flax_model.msgpack").write_bytes(msgpack_serialize(unflatten_dict(tree)))
+    (tmp_path / "config.json").write_text((directory / "config.json").read_text())
+    assert_same(from_pretrained(str(tmp_path), Options())[1], ours(kind)[1])
+
+
 @pytest.mark.parametrize("kind", ["bert", "roberta", "albert", "deberta", "deberta-v3"])
-def test_of_a_language_model_the_encoder_is_read(torch, theirs, ours, tmp_path, kind):
+def test_the_encoder_of_a_language_model_is_read(torch, theirs, ours, tmp_path, kind):
     import transformers
 
     model_type, values, _ = auto(kind, False)
@@ -493,10 +518,15 @@ def test_of_a_language_model_the_encoder_is_read(torch, theirs, ours, tmp_path, 
     assert_same(found, {k: v for k, v in params.items() if k not in ("pooler", "classifier")})
 
 
-@pytest.mark.parametrize("kind", ["bert", "deberta-v2"])
-def test_the_first_layers_alone(torch, theirs, ours, kind):
+@pytest.mark.parametrize(
+    ("kind", "rename"),
+    [("bert", str), ("bert", old_name), ("deberta-v2", str)],
+    ids=lambda x: getattr(x, "__name__", x),
+)
+def test_the_first_layers_alone(torch, theirs, ours, tmp_path, kind, rename):
     model, directory = theirs(kind)
-    student, params, report = from_pretrained(str(directory), Options(), layers=2)
+    directory = rewritten(directory, tmp_path, rename)
+    student, params, report = from_pretrained(directory, Options(), layers=2)
     (line,) = report
     assert "unused tensors: " in line
     assert ".layer.2." in line
@@ -513,7 +543,7 @@ def test_the_first_layers_alone(torch, theirs, ours, kind):
     got = np.concatenate(logits_of(student, params, batch({"view": view(texts)})))
     assert largest(got - want) < 1e-5 * largest(want)
     with pytest.raises(UserError, match=r"^config\.model\.layers=4: the model has 3$"):
-        from_pretrained(str(directory), Options(), layers=4)
+        from_pretrained(directory, Options(), layers=4)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "deberta-v3"])
@@ -533,6 +563,37 @@ def test_labels_in_another_order_are_permuted_and_others_are_fresh(theirs, ours,
     assert "classifier" not in found
     assert report[0] == f"{directory}: its classifier is not used, its classes are no, yes, perhaps"
     assert report[-1] == f"{directory}: fresh weights for classifier/w, classifier/bias"
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("multiple_choice", [False, True])
+def test_the_head_of_another_kind_is_not_read(theirs, ours, kind, multiple_choice):
+    """Classes for multiple choice and the reverse, whatever the labels: RoBERTa's tensors differ, too."""
+    directory = str(theirs(kind, not multiple_choice)[1])
+    texts = texts_with(ours(kind, not multiple_choice)[0], LABELS, multiple_choice)
+    student, params, report = from_pretrained(directory, Options(), texts)
+    assert "classifier" not in params
+    assert report[0] == f"{directory}: its classifier is not used, its classes are no, yes, perhaps"
+    assert report[-1].endswith("classifier/w, classifier/bias")
+    head = {path for path in student.weights if path.split("/")[0] in ("pooler", "classifier")}
+    assert {*flatten_dict(params, sep="/")} >= student.weights.keys() - head
+
+
+def test_the_head_of_multiple_choice_scores_any_choice(theirs, ours):
+    student, params = ours("roberta", True)
+    texts = texts_with(student, ("yes", "no"), multiple_choice=True)
+    other, found, report = from_pretrained(str(theirs("roberta", True)[1]), Options(), texts)
+    assert (other.labels, report) == (("yes", "no"), [])
+    assert_same(found, params)
+
+
+def test_a_head_of_unnamed_classes_is_not_read(theirs, tmp_path):
+    rewritten(theirs("bert")[1], tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"id2label": {n: f"LABEL_{n}" for n in "012"}}))
+    student, params, _ = from_pretrained(str(tmp_path), Options())
+    assert student.labels == ()
+    assert "classifier" not in params
 
 
 # --- Bad input ---
@@ -579,13 +640,27 @@ def test_a_config_that_makes_no_model_is_one_line(kind, changes, message):
 def test_there_is_no_multiple_choice_in_v1(ours):
     student, _ = ours("deberta")
     with pytest.raises(UserError, match=r"^DeBERTa v1 has no head for multiple choice in Transformers; take"):
-        student.config.for_texts(texts_with(student)._replace(multiple_choice=True))
+        student.config.for_texts(texts_with(student, multiple_choice=True))
 
 
-def test_what_only_v2_has_is_ignored_in_v1():
-    model_type, own = KINDS["deberta"]
+@pytest.mark.parametrize(
+    ("kind", "ignored"),
+    [
+        ("deberta", _V3 | KINDS["deberta"][1] | {"conv_kernel_size": 3}),  # v2's
+        ("bert", {"embedding_size": 16, "num_hidden_groups": 2}),  # ALBERT's
+    ],
+)
+def test_what_only_a_relative_has_is_ignored(kind, ignored):
+    model_type, own = KINDS[kind]
     json_ = {"model_type": model_type} | _SHAPE | own
-    assert build(json_ | _V3 | own | {"conv_kernel_size": 3}, Options()) == build(json_, Options())
+    assert build(json_ | ignored, Options()) == build(json_, Options())
+
+
+def test_layers_that_share_several_sets_of_weights_are_not_cut(theirs):
+    with pytest.raises(
+        UserError, match=r"^config\.model\.layers=2: the layers share 2 sets of weights; use 0"
+    ):
+        from_pretrained(str(theirs("albert-groups")[1]), Options(), layers=2)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "albert"])

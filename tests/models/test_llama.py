@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from equations import product_flops
 from flat_batches import batch, by_example, flat, rectangle, sequences
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from cot_jax.batch import Batch, Work
 from cot_jax.errors import UserError
@@ -83,12 +83,8 @@ def largest(x):
 
 
 @pytest.fixture(scope="module")
-def theirs(torch, tmp_path_factory):
+def theirs(torch, transformers, tmp_path_factory):
     """(model_type, changes as JSON) -> (model of Transformers with random weights, its directory)."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
     @functools.cache
     def make(kind, changes):
@@ -174,7 +170,7 @@ def test_greedy_tokens_are_those_of_transformers(torch, theirs, case):
         np.testing.assert_array_equal(mine[: len(want)], want)
         ended += len(want) < most
         assert (mine[len(want) :] == 0).all()
-    assert case == "llama-tied" or ended or case != "yarn"
+    assert ended or case == "llama-tied"  # whose head is the embedding, in which the end is not likelier
 
 
 @pytest.mark.parametrize(
@@ -198,17 +194,8 @@ def test_an_export_gives_transformers_the_same_logits(torch, theirs, tmp_path, c
 # --- Sections ---
 
 
-def random_params(weights):
-    """Parameters in which every term matters."""
-    rng = np.random.default_rng(0)
-    flat = {path: rng.normal(size=w.shape).astype("f") for path, w in weights.items()}
-    return unflatten_dict(
-        {path: 1 + 0.2 * x if "norm" in path else 0.15 * x for path, x in flat.items()}, sep="/"
-    )
-
-
 @pytest.fixture(scope="module")
-def small():
+def small(random_params):
     """A windowed student, its random parameters and two views' texts."""
     config = LlamaConfig.from_json({"model_type": "qwen2"} | _SHAPE | _QWEN)
     student = Llama(config)
@@ -448,6 +435,12 @@ def test_a_file_of_the_body_alone_is_read(theirs, tmp_path):
         ({"rope_scaling": {"type": "linear"}}, "rope_type=linear needs factor"),
         ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor of rope is '2'"),
         ({"rope_theta": -1}, "rope_theta of rope is -1"),
+        ({"rope_theta": 0}, "rope_theta of rope is 0"),
+        (
+            {"rope_scaling": {"rope_type": ["linear"]}},
+            "rope_scaling.rope_type is ['linear'], expected a text",
+        ),
+        ({"use_sliding_window": "false"}, "use_sliding_window is 'false', expected true or false"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0, "mscale": 1.0}}, "has no setting mscale"),
     ],

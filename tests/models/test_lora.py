@@ -5,10 +5,10 @@ import json
 import re
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from equations import equations
 from flat_batches import batch, by_example, rectangle, sequences
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
@@ -17,7 +17,7 @@ from cot_jax.errors import UserError
 from cot_jax.models import student as students
 from cot_jax.models.layers import LowRank
 from cot_jax.models.lora import Lora, fingerprint, merged, read_adapter, write_adapter
-from cot_jax.models.weights import Weight, layer_norms, shapes
+from cot_jax.models.weights import layer_norms, shapes
 
 TARGETS = "(attention/[qo]|mlp/wi_0)$"
 
@@ -52,7 +52,7 @@ def test_the_default_adapts_what_the_paper_does(untied):
     assert paths == {f"{kind}/{name}" for kind in kinds for name in "qv"}
     assert len(lora.modules) == 2 * (3 + 2 + 2)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(adapter))
-    # Norms of layers are had of adapters, too, whichever stacks they adapt.
+    # Adapters have layer norms, too, also if they adapt one stack only.
     only = _lora(student, targets="decoder/layers/mlp/wo")
     norms = jax.eval_shape(lambda: layer_norms(only.init(jax.random.key(0))))
     assert {stack: norm_N.shape for stack, norm_N in norms.items()} == {"decoder": (2,)}
@@ -132,7 +132,7 @@ def test_an_adapted_student_is_the_merged_one(adapted, pair):
 
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
 def test_learning_makes_no_array_as_large_as_the_frozen_weights(adapted, dtype):
-    """Of a step's gradient of the adapter: no merged copy, no dense gradient, nothing kept of the weights."""
+    """The adapter's gradient needs no merged copy, no dense gradient and no copy of the weights."""
     student, params, _, _ = adapted
     student = dataclasses.replace(student, dtype=dtype)
     lora = _lora(student, targets="(attention/[qkvo]|mlp/w.*)$")
@@ -145,15 +145,9 @@ def test_learning_makes_no_array_as_large_as_the_frozen_weights(adapted, dtype):
         return jnp.sum(states.astype(jnp.float32) ** 2)
 
     made = set()
-
-    def visit(jaxpr):
-        for equation in jaxpr.eqns:
-            if equation.primitive.name not in ("jit", "stop_gradient"):
-                made.update(v.aval.shape for v in equation.outvars)
-            for inner in jax.extend.core.jaxprs_in_params(equation.params):
-                visit(inner)
-
-    visit(jax.make_jaxpr(jax.grad(loss))(adapter, frozen).jaxpr)
+    for equation, _ in equations(jax.make_jaxpr(jax.grad(loss))(adapter, frozen).jaxpr):
+        if equation.primitive.name not in ("jit", "stop_gradient"):
+            made.update(v.aval.shape for v in equation.outvars)
     for path, weight in student.weights.items():
         if re.search("(attention/[qkvo]|mlp/w.*)$", path):
             for shape in (weight.shape, (weight.layers, *weight.matrix), weight.shape[1:], weight.matrix):
@@ -176,23 +170,6 @@ def test_a_frozen_weight_may_be_bfloat16(adapted, hidden, pair):
 
 def _is_low_rank(leaf):
     return isinstance(leaf, LowRank)
-
-
-def test_weights_that_no_file_has_are_trained_whole():
-    table = {
-        "layers/q": Weight("NDHK", (2, 4, 2, 3), 1, 0.1, "layer.{n}.q.weight"),
-        "layers/norm": Weight("ND", (2, 4), 0, None, "layer.{n}.norm.weight"),
-        "head": Weight("DV", (4, 5), 1, 0.02, ""),
-    }
-    lora = Lora(table, rank=2, alpha=2.0, targets="q$")
-    fresh = lora.init(jax.random.key(0))
-    assert flatten_dict(fresh, sep="/").keys() == {"layers/q/a", "layers/q/b", "head"}
-    assert 0.01 < fresh["head"].std() < 0.03
-    frozen = _random(shapes({path: weight for path, weight in table.items() if weight.theirs}))
-    attached = flatten_dict(lora.attach(frozen, fresh), sep="/")
-    assert attached.keys() == table.keys()
-    assert attached["head"] is fresh["head"]
-    assert [path for path, leaf in attached.items() if _is_low_rank(leaf)] == ["layers/q"]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
@@ -296,8 +273,17 @@ BIAS = Q0.replace("A.weight", "B.bias")
         ),
         (lambda d: _change_config(d, use_dora=True), "adapter_config.json: use_dora is True; only False"),
         (lambda d: _change_config(d, bias="all"), "adapter_config.json: bias is 'all'; only 'none'"),
+        (
+            lambda d: _change_config(d, alora_invocation_tokens=[7]),
+            "alora_invocation_tokens is [7]; only None",
+        ),
+        (
+            lambda d: _change_config(d, init_lora_weights="pissa_niter_4"),
+            "init_lora_weights is 'pissa_niter_4'",
+        ),
         (lambda d: _change_config(d, r=4), f"{Q0} is (3, 32), expected (4, 32)"),
         (lambda d: _change_tensors(d, lambda t: t.pop(Q0)), f"{Q0} is missing, expected (3, 32)"),
+        (lambda d: _change_tensors(d, lambda t: t.clear()), "adapter_model.safetensors: there is no tensor"),
         (
             lambda d: _change_tensors(d, lambda t: t.update({"base_model.model.lm_head.weight": np.ones(3)})),
             "adapter_model.safetensors: base_model.model.lm_head.weight adapts no layer's matrix",

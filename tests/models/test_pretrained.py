@@ -218,28 +218,20 @@ def test_transformers_loads_what_we_write(torch, reference, ours, pair, torch_in
 # --- What is refused ---
 
 
-def test_a_missing_tensor(tmp_path):
-    tensors = saved(tmp_path)
-    name = "decoder.block.2.layer.1.EncDecAttention.v.weight"
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (UNTIED, "decoder.block.2.layer.1.EncDecAttention.v.weight"),
+        (UNTIED, "shared.weight"),
+        (UNTIED, "lm_head.weight"),
+        (TINY, "shared.weight"),  # one of 1: a tied head is not missing
+    ],
+)
+def test_a_missing_tensor(tmp_path, config, name):
+    tensors = saved(tmp_path, config)
     del tensors[name]
     rewrite(tmp_path, tensors)
     assert f"tensor {name} is missing, one of 1 in all" in refused(tmp_path)
-
-
-@pytest.mark.parametrize("config", [TINY, UNTIED], ids=["v1.0", "v1.1"])
-def test_a_missing_embedding(tmp_path, config):
-    tensors = saved(tmp_path, config)
-    del tensors["shared.weight"]
-    rewrite(tmp_path, tensors)
-    # A tied head is missing from no file.
-    assert "tensor shared.weight is missing, one of 1 in all" in refused(tmp_path)
-
-
-def test_a_missing_head_where_config_says_untied(tmp_path):
-    tensors = saved(tmp_path)
-    del tensors["lm_head.weight"]
-    rewrite(tmp_path, tensors)
-    assert "tensor lm_head.weight is missing, one of 1 in all" in refused(tmp_path)
 
 
 def test_an_unknown_tensor(tmp_path):
@@ -280,22 +272,13 @@ def test_quantized_weights(tmp_path):
     assert "tensor shared.weight is int8; quantized" in refused(tmp_path)
 
 
-def test_a_tensor_in_two_shards(tmp_path):
-    tensors = saved(tmp_path)
+@pytest.mark.parametrize(("config", "copies"), [(UNTIED, []), (TINY, ["encoder.embed_tokens.weight"])])
+def test_a_tensor_in_two_shards(tmp_path, config, copies):
+    tensors = saved(tmp_path, config)
     (tmp_path / "model.safetensors").unlink()
     save_file(tensors, tmp_path / "a.safetensors")
-    save_file({"shared.weight": tensors["shared.weight"]}, tmp_path / "b.safetensors")
-    index = {"weight_map": dict.fromkeys(tensors, "a.safetensors") | {"shared.weight": "b.safetensors"}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "b.safetensors: tensor shared.weight was already in another file" in refused(tmp_path)
-
-
-def test_a_tensor_in_two_shards_beside_a_copy(tmp_path):
-    tensors = saved(tmp_path, TINY)
-    (tmp_path / "model.safetensors").unlink()
-    shared = tensors["shared.weight"]
-    save_file(tensors, tmp_path / "a.safetensors")
-    save_file({"encoder.embed_tokens.weight": shared, "shared.weight": shared}, tmp_path / "b.safetensors")
+    repeated = dict.fromkeys([*copies, "shared.weight"], tensors["shared.weight"])
+    save_file(repeated, tmp_path / "b.safetensors")
     index = {"weight_map": dict.fromkeys(tensors, "a.safetensors") | {"shared.weight": "b.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "b.safetensors: tensor shared.weight was already in another file" in refused(tmp_path)
@@ -372,19 +355,19 @@ def test_fresh_weights_are_reported_and_leftovers_counted(tmp_path):
     weights = {
         "embedding": Weight("VD", (5, 4), 0, 1.0, "emb.weight"),
         "layers/k": Weight("NDGK", (2, 4, 1, 3), 1, 0.1, "layer.{n}.k.weight"),
-        "head": Weight("DV", (4, 2), 1, 0.02, ""),
+        "classifier": Weight("DC", (4, 2), 1, 0.02, "classifier.weight"),
     }
     rng = np.random.default_rng(0)
     tensors = {"emb.weight": (5, 4), "layer.0.k.weight": (3, 4), "layer.1.k.weight": (3, 4)}
     tensors |= {f"cls.{n}": (1,) for n in range(4)}
     tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in tensors.items()}
     rewrite(tmp_path, tensors)
-    params, report = pretrained.read(tmp_path, weights, {}, (r"cls\..*",))
+    params, report = pretrained.read(tmp_path, weights, {}, (r"cls\..*",), optional=("classifier",))
     assert flatten_dict(params, sep="/").keys() == {"embedding", "layers/k"}
     np.testing.assert_array_equal(params["layers"]["k"][1, :, 0], tensors["layer.1.k.weight"].T)
     assert report == [
         f"{tmp_path}: unused tensors: 4, such as cls.0",
-        f"{tmp_path}: fresh weights for head",
+        f"{tmp_path}: fresh weights for classifier",
     ]
 
 

@@ -10,10 +10,10 @@ from flat_batches import batch, by_example, sequences
 
 from cot_jax.batch import Texts
 from cot_jax.errors import UserError
-from cot_jax.models import choices, pretrained
+from cot_jax.models import choices
 from cot_jax.models import student as students
 from cot_jax.models.student import Options, from_pretrained, from_scratch, without_weights
-from cot_jax.models.weights import Weight, shapes
+from cot_jax.models.weights import shapes
 
 TINY: dict = {"texts": Texts(300, pad_id=0, end_id=1), "options": Options()}
 
@@ -87,15 +87,6 @@ def test_layers_are_unrolled_where_the_family_gains_from_it_and_loops_keep_less(
     gains = [("cpu", "tiny"), ("gpu", "tiny"), ("gpu", "small")]
     assert [found.pop(one) for one in gains] == 3 * [unrolled]
     assert [*found.values()] == 6 * [looped]
-
-
-def test_a_weight_without_a_name_is_not_written(tmp_path):
-    student = from_scratch("tiny", **TINY)
-    weights = student.weights | {"new": Weight("D", (4,), 0, 0.0, "")}
-    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes(weights))
-    with pytest.raises(ValueError, match="new has no name"):
-        pretrained.write(tmp_path / "out", {}, weights, params)
-    assert not (tmp_path / "out").exists()
 
 
 def test_every_preset_is_a_choice():

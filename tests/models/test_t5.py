@@ -31,10 +31,6 @@ def largest(x):
     return float(np.max(np.abs(np.asarray(x, np.float32))))
 
 
-def normal(seed, *shape):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
 @functools.cache
 def small_params(config):
     return jax.jit(lambda: init(T5(config).weights, jax.random.key(0)))()
@@ -133,7 +129,7 @@ def test_decoder_layer(torch, reference, ours, monkeypatch, kind, n):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_loss_and_the_gradient_of_every_parameter(reference, ours, pair, torch_inputs, kind):
-    """Of ragged targets, and of the same filled up: padding that is decoded reads the end, then padding."""
+    """Ragged targets, and the same ones padded: decoded padding reads the end, then padding."""
     model, _ = reference(kind)
     student, params = ours(kind)
     texts, answers = pair
@@ -180,7 +176,7 @@ def test_logits_loss_and_the_gradient_of_every_parameter(reference, ours, pair, 
 
 @pytest.mark.slow
 def test_a_state_depends_on_its_own_input_and_earlier_targets_only(untied):
-    """Of two views of two groups' examples: every token that has a gradient of a state."""
+    """Two views, two groups: the tokens whose embedding has a gradient."""
     student, params = untied
     # Every token has an id of its own, so that the embedding's gradient tells them apart.
     ids = iter(np.random.default_rng(0).permutation(np.arange(2, 96)).astype(np.int32))

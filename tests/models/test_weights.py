@@ -31,7 +31,7 @@ def test_every_weight_is_a_tensor_of_transformers(torch, preset):
     """Names and shapes, of all tensors, each once."""
     import transformers
 
-    # Two layers, of which the second has no position bias, say it all of deeper ones.
+    # Two layers stand for any depth: the second has no position bias, as all further ones.
     config = dataclasses.replace(PRESETS[preset], num_layers=2, num_decoder_layers=2)
     student = T5(config)
     with torch.device("meta"):
@@ -82,7 +82,7 @@ def test_a_fresh_weight_depends_on_its_path_and_the_key_only():
     assert not any((other[path] == flat[path]).any() for path in table)
 
 
-def test_what_is_given_is_kept_and_the_rest_is_as_ever():
+def test_what_is_given_is_kept_and_the_rest_is_drawn_as_before():
     given = unflatten_dict({"head": np.ones((4, 12), np.float32)}, sep="/")
     found = flatten_dict(init(TABLE, jax.random.key(0), given), sep="/")
     assert found["head"] is given["head"]
@@ -149,7 +149,7 @@ def test_weights_are_divided_by_their_letters(mesh, want):
 
 
 @pytest.mark.parametrize("preset", ["small", "t5-small", "tiny"])
-def test_a_students_weights_are_divided_as_ever(preset):
+def test_a_students_weights_are_divided_by_kind(preset):
     """Heads, feed-forward and vocabulary over `model`, the width over `fsdp`; norms whole."""
     ends = {
         "embedding": P("model", "fsdp"),

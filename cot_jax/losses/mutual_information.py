@@ -4,10 +4,10 @@ Chen et al. 2024, "Learning to Maximize Mutual Information for Chain-of-Thought 
 (Findings of ACL), Eq. 8-10, and its released code. A map is softmax(z) reduced over the positions of
 a target by max or mean, (G, E, V); p is the label view's map, q the rationale view's.
 
-The released code passes q, already a probability, to a cross-entropy *as logits*. Since q is in [0, 1], the
-value is nearly log V whatever the model does, and only `-<p, q>` carries a signal. `reference` reproduces
-that, including its maxima over padding. The other forms are ours and ignore padding: `masked` is otherwise
-the published formula, `normalized` the cross-entropy of the maps rescaled to sum to 1, `kl` their
+The released code passes q, already a probability, to a cross-entropy *as logits*. Since q is in [0, 1],
+logsumexp(q) is nearly log V whatever the model does, and only `-<p, q>` carries a signal. `reference`
+reproduces that, including its maxima over padding. The other forms are ours and ignore padding: `masked` is
+otherwise the published formula, `normalized` the cross-entropy of the maps rescaled to sum to 1, `kl` their
 divergence.
 """
 

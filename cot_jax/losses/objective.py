@@ -30,7 +30,8 @@ class Found(NamedTuple):
     """What an objective returns beside its value.
 
     Attributes:
-      terms: the summands before weighting, float32 scalars.
+      terms: the summands before weighting, float32 scalars. Those of soft targets are sums over the views,
+        weighted as the views' cross-entropies; "self_distillation" also with its own weight.
       diagnostics: other float32 scalars to log.
       last_batch: what the next step needs of this one, or None.
     """
@@ -95,7 +96,7 @@ def make_objective(
     # The cross-entropies' share beside a teacher.
     share = 1 - teacher.weight if teacher else 1.0
     patient = teacher is not None and bool(teacher.layers)
-    sensitive = teacher is not None and teacher.gradient_weight > 0
+    sensitive = patient and teacher is not None and teacher.gradient_weight > 0
     class_weight_V = None if class_weights is None else jnp.asarray(class_weights, jnp.float32)
 
     def objective(params, batch, dropout_rng, last_batch, teacher_params=None):
@@ -118,12 +119,13 @@ def make_objective(
             if sd and sd.distills and sd.output == "vmm":
                 wanted["sum"] = VocabularyMap("sum", view.learned)
             options: Any = {"entropy": sd is not None and sd.dynamic, "batch_axes": batch_axes}
-            inputs, nll = (hidden[name], head_DV, view.targets), None
+            inputs = (hidden[name], head_DV, view.targets)
             weight_GY = token_weight(view, class_weight_V if term == "label" else None)
-            if (mi and mi.differentiates(name)) or (sd and sd.differentiates_outputs):
+            general = (mi and mi.differentiates(name)) or (sd and sd.differentiates_outputs)
+            if general:
                 passed = vocabulary_pass(*inputs, wanted, **options)
             else:
-                nll, passed = cross_entropy_pass(*inputs, weight_GY, wanted, **options)
+                values[term], passed = cross_entropy_pass(*inputs, weight_GY, wanted, **options)
             if "mi" in passed.maps:
                 maps[name] = passed.maps["mi"]
             if sd:
@@ -131,11 +133,10 @@ def make_objective(
                 states = (hidden[name], head_DV)
                 distilled[name] = found = sd(passed, *states, view, stored, linked_h, batch_axes)
                 total += weights[term] * found.loss
-            if nll is None:
+            if general:
                 if sd and (example_weight_GE := distilled[name].example_weight_GE) is not None:
                     weight_GY *= Segments.of(view.targets).spread(example_weight_GE)
-                nll = jnp.sum(weight_GY * passed.nll_GY)
-            values[term] = nll
+                values[term] = jnp.sum(weight_GY * passed.nll_GY)
             total += share * weights[term] * values[term]
         if mi:
             views = batch.views
@@ -157,13 +158,12 @@ def make_objective(
                 sides = (hidden[name], head_DV, taught[name], teacher_head_DV)
                 losses = {"distillation": teacher_loss(*sides, token_weight(view), teacher.temperature)}
                 if patient:
-                    pair = (layers[name], of_layers[name])
-                    losses["patience"] = patience_loss(*pair, view.learned > 0, teacher.layers)
-                if sensitive:
-                    counts = _counted(view, gradients[name][1].shape[2])
-                    losses["gradient"] = gradient_loss(
-                        gradients[name], of_teacher[name], *counts, teacher.layers
-                    )
+                    counts_GX, counts_GC = _counted(view, layers[name].shape[2])
+                    states = (layers[name], of_layers[name])
+                    losses["patience"] = patience_loss(*states, counts_GC, teacher.layers)
+                    if sensitive:
+                        slopes = (gradients[name], of_teacher[name])
+                        losses["gradient"] = gradient_loss(*slopes, counts_GX, counts_GC, teacher.layers)
                 for part, loss in losses.items():
                     values[part] = values.get(part, jnp.float32(0)) + weights[term] * loss
             total += teacher.weight * values["distillation"]

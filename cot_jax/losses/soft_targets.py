@@ -228,11 +228,8 @@ class SelfDistillation:
         def pad(new, old):
             return jnp.pad(new, [(0, 0), (0, old.shape[1] - T), (0, 0)])
 
-        return (
-            _token_mean(divergence_hT, learned_hT),
-            _token_mean(agree_hT.astype(divergence_hT.dtype), learned_hT),
-            jax.tree.map(pad, kept, stored),
-        )
+        divergence_h, agree_h = (_mean(x_hT, learned_hT, axis=1) for x_hT in (divergence_hT, agree_hT))
+        return divergence_h, agree_h, jax.tree.map(pad, kept, stored)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,18 +296,17 @@ def teacher_loss(
 
 
 def patience_loss(
-    states_GNCD: jax.Array, teacher_GNCD: jax.Array, counts_GE: jax.Array, layers: tuple[tuple[int, int], ...]
+    states_GNCD: jax.Array, teacher_GNCD: jax.Array, counts_GC: jax.Array, layers: tuple[tuple[int, int], ...]
 ) -> jax.Array:
     """The mean squared difference of normalised states, over the sequences that count.
 
     Args:
       states_GNCD, teacher_GNCD: states of the first tokens after the layers.
-      counts_GE: bool, of the examples, which have equal numbers of sequences.
+      counts_GC: bool, of the sequences.
       layers: as in `Teacher`.
     """
     own, others = (jnp.array(which) for which in zip(*layers, strict=True))
     distance_GNC = _squared_distance(states_GNCD[:, own], teacher_GNCD[:, others])
-    counts_GC = jnp.repeat(counts_GE, distance_GNC.shape[2] // counts_GE.shape[1], axis=1)
     return _mean(jnp.mean(distance_GNC, axis=1), counts_GC) / states_GNCD.shape[-1]
 
 
@@ -372,8 +368,9 @@ def _top_k(logits_hTV: jax.Array, k: int, batch_axes: tuple[str, ...]) -> TopK:
 
     The compiler does not shard a top-k: it would send all logits to all devices.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    vocabulary = "model" if mesh.shape.get("model", 1) > 1 else None
+    parts = jax.sharding.get_abstract_mesh().shape.get("model", 1)
+    # Classes that the axis does not divide are replicated.
+    vocabulary = "model" if parts > 1 and logits_hTV.shape[-1] % parts == 0 else None
 
     def search(z_hTV):
         found = TopK(*jax.lax.top_k(z_hTV, min(k, z_hTV.shape[-1])))
@@ -403,10 +400,6 @@ def divergence(stored_logits: jax.Array, logits: jax.Array, temperature: jax.Arr
     return temperature**2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
-def _token_mean(values_hT: jax.Array, counted_hT: jax.Array) -> jax.Array:
-    return jnp.sum(values_hT, axis=1, where=counted_hT) / jnp.maximum(counted_hT.sum(axis=1), 1)
-
-
-def _mean(values: jax.Array, counted: jax.Array) -> jax.Array:
-    """The mean over the counted examples; 0 if there are none."""
-    return jnp.sum(values, where=counted) / jnp.maximum(counted.sum(), 1)
+def _mean(values: jax.Array, counted: jax.Array, axis: int | None = None) -> jax.Array:
+    """The mean of the counted values; 0 if there are none."""
+    return jnp.sum(values, axis=axis, where=counted) / jnp.maximum(counted.sum(axis=axis), 1)

@@ -80,27 +80,31 @@ def fit_temperature(log_prob_NL: ArrayLike, gold_N: ArrayLike) -> float:
     Guo et al. 2017, section 4.2, on log-probabilities (N, L) of a closed set of labels. They differ from
     logits by a constant per row, which does not matter.
     """
+    from scipy import optimize  # takes half a second: only commands that fit import it
+
     log_prob_NL, gold_N = np.asarray(log_prob_NL, float), np.asarray(gold_N)
 
     def loss(log_temperature: float) -> float:
         scaled_NL = special.log_softmax(log_prob_NL / np.exp(log_temperature), axis=1)
         return -scaled_NL[np.arange(len(gold_N)), gold_N].mean()
 
-    return float(np.exp(_minimize(loss)))
+    bounds = (-np.log(_MOST), np.log(_MOST))
+    within = optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8}).x
+    # A loss that falls towards a bound becomes flat to rounding, and the search stops anywhere.
+    return float(np.exp(min((*bounds, within), key=loss)))
 
 
 def fit_binary_temperature(confidence: ArrayLike, correct: ArrayLike) -> float:
     """Returns the T > 0 for which sigmoid(logit(confidence) / T) best predicts correctness.
 
-    For open answers, of which only the given one has a known probability.
+    For open answers, of which only the given one has a known probability: "wrong" and "correct" are the two
+    labels of `fit_temperature`.
+
+    Args:
+      correct: (N,) bool, or 0 and 1.
     """
-    logits, correct = _logit(confidence), np.asarray(correct, float)
-
-    def loss(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
-        return float(np.mean(np.logaddexp(0.0, scaled) - correct * scaled))
-
-    return float(np.exp(_minimize(loss)))
+    logit_N = _logit(confidence)
+    return fit_temperature(np.stack([np.zeros_like(logit_N), logit_N], axis=1), np.asarray(correct, int))
 
 
 def scale_confidence(confidence: ArrayLike, temperature: float) -> np.ndarray:
@@ -116,13 +120,3 @@ def _logit(confidence: ArrayLike) -> np.ndarray:
 def at_limit(temperature: float) -> bool:
     """Whether a fitted temperature is at a bound of the search: the fit has no optimum."""
     return bool(np.isclose(max(temperature, 1 / temperature), _MOST))
-
-
-def _minimize(loss) -> float:
-    """The log of a temperature between 1 / _MOST and _MOST."""
-    from scipy import optimize  # takes half a second: only commands that fit import it
-
-    bounds = (-np.log(_MOST), np.log(_MOST))
-    within = optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8}).x
-    # A loss that falls towards a bound becomes flat to rounding, and the search stops anywhere.
-    return min((*bounds, within), key=loss)

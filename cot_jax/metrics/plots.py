@@ -24,7 +24,7 @@ def require_matplotlib() -> None:
 
 
 def draw_layer_norms(metrics_file: Path, prefix: str, picture: Path) -> None:
-    """Draws every layer's gradient norm over the steps, in a panel per stack.
+    """Draws every layer's gradient norm over the steps, in a panel per stack; nothing if no row has any.
 
     Args:
       metrics_file: `metrics.jsonl`, with values named `{prefix}STACK/LAYER`.
@@ -35,6 +35,8 @@ def draw_layer_norms(metrics_file: Path, prefix: str, picture: Path) -> None:
             if name.startswith(prefix):
                 stack, number = name.removeprefix(prefix).split("/")
                 stacks[stack][int(number)].append((row.values["step"], value))
+    if not stacks:  # a run resumed without its rows
+        return
     figure = _figure(5 * len(stacks) + 1, 3.6)
     panels = figure.subplots(1, len(stacks), sharey=True, squeeze=False)[0]
     for panel, (stack, layers) in zip(panels, stacks.items(), strict=True):

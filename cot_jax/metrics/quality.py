@@ -1,6 +1,7 @@
 """Quality of rationales: similarity to references, and its correlation with correctness."""
 
 import importlib.util
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -38,7 +39,7 @@ def likeness(
         if said * meant > _MOST_CELLS:
             raise UserError(
                 f"rationale {number} of those with a reference has {said:,} words, its reference {meant:,}: "
-                f"its ROUGE-L takes gigabytes; leave it out"
+                "its ROUGE-L takes gigabytes; leave it out"
             )
     bleu, chrf = BLEU(effective_order=True), CHRF()
     rouge = RougeScorer(["rougeL"], use_stemmer=False)
@@ -60,7 +61,8 @@ def similarity(rationales: Sequence[str], references: Sequence[str], encoder: st
 
     Args:
       encoder: Hugging Face repository id or directory. A text is the mean of its last hidden states over all
-        tokens, including special ones: the default of Sentence Transformers (Reimers & Gurevych 2019).
+        tokens, including special ones: the default of Sentence Transformers (Reimers & Gurevych 2019). Longer
+        texts than the encoder reads are truncated.
 
     Raises:
       UserError: PyTorch, which Transformers needs for it, is not installed, or `encoder` has no tokenizer, no
@@ -77,11 +79,14 @@ def similarity(rationales: Sequence[str], references: Sequence[str], encoder: st
     except (OSError, ValueError) as error:
         why = first_line(error)
         raise UserError(f"{encoder}: not a sentence encoder that Transformers loads ({why})") from None
+    if tokenizer.pad_token is None:  # as of many decoders; the mask excludes padding, whatever its token
+        tokenizer.pad_token = tokenizer.eos_token
+    most = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", math.inf))
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
 
     def encode(texts: Sequence[str]) -> Any:
-        tokens = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=most, return_tensors="pt")
         hidden_BSD = model(**tokens).last_hidden_state
         mask_BS1 = tokens["attention_mask"][:, :, None]
         return (hidden_BSD * mask_BS1).sum(1) / mask_BS1.sum(1)

@@ -44,12 +44,13 @@ def _percentiles(values: np.ndarray) -> tuple[float, float]:
 def paired_p_value(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Returns the two-sided p-value of a paired t-test that `a` and `b`, run by run, have equal means.
 
-    None if there are fewer than two pairs, or all differences are equal.
+    None if there are fewer than two pairs, or all differences are equal up to rounding.
     """
     from scipy import stats  # takes half a second
 
     differences = np.subtract(a, b)
-    if len(differences) < 2 or np.ptp(differences) == 0:
+    # Equal differences of decimal scores differ in their last bits, which would be highly significant.
+    if len(differences) < 2 or np.ptp(differences) <= 1e-9 * np.abs([a, b]).max():
         return None
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cot_jax.errors import UserError
+from cot_jax.errors import UserError, first_line
 from cot_jax.files import copy_files, in_bucket, write_text
 from cot_jax.imports import without_torch
 
@@ -57,7 +57,7 @@ class MetricsWriter:
       evaluated: step -> selecting value, of every evaluation row.
 
     Raises:
-      UserError: `metrics.jsonl` lacks rows up to `resumed_step`.
+      UserError: `metrics.jsonl` lacks rows up to `resumed_step`, or Weights & Biases does not start.
     """
 
     def __init__(
@@ -78,6 +78,8 @@ class MetricsWriter:
         self._writes = writes
         if not writes:
             return
+        # First: if it fails, no file is open yet.
+        self._wandb = _start_wandb(directory, wandb_config) if wandb_config is not None else None
         write_text(path, "".join(kept))
         self._directory, self._scratch = directory, None
         if in_bucket(directory):  # TensorBoard's files are appended to, here, and copied with each flush
@@ -93,7 +95,6 @@ class MetricsWriter:
         if resumed_step:  # TensorBoard drops what a killed run wrote after it
             restart = SessionLog(status=SessionLog.START)
             self._events.write_event(Event(step=resumed_step + 1, session_log=restart, wall_time=time.time()))
-        self._wandb = _start_wandb(self._directory, wandb_config) if wandb_config is not None else None
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -181,4 +182,10 @@ def _start_wandb(directory: Path, config: dict[str, Any]):
     whole_path = str(directory if in_bucket(directory) else directory.resolve())
     identity = hashlib.sha256(whole_path.encode()).hexdigest()[:16]
     scratch = None if in_bucket(directory) else str(directory)
-    return wandb.init(dir=scratch, config=config, id=identity, name=str(directory), resume="allow")
+    try:
+        return wandb.init(dir=scratch, config=config, id=identity, name=str(directory), resume="allow")
+    except wandb.Error as error:  # no key, no network
+        raise UserError(
+            f"config.train.wandb=True: Weights & Biases does not start ({first_line(error)}); log in with "
+            "`wandb login`, or set WANDB_MODE=offline"
+        ) from error

@@ -62,10 +62,18 @@ class InformationEstimate:
           train: two views; at most 2,048 of their examples are used.
           held_out: the same views of other examples. Examples without a target in a view are left out.
           batch_size: examples per batch, a multiple of the number of devices.
+
+        Raises:
+          UserError: fewer than two training or held-out examples have a target in both views.
         """
         self._pad_id, self._batch_size, self._mesh = student.pad_id, batch_size, mesh
         self._parts = [(views, _complete(views)) for views in (train, held_out)]
         self.counts = tuple(len(rows) for _, rows in self._parts)
+        if min(self.counts) < 2:
+            raise UserError(
+                "mutual_information needs at least two examples with both a label and a rationale; "
+                f"{self.counts[0]} training and {self.counts[1]} held-out examples have both"
+            )
         self.most = most_nats(self.counts[1])
         self._groups = group_count(mesh)
         needs = [

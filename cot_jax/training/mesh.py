@@ -103,7 +103,7 @@ def by_example(mesh: Mesh) -> NamedSharding:
 def by_weights(mesh: Mesh, shapes: Any, weights: Weights) -> Any:
     """Returns the shardings of parameters, or of a tree whose paths end in theirs, such as the moments.
 
-    Scalars, and leaves of another rank than their parameter, such as Adafactor's row and column sums, are
+    Scalars, and leaves of another shape than their parameter, such as Adafactor's row and column sums, are
     small and replicated.
 
     Raises:
@@ -119,9 +119,9 @@ def by_weights(mesh: Mesh, shapes: Any, weights: Weights) -> Any:
         name = next((end for end in ends if end in weights), None)
         if name is None:
             raise ValueError(f"no weight is called {'/'.join(keys)}")
-        spec = weights[name].partition(mesh.shape)
-        if leaf.ndim != len(weights[name].axes):
+        if leaf.shape != weights[name].shape:
             return replicated(mesh)
+        spec = weights[name].partition(mesh.shape)
         for size, axis in zip(leaf.shape, spec, strict=False):
             if axis and size % mesh.shape[axis]:
                 raise UserError(
@@ -139,19 +139,19 @@ def of_state(
     """Returns the shardings of a train state; stored outputs are sharded as their examples and logits."""
     whole: Any = replicated(mesh)
 
-    def output(leaf):
-        divides = (
-            distillation and distillation.stores_vocabulary and leaf.shape[-1] % mesh.shape["model"] == 0
-        )
-        vocabulary = "model" if divides else None
-        return NamedSharding(mesh, P(BATCH_AXES, *(leaf.ndim - 2) * [None], *[vocabulary][: leaf.ndim - 1]))
+    def stored(leaf):
+        axes: list[Any] = [BATCH_AXES, *(leaf.ndim - 1) * [None]]
+        has_vocabulary = distillation and distillation.stores_vocabulary and leaf.ndim > 1
+        if has_vocabulary and leaf.shape[-1] % mesh.shape["model"] == 0:
+            axes[-1] = "model"
+        return NamedSharding(mesh, P(*axes))
 
     return TrainState(
         step=whole,
         params=by_weights(mesh, shapes.params, weights),
         opt_state=by_weights(mesh, shapes.opt_state, weights),
         rng=whole,
-        last_batch=jax.tree.map(output, shapes.last_batch),
+        last_batch=jax.tree.map(stored, shapes.last_batch),
     )
 
 

@@ -13,12 +13,13 @@ from cot_jax.batch import Batch, Segments
 from cot_jax.config import Config
 from cot_jax.data.examples import Example
 from cot_jax.errors import UserError
-from cot_jax.files import place, read_json_lines
+from cot_jax.files import local_copy, place, read_json_lines
 from cot_jax.losses.soft_targets import Teacher
 from cot_jax.models import student as students
 from cot_jax.models.lora import merged
 from cot_jax.models.student import Options, Student
 from cot_jax.models.weights import Params, Weight, Weights
+from cot_jax.text import tokenizer
 from cot_jax.text.formats import Format
 from cot_jax.training import saved
 
@@ -84,8 +85,12 @@ def load_teacher(config: Config, student: Any, format: Format, examples: Sequenc
         model = Stored({"log_probs": Weight("EC", table_NK.shape, 0, 0.0, "")})
         return Loaded(model, {"log_probs": table_NK}, Teacher(model, section.weight, section.temperature))
     options = Options(dtype=student.dtype, platform=jax.default_backend())
+    its = format.tokenizer  # a model's directory may have none
     if saved.is_pretrained(path):
-        teacher, params, _ = students.from_pretrained(str(path), options)
+        with local_copy(path) as copy:
+            teacher, params, _ = students.from_pretrained(str(copy), options)
+            if (copy / "tokenizer_config.json").is_file():
+                its = tokenizer.load(copy)
         if teacher.format == "classes" and not (teacher.labels and "classifier" in params):
             raise UserError(f"{key} has no named classes: fine-tune it first")
     else:
@@ -93,10 +98,9 @@ def load_teacher(config: Config, student: Any, format: Format, examples: Sequenc
         if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(taught.params)):
             raise UserError(f"{key}: with several processes, export the teacher first and give its export")
         teacher, params = taught.student, jax.tree.map(np.asarray, merged(taught.params))
-        if taught.format.tokenizer.hf.get_vocab() != format.tokenizer.hf.get_vocab():
-            raise UserError(
-                f"{key}: its tokenizer differs from the student's; use a teacher with the same one"
-            )
+        its = taught.format.tokenizer
+    if its.hf.get_vocab() != format.tokenizer.hf.get_vocab():
+        raise UserError(f"{key}: its tokenizer differs from the student's; use a teacher with the same one")
     if type(teacher).format != student.format or teacher.config.vocab_size != student.config.vocab_size:
         raise UserError(
             f"{key}: a {type(teacher).__name__} of {teacher.config.vocab_size} embedding rows, the student a "

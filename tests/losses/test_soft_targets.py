@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cot_jax.batch import Batch, Segments, Tokens, ViewArrays
+from cot_jax.losses.choices import OUTPUTS
 from cot_jax.losses.objective import MutualInformation, make_objective
 from cot_jax.losses.soft_targets import LastBatch, SelfDistillation
 
@@ -205,6 +206,23 @@ def test_both_views_and_mutual_information_together():
     np.testing.assert_allclose(total, expected, rtol=1e-12)
     assert float(found.terms["self_distillation"]) > 0
     assert found.diagnostics.keys() == {"uncertainty", "weight", "temperature", "agreement", "stored"}
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_an_axis_of_the_mesh_need_not_divide_the_classes(output):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    assert V % mesh.shape["model"]
+    spec = dataclasses.replace(DLB, output=output, dtype=jnp.float32)
+    batch = _batch(np.arange(8) // 2 * 2, np.ones(8, np.int32), groups=4)
+    batch = batch._replace(views={"predict": batch.views["predict"]})
+    params = {name: leaf for name, leaf in _params(0, 8, np.float32).items() if name != "explain"}
+    last = _empty(spec, 4, jnp.float32)._replace(example_h=jnp.arange(0, 8, 2, dtype=jnp.int32))
+    expected = jax.jit(make_objective(FixedHidden(), TERMS, WEIGHTS, None, spec))(params, batch, None, last)
+    with jax.set_mesh(mesh):
+        objective = make_objective(FixedHidden(), TERMS, WEIGHTS, None, spec, batch_axes=("data",))
+        found = jax.jit(objective)(params, batch, None, last)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_no_gradient_where_maps_underflow():

@@ -69,7 +69,7 @@ def test_the_fitted_temperature_is_where_the_likelihood_is_largest():
     assert temperature == pytest.approx(optimize.brentq(slope, 0.1, 10), rel=1e-5)
 
 
-def test_the_fitted_temperature_of_open_answers_mends_their_confidence():
+def test_the_fitted_temperature_of_open_answers_corrects_their_confidence():
     rng = np.random.default_rng(2)
     logits = rng.normal(size=4000)
     correct = (rng.uniform(size=4000) < special.expit(logits)).astype(float)

@@ -21,6 +21,14 @@ def test_layer_norms_are_drawn(tmp_path):
     assert (tmp_path / "norms.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_run_without_rows_of_layer_norms_has_no_picture_of_them(tmp_path):
+    """As one that resumed at its last step, from the one row which the message of lost rows asks for."""
+    pytest.importorskip("matplotlib", reason="plots need Matplotlib")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 98}\n{"step": 99, "loss": 1.0}\n')
+    draw_layer_norms(tmp_path / "metrics.jsonl", "grad_norm/", tmp_path / "norms.png")
+    assert not (tmp_path / "norms.png").exists()
+
+
 def test_a_heat_map_is_drawn_with_its_numbers(tmp_path, monkeypatch):
     figure = pytest.importorskip("matplotlib.figure", reason="plots need Matplotlib")
     written, write = [], figure.Figure.savefig

@@ -124,8 +124,27 @@ def test_similarity_is_the_cosine_of_mean_hidden_states(tokenizers_root, tmp_pat
     found = quality.similarity(SAID, MEANT, str(tmp_path))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert max(expected) - min(expected) > 0.01
+    # Its files name no limit; the model reads 512 tokens, two of them special.
+    assert tokenizer.model_max_length > 10**6
+    long, cut = quality.similarity(["cat " * 600, "cat " * 510], ["mat"] * 2, str(tmp_path))
+    assert long == pytest.approx(cut, abs=1e-5)
     with pytest.raises(UserError, match="not a sentence encoder"):
         quality.similarity(SAID, MEANT, str(tmp_path / "none"))
+
+
+def test_a_decoder_without_a_padding_token_encodes_texts_of_any_lengths(tokenizers_root, tmp_path):
+    torch = pytest.importorskip("torch", reason="the encoder runs in PyTorch")
+    from transformers import AutoTokenizer, LlamaConfig, LlamaModel
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizers_root / "llama")
+    assert tokenizer.pad_token is None
+    tokenizer.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaModel(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
+    together = quality.similarity(SAID[:3], MEANT[:3], str(tmp_path))
+    alone = [quality.similarity([a], [b], str(tmp_path))[0] for a, b in zip(SAID[:3], MEANT[:3], strict=True)]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
 def test_an_encoder_s_own_code_is_not_even_asked_for(tmp_path, monkeypatch):

@@ -70,6 +70,23 @@ def test_weights_and_biases_take_metrics_and_answers(tmp_path, monkeypatch):
     assert len({run.name.rpartition("-")[2] for run in tmp_path.glob("wandb/offline-run-*")}) == 1
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_weights_and_biases_that_do_not_start_are_one_line(tmp_path, monkeypatch, installed):
+    class Error(Exception):
+        pass
+
+    def init(**given):
+        raise Error("No API key configured. Use `wandb login` to log in.")
+
+    monkeypatch.setitem(
+        sys.modules, "wandb", types.SimpleNamespace(init=init, Error=Error) if installed else None
+    )
+    message = r"does not start \(Error: No API key.*WANDB_MODE=offline" if installed else "pip install"
+    with pytest.raises(UserError, match=message):
+        MetricsWriter(tmp_path, 0, {})
+    assert not [*tmp_path.iterdir()]
+
+
 def test_runs_of_one_name_are_not_one_at_weights_and_biases(tmp_path, monkeypatch):
     started = []
     run = types.SimpleNamespace(finish=lambda: None)

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from cot_jax.batch import Texts
 from cot_jax.config import MeshConfig, OptimizerConfig
 from cot_jax.data.batches import Ragged, TokenizedView, make_batch, view_lengths
 from cot_jax.data.lengths import as_shape
 from cot_jax.errors import UserError
 from cot_jax.losses.objective import MutualInformation, make_objective
 from cot_jax.losses.soft_targets import SelfDistillation
+from cot_jax.models import student as students
 from cot_jax.models.t5 import T5, T5Config
 from cot_jax.models.weights import Weight, init
 from cot_jax.training.mesh import (
@@ -231,6 +233,27 @@ def test_an_axis_that_does_not_divide_a_parameter_is_named():
     message = r"config.mesh.model=4 does not divide the 42 of layers/mlp/wo 2x42x48"
     with pytest.raises(UserError, match=message):
         by_weights(make_mesh(MeshConfig(2, 1, 4)), shapes, weights)
+
+
+def test_adafactors_sums_of_a_sharded_bias_are_replicated():
+    """A bias has no rows and columns: their sums have one element, which no axis divides."""
+    student = students.from_scratch(
+        "tiny-bert", texts=Texts(100, 0, 1, 2, ("no", "yes")), options=students.Options()
+    )
+    optimizer = make_optimizer(OptimizerConfig(name="adafactor"), 10, student.weights)
+    state = jax.eval_shape(
+        lambda: init_state(init(student.weights, jax.random.key(0)), optimizer, jax.random.key(1))
+    )
+    mesh = make_mesh(MeshConfig(2, 1, 4))
+    shardings = of_state(mesh, state, student.weights, None)
+    assert shardings.params["layers"]["mlp"]["up_bias"].spec == P(None, "model")
+    (moments,) = (x for x in jax.tree.leaves(shardings.opt_state, is_leaf=_has_rows) if _has_rows(x))
+    up_bias = [tree["layers"]["mlp"]["up_bias"].spec for tree in (moments.v_row, moments.v_col, moments.v)]
+    assert up_bias == [P(), P(), P(None, "model")]
+
+
+def _has_rows(x):
+    return hasattr(x, "v_row")
 
 
 def test_a_parameter_that_the_table_does_not_know_is_an_error():

@@ -1,6 +1,7 @@
 """A teacher that writes, in the step of a student that writes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -72,13 +73,17 @@ def test_every_view_is_taught(taught):
 
 
 @pytest.mark.slow
-def test_a_teacher_of_other_tokens_is_one_line(taught, tmp_path, capsys):
+@pytest.mark.parametrize("teacher", ["run", "model"])
+def test_a_teacher_of_other_tokens_is_one_line(taught, teacher, tmp_path, capsys):
+    if teacher == "model":  # as from anywhere else
+        shutil.copytree(taught / "exported", tmp_path / "model")
+        (tmp_path / "model" / "cot_jax.json").unlink()
     words = {"config.data.word_problems.max_number": 99, "config.seed": 5}
     more = [f"--{key}={value}" for key, value in words.items()]
     flags = [
         *FLAGS,
         *more,
-        f"--config.distillation.teacher={taught / 'run'}",
+        f"--config.distillation.teacher={(taught if teacher == 'run' else tmp_path) / teacher}",
         f"--workdir={tmp_path / 'run'}",
     ]
     assert main(flags) == 2

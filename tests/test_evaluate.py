@@ -134,7 +134,7 @@ def test_closed_labels_on_another_data_set(run, classification, tmp_path, capsys
 
 
 @pytest.mark.slow
-def test_a_student_that_chose_among_labels_is_evaluated_so(run, classification, tmp_path):
+def test_a_student_that_chose_among_labels_still_does(run, classification, tmp_path):
     """As config.evaluation.answers=score leaves it: it says nothing but labels, whatever it would write."""
     scored = tmp_path / "run"
     shutil.copytree(run, scored)
@@ -188,14 +188,29 @@ def test_every_metric_of_the_task(run, cola, tmp_path, monkeypatch, capsys):
     assert [sum(row) for row in evaluation["confusion"]["counts"]] == [11, 5]
 
 
-def test_validation_is_judged_without_a_temperature(run, tmp_path):
+def test_a_student_that_answers_nothing_on_validation_is_evaluated(run, tmp_path, monkeypatch):
+    """Its answers there are an end token each."""
+    real = assessment._answer
+
+    def answer(saved, view, examples, most, **draws):
+        answers = real(saved, view, examples, most, **draws)
+        ended = len(examples) == 8
+        return dataclasses.replace(answers, lengths=np.ones(8, int)) if ended else answers
+
+    monkeypatch.setattr(assessment, "_answer", answer)
+    assert evaluate.main([str(run), f"--output={tmp_path}", "--no-rationales"]) == 0
+    evaluation, _ = _read(tmp_path)
+    assert "scaled" in evaluation["calibration"]["per_token"]
+
+
+def test_validation_is_evaluated_without_a_temperature(run, tmp_path):
     assert evaluate.main([str(run), "--split=valid", f"--output={tmp_path}", "--no-rationales"]) == 0
     evaluation, rows = _read(tmp_path)
     assert len(rows) == 8
     assert set(evaluation["calibration"]["sequence"]) == {"accuracy", "as_trained"}
 
 
-def test_a_data_set_with_a_test_alone(run, tmp_path, capsys):
+def test_a_data_set_with_a_test_set_only(run, tmp_path, capsys):
     row = {"instruction": "Two pens ? The options: A ) 1 , B ) 2 , C ) 3 , D ) 4 , E ) 5", "answer": "B"}
     (tmp_path / "mathqa").mkdir()
     (tmp_path / "mathqa/mathqa_test_instruct.json").write_text(json.dumps([row] * 8))
@@ -209,8 +224,10 @@ def test_a_data_set_with_a_test_alone(run, tmp_path, capsys):
         ("--split=valid", "task=mathqa has no valid set: use --split=test"),
         ("--mutual_information", "needs a training set; task=mathqa has none"),
     ]:
+        capsys.readouterr()
         assert evaluate.main([*command, more]) == 2
-        assert message in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert (message in error, error.count("\n")) == (True, 1)  # nothing was asked before
     config = saved.load(run).config
     config = dataclasses.replace(
         config,
@@ -228,7 +245,7 @@ def test_a_data_set_with_a_test_alone(run, tmp_path, capsys):
         ("2 and 3 are", "2 and 3 are", ""),
     ],
 )
-def test_what_stands_before_an_answer_is_a_rationale(text, rationale, label):
+def test_the_text_before_an_answer_is_its_rationale(text, rationale, label):
     (view,) = METHODS["single_task"]
     answers = Answers([text], [label], Counter(), np.zeros(1), np.ones(1), 0)
     sure = assessment._Confidence(np.ones(1), np.ones(1))
@@ -245,11 +262,13 @@ def test_what_stands_before_an_answer_is_a_rationale(text, rationale, label):
         (["--task=svanp"], "--task=svanp: must be one of anli1, "),
         (["--chat=html"], "--chat=html: must be auto, plain or template"),
         (["--split=train"], "--split=train: must be valid or test"),
+        (["--samples=2", "--paths=label,cot"], "--paths=cot: a student of method=dss has label only"),
     ],
 )
 def test_mistakes_are_named(run, arguments, message, capsys):
     assert evaluate.main([str(run), *arguments]) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert (message in error, error.count("\n")) == (True, 1)  # nothing was asked before
     assert evaluate.main(["nonesuch"]) == 2
     assert "nonesuch is neither a run" in capsys.readouterr().err
 
@@ -276,7 +295,7 @@ def pretrained(tmp_path_factory):
     return directory, root
 
 
-def test_a_pretrained_model_is_asked_without_training(pretrained, tmp_path, capsys):
+def test_a_pretrained_model_answers_without_training(pretrained, tmp_path, capsys):
     directory, root = pretrained
     command = [str(directory), "--task=jsonl", f"--root={root}", "--limit=4"]
     assert evaluate.main([*command, f"--output={tmp_path}"]) == 0
@@ -334,7 +353,7 @@ def test_a_pretrained_model_is_shown_examples(decoder, pretrained):
     assert lengths[1] > lengths[0] + 20
 
 
-def test_a_pretrained_model_ends_where_its_tokenizer_does_too(decoder, tmp_path):
+def test_a_pretrained_model_also_stops_at_the_tokenizers_end(decoder, tmp_path):
     shutil.copytree(decoder, tmp_path / "other")
     file = tmp_path / "other" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [5, 7]}))
@@ -362,7 +381,7 @@ def test_few_shots_of_a_decoder(decoder, pretrained, capsys):
     assert found[0][1] != found[2][1]
 
 
-def test_what_a_pretrained_model_needs(pretrained, run, capsys):
+def test_flags_that_do_not_suit_the_model(pretrained, run, capsys):
     directory, root = pretrained
     for command, message in [
         ([directory], "was not trained here: give its data set with --task=T --root=DIR"),

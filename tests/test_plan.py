@@ -44,7 +44,7 @@ def _held(tree):
 @pytest.mark.parametrize(
     "change", [{}, {"mesh.fsdp": 8, "optimizer.moment_dtype": "bfloat16"}, {"optimizer.name": "adafactor"}]
 )
-def test_what_is_counted_is_what_a_run_holds(experiment, change):
+def test_the_plan_counts_what_a_run_holds(experiment, change):
     experiment = planning.changed(experiment, change, jax.devices())
     need = measure(experiment, jax.devices(), memory=1)
     state = Run(experiment).initial_state()
@@ -54,7 +54,7 @@ def test_what_is_counted_is_what_a_run_holds(experiment, change):
     assert need.rest is None  # what stays is more than a byte: nothing was compiled
 
 
-def test_an_adapter_has_no_moments_for_what_is_frozen(experiment):
+def test_frozen_weights_have_no_moments(experiment):
     devices = jax.devices()
     whole = measure(experiment, devices, memory=1)
     lora = measure(planning.changed(experiment, {"model.lora_rank": 2}, devices), devices, memory=1)
@@ -93,7 +93,7 @@ def test_a_program_that_the_compiler_rejects_does_not_fit(experiment, monkeypatc
         measure(experiment, jax.devices(), memory=16 * GIB)
 
 
-def test_the_least_costly_change_is_found(experiment, monkeypatch):
+def test_the_cheapest_change_is_found(experiment, monkeypatch):
     """With a compiler that is known: so much for a layer's activations, divided by the parts."""
     tried = []
 
@@ -108,9 +108,10 @@ def test_the_least_costly_change_is_found(experiment, monkeypatch):
 
     monkeypatch.setattr(planning, "measure", needs)
     devices = jax.devices()
+    roomy = dataclasses.replace(experiment, config=experiment.config.changed({"train.batch_size": 256}))
 
     def flags(memory):
-        found = remedy(experiment, devices, memory)
+        found = remedy(roomy, devices, memory)
         return found and found.replace("fits with ", "").partition(":")[0].split()
 
     assert flags(48) == ["--config.train.micro_batches=2"]
@@ -124,8 +125,28 @@ def test_the_least_costly_change_is_found(experiment, monkeypatch):
     assert {c.model.lora_rank for c in tried} == {0, 16}
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "gradient_weight", "advised"),
+    [(64, 0.0, "train.micro_batches=4"), (16, 0.0, "model.remat=layers"), (64, 1.0, "model.remat=layers")],
+)
+def test_only_micro_batches_that_a_run_accepts_are_advised(
+    experiment, monkeypatch, batch_size, gradient_weight, advised
+):
+    """Eight devices and overlapping batches: a micro-batch has at least 16 examples."""
+
+    def needs(experiment, devices, memory):
+        Run(experiment, devices)
+        c = experiment.config
+        return Need(1, 1, 0, 0, 0, 64 // c.train.micro_batches // {"auto": 1, "layers": 8}[c.model.remat])
+
+    monkeypatch.setattr(planning, "measure", needs)
+    changes = {"train.batch_size": batch_size, "distillation.gradient_weight": gradient_weight}
+    experiment = dataclasses.replace(experiment, config=experiment.config.changed(changes))
+    assert remedy(experiment, jax.devices(), 20).startswith(f"fits with --config.{advised}: ")
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
-def test_what_is_advised_can_be_trained(experiment, monkeypatch, optimizer):
+def test_advised_changes_can_be_trained(experiment, monkeypatch, optimizer):
     """Adafactor trains no adapter; of an adapter's run it is the frozen weights that can be narrower."""
     tried = []
 
@@ -151,11 +172,12 @@ def test_what_is_advised_can_be_trained(experiment, monkeypatch, optimizer):
         (["--devices=0", "--memory=80GiB"], "--devices=0: at least 1"),
         (["--devices=8", "--memory=80"], "a number and GiB or GB"),
         (["--devices=8", "--memory=1.2.3GiB"], "a number and GiB or GB"),
+        (["--devices=8", "--memory=0GiB"], "a number and GiB or GB above 0"),
         (["--topology=v5e:4x4", "--devices=8"], "not allowed with"),
         (["--topology=v9:4x4"], "'v9' is not one of v4, v5e, v5p, v6e"),
     ],
 )
-def test_what_is_planned_for_must_be_said(flags, message, capsys):
+def test_missing_or_wrong_devices_are_named(flags, message, capsys):
     assert main(["plan", f"--config={DEMO}", *flags]) == 2
     assert message in capsys.readouterr().err
 
@@ -179,8 +201,9 @@ def test_the_command(target):
         pytest.importorskip("libtpu", reason="compiling for a TPU needs its compiler")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     command = [sys.executable, "-m", "cot_jax.plan", f"--config={DEMO}", *target.split()]
-    command += ["--config.data.word_problems.train=48"]
+    command += ["--config.data.word_problems.train=48", "--config.evaluation.mutual_information=True"]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "mutual information" not in process.stdout
     if "0.0002" not in target:
         assert process.returncode == 0, process.stderr
         assert process.stdout.endswith("fits\n")

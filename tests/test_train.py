@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ import pytest
 import cot_jax as cj
 from cot_jax import api
 from cot_jax.answers.equality import is_correct
-from cot_jax.config import Config, TrainConfig
+from cot_jax.config import Config, TrainConfig, parse_command_line
 from cot_jax.errors import UserError
 from cot_jax.files import locked, write_json_lines
 from cot_jax.train import main
@@ -196,7 +197,7 @@ def test_a_finished_run_is_not_run_again(uninterrupted, capsys):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_the_same_command_goes_on(uninterrupted, environment, tmp_path):
+def test_sigterm_saves_and_the_same_command_resumes(uninterrupted, environment, tmp_path):
     """SIGKILL: tests/kill_and_resume.py."""
     workdir = tmp_path / "stopped"
     process = _start(workdir, environment)
@@ -215,7 +216,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(uninterrupted, environment, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_loading_is_no_failure_either(tmp_path, monkeypatch, capsys, number):
+def test_a_signal_while_loading_stops_the_command(tmp_path, monkeypatch, capsys, number):
     def load(_):
         try:
             os.kill(os.getpid(), number)
@@ -251,7 +252,7 @@ def test_a_signal_whose_exception_is_lost_stops_the_first_step(tmp_path, monkeyp
     assert "stopped at step 1 and saved; the same command resumes from there" in capsys.readouterr().err
 
 
-def test_a_signal_before_all_is_imported_is_none(environment, tmp_path):
+def test_a_signal_during_the_imports_stops_the_command(environment, tmp_path):
     # Exceptions are lost or fatal where a library imports from C++, or catches all of them as here.
     (tmp_path / "sitecustomize.py").write_text(
         "import contextlib, os, signal, sys\n"
@@ -344,7 +345,7 @@ def test_patience_ends_a_run_by_epochs_at_the_same_step_killed_or_not(tmp_path, 
     assert "resuming from step 10" in capsys.readouterr().out
 
 
-def test_what_a_run_has_lost_is_never_made_up(uninterrupted, tmp_path, scripted, capsys):
+def test_lost_files_of_a_run_are_refused(uninterrupted, tmp_path, scripted, capsys):
     workdir, metrics = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
     shutil.copytree(uninterrupted[0], workdir)
     (workdir / "result.json").unlink()
@@ -372,6 +373,16 @@ def test_what_a_run_has_lost_is_never_made_up(uninterrupted, tmp_path, scripted,
     metrics.write_text('{"step": 12}\n')
     assert main(["train", *SMALL, f"--workdir={workdir}"]) == 0
     assert [row["step"] for row in _rows(workdir)] == [12, 12]
+
+
+@pytest.mark.slow
+def test_a_profile_ends_with_training_in_any_thread(tmp_path, scripted):
+    """Patience ends training at step 10, before the last traced step; only the main thread gets signals."""
+    config = parse_command_line(["train", *SMALL, *EPOCHS, "--config.train.epochs=15"], "").config
+    with ThreadPoolExecutor(1) as pool:
+        trained = pool.submit(cj.train, config, tmp_path, profile_steps=5).result()
+    assert trained.result["steps"] == 10
+    assert list((tmp_path / "profile").rglob("*.trace.json.gz"))
 
 
 def test_another_number_of_epochs_is_another_run(tmp_path, scripted, capsys, monkeypatch):
@@ -405,7 +416,7 @@ done && cp -r disk kept
     reason="a small disk needs unprivileged namespaces (unshare -rm)",
 )
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_with_more_room_the_same_command_goes_on(
+def test_a_full_disk_is_one_line_and_with_more_room_the_same_command_resumes(
     uninterrupted, environment, tmp_path
 ):
     (tmp_path / "disk").mkdir()
@@ -440,17 +451,17 @@ def test_another_config_is_refused(uninterrupted, capsys):
     )
 
 
-def test_one_process_a_work_directory(tmp_path, capsys):
+def test_a_work_directory_in_use_is_refused_and_unchanged(tmp_path, capsys):
     workdir = tmp_path / "run"
     with locked(workdir):
         assert main(["train", *SMALL, f"--workdir={workdir}"]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {workdir} is in use by another process: ")
     assert said.count("\n") == 1
-    assert not (workdir / "checkpoints").exists()
+    assert [path.name for path in workdir.iterdir()] == [".lock"]
 
 
-def test_checkpoints_of_which_nobody_says_of_what_run(tmp_path, capsys):
+def test_checkpoints_without_a_config_are_refused(tmp_path, capsys):
     workdir = tmp_path / "run"
     (workdir / "checkpoints").mkdir(parents=True)
     assert main(["train", *SMALL, f"--workdir={workdir}"]) == 2

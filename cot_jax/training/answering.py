@@ -26,7 +26,7 @@ class Options:
 
     log_probs: bool = False
     explain: bool = False
-    paths: Sequence[str] = ()
+    paths: str | Sequence[str] = ()
     beams: int = 0
     samples: int = 0
     temperature: float = 1.0

@@ -71,7 +71,7 @@ class Options:
     output: str | Path | None = None
     rationales: bool = True
     samples: int = 0
-    paths: Sequence[str] = ()
+    paths: str | Sequence[str] = ()
     temperature: float = 1.0
     seed: int = 0
     mutual_information: bool = False
@@ -100,6 +100,18 @@ class _Confidence:
     log_probs: np.ndarray | None = None
     gold: np.ndarray | None = None
 
+    def temperature(self) -> float:
+        """Returns the temperature at which the confidence fits best."""
+        if self.log_probs is not None and self.gold is not None:
+            return calibration.fit_temperature(self.log_probs, self.gold)
+        return calibration.fit_binary_temperature(self.confidence, self.correct)
+
+    def scaled(self, temperature: float) -> np.ndarray:
+        """Returns the confidence at another temperature."""
+        if self.log_probs is not None:
+            return special.softmax(self.log_probs / temperature, axis=1).max(axis=1)
+        return calibration.scale_confidence(self.confidence, temperature)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Answered:
@@ -125,7 +137,7 @@ def evaluate(options: Options, student: Saved | None = None) -> dict[str, Any]:
     """
     keep_compiled()
     if options.task == _LIKELIHOOD:
-        return _compare_endings(options)
+        return _compare_endings(options, student)
     saved, splits = _load(options, student)
     name = f"{splits.task}_{options.split}" + (f"_{options.shots or 0}_shots" if saved.prompted else "")
     return _evaluate(saved, splits, options, _directory(options, name))
@@ -171,7 +183,11 @@ def _limited(splits: Splits, limit: int) -> Splits:
 def _evaluate(saved: Saved, splits: Splits, options: Options, directory: Path) -> dict[str, Any]:
     if not getattr(splits, options.split):
         raise UserError(f"task={splits.task} has no {options.split} set: use --split=test")
+    # First what may be refused: answers can take hours.
     labels, interpreter = _closed_labels(splits), make_interpreter(options.sandbox)
+    reasoned = [path for path in saved.paths if path != "label"]
+    voters = saved.choose(options.paths or reasoned or [*saved.paths]) if options.samples else []
+    estimate = _estimate(saved, splits, options.split) if options.mutual_information else None
     most = options.max_new_tokens
     asked = _ask(saved, splits, options.split, labels, most)
     # Temperatures are fitted on the split that selected the student, never on the one that tests it. A
@@ -208,37 +224,44 @@ def _evaluate(saved: Saved, splits: Splits, options: Options, directory: Path) -
             evaluation[f"{chosen_by}_interval_95"] = list(interval)
         evaluation["per_class"] = per_class(counts, labels)
         evaluation["confusion"] = {"columns": [*labels, "other"], "counts": counts.tolist()}
-    if options.mutual_information:
-        evaluation["mutual_information"] = _information(saved, splits, asked.examples)
-    reasoned = {}
-    for view in saved.views[1:] if options.rationales else ():
-        reasoned[view] = _answer(saved, view, asked.examples, most, interpreter=interpreter)
-    evaluation |= _paths(saved, asked, reasoned, splits.by_value)
-    rows = [*_predictions(asked, saved.views[0], reasoned)]
-    if options.samples:
+    if estimate:
+        trained_on, judged_on = estimate.counts
+        evaluation["mutual_information"] = {
+            "nats": estimate(saved.params),
+            "most_nats": estimate.most,
+            "training_pairs": trained_on,
+            "held_out_pairs": judged_on,
+        }
+    others = {
+        view: _answer(saved, view, asked.examples, most, interpreter=interpreter)
+        for view in (saved.views[1:] if options.rationales else ())
+    }
+    evaluation |= _paths(saved, asked, others, splits.by_value)
+    rows = [*_predictions(asked, saved.views[0], others)]
+    if voters:
         _write(directory, evaluation, rows)  # what there is, since sampling can take hours
-        evaluation["votes"] = _votes(saved, asked, splits.by_value, interpreter, options, directory)
+        evaluation["votes"] = _votes(saved, voters, asked, splits.by_value, interpreter, options, directory)
     _write(directory, evaluation, rows)
     for line in _summary(evaluation):
         print(line)
     written = ["evaluation.json", "predictions.jsonl"]
-    if options.samples:
+    if voters:
         written += [f"samples_{path}.jsonl" for path in evaluation["votes"]["answers_nothing"]]
     if importlib.util.find_spec("matplotlib"):
-        written += _draw(evaluation, asked, fitted_on, directory)
+        written += _draw(evaluation, asked, directory)
     else:
         print("no plots: pip install 'cot-jax[plots]'", file=sys.stderr)
     print(f"written to {directory}: {', '.join(written)}")
     return evaluation
 
 
-def _compare_endings(options: Options) -> dict[str, Any]:
+def _compare_endings(options: Options, student: Saved | None) -> dict[str, Any]:
     """Measures how often the correct ending of HellaSwag is the most likely; as `evaluate`."""
     for name in ("shots", "chat", "samples", "max_new_tokens", "mutual_information", "sandbox"):
         if getattr(options, name):
             raise UserError(f"--{name} does not apply to --task={_LIKELIHOOD}: leave it out")
     untrained = is_pretrained(options.run)
-    saved = read_pretrained(options.run, Config()) if untrained else load(options.run)
+    saved = read_pretrained(options.run, Config()) if untrained else student or load(options.run)
     if not (root := options.root or saved.config.data.root):
         raise UserError(f"--task={_LIKELIHOOD} reads files: give their folder with --root=DIR")
     questions, notes = continuations.hellaswag(Path(root), options.split)
@@ -300,7 +323,7 @@ def _ask(saved: Saved, splits: Splits, split: str, labels: Sequence[str] | None,
     answers = _answer(saved, view, examples, most)
     correct = _correct(answers.answers, examples, splits.by_value)
     confidences = {"sequence": _Confidence(np.exp(answers.log_probs), correct)}
-    if answers.lengths.max() > 1:
+    if saved.student.format != "classes":  # a class is one token
         per_token = np.exp(answers.log_probs / answers.lengths)
         confidences["per_token"] = _Confidence(per_token, correct)
     if labels and view.term == "label":
@@ -355,17 +378,17 @@ def _paths(
 
 def _votes(
     saved: Saved,
+    views: Sequence[View],
     asked: _Answered,
     by_value: bool,
     interpreter: Interpreter,
     options: Options,
     directory: Path,
 ) -> dict[str, Any]:
-    """Returns the accuracy of votes of 1, 2, ... samples, for each path and for all together."""
-    reasoned = [path for path in saved.paths if path != "label"]
+    """Returns the accuracy of votes of 1, 2, ... samples, for the path of each view and for all together."""
     ballots: dict[str, tuple[list[str], list[float]]] = {}
     nothing: dict[str, dict[str, int]] = {}
-    for view in saved.choose(options.paths or reasoned or [*saved.paths]):
+    for view in views:
         path, samples = str(view.path), _samples(saved, view, asked, interpreter, options, directory)
         read = [answer_of(view, sample.text, interpreter) for sample in samples]
         ballots[path] = [one.answer for one in read], [sample.log_prob for sample in samples]
@@ -415,23 +438,17 @@ def _samples(
     return samples
 
 
-def _information(saved: Saved, splits: Splits, examples: Sequence[Example]) -> dict[str, float]:
-    """Returns the InfoNCE bound between label and rationale view, and the sizes behind it."""
+def _estimate(saved: Saved, splits: Splits, split: str) -> InformationEstimate:
+    """Returns the estimate of the mutual information of label and rationale view."""
     views = compared(saved.views, saved.config.objective.method)
     if not splits.train:
         raise UserError(f"--mutual_information needs a training set; task={splits.task} has none")
     batch_size = -(-saved.config.evaluation.batch_size // jax.device_count()) * jax.device_count()
     train, held_out = (
-        tokenize(views, some, saved.format, saved.config.data).views for some in (splits.train, examples)
+        tokenize(views, examples, saved.format, saved.config.data).views
+        for examples in (splits.train, getattr(splits, split))
     )
-    estimate = InformationEstimate(saved.student, saved.mesh, train, held_out, batch_size=batch_size)
-    trained_on, judged_on = estimate.counts
-    return {
-        "nats": estimate(saved.params),
-        "most_nats": estimate.most,
-        "training_pairs": trained_on,
-        "held_out_pairs": judged_on,
-    }
+    return InformationEstimate(saved.student, saved.mesh, train, held_out, batch_size=batch_size)
 
 
 def _calibration(asked: _Confidence, fitted_on: _Confidence | None) -> dict[str, Any]:
@@ -440,22 +457,10 @@ def _calibration(asked: _Confidence, fitted_on: _Confidence | None) -> dict[str,
         "as_trained": calibration.summary(asked.confidence, asked.correct),
     }
     if fitted_on:
-        temperature = _temperature(fitted_on)
+        temperature = fitted_on.temperature()
         found["temperature"] = temperature
-        found["scaled"] = calibration.summary(_scaled(asked, temperature), asked.correct)
+        found["scaled"] = calibration.summary(asked.scaled(temperature), asked.correct)
     return found
-
-
-def _temperature(fitted_on: _Confidence) -> float:
-    if fitted_on.log_probs is not None and fitted_on.gold is not None:
-        return calibration.fit_temperature(fitted_on.log_probs, fitted_on.gold)
-    return calibration.fit_binary_temperature(fitted_on.confidence, fitted_on.correct)
-
-
-def _scaled(asked: _Confidence, temperature: float) -> np.ndarray:
-    if asked.log_probs is not None:
-        return special.softmax(asked.log_probs / temperature, axis=1).max(axis=1)
-    return calibration.scale_confidence(asked.confidence, temperature)
 
 
 def _predictions(asked: _Answered, view: View, written: Mapping[View, Answers]) -> Iterator[dict[str, Any]]:
@@ -539,15 +544,12 @@ def _nothing(failures: dict[str, int]) -> str:
     return f"; {sum(failures.values()):,} without an answer ({why})" if failures else ""
 
 
-def _draw(
-    evaluation: dict[str, Any], asked: _Answered, fitted_on: _Answered | None, directory: Path
-) -> list[str]:
+def _draw(evaluation: dict[str, Any], asked: _Answered, directory: Path) -> list[str]:
     pictures = []
     for name, found in asked.confidences.items():
         after = None
-        if fitted_on:
-            scaled = _scaled(found, evaluation["calibration"][name]["temperature"])
-            after = calibration.equal_width_bins(scaled, found.correct)
+        if temperature := evaluation["calibration"][name].get("temperature"):
+            after = calibration.equal_width_bins(found.scaled(temperature), found.correct)
         before = calibration.equal_width_bins(found.confidence, found.correct)
         pictures.append(f"reliability_{name}.png")
         title = f"{evaluation['task']} {evaluation['split']}, confidence by {name}"

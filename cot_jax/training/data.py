@@ -162,6 +162,11 @@ def training_examples(
     examples = list(splits.train)
     keep = round(data.train_fraction * len(examples))
     keep = min(keep, data.max_train_examples or keep)
+    if not keep:
+        raise UserError(
+            f"config.data.train_fraction={data.train_fraction:g} keeps none of the {len(examples):,} "
+            "training examples: raise it"
+        )
     if keep < len(examples):
         # A smaller share is a subset of a larger one.
         chosen = np.sort(np.random.default_rng(config.seed).permutation(len(examples))[:keep])

@@ -111,12 +111,7 @@ def _hash(questions: Tokens) -> jax.Array:
 
 def make_score(student: Student, mesh: Mesh, labels: Ragged) -> Ask:
     """Returns the jitted (params, questions) -> log_prob_BL of every label."""
-    ids_LT, length_L = _rectangle(labels, student.pad_id)
-
-    def score(params, questions):
-        return decoding.score(student.prompt(params, questions, ids_LT.shape[1]), ids_LT, length_L)
-
-    return jit_by_example(score, mesh)
+    return jit_by_example(_scorer(student, labels)[0], mesh)
 
 
 def make_choose(student: Student, mesh: Mesh, labels: Ragged) -> Generate:
@@ -124,20 +119,25 @@ def make_choose(student: Student, mesh: Mesh, labels: Ragged) -> Generate:
 
     Not normalised by length: the labels are the only possible answers.
     """
-    ids_LT, length_L = _rectangle(labels, student.pad_id)
+    score, ids_LT = _scorer(student, labels)
 
     def choose(params, questions):
-        log_prob_BL = decoding.score(student.prompt(params, questions, ids_LT.shape[1]), ids_LT, length_L)
+        log_prob_BL = score(params, questions)
         return ids_LT[jnp.argmax(log_prob_BL, axis=1)], jnp.max(log_prob_BL, axis=1)
 
     return jit_by_example(choose, mesh)
 
 
-def _rectangle(labels: Ragged, pad_id: int) -> tuple[jax.Array, jax.Array]:
-    """Returns the labels as rows (L, T), and their lengths; each label is a group of its own."""
+def _scorer(student: Student, labels: Ragged) -> tuple[Ask, jax.Array]:
+    """Returns (params, questions) -> log_prob_BL, and the labels as rows (L, T)."""
     L, T = len(labels), int(labels.lengths.max())
-    tokens = labels.tokens(np.arange(L), (T, T), pad_id, groups=L)
-    return jnp.asarray(tokens.ids), jnp.asarray(tokens.length[:, 0])
+    tokens = labels.tokens(np.arange(L), (T, T), student.pad_id, groups=L)  # each label is a group
+    ids_LT, length_L = jnp.asarray(tokens.ids), jnp.asarray(tokens.length[:, 0])
+
+    def score(params, questions):
+        return decoding.score(student.prompt(params, questions, T), ids_LT, length_L)
+
+    return score, ids_LT
 
 
 def jit_by_example(ask: Ask, mesh: Mesh) -> Ask:

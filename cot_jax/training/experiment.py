@@ -45,7 +45,7 @@ class Experiment:
 
     def batches(self, groups: int) -> Batches:
         """Returns the training batches; `groups`: data-parallel devices times micro-batches."""
-        config, distillation = self.config, self.self_distillation
+        config = self.config
         terms = ("label", "rationale") if _reads_padding(config) else ()
         return Batches(
             self.tokenized,
@@ -53,7 +53,7 @@ class Experiment:
             steps=config.train.steps,
             seed=config.seed,
             order=config.data.order,
-            overlap=_overlaps(distillation),
+            overlap=self.overlaps,
             groups=groups,
             padded=[view.name for view in self.views if view.term in terms],
             flops=self.student.flops,
@@ -73,6 +73,16 @@ class Experiment:
         for view in self.tokenized.values():
             crc = view.checksum(crc)
         return crc
+
+    @property
+    def selecting(self) -> str:
+        """The name of the score that selects the best parameters."""
+        return f"valid/{self.splits.metrics[0]}"
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether half of each batch repeats the one before."""
+        return _overlaps(self.self_distillation)
 
     @property
     def teacher(self) -> Student | Stored | None:
@@ -147,7 +157,6 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
 
 
 def _overlaps(distillation: SelfDistillation | None) -> bool:
-    """Whether half of each batch repeats the one before."""
     return distillation is not None and distillation.distills
 
 
@@ -236,12 +245,4 @@ def _self_distillation(config: Config, method: Sequence[View]) -> SelfDistillati
             f"config.train.batch_size={config.train.batch_size}: self-distillation needs an even batch size, "
             "half of each batch repeats the one before"
         )
-    return SelfDistillation(
-        method=section.method,
-        views=chosen,
-        weight=section.weight,
-        temperature=section.temperature,
-        output=section.output,
-        top_k=section.top_k,
-        dtype=jnp.dtype(section.dtype),
-    )
+    return SelfDistillation(**vars(section) | {"views": chosen, "dtype": jnp.dtype(section.dtype)})

@@ -1,6 +1,7 @@
 """Export of a student to Transformers and the Hub, with a model card; `cot_jax.export`."""
 
 import dataclasses
+import shlex
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -98,17 +99,13 @@ def _card(student: Saved, result: dict[str, Any], options: Options) -> str:
     names = {
         "label": "the answer",
         "rationale": "its rationale",
-        "joint": "rationale, then answer",
         "program": "a program that gives it",
     }
-    prefixes = []
-    for view in student.views:
-        name = names[view.term]
-        if labels := student.student.labels:
-            prefixes.append(f"| one of {', '.join(labels)} | nothing | 1 |")
-            continue
-        if view.path == "cot":
-            name = "rationale, then answer"
+    labels, prefixes = student.student.labels, []
+    if labels:
+        prefixes.append(f"| one of {', '.join(labels)} | nothing | 1 |")
+    for view in () if labels else student.views:
+        name = "rationale, then answer" if view.path == "cot" else names[view.term]
         if view.name in student.format.spelled:
             name += ", spelled by `cot_jax.text.codec`"
         prefix = f"`{view.prefix}`" if view.prefix else "nothing"
@@ -158,8 +155,9 @@ def _percent(share: float | None) -> str:
 
 
 def _flags(config: Config) -> list[str]:
-    """Returns the keys that differ from their defaults, as flags."""
+    """Returns the flags of this config, quoted for a shell."""
     values = (
         (key, attrgetter(key.removeprefix("config."))(config), usual) for key, usual, _ in describe_keys()
     )
-    return [f"--{key}={value}" for key, value, usual in values if value != usual]
+    changed = [shlex.quote(f"--{key}={value}") for key, value, usual in values if value != usual]
+    return ["--config=common", *changed]

@@ -80,7 +80,8 @@ class _StopSignal:
 
     def __enter__(self) -> "_StopSignal":
         self._received = False
-        signals = () if jax.distributed.is_initialized() else _SIGNALS
+        main = threading.current_thread() is threading.main_thread()  # Python gives signals to no other
+        signals = _SIGNALS if main and not jax.distributed.is_initialized() else ()
         self._previous = [(number, signal.signal(number, self._note)) for number in signals]
         return self
 
@@ -103,13 +104,16 @@ class _StopSignal:
 
 
 class _Profile:
-    """A trace of some steps, started after the first ones have compiled; for Perfetto and XProf."""
+    """A trace of some steps, started after the first ones have compiled; for Perfetto and XProf.
+
+    A context manager: if training ends earlier, so does the trace.
+    """
 
     AFTER = 10
 
     def __init__(self, directory: Path, first: int, steps: int):
         self._directory, self._first, self._last = directory, first + self.AFTER, first + self.AFTER + steps
-        self._written = contextlib.ExitStack()
+        self._trace = contextlib.ExitStack()
 
     def after(self, step: int, state: TrainState) -> None:
         """Starts or stops the trace if this step is its first or last."""
@@ -117,12 +121,18 @@ class _Profile:
             return
         jax.block_until_ready(state)
         if step == self._first:
-            directory = self._written.enter_context(uploaded(self._directory))
+            directory = self._trace.enter_context(uploaded(self._directory))
             jax.profiler.start_trace(directory, create_perfetto_trace=True)
+            self._trace.callback(jax.profiler.stop_trace)
         else:
-            jax.profiler.stop_trace()
-            self._written.close()
+            self._trace.close()
             say(f"profile of steps {self._first + 1} to {self._last} written to {self._directory}")
+
+    def __enter__(self) -> "_Profile":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._trace.close()
 
 
 def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict[str, Any]:
@@ -148,48 +158,49 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
                 f"config.train.steps={config.train.steps}: choose a smaller one, or 0 for none"
             )
     run = Run(experiment)
-    _claim(workdir, experiment)
-    if result := read_result(workdir, shape={"best_step": int}):
-        say(f"{workdir} is complete; delete it or choose another --workdir to train again")
-        return result
-    for line in describe(run):
-        say(line)
-    clock = Clock()
-    with (
-        locked(workdir) if leads() else contextlib.nullcontext(),
-        jax.set_mesh(run.mesh),
-        Checkpoints(workdir / "checkpoints", clean=True) as checkpoints,
-    ):
-        if checkpoints.latest_step is None:
-            if (workdir / "metrics.jsonl").exists():
-                _refuse_lost_checkpoints(workdir, config.train)
-                say(f"{workdir} was stopped before its first checkpoint: it starts again")
-            state = run.initial_state()
-        else:
-            state = run.restore_latest(checkpoints)
-            say(f"resuming from step {int(state.step)} of {workdir}")
-        wandb_config = dataclasses.asdict(config) if config.train.wandb else None
-        selecting = f"valid/{experiment.splits.metrics[0]}"
-        with (
-            MetricsWriter(workdir, int(state.step), wandb_config, leads(), selecting) as writer,
-            _StopSignal() as stop,
-        ):
-            _refuse_lost_best(workdir, int(state.step), writer.evaluated, checkpoints.best)
-            left = config.train.steps - int(state.step)
-            if profile_steps and left < _Profile.AFTER + profile_steps:
-                raise UserError(
-                    f"--profile_steps={profile_steps} follow {_Profile.AFTER} other steps, but only {left} "
-                    f"of config.train.steps={config.train.steps} are left: ask for fewer"
-                )
-            profile = _Profile(workdir / "profile", int(state.step), profile_steps)
-            steps = _steps(run, state, checkpoints, writer, stop, clock, profile)
-            result = _conclude(run, checkpoints, workdir, clock, steps)
-    if not leads():
-        return result
-    if 0 < config.train.layer_norms_every <= steps:
-        draw_layer_norms(workdir / "metrics.jsonl", LAYER_NORM, workdir / "layer_norms.png")
-    write_json(workdir / RESULT_FILE, result)  # last: it marks the run as complete
+    with locked(workdir) if leads() else contextlib.nullcontext(), jax.set_mesh(run.mesh):
+        _claim(workdir, experiment)
+        if result := read_result(workdir, shape={"best_step": int}):
+            say(f"{workdir} is complete; delete it or choose another --workdir to train again")
+            return result
+        for line in describe(run):
+            say(line)
+        with Checkpoints(workdir / "checkpoints", clean=True) as checkpoints:
+            result = _resume(run, workdir, checkpoints, profile_steps)
+        if leads():
+            if 0 < config.train.layer_norms_every <= result["steps"]:
+                draw_layer_norms(workdir / "metrics.jsonl", LAYER_NORM, workdir / "layer_norms.png")
+            write_json(workdir / RESULT_FILE, result)  # last: it marks the run as complete
     return result
+
+
+def _resume(run: Run, workdir: Path, checkpoints: Checkpoints, profile_steps: int) -> dict[str, Any]:
+    """Trains from the latest checkpoint, or from the start if there is none; returns the result."""
+    experiment, config, clock = run.experiment, run.experiment.config, Clock()
+    if checkpoints.latest_step is None:
+        if (workdir / "metrics.jsonl").exists():
+            _refuse_lost_checkpoints(workdir, config.train)
+            say(f"{workdir} was stopped before its first checkpoint: it starts again")
+        state = run.initial_state()
+    else:
+        state = run.restore_latest(checkpoints)
+        say(f"resuming from step {int(state.step)} of {workdir}")
+    first = int(state.step)
+    wandb_config = dataclasses.asdict(config) if config.train.wandb else None
+    with (
+        MetricsWriter(workdir, first, wandb_config, leads(), experiment.selecting) as writer,
+        _StopSignal() as stop,
+        _Profile(workdir / "profile", first, profile_steps) as profile,
+    ):
+        _refuse_lost_best(workdir, first, writer.evaluated, checkpoints.best)
+        left = config.train.steps - first
+        if profile_steps and left < _Profile.AFTER + profile_steps:
+            raise UserError(
+                f"--profile_steps={profile_steps} follow {_Profile.AFTER} other steps, but only {left} of "
+                f"config.train.steps={config.train.steps} are left: ask for fewer"
+            )
+        steps = _steps(run, state, checkpoints, writer, stop, clock, profile)
+        return _conclude(run, checkpoints, workdir, clock, steps)
 
 
 def _refuse_lost_checkpoints(workdir: Path, config: TrainConfig) -> None:
@@ -231,7 +242,7 @@ def _steps(
 ) -> int:
     """Trains; returns the last step."""
     config = run.experiment.config.train
-    first, selecting = int(state.step), f"valid/{run.experiment.splits.metrics[0]}"
+    first, selecting = int(state.step), run.experiment.selecting
     splits = ("valid", "test") if run.experiment.config.evaluation.reference_protocol else ("valid",)
 
     def due(step):

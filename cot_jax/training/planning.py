@@ -17,7 +17,7 @@ from cot_jax.config import Config
 from cot_jax.data.lengths import describe, padded_work
 from cot_jax.errors import UserError
 from cot_jax.training.experiment import Experiment, prepare
-from cot_jax.training.mesh import group_count
+from cot_jax.training.mesh import group_count, make_mesh
 from cot_jax.training.run import Run
 from cot_jax.training.students import load_student, make_lora
 
@@ -84,6 +84,8 @@ def report(config: Config, topology_name: str, count: int, memory: int) -> Itera
         jax.config.update("jax_num_cpu_devices", count)
         devices = jax.devices()
         source = "figures of the CPU compiler: it widens bfloat16, so activations are an upper bound"
+    # Only the training step is planned; a run also prepares its evaluation, and prints lines on it.
+    config = config.changed({"evaluation.answers": "generate", "evaluation.mutual_information": False})
     experiment = prepare(config, weights=False, platform=_platform(devices))
     yield from _describe(experiment, devices, memory, source)
     need = measure(experiment, devices, memory)
@@ -131,8 +133,12 @@ def measure(experiment: Experiment, devices: Sequence[jax.Device], memory: int) 
 
 def remedy(experiment: Experiment, devices: Sequence[jax.Device], memory: int) -> str | None:
     """Returns the flags of the cheapest change that makes it fit, and its need; None if nothing does."""
-    *weaker, strongest = _activation_changes(experiment.config.train.batch_size)
     for state in _state_changes(experiment.config, len(devices)):
+        try:
+            mesh = make_mesh(experiment.config.changed(state).mesh, devices)
+        except UserError:
+            continue
+        *weaker, strongest = _activation_changes(experiment, group_count(mesh))
         # The strongest first: if it is not enough, the weaker ones need no compilation.
         if not _needed(experiment, {**state, **strongest}, devices, memory):
             continue
@@ -176,9 +182,13 @@ def _state_changes(config: Config, devices: int) -> list[dict[str, Any]]:
     return changes
 
 
-def _activation_changes(batch_size: int) -> list[dict[str, Any]]:
+def _activation_changes(experiment: Experiment, groups: int) -> list[dict[str, Any]]:
     """Changes that shrink activations, the cheapest first: micro-batches, rematerialisation."""
-    parts = [n for n in (2, 4, 8, 16) if batch_size % n == 0]
+    config = experiment.config
+    least = groups * (2 if experiment.overlaps else 1)  # examples of a micro-batch (`Run`)
+    parts = [n for n in (2, 4, 8, 16) if config.train.batch_size % (n * least) == 0]
+    if config.distillation.gradient_weight:  # needs the whole batch (`teachers.load_teacher`)
+        parts = []
     return [
         {},
         *({"train.micro_batches": n} for n in parts[:2]),

@@ -58,9 +58,8 @@ class Run:
         """
         config = experiment.config
         self.experiment = experiment
-        distills = experiment.self_distillation is not None and experiment.self_distillation.distills
-        # Half of a batch repeats the one before: each device gets as many rows of either half.
-        parts = (2 if distills else 1) * config.train.micro_batches
+        # If half of a batch repeats the one before, each device gets as many rows of either half.
+        parts = (2 if experiment.overlaps else 1) * config.train.micro_batches
         self.mesh = make_mesh(config.mesh, devices)
         require_divisible(self.mesh, config.train.batch_size, parts)
         require_divisible(self.mesh, config.evaluation.batch_size)

@@ -80,12 +80,13 @@ class Saved:
         """The views that answer questions, by path."""
         return {view.path: view for view in self.views if view.path}
 
-    def choose(self, paths: Sequence[str]) -> list[View]:
-        """Returns the views of `paths`.
+    def choose(self, paths: str | Sequence[str]) -> list[View]:
+        """Returns the views of `paths`, a list, or a text with commas as on the command line.
 
         Raises:
           UserError: the student did not learn one of them.
         """
+        paths = paths.split(",") if isinstance(paths, str) else paths
         for path in paths:
             if path not in self.paths:
                 method, known = self.config.objective.method, ", ".join(self.paths)
@@ -125,43 +126,41 @@ def load(path: Path) -> Saved:
     Raises:
       UserError: `path` is neither, or the run has no evaluation yet.
     """
-    if in_bucket(path) and (path / CONFIG_FILE).is_file():
+    exported = (path / CONFIG_FILE).is_file()
+    if exported and in_bucket(path):
         with local_copy(path) as copy:
             return load(copy)
-    for file in (path / CONFIG_FILE, path / "config.json"):
-        if file.is_file() and (file.name == CONFIG_FILE or (path / STUDENT_FILE).is_file()):
-            values, added = with_defaults(read_json(file))
-            if added:
-                print(f"{file} is older than {', '.join(added)}: using their defaults", file=sys.stderr)
-            config = freeze(values)
-            break
-    else:
+    file = path / (CONFIG_FILE if exported else "config.json")
+    if not exported and not (file.is_file() and (path / STUDENT_FILE).is_file()):
         raise UserError(
             f"{path} is neither a run ({STUDENT_FILE}, config.json) nor an exported student ({CONFIG_FILE})"
         )
+    values, added = with_defaults(read_json(file))
+    if added:
+        print(f"{file} is older than {', '.join(added)}: using their defaults", file=sys.stderr)
+    config = freeze(values)
     answers = _read_answers(path / ANSWERS_FILE)
     options = Options(dtype=compute_dtype(config.model))
-    if file.name == CONFIG_FILE:
+    if exported:
         student, read, _ = students.from_pretrained(str(path), options)
         mesh, shardings = arrangement(config.mesh, read, student.weights)
         format = _load_format(path, path, student.format)
         return Saved(config, student, spread(read, shardings), mesh, format, *answers)
     architecture = read_json(path / STUDENT_FILE, {f"{LORA}?": SETTINGS, str: object})
     student = students.build(architecture, options)
-    like = shapes(student.weights)
-    mesh, shardings = arrangement(config.mesh, like, student.weights)
-    like_shardings, adapter = shardings, None
+    mesh, _ = arrangement(config.mesh, shapes(student.weights), student.weights)
+    lora = adapter = None
     if LORA in architecture:
         lora = Lora(student.weights, **architecture[LORA])
         _, base, _ = students.from_pretrained(config.model.pretrained, options, layers=config.model.layers)
         refuse_other_base(path / STUDENT_FILE, fingerprint(base), config.model.pretrained)
-        like = shapes(lora.weights)
-        like_shardings = by_weights(mesh, like, lora.weights)
+    trained = lora.weights if lora else student.weights
+    like = shapes(trained)
     with Checkpoints(path / "checkpoints") as checkpoints:
         if checkpoints.best is None:
             raise UserError(f"{path} has no best parameters yet: train until its first evaluation")
-        params = checkpoints.restore_best(abstract(like, like_shardings))
-    if LORA in architecture:
+        params = checkpoints.restore_best(abstract(like, by_weights(mesh, like, trained)))
+    if lora:
         adapter = (lora, params)
         params = lora.attach(spread(base, by_weights(mesh, base, student.weights)), params)
     format = _load_format(path / "tokenizer", path, student.format)

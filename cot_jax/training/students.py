@@ -53,12 +53,10 @@ def load_student(
                 "config.model.layers needs a pretrained model: name it with config.model.pretrained"
             )
         return students.from_scratch(config.preset, texts=texts, options=options), None, []
-    params: Params | None = None
-    report: list[str] = []
-    if weights:
-        student, params, report = students.from_pretrained(config.pretrained, options, texts, config.layers)
-    else:
-        student = students.without_weights(config.pretrained, options, texts, config.layers)
+    where = (config.pretrained, options, texts, config.layers)
+    student, params, report = (
+        students.from_pretrained(*where) if weights else (students.without_weights(*where), None, [])
+    )
     if student.config.vocab_size < texts.size:
         raise UserError(
             f"{config.pretrained} has {student.config.vocab_size} embedding rows but the tokenizer "

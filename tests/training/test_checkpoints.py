@@ -105,7 +105,7 @@ _IGNORE = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWa
 @_IGNORE
 @pytest.mark.usefixtures("broken_reads")
 @pytest.mark.parametrize("damage", [_cut, _lose_arrays, _lose_metadata])
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_goes_on(tmp_path, capsys, damage):
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_read(tmp_path, capsys, damage):
     like = _placed(_state(0))
     with Checkpoints(tmp_path) as checkpoints:
         for step in (3, 4):
@@ -124,7 +124,7 @@ def _lost(*_, **__):
     raise ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
 
 
-def test_what_a_lost_process_breaks_is_not_called_damaged(tmp_path, capsys, monkeypatch):
+def test_a_read_that_a_lost_process_breaks_is_not_called_damage(tmp_path, capsys, monkeypatch):
     with Checkpoints(tmp_path) as checkpoints:
         for step in (3, 4):
             checkpoints.save(step, _state(step))
@@ -140,7 +140,7 @@ def test_what_a_lost_process_breaks_is_not_called_damaged(tmp_path, capsys, monk
         assert int(checkpoints.restore_latest(_placed(_state(0))).step) == 4
 
 
-def test_what_a_lost_process_keeps_from_being_written_is_no_fault_of_the_disk(tmp_path, monkeypatch):
+def test_a_write_that_a_lost_process_breaks_is_not_blamed_on_the_disk(tmp_path, monkeypatch):
     with Checkpoints(tmp_path) as checkpoints:
         monkeypatch.setattr(ocp.CheckpointManager, "save", _lost)
         with pytest.raises(UserError, match="cannot be written"):
@@ -222,7 +222,7 @@ def _flip(file, bit):
     file.write_bytes(content)
 
 
-def test_one_without_checksums_is_read_and_says_so(tmp_path, capsys):
+def test_a_checkpoint_without_checksums_is_read_and_reported(tmp_path, capsys):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(3, _state(3))  # the first one is waited for
         (tmp_path / "latest" / "3" / "crc32.json").unlink()
@@ -231,7 +231,7 @@ def test_one_without_checksums_is_read_and_says_so(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["2", "99", "4 (copy)", "5.orbax-checkpoint-tmp"])
-def test_a_stray_directory_keeps_nobody_from_sound_checkpoints(tmp_path, name):
+def test_a_stray_directory_hides_no_checkpoint(tmp_path, name):
     like = _placed(_state(0))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(4, _state(4))
@@ -251,7 +251,7 @@ def test_a_stray_directory_keeps_nobody_from_sound_checkpoints(tmp_path, name):
     assert (tmp_path / "latest" / "6").is_dir()
 
 
-def test_a_best_of_nan_gives_way(tmp_path):
+def test_any_number_is_better_than_nan(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert [
             checkpoints.save_if_best(n, _state(n).params, value)
@@ -263,7 +263,7 @@ def test_a_best_of_nan_gives_way(tmp_path):
 
 
 @_IGNORE
-def test_those_of_another_student_stay_as_they_are(tmp_path, capsys, broken_reads):
+def test_checkpoints_of_another_student_are_kept(tmp_path, capsys, broken_reads):
     with Checkpoints(tmp_path) as checkpoints:
         for step in (3, 4):
             checkpoints.save(step, _state(step))
@@ -276,7 +276,7 @@ def test_those_of_another_student_stay_as_they_are(tmp_path, capsys, broken_read
         assert int(checkpoints.restore_latest(_placed(_state(0))).step) == 4
 
 
-def test_what_was_half_written_is_removed_by_the_run_alone(tmp_path):
+def test_only_the_run_removes_unfinished_files(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, _state(1))
     unfinished = tmp_path / "latest" / "2.orbax-checkpoint-tmp"
@@ -289,7 +289,7 @@ def test_what_was_half_written_is_removed_by_the_run_alone(tmp_path):
     assert sorted(path.name for path in (tmp_path / "latest").iterdir()) == ["1", "2"]
 
 
-def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
+def test_too_little_space_is_an_error_before_anything_is_written(tmp_path, monkeypatch):
     with Checkpoints(tmp_path) as checkpoints:
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=50))
         with pytest.raises(
@@ -299,7 +299,7 @@ def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatc
         assert not any((tmp_path / "latest").iterdir())
 
 
-def test_a_clock_that_is_set_during_a_save_ends_nothing(tmp_path, monkeypatch):
+def test_a_clock_change_during_a_save_does_no_harm(tmp_path, monkeypatch):
     clock, hours = time.time, itertools.count()
     with Checkpoints(tmp_path) as checkpoints:
         monkeypatch.setattr(time, "time", lambda: clock() + 5 * 3600 * next(hours))
@@ -309,7 +309,7 @@ def test_a_clock_that_is_set_during_a_save_ends_nothing(tmp_path, monkeypatch):
     assert (tmp_path / "latest" / "2").is_dir()
 
 
-def test_a_failure_in_the_background_is_said(tmp_path, monkeypatch):
+def test_a_failure_in_the_background_is_reported(tmp_path, monkeypatch):
     def fail(_):
         raise ValueError("RESOURCE_EXHAUSTED: Disk quota exceeded")
 
@@ -323,7 +323,7 @@ def test_a_failure_in_the_background_is_said(tmp_path, monkeypatch):
 
 @_IGNORE
 @pytest.mark.usefixtures("broken_reads")
-def test_never_from_the_start_if_no_checkpoint_can_be_read(tmp_path):
+def test_a_run_never_restarts_if_no_checkpoint_can_be_read(tmp_path):
     like = _placed(_state(0))
     with Checkpoints(tmp_path) as checkpoints:
         for step in (3, 4):

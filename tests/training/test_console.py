@@ -5,7 +5,7 @@ import itertools
 from cot_jax.training import console
 
 
-def test_progress_says_how_long_the_rest_takes(monkeypatch, capsys):
+def test_progress_shows_the_time_that_is_left(monkeypatch, capsys):
     clock = itertools.count(0.0, 30.0)
     monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
     with console.Progress(first=3, steps=200, batch_size=12, every=5) as progress:

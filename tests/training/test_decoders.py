@@ -262,7 +262,7 @@ def test_prompts_of_a_chat_begin_alike(base):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on(tmp_path, monkeypatch, capsys):
+def test_a_stopped_run_resumes(tmp_path, monkeypatch, capsys):
     flags = [*FLAGS, *COUPLED, "--config.train.steps=4", "--config.train.eval_every=4"]
     assert main([*flags, f"--workdir={tmp_path / 'whole'}"]) == 0
     take, stops = Run.batch, iter([True])

@@ -119,7 +119,7 @@ def test_the_likeliest_label_is_chosen(student):
 
 
 @pytest.mark.slow
-def test_several_beams_answer_with_the_best(student):
+def test_several_beams_give_the_best_answer(student):
     student, params = student
     questions = _tokens(_questions(np.random.default_rng(1)))
     found = {
@@ -154,7 +154,7 @@ def test_samples_are_a_function_of_question_and_seed(student):
 
 
 @pytest.mark.slow
-def test_questions_are_told_apart_by_what_they_say():
+def test_different_questions_have_different_hashes():
     questions = _questions(np.random.default_rng(3), B=4096)
     hash_B = evaluation._hash(_tokens(questions))
     np.testing.assert_array_equal(evaluation._hash(_tokens(questions, width=12)), hash_B)
@@ -165,7 +165,7 @@ def test_questions_are_told_apart_by_what_they_say():
 
 
 @pytest.mark.slow
-def test_what_questions_share_is_a_part_of_them():
+def test_a_common_prefix_is_part_of_the_hash():
     questions = _questions(np.random.default_rng(4), B=64)
     rows = [questions[n].tolist() for n in range(64)]
     whole = Ragged([[9, 8, 7, *ids] for ids in rows])
@@ -208,7 +208,7 @@ def test_a_run_answers_as_the_config_says_and_so_does_what_it_saved(own_data, tm
     assert seen == [(4, 3)]
 
 
-def test_a_long_evaluation_says_how_far_it_is(monkeypatch, capsys):
+def test_a_long_evaluation_prints_its_progress(monkeypatch, capsys):
     monkeypatch.setattr(evaluation, "_TELL_SECONDS", -1.0)
 
     def ask(count):

@@ -94,7 +94,7 @@ def test_no_teacher_labels_is_an_error_that_says_so(own_data, tokenizers_root):
 
 
 @pytest.mark.parametrize("method", ["dss", "mi"])
-def test_rationales_alone_teach_no_answer(own_data, tokenizers_root, method):
+def test_rationales_alone_are_refused(own_data, tokenizers_root, method):
     config = _config(own_data, tokenizers_root / "t5", task="jsonl", method=method, label_source="teacher")
     with pytest.raises(UserError, match="no training example has a teacher's label"):
         prepare(config)
@@ -109,7 +109,7 @@ def test_truncation_is_counted(own_data, tokenizers_root):
     )
 
 
-def test_a_run_goes_on_with_the_examples_that_it_began_with(own_data, tokenizers_root, capsys):
+def test_a_run_resumes_only_with_its_own_examples(own_data, tokenizers_root, capsys):
     config = _config(own_data, tokenizers_root / "t5", task="jsonl")
     workdir, file = own_data / "run", own_data / "train.jsonl"
     began = file.read_text()
@@ -143,6 +143,8 @@ def test_a_smaller_share_is_part_of_a_larger_one(own_data, data_root, tokenizers
         assert len(experiment.splits.test) == 200
     assert [len(ids) for ids in shares.values()] == [180, 360, 720]
     assert shares[0.25] < shares[0.5] < shares[1.0]
+    with pytest.raises(UserError, match=r"train_fraction=0.0001 keeps none of the 720 training examples"):
+        prepare(_config(data_root, tokenizers_root / "t5", task="svamp", train_fraction=1e-4))
     capped = prepare(_config(data_root, tokenizers_root / "t5", task="svamp", max_train_examples=100))
     assert len(capped.train_examples) == 100
 
@@ -170,7 +172,7 @@ def test_tokenizer_must_fit_the_model(own_data, tokenizers_root, tmp_path):
         prepare(run)
 
 
-def test_the_teacher_of_the_config_is_the_one_that_teaches(tmp_path):
+def test_a_teachers_file_replaces_the_datas_own_outputs(tmp_path):
     plain = DataConfig(task="word_problems", word_problems=WordProblemsConfig(train=4, valid=2, test=2))
     examples = load_splits(plain, 0).train
     rows = [
@@ -186,7 +188,7 @@ def test_the_teacher_of_the_config_is_the_one_that_teaches(tmp_path):
         load_splits(data, 1)
 
 
-def test_stored_answers_teach_no_student_that_writes(own_data, tokenizers_root):
+def test_stored_log_probabilities_are_for_encoders_only(own_data, tokenizers_root):
     config = _config(own_data, tokenizers_root / "t5", task="jsonl")
     distillation = dataclasses.replace(config.distillation, teacher="said.jsonl")
     with pytest.raises(UserError, match=r"said\.jsonl has log-probabilities of classes: it teaches encoders"):
@@ -210,7 +212,7 @@ def test_a_student_reads_the_format_of_its_family(tmp_path):
 
 
 @pytest.mark.slow
-def test_prompts_of_a_decoder_are_stored_without_what_they_share(
+def test_the_common_prefix_of_a_decoders_prompts_is_stored_once(
     own_data, tokenizers_root, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(T5, "format", "causal")

@@ -3,8 +3,8 @@
     python -m benchmarks.all --table=gpu --out=DIR --minutes=9    # one H100
     python -m benchmarks.all --table=cpu --out=DIR
 
-Writes DIR/ROW.json and DIR/ROW.log; `python -m benchmarks.report DIR` makes the page. Rows that the minutes
-do not suffice for are named, and can be had later with `--only`.
+Writes DIR/ROW.json and DIR/ROW.log; `python -m benchmarks.report DIR` makes the page. Rows that do not fit
+into the minutes are named; `--only` runs them later.
 """
 
 import argparse

@@ -20,7 +20,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from peft import PeftModel
 from benchmarks import measure
 from benchmarks.generate import check_equal
 from benchmarks.published import device
-from benchmarks.run_step import RunStep, agreement
+from benchmarks.run_step import RunStep
 from cot_jax.batch import Batch, Tokens
 from cot_jax.config import LORA_LEARNING_RATE, OptimizerConfig, WordProblemsConfig, default_config, freeze
 from cot_jax.data import word_problems
@@ -101,15 +101,16 @@ def _compare(options: argparse.Namespace) -> None:
         (directory / "rows.json").write_text(json.dumps(plain), encoding="utf-8")
         theirs = {kind: _Theirs(options.model, directory, kind, options.compile) for kind in _SIDES[1:]}
         peaks = {side: _peak(side, directory, options.model) for side in _SIDES} if options.memory else {}
-    loss, norm = ours.compare(batches[0])
+    found = ours.compare(batches[0])
     for kind, side in theirs.items():
-        report.note(f"{kind}: {agreement((loss, norm), side.compare(rows[0]), not measure.on_cpu())}")
+        line = measure.agreement(found, side.compare(rows[0]), 1e-4 if measure.on_cpu() else 2e-2)
+        report.note(f"{kind}: {line}")
     tokens = np.mean([sum(int(t.length.sum()) for t in _sections(batch)) for batch in batches])
     padded = np.mean([len(r) * max(len(x) for x, _ in r) for r in rows])
     report.note(f"slots of a batch: ours {tokens:.0f} tokens and the prefix, theirs {padded:.0f}")
     ours.warm(batches)
     sides: dict[str, Callable[[int], Any]] = {"ours": lambda i: ours(batches[i])}
-    sides |= {kind: _following(step, rows) for kind, step in theirs.items()}
+    sides |= {kind: measure.following(step, rows) for kind, step in theirs.items()}
     seconds = measure.in_turn(sides, options.repeats)
     for name, time in seconds.items():
         report.row(f"step, {name}", time, **{"peak memory": measure.in_bytes(peaks.get(name))})
@@ -120,10 +121,6 @@ def _compare(options: argparse.Namespace) -> None:
     for batch_size in options.generate:
         _time_generation(report, experiment, batch_size, options)
     report.close()
-
-
-def _following(step: Callable[[Any], Any], batches: Sequence[Any]) -> Callable[[int], Any]:
-    return lambda i: step(batches[i])
 
 
 def _config(options: argparse.Namespace) -> Any:
@@ -273,7 +270,11 @@ def _peak(side: str, given: Path, model: Path) -> int:
 def _options() -> argparse.Namespace:
     parser = measure.parser(__doc__)
     parser.add_argument("--model", type=Path, help="directory of a pretrained decoder")
-    parser.add_argument("--preset", help="random weights of this size instead, and --task=word_problems")
+    parser.add_argument(
+        "--preset",
+        choices=students.PRESETS,
+        help="random weights of this size instead, and --task=word_problems",
+    )
     parser.add_argument("--root", type=Path, help="folder of the data sets")
     parser.add_argument("--task", default="svamp")
     parser.add_argument("--compile", action="store_true", help="torch.compile their step")

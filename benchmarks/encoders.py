@@ -1,4 +1,4 @@
-"""An encoder that tells classes apart, ours against Transformers: training steps, prediction, DynSDPB's step.
+"""A classifier, ours against Transformers: training steps, prediction, DynSDPB's step.
 
     python -m benchmarks.encoders --model=DIR --root=DATA    # a pretrained BERT, GLUE
     python -m benchmarks.encoders --preset=bert-base         # random weights, made-up texts as long as GLUE's
@@ -25,7 +25,7 @@ from transformers import BertTokenizerFast  # type: ignore[attr-defined]
 
 from benchmarks import measure
 from benchmarks.published import device, rectangle
-from benchmarks.run_step import RunStep, agreement
+from benchmarks.run_step import RunStep
 from cot_jax.batch import Batch, Tokens
 from cot_jax.config import OptimizerConfig, freeze
 from cot_jax.configs import common
@@ -113,7 +113,7 @@ def _compare(report: measure.Report, task: str, options: argparse.Namespace, dir
     values.model.dropout_rate, values.train.epochs, values.train.steps = 0.0, 0.0, 1
     found = RunStep(prepare(freeze(values)), like=ours.run).compare(batches[0])
     for kind, side in theirs.items():
-        line = agreement(found, side.compare(given[0]), options.dtype == "bfloat16")
+        line = measure.agreement(found, side.compare(given[0]), 2e-2 if options.dtype == "bfloat16" else 1e-4)
         report.note(f"{task}, {kind}: {line}")
     inputs = [view.inputs for batch in batches for view in batch.views.values()]
     tokens = np.mean([x.length.sum() for x in inputs])
@@ -124,7 +124,7 @@ def _compare(report: measure.Report, task: str, options: argparse.Namespace, dir
     # Before they are trained.
     _time_prediction(report, task, ours.run, jax.device_put(params), theirs, options)
     sides: dict[str, Callable[[int], Any]] = {"ours": lambda i: ours(batches[i])}
-    sides |= {kind: _following(step, given) for kind, step in theirs.items()}
+    sides |= {kind: measure.following(step, given) for kind, step in theirs.items()}
     _time(report, f"training step, {task}", sides, options.repeats)
     values = _config(task, options, directory)
     values.self_distillation.method = "dynsdpb"
@@ -168,7 +168,7 @@ def _time_distillation(
     batches = [step.run.batches(n) for n in range(repeats)]
     for side in both.values():
         side.warm(batches)
-    sides = {name: _following(side, batches) for name, side in both.items()}
+    sides = {name: measure.following(side, batches) for name, side in both.items()}
     seconds = measure.in_turn(sides, repeats)
     for name, time in seconds.items():
         report.row(f"overlapping batches, {task}, {name}", time)
@@ -176,16 +176,12 @@ def _time_distillation(
 
 
 def _time(report: measure.Report, what: str, sides: dict[str, Callable[[int], Any]], repeats: int) -> None:
-    """Theirs is the faster of their attentions."""
+    """Reports times, and the ratio to the faster of their attentions."""
     seconds = measure.in_turn(sides, repeats)
     for name, time in seconds.items():
         report.row(f"{what}, {name}", time)
     fastest = min(_ATTENTION, key=lambda kind: seconds[kind].mean)
     report.ratio(f"times as fast, {what}", seconds["ours"], seconds[fastest], np.mean)
-
-
-def _following(step: Callable[[Any], Any], batches: Sequence[Any]) -> Callable[[int], Any]:
-    return lambda i: step(batches[i])
 
 
 def _predicting(side: "Theirs", batches: Sequence[Tensors], order: np.ndarray) -> Callable[[int], Any]:
@@ -290,7 +286,9 @@ def labelled(batch: Batch, sep_id: int) -> Tensors:
 def _options() -> argparse.Namespace:
     parser = measure.parser(__doc__)
     parser.add_argument("--model", type=Path, help="directory of a pretrained BERT")
-    parser.add_argument("--preset", help="random weights of this size instead, and made-up texts")
+    parser.add_argument(
+        "--preset", choices=students.PRESETS, help="random weights of this size instead, and made-up texts"
+    )
     parser.add_argument("--root", type=Path, help="folder of GLUE")
     parser.add_argument("--tasks", nargs="+", choices=_MADE_UP, default=[*_MADE_UP])
     parser.add_argument("--batch", type=int, default=32)

@@ -3,10 +3,10 @@
     python -m benchmarks.experiment --model=base
 
 Runs `cot_jax.train` with the published recipe, Distilling Step-by-Step with MI at batch 64, on as many
-questions as SVAMP has, of random words in SVAMP's lengths, from random weights that are read as pretrained
-ones are: of the students that never end an answer, the slowest to evaluate. Each round runs it with steps for
-one evaluation and for two, in turn, both with all programs compiled: the difference is a fortieth of the
-whole, with input, checkpoints and all else that a run does.
+questions as SVAMP has, of random words in SVAMP's lengths. The weights are random and read as pretrained ones
+are; such a student seldom ends an answer, which is the slowest case to evaluate. Each round runs it with
+steps for one evaluation and for two, in turn, both with all programs compiled: the difference is a fortieth
+of the whole, with input, checkpoints and all else that a run does.
 """
 
 import argparse

@@ -74,6 +74,27 @@ def finish(result: Any) -> None:
         torch.cuda.synchronize()
 
 
+def following(step: Callable[[Any], Any], batches: Sequence[Any]) -> Callable[[int], Any]:
+    """Takes one batch after the other, over and over."""
+    return lambda i: step(batches[i % len(batches)])
+
+
+def agreement(ours: tuple[float, float], theirs: tuple[float, float], tolerance: float) -> str:
+    """Compares (loss, norm of its gradient); returns a line that says by how much they differ.
+
+    The norm is there because the reference form of MI has nearly the same value whatever the model does.
+
+    Raises:
+      ValueError: they differ by more than `tolerance`, the norms by more than five times that.
+    """
+    loss, norm = (abs(a / b - 1) for a, b in zip(ours, theirs, strict=True))
+    line = f"loss {ours[0]:.6g} and {theirs[0]:.6g}, relative difference {loss:.1e}, gradient norm {norm:.1e}"
+    # Written so that NaN fails too.
+    if not (loss <= tolerance and norm <= 5 * tolerance):
+        raise ValueError(f"the two sides do not compute the same: {line}, allowed {tolerance:g}")
+    return line
+
+
 def on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
@@ -119,7 +140,7 @@ class Report:
 
     def __init__(self, options: argparse.Namespace):
         self.rows: list[dict[str, str]] = []
-        # Where it is written to, and in which folders data is, is nobody's business.
+        # The report does not reveal the paths of this machine.
         given = [argument for argument in sys.argv[1:] if not argument.startswith("--out=")]
         arguments = [re.sub("^(--[a-z]+=)/.*/", r"\1", argument) for argument in given]
         self.content: dict[str, Any] = {

@@ -28,7 +28,7 @@ class RunStep:
         return float(metrics["loss"]), float(metrics["grad_norm"])
 
     def warm(self, batches: list[Batch]) -> None:
-        """A program's first call takes more: it is no step's time. No others are compiled meanwhile."""
+        """Calls every program once: first calls take longer. No others are compiled in the meantime."""
         with self._step:
             for batch in batches:
                 measure.finish(self(batch))
@@ -37,16 +37,3 @@ class RunStep:
         with jax.set_mesh(self.run.mesh):
             self.state, metrics = self._step(self.state, batch)
         return metrics["loss"]
-
-
-def agreement(ours: tuple[float, float], theirs: tuple[float, float], half: bool) -> str:
-    """Says how far losses and gradient norms are apart; `half` is whether a side computes in bfloat16.
-
-    Raises:
-      ValueError: they differ by more than rounding.
-    """
-    loss, norm = (abs(a / b - 1) for a, b in zip(ours, theirs, strict=True))
-    line = f"loss {ours[0]:.6g} and {theirs[0]:.6g}, relative difference {loss:.1e}, gradient norm {norm:.1e}"
-    if not (loss < (2e-2 if half else 1e-4) and norm < (0.1 if half else 1e-3)):
-        raise ValueError(f"the two sides do not compute the same: {line}")
-    return line

@@ -14,9 +14,8 @@ beside these PyTorch on batches of the sorted data set.
 
 import argparse
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -82,9 +81,10 @@ def main() -> None:
         f"{options.model}, {options.method}, {options.lengths} lengths "
         f"({'data' if options.root else 'drawn'}), batch {options.batch}, dropout {DROPOUT} on both sides"
     )
+    found = ours.loss_and_norm(batch)
     for name, step in theirs.items():
         tolerance = 1e-3 if dtype.name == step.dtype == "float32" else 2e-2
-        line = check_agreement(ours.loss_and_norm(batch), step.loss_and_norm(step.tensors(batch)), tolerance)
+        line = measure.agreement(found, step.loss_and_norm(step.tensors(batch)), tolerance)
         report.note(f"{OURS} ({dtype.name}) and {name} ({step.describe}): {line}")
     if options.batching == "free":
         _time_epoch(report, options, config, ours, theirs, views)
@@ -94,22 +94,6 @@ def main() -> None:
         report.note(f"slots (length) of inputs > targets of each view: {describe(shape(batch))}")
         _time_batch(report, options, config, dtype, ours, theirs, batch)
     report.close()
-
-
-def check_agreement(ours: tuple[float, float], theirs: tuple[float, float], tolerance: float) -> str:
-    """Compares (loss, norm of its gradient); returns a line that says by how much they differ.
-
-    The norm is there because the reference form of MI has nearly the same value whatever the model does.
-
-    Raises:
-      ValueError: they differ by more than `tolerance`, the norms by more than five times that.
-    """
-    loss, norm = (abs(a / b - 1) for a, b in zip(ours, theirs, strict=True))
-    line = f"loss {ours[0]:.6g} and {theirs[0]:.6g}, relative difference {loss:.1e}, gradient norm {norm:.1e}"
-    # Written so that NaN fails too.
-    if not (loss <= tolerance and norm <= 5 * tolerance):
-        raise ValueError(f"the two sides do not compute the same: {line}, allowed {tolerance:g}")
-    return line
 
 
 def _time_batch(
@@ -126,8 +110,8 @@ def _time_batch(
     rates = {name: measure.matmul_rate(np.dtype(name)) for name in sorted(set(dtypes.values()))}
     for name, rate in rates.items():
         report.note(f"a large matrix product on this device, {name}: {rate / 1e12:.3g} TFLOP/s")
-    sides = {OURS: _following(ours, [batch])}
-    sides |= {name: _following(step, [step.tensors(batch)]) for name, step in theirs.items()}
+    sides = {OURS: measure.following(ours, [batch])}
+    sides |= {name: measure.following(step, [step.tensors(batch)]) for name, step in theirs.items()}
     seconds = measure.in_turn(sides, options.repeats, options.calls)
     peaks: dict[str, int | None] = {
         OURS: measure.device_peak() or measure.program_bytes(ours.compiled(batch))
@@ -197,14 +181,14 @@ def _time_epoch(
     # A program's first call takes seconds more, once in a training: it is no step's time.
     for one in {shape(batch): batch for batch in drawn}.values():
         measure.finish(ours(one))
-    sides, taken = {OURS: _following(ours, drawn)}, {OURS: drawn}
+    sides, taken = {OURS: measure.following(ours, drawn)}, {OURS: drawn}
     computed = {OURS: np.mean([slot_flops(config, batch) for batch in drawn])}
     for name, step in theirs.items():
         for order, chosen in (("random", drawn), ("sorted", in_order)):
             side, tensors = f"{name}, {order} batches", [step.tensors(batch) for batch in chosen]
             for batch in tensors if options.compile else ():
                 measure.finish(step(batch))
-            sides[side], taken[side] = _following(step, tensors), chosen
+            sides[side], taken[side] = measure.following(step, tensors), chosen
             padded = np.stack([widths(batch) for batch in tensors])
             computed[side] = rectangle_flops(config, options.batch, padded).mean()
     seconds = measure.in_turn(sides, options.repeats, options.calls)
@@ -223,11 +207,6 @@ def _time_epoch(
         if side != OURS:
             # Of different batches the mean is what an epoch takes.
             report.ratio(f"times the examples/s of {side}", seconds[OURS], time, np.mean)
-
-
-def _following(step: Callable[[Any], Any], batches: Sequence[Any]) -> Callable[[int], Any]:
-    """Takes one batch after the other, over and over."""
-    return lambda i: step(batches[i % len(batches)])
 
 
 def _options() -> argparse.Namespace:

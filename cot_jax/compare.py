@@ -22,7 +22,7 @@ import numpy as np
 
 from cot_jax import experiments
 from cot_jax.errors import UserError, argument_parser, command, writing
-from cot_jax.experiments import Cell, Table
+from cot_jax.experiments import Cell, Table, file_name
 from cot_jax.files import Shape, place, whole, write_text
 from cot_jax.metrics.plots import Curve, draw_curves, draw_data_size, draw_heat_map, read_curves
 from cot_jax.metrics.significance import paired_p_value
@@ -50,8 +50,9 @@ class _Runs:
     directory: Path
 
     @property
-    def metric(self) -> str:
-        return next((metric_of(result) for result in self.results.values()), "accuracy")
+    def first(self) -> dict[str, Any]:
+        """The result of the first seed."""
+        return next(iter(self.results.values()))
 
     def scores(self) -> list[float]:
         """Returns the test metric of each seed."""
@@ -79,15 +80,16 @@ def main(argv: Sequence[str]) -> int:
     found = {(cell.row, cell.column): _read(cell, directory / cell.path) for cell in table.cells}
     if not any(runs.results for runs in found.values()):
         raise UserError(f"{directory}: no run is finished yet")
+    differences = _differences(table, found)
     with writing(directory):
         _write_csv(directory / "report.csv", _csv_rows(found.values()))
-        _write_csv(directory / "differences.csv", _differences(table, found))
+        _write_csv(directory / "differences.csv", differences)
         pictures = []
         if importlib.util.find_spec("matplotlib"):
             pictures = _draw(table, found, directory)
         else:
             print("no plots: pip install 'cot-jax[plots]'", file=sys.stderr)
-        text = _markdown(table, found)
+        text = _markdown(table, found, differences)
         write_text(directory / "report.md", text + "".join(f"\n![]({picture})\n" for picture in pictures))
     print(text, end="")
     print("written to " + ", ".join(map(str, [directory / "report.md", *(directory / p for p in pictures)])))
@@ -107,9 +109,11 @@ def _read(cell: Cell, directory: Path) -> _Runs:
     return _Runs(cell, dict(sorted(results.items())), directory)
 
 
-def _markdown(table: Table, found: Mapping[tuple[str, str], _Runs]) -> str:
+def _markdown(
+    table: Table, found: Mapping[tuple[str, str], _Runs], differences: Sequence[Mapping[str, Any]]
+) -> str:
     theirs = any(runs.cell.published is not None for runs in found.values())
-    metrics = {column: runs.metric for (_, column), runs in found.items() if runs.results}
+    metrics = {column: metric_of(runs.first) for (_, column), runs in found.items() if runs.results}
     names = " or ".join(dict.fromkeys(metrics.values()))
     lines = [f"# {table.title}", "", f"Test {names} in %, mean ± standard deviation over seeds (seeds).", ""]
     header = ["method"]
@@ -136,23 +140,21 @@ def _markdown(table: Table, found: Mapping[tuple[str, str], _Runs]) -> str:
         lines += ["", "Chosen on validation, by the first seed:", ""]
         lines += _rows(["method", "column", "values"], chosen)
     for column in table.columns:
-        differences = [r for r in _differences(table, found) if r["column"] == column and r["seeds"] > 1]
-        first = [r for r in differences if r["b"] == table.rows[0]]
-        if first:
+        body = []
+        for r in differences:
+            if r["column"] == column and r["b"] == table.rows[0] and r["seeds"] > 1:
+                p = "" if r["p_value"] is None else f"{r['p_value']:.3f}"
+                body.append([r["a"], f"{r['difference']:+.2f}", p, str(r["seeds"])])
+        if body:
             lines += ["", f"Against {table.rows[0]}, {column}, seed by seed (paired t-test, two-sided):", ""]
-            lines += _rows(
-                ["method", "difference", "p", "seeds"],
-                [[r["a"], f"{r['difference']:+.2f}", _p_value(r["p_value"]), str(r["seeds"])] for r in first],
-            )
-    lines += ["", "What each run had:", ""]
-    costs = [
-        [row, column, f"{visits:,}", f"{runs.results[seed]['examples']:,}", f"{seconds:.0f}"]
-        for (row, column), runs in found.items()
-        if runs.results
-        for seed in [next(iter(runs.results))]
-        for visits in [runs.results[seed]["example_visits"]]
-        for seconds in [np.mean([result["train_seconds"] for result in runs.results.values()])]
-    ]
+            lines += _rows(["method", "difference", "p", "seeds"], body)
+    lines += ["", "Cost of a run:", ""]
+    costs = []
+    for (row, column), runs in found.items():
+        if runs.results:
+            visits, examples = (f"{runs.first[name]:,}" for name in ("example_visits", "examples"))
+            seconds = np.mean([result["train_seconds"] for result in runs.results.values()])
+            costs.append([row, column, visits, examples, f"{seconds:.0f}"])
     lines += _rows(["method", "column", "example visits", "training examples", "training seconds"], costs)
     devices = {
         f"{r['hardware']['devices']} x {r['hardware']['device_kind']}, jax {r['versions']['jax']}"
@@ -173,10 +175,6 @@ def _summary(values: Sequence[float]) -> str:
     percent = 100 * np.array(values)
     spread = f" ± {percent.std(ddof=1):.2f}" if len(values) > 1 else ""
     return f"{percent.mean():.2f}{spread} ({len(values)})"
-
-
-def _p_value(p: float | None) -> str:
-    return "" if p is None else f"{p:.3f}"
 
 
 def _csv_rows(found: Iterable[_Runs]) -> list[dict[str, Any]]:
@@ -235,6 +233,7 @@ def _write_csv(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def _draw(table: Table, found: Mapping[tuple[str, str], _Runs], directory: Path) -> list[str]:
     """Draws learning curves by column, the metric against data size, and a heat map; returns their names."""
     pictures = []
+    metric = next(metric_of(runs.first) for runs in found.values() if runs.results)
     for column in table.columns:
         curves: dict[str, dict[str, Curve]] = defaultdict(dict)
         for row in table.rows:
@@ -244,7 +243,7 @@ def _draw(table: Table, found: Mapping[tuple[str, str], _Runs], directory: Path)
             files = [runs.directory / f"seed{seed}" / "metrics.jsonl" for seed in runs.results]
             for name, curve in read_curves(files).items():
                 curves[name][row] = curve
-        suffix = "" if len(table.columns) == 1 else "_" + Cell("", column, "", {}).path.name
+        suffix = "" if len(table.columns) == 1 else "_" + file_name(column)
         for kind in ("valid/", "loss"):
             panels = {name: lines for name, lines in sorted(curves.items()) if name.startswith(kind)}
             if panels:
@@ -254,16 +253,13 @@ def _draw(table: Table, found: Mapping[tuple[str, str], _Runs], directory: Path)
     sizes: dict[str, list[tuple[int, list[float]]]] = defaultdict(list)
     for (row, _), runs in found.items():
         if runs.results and _FRACTION in runs.cell.overrides:
-            examples = next(iter(runs.results.values()))["examples"]
-            sizes[row].append((examples, [100 * value for value in runs.scores()]))
+            sizes[row].append((runs.first["examples"], [100 * value for value in runs.scores()]))
     if any(len(points) > 1 for points in sizes.values()):
-        metric = next(runs.metric for runs in found.values() if runs.results)
         draw_data_size(sizes, metric, directory / "data_size.png")
         pictures.append("data_size.png")
     rows, columns = _numbers(table.rows), _numbers(table.columns)
     if rows and columns:
         scores = [[_mean_percent(found.get((row, column))) for column in columns[1]] for row in rows[1]]
-        metric = next(runs.metric for runs in found.values() if runs.results)
         draw_heat_map(np.array(scores), rows, columns, metric, directory / "heat_map.png")
         pictures.append("heat_map.png")
     return pictures

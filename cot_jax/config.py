@@ -28,13 +28,7 @@ from cot_jax.errors import UserError
 from cot_jax.files import place, read_json
 from cot_jax.imports import make_callable
 from cot_jax.limits import MOST
-from cot_jax.losses.choices import (
-    DETACHABLE,
-    OUTPUTS,
-    REDUCTIONS,
-    SELF_DISTILLATION,
-    VARIANTS,
-)
+from cot_jax.losses.choices import DETACHABLE, OUTPUTS, REDUCTIONS, SELF_DISTILLATION, VARIANTS
 from cot_jax.models.choices import PRESETS, REMAT
 
 # AdamW: the recipe of Hsieh et al. 2023. Adafactor: Raffel et al. 2020, section 3.1.2.
@@ -45,7 +39,7 @@ TABLES = SHIPPED / "tables"
 STEPS = 10_000  # Hsieh et al. 2023 and Chen et al. 2024
 # Hu et al. 2022, appendix D.1, and common practice: about ten times that of full fine-tuning.
 LORA_LEARNING_RATE = 5e-4
-# Keys that older runs record, with the values that are no choice any more.
+# Retired keys that older runs record, each with the value that is now the only one.
 _RETIRED = (
     ("self_distillation.map_logits", "log"),
     ("self_distillation.difficulty", "clip"),
@@ -126,9 +120,7 @@ class ModelConfig:
     )
     dropout_rate: float = _key(-1.0, "dropout rate; -1 = the family's default", low=-1.0, high=0.9)
     compute_dtype: str = _key(
-        "auto",
-        "auto = bfloat16 on GPU and TPU, float32 on CPU",
-        choices=("auto", "float32", "bfloat16"),
+        "auto", "auto = bfloat16 on GPU and TPU, float32 on CPU", choices=("auto", "float32", "bfloat16")
     )
     remat: str = _key(
         "auto",
@@ -445,7 +437,14 @@ def freeze(values: Any, cls: type = Config, path: str = "config") -> Any:
 def with_defaults(
     values: dict[str, Any], cls: type = Config, path: str = ""
 ) -> tuple[dict[str, Any], list[str]]:
-    """Returns a saved config's JSON with defaults for missing keys, and those keys: it is older than they."""
+    """Completes a saved config's JSON, which may be older than some keys.
+
+    Returns:
+      The JSON with the defaults of missing keys and without retired ones; the names of the missing keys.
+
+    Raises:
+      UserError: something else stands in place of a section.
+    """
     hints, added = typing.get_type_hints(cls), []
     complete = {name: value for name, value in values.items() if (f"{path}{name}", value) not in _RETIRED}
     for field in dataclasses.fields(cls):
@@ -473,10 +472,11 @@ def _check(value: Any, kind: type, limits: Any, path: str) -> Any:
         raise UserError(f"{path}={value!r}: remove the null character")
     if limits["choices"] and value not in limits["choices"]:
         raise UserError(f"{path}={value!r}: must be one of {', '.join(limits['choices'])}")
-    # Written so that NaN fails too.
-    if limits["low"] is not None and not value >= limits["low"]:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{path}={value!r}: must be a finite number")
+    if limits["low"] is not None and value < limits["low"]:
         raise UserError(f"{path}={value!r}: must be at least {limits['low']}")
-    if limits["high"] is not None and not value <= limits["high"]:
+    if limits["high"] is not None and value > limits["high"]:
         raise UserError(f"{path}={value!r}: must be at most {limits['high']}")
     return value
 
@@ -499,7 +499,7 @@ class CommandLine:
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """How the processes of a run find each other; all None: Slurm, Kubernetes or Cloud TPU says."""
+    """How the processes of a run find each other; all None: as Slurm, Kubernetes or Cloud TPU defines."""
 
     coordinator: str | None
     count: int | None
@@ -568,6 +568,9 @@ def make(given: str, **overrides: Any) -> Config:
     Raises:
       UserError: unknown config or key, or a value of the wrong type or out of range.
     """
+    for key, value in overrides.items():
+        if value is None:
+            raise UserError(f"config.{key}=None: leave the key out for its default, or give ''")
     keys = [f"--config.{key}={value}" for key, value in overrides.items()]
     return parse_command_line(["config", f"--config={given}", *keys], "").config
 
@@ -594,14 +597,12 @@ def find_config(given: str, folder: Path = SHIPPED) -> Path:
         return file
     if (named := folder / f"{given}.py").is_file():
         return named
-    by_name = file.name == given and not file.suffix
-    others = folder if by_name else file.parent
-    close = difflib.get_close_matches(
-        file.name, [f.stem if by_name else f.name for f in others.glob("*.py")], 1
-    )
-    hint = f"the shipped ones are in {folder}"
-    if close:
-        hint = f"did you mean {close[0] if by_name else others / close[0]}?"
+    if given == file.stem:
+        known = {other.stem: other.stem for other in folder.glob("*.py")}
+    else:
+        known = {other.stem: str(other) for other in file.parent.glob("*.py")}
+    close = difflib.get_close_matches(file.stem, known, 1)
+    hint = f"did you mean {known[close[0]]}?" if close else f"the shipped ones are in {folder}"
     raise UserError(f"{given}: no such config file; {hint}")
 
 

@@ -1,5 +1,6 @@
 """A table of experiments: rows are methods, columns data sets or shares of one, cells runs over seeds."""
 
+import collections
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,11 @@ _TABLE: Shape = {"title": str, "cells": [_CELL], "source": str}
 
 # In an override, stands for the directory of the table's runs, e.g. to name a teacher.
 RUNS = "{runs}"
+
+
+def file_name(text: str) -> str:
+    """Returns `text` with what may not be in a file's name replaced."""
+    return re.sub(r"[^\w.+=-]+", "_", text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Cell:
     def path(self) -> Path:
         """The directory of its runs, relative to the table's; each seed has one below it."""
         names = (self.row, self.column, *([self.choice] if self.chosen else []))
-        return Path(*(re.sub(r"[^\w.+=-]+", "_", name) for name in names))
+        return Path(*map(file_name, names))
 
     def flags(self, seed: int, runs: Path) -> list[str]:
         """Returns the arguments of `cot_jax.train` for one seed; `runs` is the table's directory."""
@@ -75,6 +81,13 @@ class Table:
     title: str
     cells: tuple[Cell, ...]
     source: str = ""
+
+    def __post_init__(self):
+        for path, count in collections.Counter(cell.path for cell in self.cells).items():
+            if count > 1:
+                raise UserError(
+                    f"{self.title}: {count} experiments would write to {path}: give each its own row"
+                )
 
     @property
     def rows(self) -> list[str]:

@@ -229,7 +229,9 @@ def _marked(prediction: Prediction) -> str:
 
 def _escape(text: str) -> str:
     """Returns Markdown, on one line, that renders as `text`."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", text.strip()).replace("\n", "<br>")
+    escaped = re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", text.strip())
+    escaped = re.sub(r"^(\d*)([-+.)])", r"\1\\\2", escaped)  # else an item of a list
+    return "<br>".join(escaped.splitlines())
 
 
 def _summary(measures: Measures) -> list[str]:

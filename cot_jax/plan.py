@@ -22,7 +22,9 @@ from cot_jax.imports import restart_prepared
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit status: 0: it fits, 1: it does not, 2: usage."""
     options, rest = _options(argv)
-    config = parse_command_line([argv[0], *rest], __doc__).config
+    config = parse_command_line([argv[0], *rest], __doc__).config  # or --help
+    if not (options.topology or (options.devices and options.memory)):
+        raise UserError("give the devices to plan for: --topology=v5e:4x4, or --devices=8 --memory=80GiB")
     from cot_jax.training.planning import FITS, report  # --help does not wait for JAX
 
     line = ""
@@ -41,19 +43,17 @@ def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         options, rest = parser.parse_known_args(list(argv[1:]))
     except argparse.ArgumentError as error:
         raise UserError(str(error)) from None
-    asks = any(flag in rest for flag in ("--help", "-h", "-help"))
     if options.devices is not None and options.devices < 1:
         raise UserError(f"--devices={options.devices}: at least 1")
-    if not (options.topology or (options.devices and options.memory)) and not asks:
-        raise UserError("give the devices to plan for: --topology=v5e:4x4, or --devices=8 --memory=80GiB")
     return options, rest
 
 
 def _memory(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|GB)", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r}: write a number and GiB or GB, e.g. 80GiB")
-    return int(float(found[1]) * {"GiB": 2**30, "GB": 10**9}[found[2]])
+    memory = int(float(found[1]) * {"GiB": 2**30, "GB": 10**9}[found[2]]) if found else 0
+    if not memory:
+        raise argparse.ArgumentTypeError(f"{text!r}: write a number and GiB or GB above 0, e.g. 80GiB")
+    return memory
 
 
 if __name__ == "__main__":

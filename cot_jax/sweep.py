@@ -8,7 +8,8 @@ With --grid, every combination of values runs with the first seed. The best one 
 all seeds, in DIR/ROW/COLUMN/VALUES/seedN.
 
 Every run is a separate process in DIR/ROW/COLUMN/seedN. The same command skips finished runs and resumes
-stopped ones. `python -m cot_jax.compare DIR` makes the table. --config.KEY=VALUE applies to all runs.
+stopped ones. `python -m cot_jax.compare DIR` makes the table. --config.KEY=VALUE applies to all runs; the
+keys that --methods, --fractions and --seeds set cannot be given so.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import dataclasses
 import functools
 import itertools
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -28,7 +30,7 @@ from pathlib import Path
 from cot_jax import experiments
 from cot_jax.config import parse_command_line, refuse_other_config
 from cot_jax.errors import argument_parser, command, writing
-from cot_jax.experiments import Cell, Table
+from cot_jax.experiments import RUNS, Cell, Table
 from cot_jax.files import locked, place, uploaded
 from cot_jax.limits import MOST, check_ranges
 from cot_jax.training.result import RESULT_FILE, metric_of, read_result
@@ -62,14 +64,16 @@ class _Jobs:
     """Runs jobs in parallel; on a signal the running ones save and stop."""
 
     def __init__(self, jobs: Sequence[_Job]):
-        self._jobs, self._lock = jobs, threading.Lock()
+        # Reentrant: a second signal may interrupt `stop`.
+        self._jobs, self._lock = jobs, threading.RLock()
         self._children: list[subprocess.Popen] = []
         self.stopped = False
 
     def stop(self, *_) -> None:
-        self.stopped = True
-        for child in self._children:
-            child.terminate()
+        with self._lock:  # no child is being started
+            self.stopped = True
+            for child in self._children:
+                child.terminate()
 
     def run(self, parallel: int) -> list[_Job]:
         """Runs all jobs, `parallel` at a time; returns those that failed."""
@@ -85,23 +89,14 @@ class _Jobs:
     def _run(self, n: int) -> bool:
         job, began = self._jobs[n], time.monotonic()
         title = f"[{n + 1}/{len(self._jobs)}] {job.name}"
+        command = [sys.executable, "-m", "cot_jax.train", *job.flags, "--show=0", f"--workdir={job.workdir}"]
         with uploaded(job.workdir) as directory, (directory / "train.log").open("a", encoding="utf-8") as log:
             with self._lock:
                 if self.stopped:
                     return False
                 # A new session, so that Ctrl-C reaches the child only once, from here.
                 child = subprocess.Popen(
-                    [
-                        sys.executable,
-                        "-m",
-                        "cot_jax.train",
-                        *job.flags,
-                        "--show=0",
-                        f"--workdir={job.workdir}",
-                    ],
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
+                    command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
                 )
                 self._children.append(child)
             status = child.wait()
@@ -144,7 +139,7 @@ def _run(jobs: Sequence[_Job], options: argparse.Namespace) -> int:
     say(f"{len(jobs)} runs, {len(jobs) - len(left)} of them done")
     if options.dry_run:
         for job in left:
-            print("python -m cot_jax.train", *job.flags, f"--workdir={job.workdir}")
+            print("python -m cot_jax.train", shlex.join([*job.flags, f"--workdir={job.workdir}"]))
         return 0
     runner = _Jobs(left)
     with locked(options.output):
@@ -218,9 +213,15 @@ def _options(argv: Sequence[str]) -> tuple[Table, argparse.Namespace]:
         except ValueError:
             parser.error(f"--fractions={options.fractions}: numbers between 0 and 1, joined by commas")
         table = experiments.grid(options.config, options.methods.split(","), fractions)
+    taken = {"seed"} if options.table else {"seed"}.union(*(cell.overrides for cell in table.cells))
+    for key in taken & overrides.keys():
+        flag = {"seed": "--seeds", "data.train_fraction": "--fractions"}.get(key, "--methods")
+        parser.error(f"--config.{key}: {flag} sets this key")
     grid = dict(options.grid)
     if len(grid) < len(options.grid) or "seed" in grid:
         parser.error("--grid: give each key once, and not the seed")
+    if grid and any(RUNS in str(value) for cell in table.cells for value in cell.overrides.values()):
+        parser.error("--grid: this table's students read its teachers' runs, which a grid would move")
     points = [dict(zip(grid, v, strict=True)) for v in itertools.product(*grid.values())]
     options.grid = points if grid else []  # the product of nothing is one empty point
     cells = (  # with the first point, until the best is known
@@ -234,7 +235,7 @@ def _values(text: str) -> tuple[str, list[str]]:
     match = re.fullmatch(r"([\w.]+)=(.+)", text)
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r}: write KEY=VALUE,VALUE")
-    return match[1], match[2].split(",")
+    return match[1], list(dict.fromkeys(match[2].split(",")))
 
 
 def _seeds(text: str) -> list[int]:
@@ -245,7 +246,7 @@ def _seeds(text: str) -> list[int]:
         return list(seeds)
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise argparse.ArgumentTypeError(f"{text!r}: write 0..3 or 0,7")
-    return [int(seed) for seed in text.split(",")]
+    return list(dict.fromkeys(map(int, text.split(","))))
 
 
 if __name__ == "__main__":

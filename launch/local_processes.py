@@ -2,7 +2,7 @@
 
     python launch/local_processes.py --processes=4 [--dry_run] -- --config=configs/svamp_mi.py --workdir=DIR
 
-What stands after `--` goes to cot_jax.train. SIGTERM and Ctrl-C save one checkpoint and end with status 75.
+Flags after `--` are those of cot_jax.train. SIGTERM and Ctrl-C save one checkpoint and end with status 75.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def run(started: list[tuple[dict[str, str], list[str]]]) -> int:
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
     signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
-    # In sessions of their own: Ctrl-C reaches them through us only, as SIGTERM, at which they save.
+    # In sessions of their own: Ctrl-C reaches them only through this process, as SIGTERM; then they save.
     processes = [
         subprocess.Popen(
             command,
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
         "--cpu", action="store_true", help="on the CPU, JAX_NUM_CPU_DEVICES devices a process"
     )
     parser.add_argument("--dry_run", action="store_true", help="print the commands, start nothing")
-    parser.add_argument("arguments", nargs="*", help="after --: what cot_jax.train is told")
+    parser.add_argument("arguments", nargs="*", help="after --: flags of cot_jax.train")
     options = parser.parse_args(argv[1:])
     try:
         started = commands(options.processes, options.cpu, options.arguments)

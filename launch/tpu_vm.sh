@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Train on a spot Cloud TPU slice: asks for it, installs the last commit, trains on every worker, begins
-# again when they were stopped, and asks for a new slice when this one is taken away. It stays until training
-# is done: run it in tmux. Ctrl-C makes the workers save and stop. The slice is kept, and paid for, until
+# Train on a spot Cloud TPU slice: requests it, installs the last commit, trains on every worker, restarts
+# workers that were stopped, and requests a new slice when this one is preempted. It runs until training is
+# done: start it in tmux. Ctrl-C makes the workers save and stop. The slice is kept, and paid for, until
 # --delete.
 #
 #   ZONE=us-east5-b TYPE=v6e-16 RUNTIME=v2-alpha-tpuv6e DATA=gs://BUCKET/data launch/tpu_vm.sh [--dry_run] \
@@ -51,7 +51,7 @@ runtime=${RUNTIME:?give its TPU software version, e.g. RUNTIME=v2-alpha-tpuv6e}
 
 # Brackets and quotes: pkill must find neither its own shell nor the one that trains.
 stop='pkill -TERM -f m.cot_jax[.]train'
-# A lost connection may have left the last attempt alive: it is stopped, on all workers, before all begin.
+# A lost connection may have left the last attempt alive: it is stopped on all workers before they start.
 train="if $stop; then while $stop; do sleep 5; done; exit 75; fi
 cd cot_jax && ../venv/bin/python -m \"cot_jax.train\" --distributed"
 for argument in "$@"; do

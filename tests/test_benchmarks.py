@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import experiment, measure, report, run_step, startup, tpu_schedule, workload
+from benchmarks import experiment, measure, report, startup, tpu_schedule, workload
 from benchmarks.all import ROWS
 from benchmarks.head import plain_vocabulary_pass
 from cot_jax.errors import UserError
@@ -86,7 +86,6 @@ def test_even_batches_have_nothing_to_pad():
 def test_both_sides_compute_the_same_or_it_is_said(method, tmp_path):
     pytest.importorskip("torch", reason="parity needs PyTorch")
     from benchmarks.published import TorchStep
-    from benchmarks.step_throughput import check_agreement
 
     views, rows = workload.synthetic_views("cqa", method, TINY.vocab_size), np.arange(4)
     params, batch = workload.random_params(TINY), workload.flat_batch(views, rows, method)
@@ -97,12 +96,12 @@ def test_both_sides_compute_the_same_or_it_is_said(method, tmp_path):
         step = TorchStep(tmp_path, method, tuned=method == "mi")
         return step.loss_and_norm(step.tensors(batch))
 
-    check_agreement(ours, theirs(params), 1e-4)
+    measure.agreement(ours, theirs(params), 1e-4)
     params["encoder"]["layers"]["mlp"]["wo"] *= 1.5
     with pytest.raises(ValueError, match="do not compute the same"):
-        check_agreement(ours, theirs(params), 1e-3)
+        measure.agreement(ours, theirs(params), 1e-3)
     with pytest.raises(ValueError, match="nan"):
-        check_agreement((float("nan"), ours[1]), ours, 1e-3)
+        measure.agreement((float("nan"), ours[1]), ours, 1e-3)
 
 
 @pytest.mark.slow
@@ -126,7 +125,7 @@ def test_an_encoder_is_compared_with_transformers(monkeypatch, tmp_path):
     }
     assert sum("20 of 20 predictions equal" in note for note in found["notes"]) == 2
     with pytest.raises(ValueError, match="do not compute the same"):
-        run_step.agreement((0.7, 1.0), (0.7, 1.1), half=False)
+        measure.agreement((0.7, 1.0), (0.7, 1.1), 1e-2)
 
 
 def test_drawn_lengths_are_like_the_data():

@@ -12,6 +12,7 @@ from cot_jax.config import (
     default_config,
     describe_keys,
     freeze,
+    make,
     name_of,
     parse_command_line,
     reference,
@@ -107,7 +108,8 @@ def test_overrides_reach_the_dataclass():
         ([DEMO, "--config.data.word_problems.max_number=1000000000"], "must be at most 100000"),
         ([DEMO, "--config.objective.alpha=1.5"], r"config.objective.alpha=1.5: must be at most 1"),
         ([DEMO, "--config.objective.alpha=-0.1"], r"config.objective.alpha=-0.1: must be at least 0"),
-        ([DEMO, "--config.objective.alpha=nan"], r"config.objective.alpha=nan: must be at least 0"),
+        ([DEMO, "--config.objective.alpha=nan"], "config.objective.alpha=nan: must be a finite number"),
+        ([DEMO, "--config.optimizer.learning_rate=inf"], "learning_rate=inf: must be a finite number"),
         ([DEMO, "--config.objective.method=dsss"], "must be one of dss, mi, "),
         ([DEMO, "--config.data.task=svanp"], "config.data.task='svanp': must be one of .*svamp"),
         ([DEMO, "--workdirr=x"], "workdirr"),
@@ -118,6 +120,18 @@ def test_mistakes_are_one_line(arguments, message):
     with pytest.raises(UserError, match=message) as caught:
         _parse(*arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_python_overrides_as_the_command_line_does():
+    given = {"data.root": Path("data"), "train.steps": 7, "train.wandb": True, "objective.beta": 1}
+    config = make("demo_mi", **given)
+    flags = (f"--config.{key}={value}" for key, value in given.items())
+    assert config == _parse(DEMO, *flags).config
+    assert (config.data.root, config.train.wandb, config.objective.beta) == ("data", True, 1.0)
+    with pytest.raises(UserError, match=r"^config\.data\.teacher=None: leave the key out"):
+        make("demo_mi", **{"data.teacher": None})
+    with pytest.raises(UserError, match=r"config\.train\.stepz: no such key"):
+        make("demo_mi", **{"train.stepz": 7})
 
 
 @pytest.mark.parametrize(

@@ -237,6 +237,12 @@ def test_case_studies_show_two_runs_side_by_side(where, tmp_path, capsys):
     assert "> Ann has 3, gets 4. (4)\n\nGold: **( 3 + 4 )**\n" in text
 
 
+def test_any_text_is_one_line_of_markdown():
+    assert judge._escape("- 5 < 6\r\n2) *x*\n") == r"\- 5 \< 6<br>2) \*x\*"
+    assert judge._escape("1. Tom has 3 | 4.") == r"1\. Tom has 3 \| 4."
+    assert judge._escape("") == ""
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [

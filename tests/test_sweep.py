@@ -2,7 +2,11 @@
 
 import csv
 import json
+import os
 import re
+import shlex
+import signal
+import time
 from pathlib import Path
 
 import jax
@@ -275,6 +279,20 @@ def test_a_grid_with_a_run_that_failed_chooses_nothing(tmp_path, capsys, stub):
     assert len(stub) == 3
 
 
+def test_a_signal_stops_a_run_that_is_just_being_started(tmp_path, capsys, monkeypatch):
+    def popen(command, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)  # the main thread handles the signal
+        return real([command[0], "-c", "import time; time.sleep(30)"], **options)
+
+    real = sweep.subprocess.Popen
+    monkeypatch.setattr(sweep.subprocess, "Popen", popen)
+    began = time.monotonic()
+    assert sweep.main([*TINY, "--methods=mi,dss", "--seeds=0", f"--output={tmp_path}"]) == sweep.STOPPED
+    assert time.monotonic() - began < 20
+    assert "stopped; 2 runs are left; the same command resumes" in capsys.readouterr().out
+
+
 def test_one_process_a_directory(tmp_path, capsys, stub):
     with locked(tmp_path):
         assert sweep.main([*TINY, "--methods=mi", "--seeds=0", f"--output={tmp_path}"]) == 2
@@ -290,13 +308,38 @@ def test_one_process_a_directory(tmp_path, capsys, stub):
         (["--grid=train.steps"], "'train.steps': write KEY=VALUE,VALUE"),
         (["--seeds=0..99999999999"], "'0..99999999999': give 1 to 10,000 seeds"),
         (["--seeds=3..0"], "'3..0': give 1 to 10,000 seeds"),
+        (["--config.seed=5"], "--config.seed: --seeds sets this key"),
+        (["--config.data.train_fraction=0.5"], "--config.data.train_fraction: --fractions sets this key"),
+        (["--config.objective.method=mi"], "--config.objective.method: --methods sets this key"),
     ],
 )
-def test_a_grid_or_seeds_that_are_none_are_refused(tmp_path, capsys, flags, message):
+def test_flags_that_contradict_or_are_none_are_refused(tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit) as caught:
         sweep.main([*TINY, "--methods=dss", "--seeds=0", f"--output={tmp_path}", *flags])
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_grid_does_not_move_the_teachers_of_a_table(tmp_path, capsys):
+    command = ["--table=kd_bert6", "--seeds=0", f"--output={tmp_path}", "--dry_run"]
+    with pytest.raises(SystemExit, match="2"):
+        sweep.main([*command, "--grid=optimizer.learning_rate=2e-5,5e-5"])
+    assert "--grid: this table's students read its teachers' runs" in capsys.readouterr().err
+
+
+def test_a_run_is_planned_once_however_often_it_is_named(tmp_path, capsys):
+    output = tmp_path / "with a space"
+    command = [*TINY, "--methods=dss", f"--output={output}", "--dry_run"]
+    assert sweep.main([*command, "--seeds=1,0,1", "--grid=train.steps=2,2"]) == 0
+    said, line = capsys.readouterr().out.splitlines()
+    assert said == "1 runs, 0 of them done"
+    workdir = output / "dss" / "100_of_train" / "train.steps=2" / "seed1"
+    assert shlex.split(line)[-1] == f"--workdir={workdir}"
+    assert sweep.main([*command, "--seeds=1,0,1"]) == 0
+    assert capsys.readouterr().out.startswith("2 runs, 0 of them done\n")
+    for flag in ("--methods=dss,mi,dss", "--fractions=0.1234567,0.1234568"):
+        assert sweep.main([*command, "--seeds=0", flag]) == 2
+        assert re.match("error: demo_mi: 2 experiments would write to dss/1", capsys.readouterr().err)
 
 
 def test_every_combination_of_a_grid_is_checked_before_the_first_run(tmp_path, capsys, stub):

@@ -62,7 +62,7 @@ _BUILTINS: dict[str, Callable[..., Any]] = {
     **{t.__name__: t for t in (bool, dict, float, int, list, range, str, tuple)},
     "enumerate": lambda items, start=0: list(enumerate(items, start)),
     "reversed": lambda items: list(reversed(items)),
-    "sum": lambda items: sum(items),  # with a start it would concatenate lists in quadratic time
+    "sum": lambda items, start=0: _sum(items, start),
     "zip": lambda *rows: list(zip(*rows, strict=False)),
 }
 # fmt: off
@@ -156,6 +156,12 @@ def _check(size: int, most: int) -> None:
         raise _Failure("Budget", "size")
 
 
+def _sum(items: Any, start: Any) -> Any:
+    if not isinstance(start, int | float):  # lists are concatenated in quadratic time
+        raise _Failure("Unsupported", "a sum that does not start with a number")
+    return sum(items, start)
+
+
 def _parse(program: str) -> list[ast.stmt]:
     _check(len(program), _MAX_TEXT)
     try:
@@ -202,6 +208,18 @@ class _Function:
 @dataclasses.dataclass(frozen=True)
 class _Module:
     name: str
+
+
+def _bound(block: ast.AST) -> Iterator[str]:
+    """Yields the names that are assigned, defined or imported in a block, without inner scopes."""
+    for node in ast.iter_child_nodes(block):
+        match node:
+            case ast.Name(name, ast.Store()) | ast.FunctionDef(name):
+                yield name
+            case ast.alias(name, asname):
+                yield asname or name.partition(".")[0]
+        if not isinstance(node, ast.FunctionDef | ast.ListComp | ast.GeneratorExp):
+            yield from _bound(node)
 
 
 class _Return(NamedTuple):
@@ -463,6 +481,9 @@ class _Interpreter:
                 _check(base.bit_length() * exponent, _MAX_BITS)
             case ast.Mod(), (str(), _):
                 raise _Failure("Unsupported", "% of a text")
+            # Of other values, Python's compiler decides: 1000 is 1000.
+            case ast.Is() | ast.IsNot(), _ if not any(isinstance(each, bool | None) for each in operands):
+                raise _Failure("Unsupported", "identity of values")
         return self.native(_OPERATORS[type(op)], *operands)
 
     def bindings(self, generators: list[ast.comprehension]) -> Iterator[None]:
@@ -477,14 +498,13 @@ class _Interpreter:
     # Functions.
 
     def function(self, node: ast.FunctionDef) -> _Function:
-        parts, form = list(ast.walk(node)), node.args
-        self.tick(len(parts))
+        form = node.args
+        self.tick(sum(1 for _ in ast.walk(node)))
         if node.decorator_list or form.vararg or form.kwarg or form.kwonlyargs or form.posonlyargs:
             raise _Failure("Unsupported", "a decorator or a parameter that is not plain")
-        local = {part.id for part in parts if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
         names = [arg.arg for arg in form.args[len(form.args) - len(form.defaults) :]]
         defaults = dict(zip(names, map(self.value, form.defaults), strict=True))
-        return _Function(node, defaults, self.scope, frozenset(local))
+        return _Function(node, defaults, self.scope, frozenset(_bound(node)))
 
     def called(self, node: ast.Call) -> Any:
         owner, name = None, ""

@@ -111,6 +111,14 @@ def test_expressions(expression, value):
         ("x = 1\nx = x / 3  # a comment\nans = '\\d' and x", 1 / 3),
         ("big = list(range(2000))\nbig[3] = 5\nans = sum(big)", 1_999_002),
         ("for i in range(10 ** 12):\n    if i > 20: break\nans = i", 21),
+        # Names of inner scopes are not local.
+        ("x = 5\ndef solution():\n    y = [x for x in range(3)]\n    return x + len(y)", 8),
+        (
+            "import math\ndef f():\n    def g():\n        import math\n    return math.floor(2.5)\nans = f()",
+            2,
+        ),
+        ("ans = sum([1, 2], 3) + sum([], start=0.5)", 6.5),
+        ("x = 3\nans = [x is None, True is not False]\nans = len(ans) if ans[1] and not ans[0] else 0", 2),
     ],
 )
 def test_programs(program, answer):
@@ -126,6 +134,14 @@ def test_programs(program, answer):
         ("ans = (", "SyntaxError", "'(' was never closed"),
         ("ans = x", "NameError", "x"),
         ("x = 1\ndef solution():\n    x += 1\n    return x", "UnboundLocalError", "x"),
+        ("import math\ndef f():\n    x = math.pi\n    import math\nf()", "UnboundLocalError", "math"),
+        (
+            "def g(): return 1\ndef f():\n    x = g()\n    def g(): return 2\n    return x\nans = f()",
+            "UnboundLocalError",
+            "g",
+        ),
+        ("x = 1000\nans = x is 1000", "Unsupported", "identity of values"),  # true in Python
+        ("ans = sum([[1]], [])", "Unsupported", "a sum that does not start with a number"),
         ("ans = open('a')", "Unsupported", "open"),
         ("import numpy as np\nans = np.array([1])", "Unsupported", "numpy.array"),
         ("ans = [1, 2]", "NoAnswer", "list"),

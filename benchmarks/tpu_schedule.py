@@ -9,9 +9,10 @@ batch of the run: a seq2seq student learns CQA by `--method` in batches of 64, a
 rank 16 in batches of 16, an encoder RTE in batches of 32. Prints Markdown.
 
 Cycles are the compiler's own estimate, of operations one after the other. It has none for gathers, scatters
-and copies between memories, which count as nothing. A loop over the examples of a chunk, whose turns depend
-on the data, counts as if each chunk began within an example. FLOPs are those of `workload.step_flops`; with
-LoRA two thirds, since frozen weights have no gradient.
+and copies between memories, which count as nothing, and none for attention's kernels: of these it counts the
+scheduled instruction bundles, a cycle each, times the tiles that the batch needs. A loop over the examples of
+a chunk, whose turns depend on the data, counts as if each chunk began within an example. FLOPs are those of
+`workload.step_flops`; with LoRA two thirds, since frozen weights have no gradient.
 """
 
 import argparse
@@ -19,21 +20,29 @@ import collections
 import importlib.metadata
 import importlib.util
 import itertools
+import os
 import re
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from cot_jax.batch import Batch
 from cot_jax.config import Config, default_config, freeze
 from cot_jax.configs import common
 from cot_jax.data.lengths import describe, real_work
 from cot_jax.errors import UserError, command
 from cot_jax.imports import restart_prepared
 from cot_jax.models import student as students
+from cot_jax.models import tpu_attention
+from cot_jax.models.layers import Layout
+from cot_jax.models.tpu_attention import B as LANES
 from cot_jax.training.experiment import prepare
 from cot_jax.training.planning import topology
 from cot_jax.training.run import Run
@@ -56,6 +65,7 @@ CHIPS = {
 _PARTS = ("optimizer", "head", "attention", "unpack", "pack", "encoder", "decoder")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "u64": 8}
 _IN_PLACE = ("dynamic-slice", "dynamic-update-slice")
+_LONG = 64  # bundles behind a branch
 
 
 class Operation(NamedTuple):
@@ -85,12 +95,13 @@ class _Instruction(NamedTuple):
     is_root: bool
 
 
-def operations(hlo: str, examples: int) -> list[Operation]:
+def operations(hlo: str, examples: int, kernels: Mapping[str, int]) -> list[Operation]:
     """Returns the scheduled operations of a compiled TPU program that have an estimate of cycles.
 
     Args:
       hlo: its text.
       examples: of the batch: loops whose number of turns is no constant go over those of each chunk.
+      kernels: cycles of a call of each of attention's kernels, by its name in the program.
     """
     computations, entry = _read(hlo)
     found: list[Operation] = []
@@ -105,12 +116,12 @@ def operations(hlo: str, examples: int) -> list[Operation]:
                 visit(body, turns * known if known else examples + turns - 1, where)
             elif one.opcode == "call":
                 visit(_attribute(one, "to_apply"), turns, where)
-            elif cycles := re.search(r'"estimated_cycles":"(\d+)"', one.rest):
+            elif cycles := _estimate(one) or kernels.get(name):
                 words = set(re.findall(r"\w+", where))
                 part = next((part for part in _PARTS if part in words), "other")
                 does = where.rpartition("/")[2]
                 size = _moved(computations, computations[computation], one)
-                found.append(Operation(name, part, does, turns * int(cycles[1]), turns * size, turns))
+                found.append(Operation(name, part, does, turns * cycles, turns * size, turns))
 
     visit(entry, 1, "")
     return found
@@ -135,6 +146,72 @@ def _attribute(one: _Instruction, key: str) -> str:
     found = re.search(rf"{key}=%([\w.-]+)", one.rest)
     assert found
     return found[1]
+
+
+def _estimate(one: _Instruction) -> int | None:
+    found = re.search(r'"estimated_cycles":"(\d+)"', one.rest)
+    return int(found[1]) if found else None
+
+
+def kernel_cycles(hlo: str, dumped: Path, batch: Batch) -> dict[str, int]:
+    """Returns what a call of each of attention's kernels takes, by its name in the program.
+
+    A kernel has code that each of its programs runs, a loop over the tiles of keys that one needs, and code
+    behind branches, such as copies of keys: if long, only the first or last program of a group of heads runs
+    it. Waiting for memory is not counted.
+
+    Args:
+      dumped: folder of the compiler's files of instruction bundles.
+    """
+    layouts = [
+        Layout([getattr(view, side) for view in batch.views.values()], batch.example)
+        for side in ("targets", "inputs")
+    ]
+    targets, inputs = layouts
+    tiles = {}
+    for queries, keys, causal in (
+        (targets, targets, True),
+        (targets, inputs, False),
+        (inputs, inputs, False),
+    ):
+        X, Y = queries.ids_GX.size, keys.ids_GX.size
+        places = [x.reshape(-1) for layout in (queries, keys) for x in layout.places()]
+        low, high = tpu_attention.needed(causal, -(-X // LANES), -(-Y // LANES), places)
+        tiles[X, Y] = int(jnp.sum(jnp.maximum(high - low, 0)))
+    found = {}
+    for computation in _read(hlo)[0].values():
+        for name, one in computation.items():
+            if "tpu_custom_call" in one.rest:
+                (X, width), (Y, _) = (_dims(computation[operand].shape) for operand in one.operands[2:4])
+                (file,) = dumped.glob(f"*-{name}-*-final_bundles.txt")
+                once, program, tile = _bundles(file.read_text())
+                each = once - (-X // LANES) * program + tiles[X, Y] * tile
+                found[name] = width // LANES * each
+    return found
+
+
+def _bundles(text: str) -> tuple[int, int, int]:
+    """Bundles of a kernel that run once in a group of heads, once in a program, once for a tile of keys."""
+    lines = re.findall(r"^ *0(?:x[0-9a-f]+)? +(?:[A-Z]{2})?: *(?:> ?)* *\{.*$", text, re.MULTILINE)
+    depth = [line[: line.index("{")].count(">") for line in lines]
+    begins = {
+        n: i for i, line in enumerate(lines) for n in re.findall(r"Start(?:/End empty)? region (\d+)", line)
+    }
+    seldom: set[int] = set()
+    for i, line in enumerate(lines):
+        for n in re.findall(r"target = \$region(\d+)", line):
+            body = range(i + 1, begins.get(n, 0))
+            loops = sum(depth[line] > 1 for line in body)
+            if len(body) > _LONG and loops < sum(d > 1 for d in depth) / 2:  # not around the loop over tiles
+                seldom |= set(body)
+    often = [d for i, d in enumerate(depth) if i not in seldom]
+    return len(seldom), sum(d < 2 for d in often), sum(d > 1 for d in often)
+
+
+def _dims(shape: str) -> list[int]:
+    found = re.search(r"\[([\d,]*)\]", shape)
+    assert found
+    return [int(n) for n in found[1].split(",")]
 
 
 def _turns(condition: dict[str, _Instruction]) -> int | None:
@@ -191,8 +268,19 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("there is no compiler for TPUs: pip install 'cot-jax[tpu]'")
     versions = f"jax {jax.__version__}, libtpu {importlib.metadata.version('libtpu')}"
     print(f"The estimate of the TPU's compiler; nothing ran. {versions}\n", flush=True)
+    with tempfile.TemporaryDirectory() as directory:
+        # Read when the compiler is loaded.
+        flags = f"to={directory}", "llo_text=true", "llo_pass_label_regex=.*final_bundles"
+        os.environ["LIBTPU_INIT_ARGS"] = " ".join(f"--xla_jf_dump_{flag}" for flag in flags)
+        _print_pages(options, config, Path(directory))
+    return 0
+
+
+def _print_pages(options: argparse.Namespace, config: Config, dumped: Path) -> None:
     for name in options.chips:
         chip = CHIPS[name]
+        for file in dumped.iterdir():
+            file.unlink()
         devices, _ = topology(chip.topology)
         experiment = prepare(config, weights=False, platform="tpu")
         run = Run(experiment, devices[:1])
@@ -205,8 +293,8 @@ def main(argv: Sequence[str]) -> int:
         assert text
         print(f"{options.student}, {describe(run.batches.shapes[-1])}, {name}:", end=" ")
         compiled = f"{time.monotonic() - began:.0f} s to compile"
-        print(*page(operations(text, batch.example.size), chip, flops, compiled), sep="\n", flush=True)
-    return 0
+        found = operations(text, batch.example.size, kernel_cycles(text, dumped, batch))
+        print(*page(found, chip, flops, compiled), sep="\n", flush=True)
 
 
 def page(found: list[Operation], chip: Chip, flops: float, compiled: str) -> Iterator[str]:

@@ -302,6 +302,7 @@ ENTRY %main (x: f32[16,128]) -> f32[16,128] {
   %more = STATE while(%loop), condition=%until, body=%body, NAME=jvp(head)/while;
   %chunks = STATE while(%more), condition=%condition, body=%chunk, NAME=jvp(head)/scan;
   %nothing = f32[16,128]{1,0} copy(%x), backend_config={"flag_configs":[]}
+  %kernel = f32[16,128]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", NAME=attention/pallas;
   ROOT %add.1 = f32[16,128]{1,0} add(%x, %x), NAME=optimizer/add;, CYCLES=7
 }
 """
@@ -311,7 +312,7 @@ def test_a_schedule_is_read_with_the_turns_of_its_loops():
     hlo = _SCHEDULED.replace("STATE", "(s32[], bf16[8,4,128]{2,1,0}, f32[8,64]{1,0})")
     hlo = re.sub(r"NAME=([^;]*);", r'metadata={op_name="jit(step)/\1"}', hlo)
     hlo = re.sub(r"CYCLES=(\d+)", r'backend_config={"window_config":{"estimated_cycles":"\1"}}', hlo)
-    found = tpu_schedule.operations(hlo, examples=3)
+    found = tpu_schedule.operations(hlo, examples=3, kernels={"kernel": 200})
     assert found == [
         # name, part, does, cycles, bytes, turns: of the stacks one row, and none of the fast memory S(1)
         ("read", "attention", "mul", 800, 8 * (2 * 4 * 128 + 4), 8),
@@ -321,14 +322,32 @@ def test_a_schedule_is_read_with_the_turns_of_its_loops():
         # Eight chunks have three examples: one turn for each, and one more for those that a chunk's end cuts.
         ("read", "attention", "mul", 1000, 10 * (2 * 4 * 128 + 4), 10),
         ("write", "head", "while", 100, 10 * (4 + 4 * 64), 10),
+        ("kernel", "attention", "pallas", 200, 2 * 4 * 16 * 128, 1),
         ("add.1", "optimizer", "add", 7, 3 * 4 * 16 * 128, 1),
     ]
-    lines = list(tpu_schedule.page(found, tpu_schedule.Chip("", 1e6, 2317e3), 500.0, "2 s to compile"))
+    lines = list(tpu_schedule.page(found, tpu_schedule.Chip("", 1e6, 2517e3), 500.0, "2 s to compile"))
     assert lines[:2] == [
         "1.0 ms a step, 50% of the peak, 2 s to compile.",
-        "attention 91%, head 6%, encoder 3%, optimizer 0%",
+        "attention 91%, head 5%, encoder 3%, optimizer 0%",
     ]
-    assert lines[5] == "| attention | mul | 10 | 0.43 | 43.2% | 0.00 |"
+    assert lines[5] == "| attention | mul | 10 | 0.40 | 39.7% | 0.00 |"
+
+
+def test_a_kernels_bundles_are_counted_by_how_often_they_run():
+    """A group's first program copies its keys, behind a branch; every program visits tiles in a loop."""
+    begin = ["     0   :  { %1 = vsyncpa [#sem] }"]
+    copy = ["  0x2   : > { %2 = vld %p }"] * 70
+    bundles = [
+        *begin,
+        "   0x1 LB: > { %3 = sbr.rel (!%p0) target = $region7 }",
+        *copy,
+        "  0x50 PF: > { %4 = sbr.rel (!%p1) target = $region9 } /* Start/End empty region 7 :: */",
+        "  0x51 LB: >> { %5 = vadd %a, %b } /* Start region 8 */",
+        *["  0x52   : >> { %6 = vadd %a, %b }"] * 99,
+        "  0xb5 PF: > { %7 = vst %c } /* Start/End empty region 9 */",
+        "not a bundle",
+    ]
+    assert tpu_schedule._bundles("\n".join(bundles)) == (70, 4, 100)
 
 
 def test_the_schedule_is_of_the_method_asked_for():

@@ -215,7 +215,7 @@ class Bert(Encoder):
         c = self.config
         scale = (c.hidden_size // c.num_attention_heads) ** -0.5
         rate = self.rate("attention_probs_dropout_prob")
-        among_all = Attention(sequences, sequences, [None], rate=rate, scale=scale)
+        among_all = Attention(sequences, sequences, rate=rate, scale=scale)
         segments = sequences.segments_GX
         mask_GC1S = segments.real_GES[:, :, None, :]
 

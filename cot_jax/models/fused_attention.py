@@ -1,9 +1,9 @@
-"""Attention of flat tokens in one GPU kernel: no rectangles, and no scores in memory.
+"""Attention of flat tokens in one kernel: no rectangles, and no scores in memory.
 
-A program computes one head of one sequence. It reads the sequence's rows where they are among the flat
-tokens. The keys of a sequence fill one tile of scores at most, so the backward pass computes everything anew
-from queries, keys and values (Dao 2023, "FlashAttention-2", recomputes likewise). The kernels are Pallas
-programs for Triton; elsewhere they are interpreted, which tests use.
+The TPU's kernel is in `tpu_attention`. The GPU's is here: a program computes one head of one sequence. It
+reads the sequence's rows where they are among the flat tokens. The keys of a sequence fill one tile of scores
+at most, so the backward pass computes everything anew from queries, keys and values (Dao 2023,
+"FlashAttention-2", recomputes likewise). Both are Pallas kernels, which tests interpret.
 
 Shape suffixes as in `layers`, and: N sequences of all views and groups, S and T rows and columns of a tile.
 """
@@ -18,7 +18,8 @@ from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec as P
 
 from cot_jax import backend
-from cot_jax.models.numerics import GOLDEN, MASKED, mix
+from cot_jax.models import tpu_attention
+from cot_jax.models.numerics import GOLDEN, MASKED, by_distance, mix
 
 try:
     from jax.experimental.pallas import triton
@@ -50,7 +51,6 @@ class _Spec(NamedTuple):
     rate: float
     q_width: int  # no sequence has more queries
     k_width: int
-    views: int
     biased: bool
     interpret: bool
 
@@ -64,8 +64,8 @@ def _power(width: int) -> int:
     return max(16, pl.next_power_of_2(width))
 
 
-def suits(q: jax.Array, widths: tuple[int, int], biased: bool) -> bool:
-    """Whether the kernel is to compute the attention of queries (..., K).
+def suited(q: jax.Array, k: jax.Array, widths: tuple[int, int], biased: bool) -> str | None:
+    """The platform whose kernel is to compute the attention of queries and keys (G, X, H, K); None: none.
 
     On an H100 (64 sequences of T5-base, forward and backward pass) it takes 0.53 of the rectangles' time
     without and 0.77 with a bias, but 1.36 with the bias of more queries than one tile has.
@@ -73,17 +73,21 @@ def suits(q: jax.Array, widths: tuple[int, int], biased: bool) -> bool:
     Args:
       widths: no sequence has more queries, and keys.
     """
-    return (
-        triton is not None
-        and backend.platform() == "gpu"
-        and jax.sharding.get_abstract_mesh().shape.get("model", 1) == 1  # each device has all heads
-        and q.dtype.itemsize == 2
-        and q.shape[-1] in (16, 32, 64, 128)
+    platform, mesh = backend.platform(), jax.sharding.get_abstract_mesh().shape
+    if mesh.get("model", 1) > 1 or q.dtype.itemsize != 2:  # each device has all heads
+        return None
+    (_, _, H, K), slots = q.shape, k.shape[0] * k.shape[1] // (mesh.get("data", 1) * mesh.get("fsdp", 1))
+    fits = {
+        "gpu": triton is not None
+        and K in (16, 32, 64, 128)
         and widths[1] <= _KEYS
-        and (not biased or widths[0] <= _QUERIES)
-    )
+        and (not biased or widths[0] <= _QUERIES),
+        "tpu": tpu_attention.suits(H, K, slots),
+    }
+    return platform if fits.get(platform) else None
 
 
+@jax.named_scope("attention")
 def attend(
     q_GXHK: jax.Array,
     k_GYHK: jax.Array,
@@ -91,8 +95,9 @@ def attend(
     queries: Places,
     keys: Places,
     widths: tuple[int, int],
-    bias_VHST: jax.Array | None = None,
+    bias_HW: jax.Array | None = None,
     *,
+    platform: str,
     causal: bool = False,
     scale: float = 1.0,
     rate: float = 0.0,
@@ -104,29 +109,27 @@ def attend(
 
     Args:
       widths: no sequence has more queries, and keys.
-      bias_VHST: float32, added to the scores; V views of the shape `widths`.
+      bias_HW: float32, added to the scores, as `numerics.by_distance` takes it.
+      platform: whose kernel.
       seed_GX: uint32 of the queries, for dropout of the weights.
 
     Returns:
       (G, X, H, K), zeros in slots without a token.
     """
-    V = len(queries.start)
     bits = jnp.zeros(2, jnp.uint32) if key is None else jax.random.key_data(key)[:2]
     rate = 0.0 if key is None else rate
-    spec = _Spec(causal, scale, rate, *widths, V, bias_VHST is not None, interpret)
-    if bias_VHST is not None:  # whole tiles, as Pallas rejects slices that end outside
-        (S, T), (q_width, k_width) = spec.tile, widths
-        bias_VHST = jnp.pad(bias_VHST, ((0, 0), (0, 0), (0, -q_width % S), (0, T - k_width)))
+    spec = _Spec(causal, scale, rate, *widths, bias_HW is not None, interpret)
+    kernel = {"gpu": _of_sequences, "tpu": tpu_attention.attend}[platform]
 
     def in_specs(groups):
         of_view = P(None, *groups)
         return groups, groups, groups, groups, of_view, of_view, P(), P()
 
-    run = backend.by_device(functools.partial(_of_groups, spec), in_specs, "data", "fsdp")
-    return run(q_GXHK, k_GYHK, v_GYHK, seed_GX, queries, keys, bias_VHST, bits)
+    run = backend.by_device(functools.partial(_of_groups, kernel, spec), in_specs, "data", "fsdp")
+    return run(q_GXHK, k_GYHK, v_GYHK, seed_GX, queries, keys, bias_HW, bits)
 
 
-def _of_groups(spec: _Spec, q, k, v, seed, queries: Places, keys: Places, bias, bits):
+def _of_groups(kernel, spec: _Spec, q, k, v, seed, queries: Places, keys: Places, bias, bits):
     """The groups of one device as one."""
 
     def flat(places: Places, slots: int) -> list[jax.Array]:
@@ -135,7 +138,16 @@ def _of_groups(spec: _Spec, q, k, v, seed, queries: Places, keys: Places, bias, 
 
     places = [*flat(queries, q.shape[1]), *flat(keys, k.shape[1])]
     rows = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
-    return _attend(spec, *rows, bias, (places, bits, seed.reshape(-1))).reshape(q.shape)
+    return kernel(spec, *rows, bias, places, bits, seed.reshape(-1)).reshape(q.shape)
+
+
+def _of_sequences(spec: _Spec, q, k, v, bias_HW, places, bits, seed_X) -> jax.Array:
+    """The GPU's kernel: queries (X, H, K), keys and values of all groups of a device."""
+    bias = None
+    if bias_HW is not None:  # whole tiles, as Pallas rejects slices that end outside
+        S, T = spec.tile
+        bias = by_distance(bias_HW, spec.q_width + -spec.q_width % S, T)
+    return _attend(spec, q, k, v, bias, (places, bits, seed_X))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -152,12 +164,9 @@ def _attend_bwd(spec: _Spec, inputs, dout):
     N, H = len(others[0][0]), dout.shape[1]
     results = list(qkv)
     if spec.biased:
-        results.append(jax.ShapeDtypeStruct((N, H, *bias.shape[2:]), dout.dtype))
+        results.append(jax.ShapeDtypeStruct((N, H, *bias.shape[1:]), dout.dtype))
     dq, dk, dv, *dscores = _call(spec, _backward, 8, results, (*qkv, dout), bias, others)
-    dbias = None
-    if spec.biased:
-        by_view = dscores[0].reshape(spec.views, -1, *dscores[0].shape[1:])
-        dbias = jnp.sum(by_view, axis=1, dtype=jnp.float32)
+    dbias = jnp.sum(dscores[0], axis=0, dtype=jnp.float32) if spec.biased else None
     return dq, dk, dv, dbias, None
 
 
@@ -218,16 +227,16 @@ class _Program:
     def __init__(self, spec: _Spec, refs):
         q_start, q_length, q_spare, k_start, k_length, k_spare, self._bits, self._seed, *rest = refs
         self.n, self.h = pl.program_id(0), pl.program_id(1)
-        self.spec, self._view = spec, self.n // (q_start.shape[0] // spec.views)
+        self.spec = spec
         self.q = _Rows(q_start[self.n], q_length[self.n], q_spare[self.n], self.h)
         self.k = _Rows(k_start[self.n], k_length[self.n], k_spare[self.n], self.h)
         count = len(rest) - spec.biased
         self.arrays, self._biases = rest[:count], rest[count:]
 
-    def scores_at(self, first, leading):
-        """The place of a tile in an array (leading, H, ...) of scores."""
+    def scores_at(self, first):
+        """The place of a tile in an array (H, ...) of scores."""
         S, T = self.spec.tile
-        return leading, self.h, pl.ds(first, S), pl.ds(0, T)
+        return self.h, pl.ds(first, S), pl.ds(0, T)
 
     def weights(self, first, q_SK, k_TK):
         """The softmax (S, T) of the scores of the queries from `first` on, and dropout's factors."""
@@ -235,7 +244,7 @@ class _Program:
         row_S, column_T = first + jnp.arange(S), jnp.arange(T)
         scores = triton.dot(q_SK, k_TK.T) * spec.scale
         if spec.biased:
-            scores += triton.load(self._biases[0].at[self.scores_at(first, self._view)])
+            scores += triton.load(self._biases[0].at[self.scores_at(first)])
         seen = (column_T < self.k.length)[None]
         if spec.causal:
             seen &= row_S[:, None] >= column_T[None]
@@ -279,7 +288,7 @@ def _backward(spec: _Spec, *refs):
         dp = triton.dot(dout_SK, v_TK.T) * factor
         ds = p * (dp - jnp.sum(p * dp, axis=1)[:, None])
         if spec.biased:
-            place = program.scores_at(S * i, program.n)
+            place = program.n, *program.scores_at(S * i)
             triton.store(dscores[0].at[place], ds.astype(dscores[0].dtype))
         ds = (ds * spec.scale).astype(q_SK.dtype)
         program.q.store(dq, S * i, triton.dot(ds, k_TK))

@@ -20,17 +20,21 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from cot_jax.batch import Segments, Tokens
-from cot_jax.models import choices, fused_attention
-from cot_jax.models.numerics import GOLDEN, MASKED, mix
+from cot_jax.models import choices, fused_attention, tpu_attention
+from cot_jax.models.numerics import GOLDEN, MASKED, by_distance, mix
 
 # Attention with more scores than this, for one example and head, is computed by chunks of queries.
 _WHOLE, _QUERIES = 512 * 512, 128
 
 # What a layer keeps for the backward pass beside its input (Chen et al. 2016, "Training Deep Nets with
-# Sublinear Memory Cost"): everything, the outputs of its linear maps, nothing. The rest is recomputed.
+# Sublinear Memory Cost"): everything; the outputs of its linear maps and of a TPU's attention; nothing. The
+# rest is recomputed.
 _KEPT = (
     jax.checkpoint_policies.everything_saveable,
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(tpu_attention.ATTENDED),
+    ),
     jax.checkpoint_policies.nothing_saveable,
 )
 REMAT = dict(zip(choices.REMAT, _KEPT, strict=True))
@@ -60,7 +64,10 @@ def linear(x: jax.Array, w: jax.Array | LowRank, inputs: int = 1) -> jax.Array:
         low = (flat @ w.a.astype(x.dtype)) @ w.b.astype(x.dtype)
         dense = linear(x, w.w, inputs)
         return dense + (w.scale * low).reshape(dense.shape).astype(x.dtype)
-    return jnp.tensordot(x, w.astype(x.dtype), inputs)
+    # Flat, so that a kernel that wants all heads side by side gets them without a copy.
+    lead, width = x.shape[: x.ndim - inputs], math.prod(w.shape[:inputs])
+    y = x.reshape(*lead, width) @ w.astype(x.dtype).reshape(width, -1)
+    return y.reshape(*lead, *w.shape[inputs:])
 
 
 def affine(x: jax.Array, w: Mapping[str, Any], name: str, inputs: int = 1) -> jax.Array:
@@ -222,7 +229,7 @@ class Attention:
 
     Attributes:
       queries, keys: layouts of the queries and the keys; the same one for self-attention.
-      biases: for each view, (H, S, T) float32 added to the scores, or None.
+      bias_HW: float32 added to the scores, as `numerics.by_distance` takes it; None: nothing.
       causal: whether a query sees only keys up to its own position.
       rate: of dropout on the attention weights.
       scale: factor of the scores.
@@ -230,7 +237,7 @@ class Attention:
 
     queries: Layout
     keys: Layout
-    biases: Sequence[jax.Array | None]
+    bias_HW: jax.Array | None = None
     causal: bool = False
     rate: float = 0.0
     scale: float = 1.0
@@ -240,12 +247,7 @@ class Attention:
     ) -> jax.Array:
         """The attended values (G, X, H, K) of the queries; with dropout if there is a key."""
         widths = self.queries.width, self.keys.width
-        biased = [bias for bias in self.biases if bias is not None]
-        if fused_attention.suits(q_GXHK, widths, bool(biased)):
-            of_views = [
-                jnp.pad(bias, [(0, 0), *((0, w - n) for w, n in zip(widths, bias.shape[1:], strict=True))])
-                for bias in biased
-            ]
+        if platform := fused_attention.suited(q_GXHK, k_GSHK, widths, self.bias_HW is not None):
             return fused_attention.attend(
                 q_GXHK,
                 k_GSHK,
@@ -253,7 +255,8 @@ class Attention:
                 self.queries.places(),
                 self.keys.places(),
                 widths,
-                jnp.stack(of_views) if biased else None,
+                self.bias_HW,
+                platform=platform,
                 causal=self.causal,
                 scale=self.scale,
                 rate=self.rate,
@@ -267,10 +270,10 @@ class Attention:
             self.keys.unpack(v_GSHK),
             self.queries.unpack(self.queries.seed_GX),
             self.keys.segments,
-            self.biases,
             strict=True,
         )
-        for q, k, v, seed, segments, bias in rectangles:
+        for q, k, v, seed, segments in rectangles:
+            bias = None if self.bias_HW is None else by_distance(self.bias_HW, q.shape[2], k.shape[2])
             mask = segments.real_GES[:, :, None, :]
             if self.causal:
                 mask &= jnp.tri(q.shape[2], dtype=bool)[None, None]

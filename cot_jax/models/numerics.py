@@ -1,6 +1,7 @@
-"""What attention shares, in rectangles and in kernels: the mask's value and the hash of dropout."""
+"""What attention shares, in rectangles and in kernels: masks, biases and the hash of dropout."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 # Not -inf: a fully masked row must stay finite.
@@ -18,3 +19,19 @@ def mix(x: jax.Array) -> jax.Array:
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
+
+
+def by_distance(bias_HW: jax.Array, queries: int, keys: int, shift: int = 0) -> jax.Array:
+    """(H, queries, keys), the bias of each key's distance from each query, key - query - `shift`.
+
+    Slices of copies, so the gradient is sums of slices, not a scatter.
+
+    Args:
+      bias_HW: of distances -W/2 to W/2 - 1; further ones count as 0.
+    """
+    H, W = bias_HW.shape
+    half = max(W // 2, queries + shift, keys - shift)
+    bias_HW = jnp.pad(bias_HW, ((0, 0), (half - W // 2,) * 2))
+    from_zero = jnp.roll(bias_HW, shift - half, axis=1)  # row q begins q entries before that
+    rows = jnp.tile(from_zero, queries)[:, : queries * (2 * half - 1)]
+    return rows.reshape(H, queries, -1)[:, :, :keys]

@@ -257,9 +257,10 @@ class T5(Student):
         encoder_key, *keys = split_key(dropout_rng, 4)
         encoded_GXD = self._encode(params, inputs, encoder_key)
         rate = self.config.dropout_rate
-        biases = self._position_biases(params["decoder"], targets, False)
-        to_self = Attention(targets, targets, biases, causal=True, rate=rate)
-        to_input = Attention(targets, inputs, [None] * len(views), rate=rate)
+        to_self = Attention(
+            targets, targets, self._distance_bias(params["decoder"], targets, False), causal=True, rate=rate
+        )
+        to_input = Attention(targets, inputs, rate=rate)
 
         def layer(x_GYD, w, key):
             self_key, input_key, *keys = split_key(key, 6)
@@ -361,8 +362,8 @@ class T5(Student):
     def _encode(self, params: Params, inputs: Layout, key: jax.Array | None) -> jax.Array:
         """The encoder's output (G, X, D)."""
         encoder, seed_GX = params["encoder"], inputs.seed_GX
-        biases = self._position_biases(encoder, inputs, True)
-        attention = Attention(inputs, inputs, biases, rate=self.config.dropout_rate)
+        bias_HW = self._distance_bias(encoder, inputs, True)
+        attention = Attention(inputs, inputs, bias_HW, rate=self.config.dropout_rate)
 
         def layer(x_GXD, w, key):
             self_key, *keys = split_key(key, 4)
@@ -399,11 +400,9 @@ class T5(Student):
     def _stack(self, layer, x, weights, key):
         return stack(layer, x, weights, key, unroll=self.unroll, remat=self.remat)
 
-    def _position_biases(self, part: Params, layout: Layout, bidirectional: bool) -> list[jax.Array]:
-        widths = (segments.real_GES.shape[2] for segments in layout.segments)
-        positions = map(np.arange, widths)
-        distances = (position[None, :] - position[:, None] for position in positions)
-        return [self._position_bias(part, distance_TT, bidirectional) for distance_TT in distances]
+    def _distance_bias(self, part: Params, layout: Layout, bidirectional: bool) -> jax.Array:
+        """(H, W) float32, as `Attention` takes it."""
+        return self._position_bias(part, np.arange(-layout.width, layout.width), bidirectional)
 
     def _position_bias(self, part: Params, distance: np.ndarray, bidirectional: bool) -> jax.Array:
         """(H, ...) float32, the heads' biases at each distance (key position - query position)."""

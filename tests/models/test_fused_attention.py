@@ -1,4 +1,4 @@
-"""The GPU's kernel, interpreted, against attention of rectangles; and that it lowers for a GPU."""
+"""The kernels, interpreted, against attention of rectangles; and that they lower for their platforms."""
 
 import functools
 
@@ -12,7 +12,7 @@ from cot_jax.batch import Tokens
 from cot_jax.models import fused_attention
 from cot_jax.models.layers import Attention, Layout
 
-HEADS, SIZE, EXAMPLES = 3, 16, 4
+HEADS, SIZE, EXAMPLES = 4, 32, 4
 KEY = jax.random.key(3)
 
 
@@ -32,36 +32,33 @@ class _Case:
         keys = [_tokens(rng, width, groups) for width in k_widths] if k_widths else queries
         example_GE = np.arange(groups * EXAMPLES).reshape(groups, -1)
 
-        def attention(biases):
+        def attention(bias_HW):
             read = Layout(queries, example_GE)
-            return Attention(read, Layout(keys, example_GE) if k_widths else read, biases, **options)
+            return Attention(read, Layout(keys, example_GE) if k_widths else read, bias_HW, **options)
 
         self._attention = attention
         slots = [sum(tokens.slots for tokens in side) for side in (queries, keys, keys)]
         self.arrays = [rng.normal(size=(groups, X, HEADS, SIZE)).astype(np.float32) for X in slots]
-        self.biases = [
-            rng.normal(size=(HEADS, q.width, k.width)).astype(np.float32) if bias else None
-            for q, k in zip(queries, keys, strict=True)
-        ]
+        self.bias_HW = rng.normal(size=(HEADS, 2 * max(q_widths))).astype(np.float32) if bias else None
         self._weight = rng.normal(size=self.arrays[0].shape).astype(np.float32)
 
-    def run(self, arrays, biases):
+    def run(self, arrays, bias_HW):
         """The attended values, and the gradients of a weighted sum of them."""
 
-        def total(arrays, biases):
-            values = self._attention(biases)(KEY, *arrays)
+        def total(arrays, bias_HW):
+            values = self._attention(bias_HW)(KEY, *arrays)
             return jnp.sum(self._weight * values), values
 
-        gradients, values = jax.grad(total, (0, 1), has_aux=True)(arrays, biases)
+        gradients, values = jax.grad(total, (0, 1), has_aux=True)(arrays, bias_HW)
         return values, gradients
 
 
 @pytest.fixture
 def choose(monkeypatch):
-    """A function that decides whether the kernel, interpreted, computes attention."""
+    """A function that decides which platform's kernel, interpreted, computes attention; None: no kernel."""
     interpreted = functools.partial(fused_attention.attend, interpret=True)
     monkeypatch.setattr(fused_attention, "attend", interpreted)
-    return lambda fused: monkeypatch.setattr(fused_attention, "suits", lambda *_: fused)
+    return lambda platform: monkeypatch.setattr(fused_attention, "suited", lambda *_: platform)
 
 
 CASES = {
@@ -72,61 +69,86 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_values_and_gradients_are_those_of_rectangles(case, choose):
+def test_values_and_gradients_are_those_of_rectangles(case, platform, choose):
     found = {}
-    for fused in (True, False):
-        choose(fused)
-        found[fused] = jax.jit(lambda *inputs: case.run(*inputs))(case.arrays, case.biases)
-    for ours, expected in zip(jax.tree.leaves(found[True]), jax.tree.leaves(found[False]), strict=True):
+    for kernel in (platform, None):
+        choose(kernel)
+        found[kernel] = jax.jit(lambda *inputs: case.run(*inputs))(case.arrays, case.bias_HW)
+    for ours, expected in zip(jax.tree.leaves(found[platform]), jax.tree.leaves(found[None]), strict=True):
         # In every slot: those without a token are zero.
         np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
-def test_eight_devices_compute_their_own_groups(choose):
-    choose(True)
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_eight_devices_compute_their_own_groups(platform, choose):
+    choose(platform)
     case = _Case((9, 12), None, 8, bias=True, rate=0.1)
-    expected = jax.jit(case.run)(case.arrays, case.biases)
+    expected = jax.jit(case.run)(case.arrays, case.bias_HW)
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     groups = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     with jax.set_mesh(mesh):
         sharded = jax.jit(lambda *inputs: case.run(*inputs))
         arrays = jax.device_put(case.arrays, groups)
-        found = sharded(arrays, case.biases)
-        program = sharded.lower(arrays, case.biases).compile().as_text()
+        found = sharded(arrays, case.bias_HW)
+        program = sharded.lower(arrays, case.bias_HW).compile().as_text()
     assert "all-gather" not in program
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6 * np.abs(theirs).max())
 
 
-def _gpu(**axes):
-    device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu")
+def _mesh(platform, **axes):
+    kind = {"gpu": "NVIDIA H100 80GB HBM3", "tpu": "TPU v5 lite"}[platform]
+    device = jax.sharding.AbstractDevice(kind, None, platform)
     return jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes), abstract_device=device)
 
 
-def test_when_the_kernel_is_chosen(monkeypatch):
-    q = jax.ShapeDtypeStruct((1, 100, 4, 64), jnp.bfloat16)
-    with jax.sharding.use_abstract_mesh(_gpu(data=2)):
-        assert fused_attention.suits(q, (500, 128), biased=False)
-        assert fused_attention.suits(q, (64, 128), biased=True)
-        assert not fused_attention.suits(q, (65, 128), biased=True)
-        assert not fused_attention.suits(q, (65, 129), biased=False)
-        assert not fused_attention.suits(q.update(dtype=np.float32), (9, 9), biased=False)
-        assert not fused_attention.suits(q.update(shape=(1, 100, 4, 48)), (9, 9), biased=False)
+def _suited(widths, *, biased=False, slots=100, heads=4, size=64, dtype=jnp.bfloat16):
+    x = jax.ShapeDtypeStruct((2, slots, heads, size), dtype)
+    return fused_attention.suited(x, x, widths, biased)
+
+
+def test_when_the_gpus_kernel_is_chosen(monkeypatch):
+    with jax.sharding.use_abstract_mesh(_mesh("gpu", data=2)):
+        assert _suited((500, 128)) == "gpu"
+        assert _suited((64, 128), biased=True) == "gpu"
+        assert _suited((65, 128), biased=True) is None
+        assert _suited((65, 129)) is None
+        assert _suited((9, 9), dtype=np.float32) is None
+        assert _suited((9, 9), size=48) is None
         with monkeypatch.context() as later:
             later.setattr(fused_attention, "triton", None)  # a JAX without it
-            assert not fused_attention.suits(q, (64, 128), biased=True)
-    with jax.sharding.use_abstract_mesh(_gpu(data=1, model=2)):
-        assert not fused_attention.suits(q, (9, 9), biased=False)
-    assert not fused_attention.suits(q, (9, 9), biased=False)  # on this CPU
+            assert _suited((64, 128)) is None
+    with jax.sharding.use_abstract_mesh(_mesh("gpu", data=1, model=2)):
+        assert _suited((9, 9)) is None
+    assert _suited((9, 9)) is None  # on this CPU
 
 
+def test_when_the_tpus_kernel_is_chosen():
+    with jax.sharding.use_abstract_mesh(_mesh("tpu", data=2)):
+        assert _suited((500, 500), biased=True, slots=8192) == "tpu"
+        assert _suited((9, 9), slots=8193) is None
+        assert _suited((9, 9), heads=3) is None  # two fill the lanes
+        assert _suited((9, 9), heads=3, size=128) == "tpu"
+        assert _suited((9, 9), heads=8, size=16) is None
+        assert _suited((9, 9), dtype=np.float32) is None
+    with jax.sharding.use_abstract_mesh(_mesh("tpu", data=1)):  # it has the slots of both groups
+        assert _suited((9, 9), slots=8192) is None
+    with jax.sharding.use_abstract_mesh(_mesh("tpu", data=1, model=2)):
+        assert _suited((9, 9)) is None
+
+
+@pytest.mark.parametrize(
+    ("platform", "lowering", "call"),
+    [("gpu", "cuda", "__gpu$xla.gpu.triton"), ("tpu", "tpu", "tpu_custom_call")],
+)
 @pytest.mark.parametrize("name", ["decoder", "to the input"])
-def test_both_passes_lower_for_a_gpu(name):
+def test_both_passes_lower(name, platform, lowering, call):
     case = CASES[name]
     arrays = [x.astype(jnp.bfloat16) for x in case.arrays]
-    with jax.sharding.use_abstract_mesh(_gpu(data=1)):
-        lowered = jax.jit(lambda *inputs: case.run(*inputs)).trace(arrays, case.biases)
-        program = lowered.lower(lowering_platforms=("cuda",)).as_text()
-    assert program.count("__gpu$xla.gpu.triton") >= 1
+    with jax.sharding.use_abstract_mesh(_mesh(platform, data=1)):
+        lowered = jax.jit(lambda *inputs: case.run(*inputs)).trace(arrays, case.bias_HW)
+        program = lowered.lower(lowering_platforms=(lowering,)).as_text()
+    assert program.count(call) >= 1
     assert all(name in program for name in ("attention_forward", "attention_backward"))

@@ -134,7 +134,7 @@ def test_an_adapted_student_is_the_merged_one(adapted, pair):
 def test_learning_makes_no_array_as_large_as_the_frozen_weights(adapted, dtype):
     """The adapter's gradient needs no merged copy, no dense gradient and no copy of the weights."""
     student, params, _, _ = adapted
-    student = dataclasses.replace(student, dtype=dtype)
+    student = dataclasses.replace(student, dtype=dtype, remat="elementwise")
     lora = _lora(student, targets="(attention/[qkvo]|mlp/w.*)$")
     adapter = shapes(lora.weights)
     frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), params)
@@ -146,7 +146,7 @@ def test_learning_makes_no_array_as_large_as_the_frozen_weights(adapted, dtype):
 
     made = set()
     for equation, _ in equations(jax.make_jaxpr(jax.grad(loss))(adapter, frozen).jaxpr):
-        if equation.primitive.name not in ("jit", "stop_gradient"):
+        if equation.primitive.name not in ("jit", "stop_gradient", "reshape"):
             made.update(v.aval.shape for v in equation.outvars)
     for path, weight in student.weights.items():
         if re.search("(attention/[qkvo]|mlp/w.*)$", path):

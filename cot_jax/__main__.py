@@ -5,8 +5,10 @@
 
 import runpy
 import sys
+from collections.abc import Sequence
 
 from cot_jax import __version__
+from cot_jax.errors import command
 
 COMMANDS = {
     "train": "train a student",
@@ -25,9 +27,17 @@ COMMANDS = {
 def main() -> int:
     """Runs a command, which exits; returns 0 after --help or --version, 2 for an unknown command."""
     match sys.argv[1:]:
-        case [command, *_] if command in COMMANDS:
+        case [name, *_] if name in COMMANDS:
             del sys.argv[1]
-            runpy.run_module(f"cot_jax.{command}", run_name="__main__", alter_sys=True)
+            runpy.run_module(f"cot_jax.{name}", run_name="__main__", alter_sys=True)
+            return 0
+        case arguments:
+            return _say(arguments)
+
+
+@command
+def _say(argv: Sequence[str]) -> int:
+    match argv:
         case ["--version"]:
             print(__version__)
         case [] | ["--help" | "-h"]:

@@ -46,8 +46,10 @@ class Trained:
           One {"id", "input", "label"} per question, in order, plus the fields that the options add.
 
         Raises:
-          UserError: a question or an option does not suit this student.
+          UserError: this is no list, or a question or an option does not suit this student.
         """
+        if isinstance(questions, str | Mapping):
+            raise UserError("predict takes a list of questions, found one: put it in a list, [question]")
         rows = (
             Row(f"question {n}", dict(one) if isinstance(one, Mapping) else {"input": one})
             for n, one in enumerate(questions, start=1)
@@ -108,10 +110,15 @@ def train(config: Config, workdir: str | Path | None = None, profile_steps: int 
       profile_steps: number of steps to trace to `workdir/profile`.
 
     Raises:
-      UserError: data, weights or keys do not fit together, or `workdir` holds another run.
+      UserError: this is no config; data, weights or keys do not fit together; `workdir` holds another run.
       cot_jax.training.loop.Preempted: Ctrl-C or SIGTERM; a checkpoint was saved.
       cot_jax.training.loop.Diverged: a loss is not finite.
     """
+    if not isinstance(config, Config):
+        name = repr(config) if isinstance(config, str) else "NAME"
+        raise UserError(
+            f"train takes a config, found {type(config).__name__}: make one with cot_jax.config({name})"
+        )
     directory = place(workdir or Path("runs") / f"{config.data.task}_{config.objective.method}")
     keep_compiled()
     experiment = prepare(config)

@@ -9,8 +9,16 @@ from jax.sharding import PartitionSpec
 
 def platform() -> str:
     """Returns e.g. "gpu"; a plan compiles for others than this machine's. Without a mesh: this machine's."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device else jax.default_backend()
+    return _device().platform
+
+
+def kind() -> str:
+    """Returns the devices' name, e.g. "TPU v5 lite"."""
+    return _device().device_kind
+
+
+def _device() -> Any:
+    return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
 
 
 def by_device(run: Callable[..., Any], in_specs: Callable[[PartitionSpec], Any], *axes: str) -> Any:
@@ -21,11 +29,12 @@ def by_device(run: Callable[..., Any], in_specs: Callable[[PartitionSpec], Any],
       axes: of the mesh, which divide groups.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    # The compiler fails if an axis of one device is manual and another automatic.
-    axes = tuple(axis for axis in axes if mesh.shape.get(axis, 1) > 1)
+    large = {axis for axis, size in mesh.shape.items() if size > 1}
+    axes = tuple(axis for axis in axes if axis in large)
     if not axes:
         return run
     groups = PartitionSpec(axes)
-    return jax.shard_map(
-        run, in_specs=in_specs(groups), out_specs=groups, axis_names=set(axes), check_vma=False
-    )
+    # The TPU's kernels want all axes manual. If one must be automatic, the compiler fails if another one, of
+    # one device, is manual.
+    manual = set(axes) if large - set(axes) else set(mesh.axis_names)
+    return jax.shard_map(run, in_specs=in_specs(groups), out_specs=groups, axis_names=manual, check_vma=False)

@@ -39,6 +39,12 @@ TABLES = SHIPPED / "tables"
 STEPS = 10_000  # Hsieh et al. 2023 and Chen et al. 2024
 # Hu et al. 2022, appendix D.1, and common practice: about ten times that of full fine-tuning.
 LORA_LEARNING_RATE = 5e-4
+# How Python refuses the text of a flag -> what was expected.
+_WRONG_VALUES = {
+    "invalid literal for int()": "a whole number",
+    "could not convert string to float": "a number",
+    "('Non-boolean argument": "True or False",
+}
 # Retired keys that older runs record, each with the value that is now the only one.
 _RETIRED = (
     ("self_distillation.map_logits", "log"),
@@ -545,7 +551,7 @@ def parse_command_line(argv: Sequence[str], summary: str) -> CommandLine:
     try:
         rest = values(arguments)
     except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(_one_line(error)) from None
+        raise UserError(_in_plain_words(error)) from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: every flag begins with --")
     return CommandLine(
@@ -624,7 +630,9 @@ def load_config_module(file: Path, function: str, kind: type) -> Any:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        found = getattr(module, function)()
+        if not callable(make := getattr(module, function, None)):
+            raise UserError(f"{file}: no function {function}(), which every such file defines")
+        found = make()
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # a config file is a program and can raise anything
@@ -664,6 +672,16 @@ def differences(wanted: Any, found: Any, path: str = "") -> Iterator[tuple[str, 
             yield from differences(wanted.get(key), found.get(key), f"{path}.{key}" if path else key)
     elif wanted != found:
         yield path, wanted, found
+
+
+def _in_plain_words(error: BaseException) -> str:
+    """Returns an error of absl in one line; Python's own words for a wrong number are replaced."""
+    text = _one_line(error)
+    for theirs, ours in _WRONG_VALUES.items():
+        before, found, _ = text.partition(f": {theirs}")
+        if found:
+            return f"{before.removeprefix('flag ')}: expected {ours}"
+    return text
 
 
 def _one_line(error: BaseException) -> str:

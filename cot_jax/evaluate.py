@@ -47,7 +47,7 @@ def _options(argv: Sequence[str]) -> dict[str, Any]:
     add("--rationales", action=argparse.BooleanOptionalAction, help=written)
     add("--samples", type=int, help="samples to vote on; 0 = no vote")
     paths = "paths that vote: label, cot, pot, joined by commas (default: cot,pot if learned, else label)"
-    add("--paths", type=lambda text: text.split(","), help=paths)
+    add("--paths", help=paths)
     add("--temperature", type=float, help="sampling temperature, above 0")
     add("--seed", type=int, help="sampling seed")
     information = "also estimate the mutual information of label and rationale view (InfoNCE)"

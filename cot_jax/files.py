@@ -355,15 +355,27 @@ class Row:
             raise self.error(wrong)
         return self.values
 
+    def require(self, *keys: str) -> None:
+        """
+        Raises:
+          UserError: the row lacks one of the fields.
+        """
+        if missing := [key for key in keys if key not in self.values]:
+            names = ", ".join(self.values) or "none"
+            names = names if len(names) <= 200 else f"{names[:200]}..."
+            raise self.error(f"no field {' and no field '.join(map(repr, missing))}; the row has {names}")
+
     def id(self) -> str:
         """Returns the row's id, a string or an integer, as a string."""
-        value = self.values.get("id")
+        self.require("id")
+        value = self.values["id"]
         if type(value) not in (str, int):
             raise self.error(f"every row needs an 'id', a text or an integer; found {value!r}")
         return str(value)
 
     def text(self, key: str) -> str:
-        return self._bounded(key, self.values.get(key))
+        self.require(key)
+        return self._bounded(key, self.values[key])
 
     def _bounded(self, key: str, text: Any) -> str:
         if not isinstance(text, str):
@@ -376,11 +388,19 @@ class Row:
 
     def parts(self, key: str) -> tuple[str, ...]:
         """Returns the text, or the texts of the list, under `key`."""
-        value = self.values.get(key)
+        self.require(key)
+        value = self.values[key]
         texts = value if isinstance(value, list) else [value]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise self.error(f"{key!r} must be a text in quotes or a list of texts; found {value!r}")
         return tuple(self._bounded(key, text) for text in texts)
+
+    def question(self) -> tuple[str, ...]:
+        """Returns the parts of the input; some may be blank, but not all."""
+        parts = self.parts("input")
+        if not any(part.strip() for part in parts):
+            raise self.error("the input is blank")
+        return parts
 
     def optional_text(self, key: str) -> str | None:
         """Returns the text, or None where it is absent, null or blank."""
@@ -427,6 +447,10 @@ def rows_of(lines: Iterable[bytes], name: str) -> Iterator[Row]:
         if not line.strip():
             continue
         row = Row(f"{name}:{number}", {})
+        start = line.removeprefix(codecs.BOM_UTF8).strip()
+        if start.startswith(b"[") or start == b"{":
+            found = "a list" if start.startswith(b"[") else "only '{'"
+            raise row.error(f"expected one whole JSON object a line, found {found}")
         try:
             values = parse_json(line.strip(), dict)  # with its end, an error at it would name line 2
         except ValueError as error:

@@ -74,7 +74,7 @@ def _options(argv: Sequence[str]) -> dict[str, Any]:
     add("--log_probs", action="store_true", help="also write the log-probability of every class")
     add("--explain", action="store_true", help="also write the rationale")
     paths = "paths that answer: label, cot, pot, joined by commas"
-    add("--paths", type=lambda text: text.split(","), help=paths)
+    add("--paths", help=paths)
     add("--beams", type=int, help="beam width; 1 = greedy, 0 = as in training")
     add("--samples", type=int, help="samples to vote on; 0 = no vote")
     add("--temperature", type=float, help="sampling temperature, above 0")

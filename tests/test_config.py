@@ -139,7 +139,8 @@ def test_python_overrides_as_the_command_line_does():
     [
         ("import nothing_of_the_kind", "ModuleNotFoundError"),
         ("def get_config(:", "SyntaxError"),
-        ("x = 1", "get_config"),
+        ("x = 1", r"broken\.py: no function get_config\(\), which every such file defines$"),
+        ("get_config = 3", r"broken\.py: no function get_config\(\)"),
         (
             "from cot_jax.config import default_config\ndef get_config():\n"
             "    config = default_config()\n    config.train.steps = None\n    return config",
@@ -158,6 +159,23 @@ def test_a_broken_config_file_is_one_line(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as caught:
         _parse(f"--config={file}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("--config.train.steps=abc", "a whole number"),
+        ("--config.train.steps=1.5", "a whole number"),
+        ("--config.train.epochs=x: y", "a number"),
+        ("--config.train.wandb=maybe", "True or False"),
+        ("--show=abc", "a whole number"),
+        ("--dry_run=maybe", "True or False"),
+    ],
+)
+def test_a_value_of_another_type_is_named(flag, expected):
+    with pytest.raises(UserError) as caught:
+        _parse(DEMO, flag)
+    assert str(caught.value) == f"{flag}: expected {expected}"
 
 
 def test_help_lists_every_key(capsys):

@@ -5,7 +5,9 @@ import errno
 import gc
 import io
 import json
+import os
 import random
+import subprocess
 import sys
 
 import attack
@@ -268,3 +270,19 @@ def test_a_command_looks_for_garbage_rarely():
         assert command(lambda argv: gc.get_threshold()[0])([]) > 10_000
     finally:
         gc.set_threshold(*before)
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("train", "--helpfull")])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_stops_is_no_traceback(arguments, unbuffered):
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run(
+        [sys.executable, "-m", "cot_jax", *arguments],
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        stdout=write,
+        stderr=subprocess.PIPE,
+        timeout=100,
+    )
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (141, b"")

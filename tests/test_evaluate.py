@@ -258,7 +258,10 @@ def test_the_text_before_an_answer_is_its_rationale(text, rationale, label):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--task=svamp"], "config.data.task=svamp reads files: give their folder"),
+        (
+            ["--task=svamp"],
+            "task=svamp reads files: give their folder with --config.data.root=DIR (evaluate: --root=DIR)",
+        ),
         (["--task=svanp"], "--task=svanp: must be one of anli1, "),
         (["--chat=html"], "--chat=html: must be auto, plain or template"),
         (["--split=train"], "--split=train: must be valid or test"),

@@ -9,6 +9,7 @@ import pytest
 
 from cot_jax.errors import UserError, first_line, writing
 from cot_jax.files import (
+    Row,
     locked,
     read_json,
     read_json_lines,
@@ -83,7 +84,16 @@ def test_what_is_written_is_read_back(tmp_path):
             r"f:1: not valid JSON \([^()]* at column 8\)$",
         ),
         (lambda path: list(read_json_lines(path)), b'{"a": "\xe9"}', r"f:1: not UTF-8"),
-        (lambda path: list(read_json_lines(path)), b"[]", r"f:1: expected a JSON object, found list$"),
+        (
+            lambda path: list(read_json_lines(path)),
+            b'\xef\xbb\xbf[\n{"a": 1}\n]',
+            r"f:1: expected one whole JSON object a line, found a list$",
+        ),
+        (
+            lambda path: list(read_json_lines(path)),
+            b'{\n"a": 1\n}',
+            r"f:1: expected one whole JSON object a line, found only '{'$",
+        ),
         (lambda path: list(read_rows(path)), b"[{}, 1]", r"f: row 2: expected a JSON object, found int$"),
     ],
 )
@@ -92,6 +102,24 @@ def test_what_is_wrong_is_named(tmp_path, read, content, message):
         (tmp_path / "f").write_bytes(content)
     with pytest.raises(UserError, match=message):
         read(tmp_path / "f")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"id": 1, "question": "?", "label": "1"}, "no field 'input'; the row has id, question, label"),
+        ({}, "no field 'input'; the row has none"),
+        ({"x" * 300: 1}, f"no field 'input'; the row has {'x' * 200}..."),
+        ({"input": None}, "'input' must be a text in quotes or a list of texts; found None"),
+    ],
+)
+def test_a_missing_field_is_named_with_what_there_is(values, message):
+    with pytest.raises(UserError) as caught:
+        Row("f:1", values).parts("input")
+    assert str(caught.value) == f"f:1: {message}"
+    with pytest.raises(UserError) as caught:
+        Row("f:1", values).text("input")
+    assert str(caught.value) == f"f:1: {message.replace(' or a list of texts', '')}"
 
 
 def test_a_text_that_no_tokenizer_should_see_is_refused(tmp_path):

@@ -92,7 +92,11 @@ def test_of_several_evaluations_one_is_chosen(where, capsys):
     status, _, err = _main(capsys, run, "--task=none")
     assert (status, err) == (
         2,
-        f"error: {run}: no evaluation of none on test: first python -m cot_jax.evaluate {run}\n",
+        f"error: {run}: no evaluation of none on test: first python -m cot_jax.evaluate {run} --task=none "
+        "--root=DIR\n",
+    )
+    assert _main(capsys, run, "--task=word_problems", "--split=valid")[2].endswith(
+        f"first python -m cot_jax.evaluate {run} --split=valid --task=word_problems\n"
     )
 
 

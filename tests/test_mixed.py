@@ -148,7 +148,7 @@ def test_programs_are_learned_alone(config, tmp_path, monkeypatch):
 
 def test_a_resumed_run_sees_the_same_samples(experiment, run, tmp_path, monkeypatch):
     stops = iter([False, True])
-    monkeypatch.setattr(loop._StopSignal, "reached", lambda self, step: next(stops, False))
+    monkeypatch.setattr(loop._StopSignal, "reached", lambda self: next(stops, False))
     workdir = tmp_path / "stopped"
     with pytest.raises(loop.Preempted, match="stopped at step 2"):
         loop.train(experiment, workdir)

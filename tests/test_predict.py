@@ -96,10 +96,27 @@ def test_python_says_what_the_command_says(run, tmp_path, capsys, monkeypatch):
     for question, message in ((3, "question 2: 'input' must be"), ({"id": 1}, "question 2: .*'input'")):
         with pytest.raises(cj.UserError, match=message):
             student.predict([QUESTIONS[0], question], **options)
+    for one in (QUESTIONS[0], {"input": QUESTIONS[0]}):
+        with pytest.raises(cj.UserError, match=r"predict takes a list of questions, found one: put it in a"):
+            student.predict(one, **options)
     with pytest.raises(TypeError, match="sample"):
         student.predict(QUESTIONS, sample=3)
     with pytest.raises(cj.UserError, match="is neither a run"):
         cj.load(tmp_path)
+
+
+def test_python_trains_a_config_only():
+    with pytest.raises(cj.UserError, match=r"found str: make one with cot_jax\.config\('svamp_mi'\)$"):
+        cj.train("svamp_mi", "runs/mine")
+
+
+def test_a_student_whose_tokenizer_is_lost_says_so(run, tmp_path, capsys, monkeypatch):
+    shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("tokenizer"))
+    monkeypatch.chdir(tmp_path)
+    # copy/tokenizer could be the name of a repository of the Hub.
+    status, _, said = _predict("copy", capsys, monkeypatch)
+    assert status == 2
+    assert said.endswith("error: copy/tokenizer: no such directory; restore the tokenizer of copy\n")
 
 
 def test_a_student_goes_to_the_hub_with_its_card(run, tmp_path, capsys, monkeypatch):
@@ -194,8 +211,12 @@ def test_load_gives_back_what_was_saved(run, exported):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "standard input:2: not valid JSON"),
-        ("[]", "standard input:2: expected a JSON object, found list"),
+        ('{"input"', "standard input:2: not valid JSON"),
+        ("[]", "standard input:2: expected one whole JSON object a line, found a list"),
+        ('{"text": "a"}', "standard input:2: no field 'input'; the row has text"),
+        ('{"input": ["a", 3]}', "standard input:2: 'input' must be a text in quotes or a list of texts"),
+        ('{"input": " \\n"}', "standard input:2: the input is blank"),
+        ('{"input": ["", " "]}', "standard input:2: the input is blank"),
         ('{"input": 3}', "standard input:2: 'input' must be a text in quotes or a list of texts"),
         ('{"input": "a", "rationale": 3}', "standard input:2: 'rationale' must be a text in quotes"),
     ],

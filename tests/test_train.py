@@ -291,7 +291,7 @@ def scripted(monkeypatch):
     """Replaces evaluation: each epoch of two steps has a set accuracy, unless the run is killed there."""
     kills = set()
 
-    def evaluate(self, params, split):
+    def evaluate(self, params, split, before_batch):
         # The sum of all parameters tells how far training is, and that a resumed run equals the whole one.
         progress = float(sum(leaf.sum() for leaf in jax.tree.leaves(params)))
         epoch = seen.setdefault((split, progress), sum(name == split for name, _ in seen) + 1)
@@ -303,6 +303,49 @@ def scripted(monkeypatch):
     seen: dict[tuple[str, float], int] = {}
     monkeypatch.setattr(Run, "evaluate", evaluate)
     return kills
+
+
+@pytest.mark.slow
+def test_sigterm_ends_an_evaluation_between_batches_and_the_same_command_repeats_it(
+    tmp_path, monkeypatch, capsys
+):
+    make, asked, signaled = Run._make_generate, [], set()
+
+    def make_counted(self):
+        generate = make(self)
+
+        def counted(*questions):
+            asked.append(1)
+            if len(asked) in signaled:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return generate(*questions)
+
+        return counted
+
+    def train(name, *at):
+        asked.clear()
+        signaled.clear()
+        signaled.update(at)
+        more = ("--config.objective.method=standard", "--config.train.steps=4", "--config.train.eval_every=2")
+        more += tuple(f"--config.data.word_problems.{split}=32" for split in ("valid", "test"))  # 4 batches
+        return main(["train", *SMALL, *more, f"--workdir={tmp_path / name}"]), len(asked)
+
+    monkeypatch.setattr(Run, "_make_generate", make_counted)
+    assert train("whole") == (0, 12)
+    capsys.readouterr()
+    said = []
+    for at, expected in ((2, (75, 2)), (7, (75, 7)), (6, (75, 6))):
+        assert train("stopped", at) == expected
+        said.append(capsys.readouterr().err.splitlines()[-1])
+    # At last that of the best parameters, on test.
+    again = "; the same command starts it again"
+    assert said == [f"stopped in the evaluation of step {step}{again}" for step in (2, 4, 2)]
+    assert train("stopped") == (0, 4)
+    assert _rows(tmp_path / "stopped") == _rows(tmp_path / "whole")
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "stopped")]
+    timed = {"wall_seconds", "train_seconds", "examples_per_second"}
+    whole, stopped = ({k: v for k, v in result.items() if k not in timed} for result in results)
+    assert stopped == whole
 
 
 @pytest.mark.slow
@@ -459,6 +502,14 @@ def test_a_work_directory_in_use_is_refused_and_unchanged(tmp_path, capsys):
     assert said.startswith(f"error: {workdir} is in use by another process: ")
     assert said.count("\n") == 1
     assert [path.name for path in workdir.iterdir()] == [".lock"]
+
+
+def test_without_wandb_nothing_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    workdir = tmp_path / "run"
+    assert main(["train", *SMALL, "--config.train.wandb=True", f"--workdir={workdir}"]) == 2
+    assert "config.train.wandb=True needs wandb: pip install" in capsys.readouterr().err
+    assert not workdir.exists()
 
 
 def test_checkpoints_without_a_config_are_refused(tmp_path, capsys):

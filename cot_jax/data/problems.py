@@ -176,7 +176,8 @@ def _lettered(question: str, options: list[str]) -> str:
 
 
 def _texts(row: Row, key: str, count: int | None = None) -> list[str]:
-    found = row.values.get(key)
+    row.require(key)
+    found = row.values[key]
     if (
         not isinstance(found, list)
         or not all(isinstance(text, str) for text in found)

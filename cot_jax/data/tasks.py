@@ -377,13 +377,14 @@ def _question_and_answer(row: Row, messages: Any) -> tuple[str, str]:
 
 
 def _own_example(row: Row, earlier: dict[str, Row]) -> Example:
+    row.require("id", "input", "label")
     if (key := row.id()) in earlier:
         raise row.error(f"the id {key!r} is already used by {earlier[key].where}")
     earlier[key] = row
     if not row.text("label").strip():
         raise row.error("the label is blank")
     rationales, programs = row.texts("rationale"), row.texts("program")
-    return Example(key, row.parts("input"), row.text("label"), rationales=rationales, programs=programs)
+    return Example(key, row.question(), row.text("label"), rationales=rationales, programs=programs)
 
 
 def _join_teacher(

@@ -1,12 +1,13 @@
 """Writes metrics to `metrics.jsonl` and TensorBoard, and to Weights & Biases on request."""
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,17 +174,30 @@ def _rows_until(path: Path, step: float, selecting: str) -> tuple[list[str], int
     return kept, last, evaluated
 
 
+def require_wandb() -> None:
+    """Raises UserError if Weights & Biases is not installed, or there is no login."""
+    with _wandb() as wandb:
+        wandb.login()
+
+
 def _start_wandb(directory: Path, config: dict[str, Any]):
-    try:
-        import wandb
-    except ImportError:
-        raise UserError("config.train.wandb=True needs wandb: pip install 'cot-jax[wandb]'") from None
     # The name alone is that of other runs, too: seed0 of every method.
     whole_path = str(directory if in_bucket(directory) else directory.resolve())
     identity = hashlib.sha256(whole_path.encode()).hexdigest()[:16]
     scratch = None if in_bucket(directory) else str(directory)
-    try:
+    with _wandb() as wandb:
         return wandb.init(dir=scratch, config=config, id=identity, name=str(directory), resume="allow")
+
+
+@contextlib.contextmanager
+def _wandb() -> Iterator[Any]:
+    """The module `wandb`, with its errors as a `UserError`."""
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("config.train.wandb=True needs wandb: pip install 'cot-jax[wandb]'") from None
+    try:
+        yield wandb
     except wandb.Error as error:  # no key, no network
         raise UserError(
             f"config.train.wandb=True: Weights & Biases does not start ({first_line(error)}); log in with "

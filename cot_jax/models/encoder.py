@@ -301,7 +301,7 @@ class Encoder(Student):
         return jnp.concatenate([params["classifier"]["w"], params["classifier"]["bias"][None]])
 
     def require_length(self, longest: int) -> None:
-        if 0 < (most := self.config.positions) < longest and not self.config.multiple_choice:
+        if 0 < (most := self.config.positions) < longest:
             raise UserError(
                 f"texts have up to {longest} tokens, the student has {most} positions: cut them with "
                 f"--config.data.max_input_tokens={most}"
@@ -369,8 +369,8 @@ class Encoder(Student):
     ) -> tuple[jax.Array, jax.Array]:
         """States (G, E, P) and `_read`'s second output. P is D + 1 or, for multiple choice, K scores."""
         c = self.config
-        # Widths are multiples of 8.
-        self.require_length(inputs.width - 7)
+        if not c.multiple_choice:  # else a width is that of all choices
+            self.require_length(inputs.width - 7)  # widths are multiples of 8
         sequences = Sequences(inputs, example_GE, c)
         keys = split_key(key, 3)
         last_GCD, firsts_NGCD = self._read(params, sequences, keys[0], keys[1], added)

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from cot_jax import backend
 from cot_jax.models import tpu_attention
-from cot_jax.models.numerics import GOLDEN, MASKED, by_distance, mix
+from cot_jax.models.numerics import GOLDEN, MASKED, Spec, by_distance, mix
 
 try:
     from jax.experimental.pallas import triton
@@ -43,21 +43,9 @@ class Places(NamedTuple):
     spare: jax.Array
 
 
-class _Spec(NamedTuple):
-    """Static arguments."""
-
-    causal: bool
-    scale: float
-    rate: float
-    q_width: int  # no sequence has more queries
-    k_width: int
-    biased: bool
-    interpret: bool
-
-    @property
-    def tile(self) -> tuple[int, int]:
-        """S and T, which Triton wants to be powers of two."""
-        return min(_QUERIES, _power(self.q_width)), _power(self.k_width)
+def _tile(spec: Spec) -> tuple[int, int]:
+    """S and T, which Triton wants to be powers of two."""
+    return min(_QUERIES, _power(spec.q_width)), _power(spec.k_width)
 
 
 def _power(width: int) -> int:
@@ -82,7 +70,7 @@ def suited(q: jax.Array, k: jax.Array, widths: tuple[int, int], biased: bool) ->
         and K in (16, 32, 64, 128)
         and widths[1] <= _KEYS
         and (not biased or widths[0] <= _QUERIES),
-        "tpu": tpu_attention.suits(H, K, slots),
+        "tpu": tpu_attention.suits(backend.kind(), H, K, slots),
     }
     return platform if fits.get(platform) else None
 
@@ -118,7 +106,7 @@ def attend(
     """
     bits = jnp.zeros(2, jnp.uint32) if key is None else jax.random.key_data(key)[:2]
     rate = 0.0 if key is None else rate
-    spec = _Spec(causal, scale, rate, *widths, bias_HW is not None, interpret)
+    spec = Spec(causal, scale, rate, *widths, bias_HW is not None, interpret)
     kernel = {"gpu": _of_sequences, "tpu": tpu_attention.attend}[platform]
 
     def in_specs(groups):
@@ -129,7 +117,7 @@ def attend(
     return run(q_GXHK, k_GYHK, v_GYHK, seed_GX, queries, keys, bias_HW, bits)
 
 
-def _of_groups(kernel, spec: _Spec, q, k, v, seed, queries: Places, keys: Places, bias, bits):
+def _of_groups(kernel, spec: Spec, q, k, v, seed, queries: Places, keys: Places, bias, bits):
     """The groups of one device as one."""
 
     def flat(places: Places, slots: int) -> list[jax.Array]:
@@ -141,25 +129,25 @@ def _of_groups(kernel, spec: _Spec, q, k, v, seed, queries: Places, keys: Places
     return kernel(spec, *rows, bias, places, bits, seed.reshape(-1)).reshape(q.shape)
 
 
-def _of_sequences(spec: _Spec, q, k, v, bias_HW, places, bits, seed_X) -> jax.Array:
+def _of_sequences(spec: Spec, q, k, v, bias_HW, places, bits, seed_X) -> jax.Array:
     """The GPU's kernel: queries (X, H, K), keys and values of all groups of a device."""
     bias = None
     if bias_HW is not None:  # whole tiles, as Pallas rejects slices that end outside
-        S, T = spec.tile
+        S, T = _tile(spec)
         bias = by_distance(bias_HW, spec.q_width + -spec.q_width % S, T)
     return _attend(spec, q, k, v, bias, (places, bits, seed_X))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(spec: _Spec, q, k, v, bias, others):
+def _attend(spec: Spec, q, k, v, bias, others):
     return _call(spec, _forward, 4, [q], (q, k, v), bias, others)[0]
 
 
-def _attend_fwd(spec: _Spec, *inputs):
+def _attend_fwd(spec: Spec, *inputs):
     return _attend(spec, *inputs), inputs
 
 
-def _attend_bwd(spec: _Spec, inputs, dout):
+def _attend_bwd(spec: Spec, inputs, dout):
     *qkv, bias, others = inputs
     N, H = len(others[0][0]), dout.shape[1]
     results = list(qkv)
@@ -173,7 +161,7 @@ def _attend_bwd(spec: _Spec, inputs, dout):
 _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
-def _call(spec: _Spec, kernel, warps: int, results, arrays, bias, others) -> list[jax.Array]:
+def _call(spec: Spec, kernel, warps: int, results, arrays, bias, others) -> list[jax.Array]:
     """Runs `kernel` for every sequence and head; `results` have the shapes and dtypes of what it writes."""
     places, bits, seed = others
     inputs = (*places, bits, seed, *arrays, *((bias,) if spec.biased else ()))
@@ -224,7 +212,7 @@ class _Rows(NamedTuple):
 class _Program:
     """What forward and backward pass of one head of one sequence share."""
 
-    def __init__(self, spec: _Spec, refs):
+    def __init__(self, spec: Spec, refs):
         q_start, q_length, q_spare, k_start, k_length, k_spare, self._bits, self._seed, *rest = refs
         self.n, self.h = pl.program_id(0), pl.program_id(1)
         self.spec = spec
@@ -235,12 +223,12 @@ class _Program:
 
     def scores_at(self, first):
         """The place of a tile in an array (H, ...) of scores."""
-        S, T = self.spec.tile
+        S, T = _tile(self.spec)
         return self.h, pl.ds(first, S), pl.ds(0, T)
 
     def weights(self, first, q_SK, k_TK):
         """The softmax (S, T) of the scores of the queries from `first` on, and dropout's factors."""
-        spec, (S, T) = self.spec, self.spec.tile
+        spec, (S, T) = self.spec, _tile(self.spec)
         row_S, column_T = first + jnp.arange(S), jnp.arange(T)
         scores = triton.dot(q_SK, k_TK.T) * spec.scale
         if spec.biased:
@@ -260,10 +248,10 @@ class _Program:
         return p, jnp.where(kept, 1 / (1 - spec.rate), 0.0)
 
 
-def _forward(spec: _Spec, *refs):
+def _forward(spec: Spec, *refs):
     out = refs[-1]
     program = _Program(spec, refs[:-1])
-    (q, k, v), (S, T) = program.arrays, spec.tile
+    (q, k, v), (S, T) = program.arrays, _tile(spec)
     k_TK, v_TK = program.k.load(k, 0, T), program.k.load(v, 0, T)
 
     def block(i, _):
@@ -274,11 +262,11 @@ def _forward(spec: _Spec, *refs):
     program.q.clear_spare(out)
 
 
-def _backward(spec: _Spec, *refs):
+def _backward(spec: Spec, *refs):
     results = 3 + spec.biased
     program = _Program(spec, refs[:-results])
     dq, dk, dv, *dscores = refs[-results:]
-    (q, k, v, dout), (S, T) = program.arrays, spec.tile
+    (q, k, v, dout), (S, T) = program.arrays, _tile(spec)
     k_TK, v_TK = program.k.load(k, 0, T), program.k.load(v, 0, T)
 
     def block(i, carry):

@@ -1,5 +1,7 @@
 """What attention shares, in rectangles and in kernels: masks, biases and the hash of dropout."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,22 @@ MASKED = float(np.finfo(np.float32).min)
 
 # 2**32 over the golden ratio, odd: multiplying by it spreads consecutive numbers over all of uint32.
 GOLDEN = np.uint32(0x9E3779B1)
+
+
+class Spec(NamedTuple):
+    """Static arguments of a kernel: those of `fused_attention.attend`.
+
+    Attributes:
+      q_width, k_width: no sequence has more queries, and keys.
+    """
+
+    causal: bool
+    scale: float
+    rate: float
+    q_width: int
+    k_width: int
+    biased: bool
+    interpret: bool
 
 
 def mix(x: jax.Array) -> jax.Array:

@@ -22,24 +22,27 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from cot_jax.models.numerics import GOLDEN, MASKED, by_distance, mix
+from cot_jax.models.numerics import GOLDEN, MASKED, Spec, by_distance, mix
 
 # Slots of a tile, and lanes of a register.
 B = 128
 # Names results for the policies of `layers.REMAT`.
 ATTENDED = "attended"
-# A slot of keys takes 5 KiB of VMEM, of which a v5p has 64 MiB.
+# A slot of keys takes 5 KiB of VMEM. A v5p and a TPU 7 have 64 MiB, a v5e and a v6e 128, older ones 16.
 _SLOTS = 8192
+_VMEM = 60 * 2**20
+_TOO_SMALL = ("TPU v2", "TPU v3", "TPU v4")
 # Above the mask's value, below all scores: where all is masked, no weight is left.
 _LOWEST = -1e30
 
 
-def suits(heads: int, size: int, slots: int) -> bool:
-    """Whether the kernel takes `heads` heads of `size`, and `slots` slots of keys on a device."""
-    return size in (32, 64, 128) and heads % (B // size) == 0 and slots <= _SLOTS
+def suits(device: str, heads: int, size: int, slots: int) -> bool:
+    """Whether the kernel takes `heads` heads of `size`, and `slots` slots of keys on each `device`."""
+    fits = not device.startswith(_TOO_SMALL) and slots <= _SLOTS
+    return fits and size in (32, 64, 128) and heads % (B // size) == 0
 
 
-def attend(spec: Any, q_XHK, k_YHK, v_YHK, bias_HW, places, bits, seed_X) -> jax.Array:
+def attend(spec: Spec, q_XHK, k_YHK, v_YHK, bias_HW, places, bits, seed_X) -> jax.Array:
     """Attention within each sequence (X, H, K); arguments are those of `fused_attention`'s kernels."""
     (X, H, K), (q_start, q_length, _, k_start, k_length, _) = q_XHK.shape, places
     q_tiles, k_tiles = pl.cdiv(X, B), pl.cdiv(len(k_YHK), B)
@@ -80,11 +83,11 @@ def _sequences(start_N, length_N, slots: int, none: int) -> tuple[jax.Array, jax
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(spec, heads, q, k, v, bias, others):
+def _attend(spec: Spec, heads: int, q, k, v, bias, others):
     return _attend_fwd(spec, heads, q, k, v, bias, others)[0]
 
 
-def _attend_fwd(spec, heads, q, k, v, bias, others):
+def _attend_fwd(spec: Spec, heads: int, q, k, v, bias, others):
     _, (_, row_H1X), _ = others
     results = [("queries", q), ("heads", jax.ShapeDtypeStruct(row_H1X.shape, jnp.float32))]
     found = _call(spec, heads, _forward, (q, k, v), bias, others, [], results)
@@ -92,7 +95,7 @@ def _attend_fwd(spec, heads, q, k, v, bias, others):
     return out, (q, k, v, bias, others, out, log)
 
 
-def _attend_bwd(spec, heads, saved, dout):
+def _attend_bwd(spec: Spec, heads: int, saved, dout):
     q, k, v, bias, others, out, log = saved
     more = [("queries", out), ("queries", dout), ("heads", log)]
     results = [("queries", q), ("keys", k), ("keys", v), *([] if bias is None else [("bias", bias)])]
@@ -103,7 +106,7 @@ def _attend_bwd(spec, heads, saved, dout):
 _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
-def _call(spec, heads, kernel, qkv, bias, others, more, results):
+def _call(spec: Spec, heads: int, kernel, qkv, bias, others, more, results):
     """Runs `kernel` for each tile of queries of each `heads` heads; arrays are paired with their kind."""
     (q, k, v), (ranges, (id_1X, row_H1X), (id_YB, column_YB)) = qkv, others
     (H, _, X), Y = row_H1X.shape, len(id_YB)
@@ -132,7 +135,7 @@ def _call(spec, heads, kernel, qkv, bias, others, more, results):
         ),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for _, x in results],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=60 * 2**20
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_VMEM
         ),
         interpret=spec.interpret,
         name=f"attention{kernel.__name__}",
@@ -142,10 +145,11 @@ def _call(spec, heads, kernel, qkv, bias, others, more, results):
 class _Program:
     """What forward and backward pass of a tile of queries share."""
 
-    def __init__(self, spec, heads: int, X: int, Y: int, refs):
+    def __init__(self, spec: Spec, heads: int, X: int, Y: int, refs):
         self.spec, self.heads, self._X, self._Y, self.i = spec, heads, X, Y, pl.program_id(1)
         low, high, self._q, self._k, self._v, self._id, self._row, self._ids, self._columns, *rest = refs
-        self._bias, self.rest = (rest[0], rest[1:]) if spec.biased else (None, rest)
+        self._bias: Any = rest.pop(0) if spec.biased else None
+        self.rest = rest
         self.queries, self._range = self.of_heads(self._q), (low[self.i], high[self.i])
 
     def of_heads(self, ref) -> list[jax.Array]:
@@ -208,9 +212,9 @@ def _dot(a, b, axis_a: int, axis_b: int):
     return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _forward(spec, heads, X, Y, *refs):
-    *refs, out, log = refs
-    program = _Program(spec, heads, X, Y, refs)
+def _forward(spec: Spec, heads: int, X: int, Y: int, *refs):
+    *inputs, out, log = refs
+    program = _Program(spec, heads, X, Y, inputs)
 
     def block(j, carry):
         _, k, v, seen, columns = program.tile(j)
@@ -234,7 +238,7 @@ def _forward(spec, heads, X, Y, *refs):
     out[...] = program.joined(values).astype(out.dtype)
 
 
-def _backward(spec, heads, X, Y, *refs):
+def _backward(spec: Spec, heads: int, X: int, Y: int, *refs):
     results = 5 + spec.biased
     program = _Program(spec, heads, X, Y, refs[:-results])
     out, dout, log = program.rest

@@ -437,8 +437,8 @@ class Classes(Format):
         for parts in questions:
             if len(parts) != self.parts:
                 raise UserError(
-                    f"a question has {len(parts)} texts (the first is {parts[0][:40]!r}), the student reads "
-                    f"{self.parts}"
+                    f"a question has {in_texts(len(parts))} (the first is {parts[0][:40]!r}), the student "
+                    f"reads {self.parts}"
                 )
             first, *others = parts
             asked = [(other,) for other in others] if self.multiple_choice else [others]
@@ -590,10 +590,15 @@ def _ended(tokenizer: Tokenizer, rows: Sequence[list[int]], most: int) -> Encode
 def _report(tokenizer: Tokenizer, rows: Sequence[Sequence[int]], cut: int, most: int) -> str:
     lengths = [len(row) for row in rows]
     return (
-        f"{len(rows)} texts, {sum(lengths) / max(len(lengths), 1):.1f} tokens on average, "
+        f"{in_texts(len(rows))}, {sum(lengths) / max(len(lengths), 1):.1f} tokens on average, "
         f"{max(lengths, default=0)} at most, {cut} cut at {most}, "
         f"{100 * tokenizer.unknown_rate(rows):.3f} % unknown tokens"
     )
+
+
+def in_texts(number: int) -> str:
+    """Returns e.g. "1 text" or "2 texts"."""
+    return "1 text" if number == 1 else f"{number} texts"
 
 
 def _asked(prefix: str) -> str:

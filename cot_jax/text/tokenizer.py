@@ -22,6 +22,7 @@ with without_torch():
 
 _EXTRA_IDS = range(2**16)  # Transformers makes a token for each
 _SPACE = "▁"  # stands for a space in SentencePiece's pieces
+_REPOSITORY = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")  # of the Hub: NAME or OWNER/NAME
 # A text on which tokenizers of one vocabulary differ.
 _SAMPLE = "Tom's 2 cats ate 31.5 kg - naïvely,\n  THE end: 1/2 * (x = 7) ?"
 
@@ -139,11 +140,13 @@ def load(path_or_id: str | Path) -> Tokenizer:
     """
     if (file := Path(path_or_id) / "tokenizer_config.json").exists():
         read_json(file, {"extra_ids?": _EXTRA_IDS})
+    fix = "give a directory with tokenizer.json and tokenizer_config.json, or a repository id in reach"
+    if not (Path(path_or_id).exists() or _REPOSITORY.fullmatch(str(path_or_id))):
+        raise UserError(f"tokenizer {path_or_id}: no such directory; {fix}")
     try:
         hf = AutoTokenizer.from_pretrained(path_or_id, trust_remote_code=False)
     # The Hub, Transformers and tokenizers raise a dozen types, including a bare Exception.
     except Exception as error:
-        fix = "give a directory with tokenizer.json and tokenizer_config.json, or a repository id in reach"
         raise UserError(f"tokenizer {path_or_id}: cannot be loaded ({first_line(error)}); {fix}") from error
     if not isinstance(hf, PreTrainedTokenizerFast):
         raise UserError(f"tokenizer {path_or_id}: {type(hf).__name__} is not a fast tokenizer; use another")

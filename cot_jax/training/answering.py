@@ -88,10 +88,15 @@ def _score(saved: Saved, rows: Iterator[Row], options: Options) -> Iterator[dict
 
 
 def _batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
-    # A row without an id is named by its number.
-    named = (Row(row.where, {"id": str(number)} | row.values) for number, row in enumerate(rows, start=1))
+    named = itertools.starmap(_named, enumerate(rows, start=1))
     while batch := list(itertools.islice(named, size)):
         yield batch
+
+
+def _named(number: int, row: Row) -> Row:
+    """Returns the row, named by its number if it has no id."""
+    row.require("input")
+    return Row(row.where, {"id": str(number)} | row.values)
 
 
 def _predict(saved: Saved, rows: Iterator[Row], options: Options) -> Iterator[dict[str, Any]]:
@@ -139,7 +144,7 @@ def _predict(saved: Saved, rows: Iterator[Row], options: Options) -> Iterator[di
 
 def _question(row: Row) -> Example:
     rationales = () if row.values.get("rationale") is None else (row.text("rationale"),)
-    return Example(str(row.values["id"]), row.parts("input"), "", rationales=rationales)
+    return Example(str(row.values["id"]), row.question(), "", rationales=rationales)
 
 
 def _ask(view: View, answerer: Answerer, questions: Sequence[Example]) -> Answers:

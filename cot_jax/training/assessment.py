@@ -185,6 +185,7 @@ def _evaluate(saved: Saved, splits: Splits, options: Options, directory: Path) -
         raise UserError(f"task={splits.task} has no {options.split} set: use --split=test")
     # First what may be refused: answers can take hours.
     labels, interpreter = _closed_labels(splits), make_interpreter(options.sandbox)
+    _refuse_other_classes(saved, splits, labels)
     reasoned = [path for path in saved.paths if path != "label"]
     voters = saved.choose(options.paths or reasoned or [*saved.paths]) if options.samples else []
     estimate = _estimate(saved, splits, options.split) if options.mutual_information else None
@@ -315,6 +316,22 @@ def _closed_labels(splits: Splits) -> list[str] | None:
         return list(splits.label_set)
     labels = {example.label.strip() for example in (*splits.train, *splits.valid, *splits.test)}
     return None if splits.by_value or len(labels) > _MOST_LABELS else sorted(labels)
+
+
+def _refuse_other_classes(saved: Saved, splits: Splits, labels: Sequence[str] | None) -> None:
+    """
+    Raises:
+      UserError: the student chooses among classes, and a label of the task, or every open one, is none.
+    """
+    if not (classes := saved.student.labels):
+        return
+    golds = labels or {example.label.strip() for example in (*splits.valid, *splits.test)}
+    other = [label for label in golds if label not in classes]
+    if other and (labels or len(other) == len(golds)):
+        raise UserError(
+            f"task={splits.task} has the label {min(other)!r}, but the student chooses among "
+            f"{', '.join(classes)} only: choose a task with these labels"
+        )
 
 
 def _ask(saved: Saved, splits: Splits, split: str, labels: Sequence[str] | None, most: int) -> _Answered:

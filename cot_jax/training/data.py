@@ -15,7 +15,7 @@ from cot_jax.data.examples import Example
 from cot_jax.data.views import View
 from cot_jax.errors import UserError
 from cot_jax.text import codec, formats
-from cot_jax.text.formats import Format
+from cot_jax.text.formats import Format, in_texts
 from cot_jax.training.encoding import learned, training_label
 
 # Enough for every word of the generated problems, about 200, as one piece.
@@ -48,7 +48,8 @@ def load_splits(data: DataConfig, seed: int, kind: str = "") -> tasks.Splits:
 def _require_root(data: DataConfig) -> None:
     if data.task != "word_problems" and not data.root:
         raise UserError(
-            f"config.data.task={data.task} reads files: give their folder with --config.data.root=DIR"
+            f"config.data.task={data.task} reads files: give their folder with --config.data.root=DIR "
+            "(evaluate: --root=DIR)"
         )
 
 
@@ -99,7 +100,7 @@ def _classes(splits: tasks.Splits, method: Sequence[View]) -> dict[str, Any]:
     for example in examples:
         if len(example.parts) != parts:
             raise UserError(
-                f"task={splits.task}: the input of {example.id} has {len(example.parts)} texts, that of "
+                f"task={splits.task}: the input of {example.id} has {in_texts(len(example.parts))}, that of "
                 f"{examples[0].id} has {parts}: an encoder needs the same number in all rows"
             )
     return {"labels": labels, "parts": parts, "multiple_choice": splits.multiple_choice}
@@ -151,7 +152,7 @@ def training_examples(
     """Returns the configured share of the training split, without examples that teach nothing, and a report.
 
     Raises:
-      UserError: nothing is left.
+      UserError: nothing is left, or no example has what a view of the method learns from.
     """
     data, report = config.data, []
     if not splits.train:
@@ -181,24 +182,32 @@ def training_examples(
         view.name: [bool(learned(view, example, data.label_source)) for example in examples]
         for view in method
     }
+    for view in method:
+        if not any(has[view.name]):
+            raise _nothing_to_learn(view, examples, config)
     teachable = [example for example, *some in zip(examples, *has.values(), strict=True) if any(some)]
     if len(teachable) < len(examples):
         report.append(
             f"train: {len(examples) - len(teachable)} examples have nothing to learn and are left out"
         )
-    if not teachable:
-        raise UserError(
-            f"config.objective.method={config.objective.method} has no training example: the data has no "
-            f"{data.label_source} labels or rationales to learn from"
-        )
-    if data.label_source == "teacher" and not any(has[method[0].name]):
-        raise UserError(
-            "config.data.label_source=teacher, but no training example has a teacher's label: add them with "
-            "config.data.teacher=FILE, or use gold"
-        )
-    if not any(has.get("program", [True])):
-        raise UserError(
-            f"config.objective.method={config.objective.method} learns from programs, but no training "
-            "example has a correct one: add them to the data, or use another method"
-        )
     return tuple(teachable), report
+
+
+def _nothing_to_learn(view: View, examples: Sequence[Example], config: Config) -> UserError:
+    """Returns the error for a view that none of the training examples suits."""
+    data, with_label = config.data, ""
+    if view.path in ("label", "cot") and data.label_source == "teacher":
+        if all(example.teacher_label is None for example in examples):
+            return UserError(
+                "config.data.label_source=teacher, but no training example has a teacher's label: add them "
+                "with config.data.teacher=FILE (field 'label'), or use gold"
+            )
+        with_label = " with a teacher's label"
+    name, which = ("program", "a correct one") if view.term == "program" else ("rationale", "one")
+    if name == "rationale" and data.rationales == "right":
+        which = "one with a correct teacher's label (config.data.rationales=right)"
+    return UserError(
+        f"config.objective.method={config.objective.method} learns from {name}s, but no training example"
+        f"{with_label} has {which}: add the field {name!r}, or a list '{name}s', to the data or to "
+        "config.data.teacher=FILE, or use another method"
+    )

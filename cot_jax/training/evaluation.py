@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,9 @@ from cot_jax.training.mesh import by_example, group_count, leads, replicated, sp
 
 # Between progress lines of a long evaluation.
 _TELL_SECONDS = 20.0
+
+# Batches that wait behind the one that is computed. Few, since an evaluation that stops waits for them.
+_QUEUED = 1
 
 # (params, questions or a batch of B = G * E examples) -> arrays (B, ...)
 Ask = Callable[[Params, Any], Any]
@@ -157,17 +161,18 @@ def ask_in_batches(
       batches: (B,) row numbers each; -1 is no row.
       make: row numbers -> what is asked.
     """
-    # All batches are dispatched at once: the device never waits for the host.
-    given = [ask(params, make(rows)) for rows in batches]
+    asked = (ask(params, make(rows)) for rows in batches)
+    queue = collections.deque(itertools.islice(asked, _QUEUED))
     order = np.concatenate(batches)
     place = np.argsort(order)[np.sum(order < 0) :]
     answered, told = [], time.monotonic()
-    for n, part in enumerate(given, start=1):
-        answered.append(jax.tree.map(np.asarray, part))
-        if n < len(given) and time.monotonic() - told > _TELL_SECONDS:
-            told = time.monotonic()
+    while queue:
+        queue.extend(itertools.islice(asked, 1))  # first, so that the device does not wait for the host
+        answered.append(jax.tree.map(np.asarray, queue.popleft()))
+        if queue and time.monotonic() - told > _TELL_SECONDS:
+            told, done = time.monotonic(), len(answered) * len(batches[0])
             if leads():
-                print(f"answered {n * len(batches[0]):,} of {len(place):,} questions", file=sys.stderr)
+                print(f"answered {done:,} of {len(place):,} questions", file=sys.stderr)
     return jax.tree.map(lambda *parts: np.concatenate(parts)[place], *answered)
 
 
@@ -195,6 +200,19 @@ def ask_all(
     return ask_in_batches(ask, params, list(evaluation_rows(questions.lengths, batch_size)), tokens)
 
 
+def require_positions(student: Student, inputs: Ragged) -> None:
+    """
+    Raises:
+      UserError: an input, or a choice of one, is longer than the student can read.
+    """
+    longest = inputs.lengths.max(initial=0)
+    if student.format == "classes" and student.config.multiple_choice:  # several sequences
+        _, _, ids = inputs.arrays()
+        begins = np.flatnonzero(ids == student.config.cls_token_id)
+        longest = np.diff(begins, append=len(ids)).max(initial=0)
+    student.require_length(int(longest))
+
+
 def answer_questions(
     generate: Generate,
     params: Params,
@@ -208,7 +226,12 @@ def answer_questions(
     shapes: np.ndarray,
     interpreter: Interpreter = programs.run,
 ) -> Answers:
-    """Returns the student's answers to `questions`; `shapes` as in `ask_all`, `interpreter` runs programs."""
+    """Returns the student's answers to `questions`; `shapes` as in `ask_all`, `interpreter` runs programs.
+
+    Raises:
+      UserError: a question is longer than the student can read.
+    """
+    require_positions(student, questions)
     tokens, log_prob = ask_all(
         generate, params, questions, mesh=mesh, batch_size=batch_size, shapes=shapes, pad_id=student.pad_id
     )

@@ -21,6 +21,7 @@ from cot_jax.models.weights import Params
 from cot_jax.text.formats import Format
 from cot_jax.training.data import closed_labels, load_format, load_splits, require_sources, training_examples
 from cot_jax.training.encoding import fit, tokenize
+from cot_jax.training.evaluation import require_positions
 from cot_jax.training.students import BASE, LORA, check_lora, family, load_student, make_lora
 from cot_jax.training.teachers import Loaded, Stored, load_teacher
 
@@ -136,8 +137,8 @@ def prepare(config: Config, *, weights: bool = True, platform: str = "") -> Expe
     student, pretrained, found = load_student(config.model, format, weights=weights, platform=platform)
     format = fit(format, method, train_examples, config.data)
     tokenized = tokenize(method, train_examples, format, config.data)
-    longest = max(int(view.inputs.lengths.max()) for view in tokenized.views.values())
-    student.require_length(longest)
+    for view in tokenized.views.values():
+        require_positions(student, view.inputs)
     lora, adapter = make_lora(config.model, student)
     return Experiment(
         config=config,

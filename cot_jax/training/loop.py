@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import signal
 import threading
@@ -19,7 +20,7 @@ from cot_jax.data.lengths import describe as describe_shape
 from cot_jax.errors import UserError
 from cot_jax.files import locked, read_json_lines, uploaded, write_json, write_text
 from cot_jax.metrics.plots import draw_layer_norms, require_matplotlib
-from cot_jax.metrics.writers import MetricsWriter, last_step, only_row
+from cot_jax.metrics.writers import MetricsWriter, last_step, only_row, require_wandb
 from cot_jax.training.checkpoints import Checkpoints, best_of
 from cot_jax.training.console import Clock, Progress, hardware, say
 from cot_jax.training.experiment import Experiment
@@ -74,22 +75,32 @@ def stoppable() -> Iterator[None]:
 class _StopSignal:
     """Notes SIGTERM and SIGINT while active; a second one acts as usual.
 
-    Of several processes, one that is told to stop by SIGTERM stops all of them, at the same step: JAX's
+    Of several processes, one that is told to stop by SIGTERM stops all of them, at the same place: JAX's
     coordination service listens for it, once they are joined.
     """
 
     def __enter__(self) -> "_StopSignal":
-        self._received = False
+        self._received, self._asked = False, 0
         main = threading.current_thread() is threading.main_thread()  # Python gives signals to no other
         signals = _SIGNALS if main and not jax.distributed.is_initialized() else ()
         self._previous = [(number, signal.signal(number, self._note)) for number in signals]
         return self
 
-    def reached(self, step: int) -> bool:
-        """Whether to stop after this step; asked once a step, in every process."""
+    def reached(self) -> bool:
+        """Whether to stop here; every process asks at the same places."""
+        self._asked += 1
         if jax.distributed.is_initialized():
-            return multihost_utils.reached_preemption_sync_point(step)
+            return multihost_utils.reached_preemption_sync_point(self._asked)
         return self._received or _stop.is_set()
+
+    def in_evaluation(self, step: int) -> None:
+        """Called before each batch of questions to the saved parameters of `step`.
+
+        Raises:
+          Preempted: stop here. The evaluation is lost.
+        """
+        if self.reached():
+            raise Preempted(f"stopped in the evaluation of step {step}; the same command starts it again")
 
     def _note(self, *_) -> None:
         self._received = True
@@ -157,6 +168,8 @@ def train(experiment: Experiment, workdir: Path, profile_steps: int = 0) -> dict
                 f"config.train.layer_norms_every={config.train.layer_norms_every} is more than "
                 f"config.train.steps={config.train.steps}: choose a smaller one, or 0 for none"
             )
+    if config.train.wandb and leads():
+        require_wandb()
     run = Run(experiment)
     with locked(workdir) if leads() else contextlib.nullcontext(), jax.set_mesh(run.mesh):
         _claim(workdir, experiment)
@@ -200,7 +213,7 @@ def _resume(run: Run, workdir: Path, checkpoints: Checkpoints, profile_steps: in
                 f"config.train.steps={config.train.steps} are left: ask for fewer"
             )
         steps = _steps(run, state, checkpoints, writer, stop, clock, profile)
-        return _conclude(run, checkpoints, workdir, clock, steps)
+        return _conclude(run, checkpoints, workdir, stop, clock, steps)
 
 
 def _refuse_lost_checkpoints(workdir: Path, config: TrainConfig) -> None:
@@ -260,7 +273,10 @@ def _steps(
         progress.update(step, row)
 
     def evaluate(step):
-        row = {name: value for split in splits for name, value in run.evaluate(state.params, split).items()}
+        check = functools.partial(stop.in_evaluation, step)
+        row: dict[str, float] = {}
+        for split in splits:
+            row |= run.evaluate(state.params, split, check)
         writer.write(step, row)
         writer.flush()
         say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in row.items()))
@@ -293,7 +309,7 @@ def _steps(
                 if pending:
                     record(*pending)
                 pending = (step, metrics)
-                stopping = stop.reached(step)
+                stopping = stop.reached()
                 saving = due(step) or step % config.checkpoint_every == 0 or stopping
                 # The first at once: the program of the second may take minutes to compile.
                 if saving or step == first + 1:
@@ -310,14 +326,16 @@ def _steps(
     return config.steps
 
 
-def _conclude(run: Run, checkpoints: Checkpoints, workdir: Path, clock: Clock, steps: int) -> dict[str, Any]:
+def _conclude(
+    run: Run, checkpoints: Checkpoints, workdir: Path, stop: _StopSignal, clock: Clock, steps: int
+) -> dict[str, Any]:
     """Evaluates the best parameters on test, the only time it is looked at, and sums up the run."""
     experiment, config = run.experiment, run.experiment.config
     assert checkpoints.best  # the last step is always evaluated
     step, best = checkpoints.best
     metric = experiment.splits.metrics[0]
     params = run.restore_best(checkpoints)
-    tested = run.evaluate(params, "test")
+    tested = run.evaluate(params, "test", functools.partial(stop.in_evaluation, step))
     result = {
         "metric": metric,
         "best_step": step,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from cot_jax.config import with_defaults
 from cot_jax.errors import UserError
 from cot_jax.files import Row, misfit, read_json, read_json_lines
 
@@ -43,9 +44,8 @@ def read_evaluation(run: Path, split: str, task: str | None) -> Evaluation:
     """
     found = sorted((run / "evaluation").glob(f"{task or '*'}_{split}"))
     if not found:
-        raise UserError(
-            f"{run}: no evaluation of {task or 'a task'} on {split}: first python -m cot_jax.evaluate {run}"
-        )
+        asking = _asking(run, split, task)
+        raise UserError(f"{run}: no evaluation of {task or 'a task'} on {split}: first {asking}")
     if len(found) > 1:
         tasks = ", ".join(path.name.removesuffix(f"_{split}") for path in found)
         raise UserError(f"{run} has evaluations of {tasks}: choose one with --task")
@@ -54,6 +54,16 @@ def read_evaluation(run: Path, split: str, task: str | None) -> Evaluation:
         raise UserError(f"{found[0] / 'evaluation.json'}: {wrong}: evaluate again")
     predictions = [_prediction(row) for row in read_json_lines(found[0] / "predictions.jsonl")]
     return Evaluation(found[0], values["by_value"], tuple(values["labels"] or ()), predictions)
+
+
+def _asking(run: Path, split: str, task: str | None) -> str:
+    """Returns the command that evaluates a run on a split of `task`, by default its own."""
+    command, file = f"python -m cot_jax.evaluate {run}", run / "config.json"
+    if split != "test":
+        command += f" --split={split}"
+    if task and not (file.is_file() and with_defaults(read_json(file))[0]["data"]["task"] == task):
+        command += f" --task={task}" + (" --root=DIR" if task != "word_problems" else "")
+    return command
 
 
 def _prediction(row: Row) -> Prediction:

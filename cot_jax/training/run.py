@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -131,8 +131,8 @@ class Run:
         """Shapes of the frozen parameters: the pretrained weights below an adapter, and the teacher's."""
         experiment = self.experiment
         dtype = jnp.dtype(experiment.config.model.frozen_dtype)
-        named = {path: weight for path, weight in experiment.student.weights.items() if weight.theirs}
-        base = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes(named))
+        student = shapes(experiment.student.weights)
+        base = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), student)
         teacher = shapes(experiment.teacher.weights) if experiment.teacher else None
         return Frozen(base if experiment.lora else None, teacher)
 
@@ -209,8 +209,11 @@ class Run:
         most = self.experiment.config.evaluation.max_examples
         return examples[:most] if split == "valid" and most else examples
 
-    def answer(self, params: Params, split: str) -> Answers:
-        """Returns the answers of a student with `params` to the split's questions."""
+    def answer(self, params: Params, split: str, before_batch: Callable[[], None] = lambda: None) -> Answers:
+        """Returns the answers of a student with `params` to the split's questions.
+
+        `before_batch` is called before each batch of questions; what it raises ends the evaluation.
+        """
         experiment, config = self.experiment, self.experiment.config
         if split not in self._questions:
             self._questions[split], line = encode_questions(
@@ -228,8 +231,13 @@ class Run:
             new_tokens=config.evaluation.max_new_tokens,
             flops=experiment.student.flops,
         )
+
+        def generate(params, tokens):
+            before_batch()
+            return self._generate(params, tokens)
+
         return answer_questions(
-            self._generate,
+            generate,
             params,
             questions,
             experiment.answer_view,
@@ -240,8 +248,10 @@ class Run:
             shapes=question_shape,
         )
 
-    def evaluate(self, params: Params, split: str) -> dict[str, float]:
-        """Returns the scores of a student with `params` on a split, by name.
+    def evaluate(
+        self, params: Params, split: str, before_batch: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """Returns the scores of a student with `params` on a split, by name; `before_batch` as in `answer`.
 
         `SPLIT/METRIC` for each metric of the task; on validation also `valid/mutual_information` in nats
         (`InformationEstimate`), if the config asks for it.
@@ -249,7 +259,7 @@ class Run:
         if self.experiment.lora and self._frozen.base:
             params = self.experiment.lora.attach(self._frozen.base, params)
         labels = [example.label for example in self.examples(split)]
-        answers = self.answer(params, split)
+        answers = self.answer(params, split, before_batch)
         if cut := answers.cut.sum():
             limit = f"config.evaluation.max_new_tokens={self.experiment.config.evaluation.max_new_tokens}"
             say(f"{split}: {cut} of {len(labels)} answers cut at {limit}")

@@ -265,6 +265,8 @@ def _load_format(directory: Path, student: Path, kind: str) -> Format:
     Raises:
       UserError: as `formats.load`, or the tokenizer in `directory` is not the one `student` was trained with.
     """
+    if not directory.is_dir():  # a name such as run/tokenizer could be a repository of the Hub
+        raise UserError(f"{directory}: no such directory; restore the tokenizer of {student}")
     with local_copy(directory) as copy:
         format = formats.load(copy, kind)
     recorded = read_json(student / ANSWERS_FILE).get(TOKENIZER)

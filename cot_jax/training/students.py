@@ -76,18 +76,24 @@ def make_lora(config: ModelConfig, student: Student) -> tuple[Lora | None, Param
     """Returns LoRA (None: all parameters are trained), and the adapter to start from, if any.
 
     Raises:
-      UserError: the adapter is missing, malformed or of another model.
+      UserError: the student is an encoder, or the adapter is missing, malformed or of another model.
     """
-    if config.lora_adapter:
-        return read_adapter(Path(config.lora_adapter), student.weights)
-    if not config.lora_rank:
+    if not config.has_lora:
         return None, None
     if student.format == "classes":
         raise UserError(
-            f"config.model.lora_rank={config.lora_rank}: encoders train all weights, their head too; use 0"
+            f"{_lora_key(config)}: encoders train all weights, their head too; leave it out, or use "
+            "--config.model.lora_rank=0"
         )
+    if config.lora_adapter:
+        return read_adapter(Path(config.lora_adapter), student.weights)
     rank, alpha, targets = config.lora_rank, config.lora_alpha, config.lora_targets
     return Lora(student.weights, rank=rank, alpha=alpha, targets=targets), None
+
+
+def _lora_key(config: ModelConfig) -> str:
+    name = "lora_adapter" if config.lora_adapter else "lora_rank"
+    return f"config.model.{name}={getattr(config, name)}"
 
 
 def check_lora(config: Config, weights: bool) -> list[str]:
@@ -98,8 +104,7 @@ def check_lora(config: Config, weights: bool) -> list[str]:
     """
     if not config.model.has_lora:
         return []
-    name = "lora_adapter" if config.model.lora_adapter else "lora_rank"
-    key = f"config.model.{name}={getattr(config.model, name)}"
+    key = _lora_key(config.model)
     if weights and not config.model.pretrained:
         raise UserError(f"{key} adapts pretrained weights: give them with --config.model.pretrained=DIR")
     if config.optimizer.name == "adafactor":

@@ -412,11 +412,14 @@ def test_teacher_rows_for_one_split_only_and_with_nothing_to_say(tmp_path):
             r"train\.jsonl:3: the id 'train-0' is already used by .*train\.jsonl:1",
         ),
         ({"test": _rows("train", 2)}, r"test\.jsonl:1: the id 'train-0' is already used by .*train\.jsonl:1"),
-        ({"train": [{"input": "?", "label": "1"}]}, r"train\.jsonl:1: every row needs an 'id'"),
+        ({"train": [{"id": 1.5, "input": "?", "label": "1"}]}, r"train\.jsonl:1: every row needs an 'id'"),
         (
-            {"train": [{"id": "a", "label": "1"}]},
-            r"train\.jsonl:1: 'input' must be a text in quotes or a list of texts; found None",
+            {"train": [{"id": "a", "question": "?", "answer": "1"}]},
+            r"train\.jsonl:1: no field 'input' and no field 'label'; the row has id, question, answer$",
         ),
+        ({"train": [{"question": "?"}]}, r"train\.jsonl:1: no field 'id' and no field 'input' and no"),
+        ({"train": [{"id": "a", "input": " \n", "label": "1"}]}, r"train\.jsonl:1: the input is blank"),
+        ({"train": [{"id": "a", "prompt": " ", "completion": "1"}]}, r"train\.jsonl:1: the input is blank"),
         *(
             ({"train": [{"id": "a", "input": parts, "label": "1"}]}, r"'input' must be a text in quotes or a")
             for parts in ([], ["?", 1])

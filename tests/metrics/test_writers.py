@@ -8,7 +8,7 @@ import types
 import pytest
 
 from cot_jax.errors import UserError
-from cot_jax.metrics.writers import MetricsWriter, last_step, log_answers
+from cot_jax.metrics.writers import MetricsWriter, last_step, log_answers, require_wandb
 
 
 @pytest.fixture
@@ -75,13 +75,14 @@ def test_weights_and_biases_that_do_not_start_are_one_line(tmp_path, monkeypatch
     class Error(Exception):
         pass
 
-    def init(**given):
+    def refuse(**given):
         raise Error("No API key configured. Use `wandb login` to log in.")
 
-    monkeypatch.setitem(
-        sys.modules, "wandb", types.SimpleNamespace(init=init, Error=Error) if installed else None
-    )
+    wandb = types.SimpleNamespace(init=refuse, login=refuse, Error=Error) if installed else None
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
     message = r"does not start \(Error: No API key.*WANDB_MODE=offline" if installed else "pip install"
+    with pytest.raises(UserError, match=message):
+        require_wandb()
     with pytest.raises(UserError, match=message):
         MetricsWriter(tmp_path, 0, {})
     assert not [*tmp_path.iterdir()]

@@ -98,8 +98,8 @@ def test_eight_devices_compute_their_own_groups(platform, choose):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6 * np.abs(theirs).max())
 
 
-def _mesh(platform, **axes):
-    kind = {"gpu": "NVIDIA H100 80GB HBM3", "tpu": "TPU v5 lite"}[platform]
+def _mesh(platform, kind="", **axes):
+    kind = kind or {"gpu": "NVIDIA H100 80GB HBM3", "tpu": "TPU v5 lite"}[platform]
     device = jax.sharding.AbstractDevice(kind, None, platform)
     return jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes), abstract_device=device)
 
@@ -136,6 +136,8 @@ def test_when_the_tpus_kernel_is_chosen():
     with jax.sharding.use_abstract_mesh(_mesh("tpu", data=1)):  # it has the slots of both groups
         assert _suited((9, 9), slots=8192) is None
     with jax.sharding.use_abstract_mesh(_mesh("tpu", data=1, model=2)):
+        assert _suited((9, 9)) is None
+    with jax.sharding.use_abstract_mesh(_mesh("tpu", "TPU v4", data=1)):  # a quarter of the VMEM it needs
         assert _suited((9, 9)) is None
 
 

@@ -170,7 +170,8 @@ def error_of(path):
 
 
 def test_missing_directory(tmp_path):
-    assert "give a directory with tokenizer.json" in error_of(tmp_path / "missing")
+    message = error_of(tmp_path / "missing")
+    assert "missing: no such directory; give a directory with tokenizer.json" in message
 
 
 def test_directory_without_tokenizer(tmp_path):

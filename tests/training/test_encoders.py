@@ -22,6 +22,7 @@ from cot_jax.models import student as students
 from cot_jax.models.bert import Bert, BertConfig
 from cot_jax.models.weights import init
 from cot_jax.train import main
+from cot_jax.training import assessment
 from cot_jax.training.experiment import build_objective, prepare
 from cot_jax.training.run import Run
 
@@ -709,13 +710,28 @@ def test_an_export_answers_alike_in_transformers(world, taught, chooser, kind, t
     assert len(set(answers)) == 1
 
 
+@pytest.mark.slow
+def test_a_choice_has_at_most_as_many_tokens_as_there_are_positions(chooser, capsys, monkeypatch):
+    for words in (60, 61):  # after [CLS] ann [SEP], and before [SEP]
+        row = json.dumps({"input": ["ann", "bob " * words, "bob " * 60]}).encode()
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(row)))
+        status, said = predict.main([str(chooser)]), capsys.readouterr()
+        if words == 60:
+            assert status == 0, said.err
+        else:
+            assert (status, said.out) == (2, "")
+            expected = "error: texts have up to 65 tokens, the student has 64 positions: cut them with"
+            assert expected in said.err
+
+
 BAD = {
     "a method that writes": (
         {"objective.method": "mi"},
         "the student is an encoder: it chooses a label and writes no rationale or program; use "
         "--config.objective.method=standard or rationale_input",
     ),
-    "lora": ({"model.lora_rank": 4}, "encoders train all weights"),
+    "lora": ({"model.lora_rank": 4}, "config.model.lora_rank=4: encoders train all weights"),
+    "an adapter": ({"model.lora_adapter": "adapter"}, "lora_adapter=adapter: encoders train all weights"),
     "a teacher of other labels": ({"distillation.teacher": "chooser"}, "use a teacher with the same labels"),
     "a bare encoder as teacher": (
         {"distillation.teacher": "bert"},
@@ -741,13 +757,17 @@ BAD = {
     "an open set of labels": ({"data.task": "svamp"}, "are equations, an open set"),
     "no room": ({"data.max_input_tokens": 3}, "config.data.max_input_tokens=3 has no room for a question"),
     "too long": ({"data.root": "long"}, "the student has 64 positions: cut them with"),
+    "a choice too long": (
+        {"data.task": "copa"},
+        "texts have up to 65 tokens, the student has 64 positions: cut them with",
+    ),
     "a label only in test": (
         {"data.root": "label"},
         "but the label of test0, 'never', is not one of no, open, yes",
     ),
     "another number of texts": (
         {"data.root": "parts"},
-        "the input of test0 has 1 texts, that of train0 has 2",
+        "the input of test0 has 1 text, that of train0 has 2",
     ),
 }
 
@@ -762,6 +782,10 @@ def test_bad_input_is_one_line(world, taught, chooser, tmp_path, capsys, case):
         for split in ("train", "test"):
             (tmp_path / "svamp" / f"svamp_{split}.json").write_text(20 * (json.dumps(row) + "\n"))
         keys["data.root"] = tmp_path
+    if keys.get("data.task") == "copa":
+        keys["data.root"] = _copa(tmp_path)
+        row = {"premise": "ann", "question": "effect", "label": 0, "choice1": "bob", "choice2": "bob " * 55}
+        (tmp_path / "copa" / "train.jsonl").write_text(20 * (json.dumps(row) + "\n"))
     if teacher := keys.get("distillation.teacher"):
         keys["distillation.teacher"] = {"chooser": chooser, "bert": world / "bert"}.get(teacher, teacher)
     kind = keys.get("data.root")
@@ -790,11 +814,31 @@ def test_bad_input_is_one_line(world, taught, chooser, tmp_path, capsys, case):
     assert not workdir.exists()
 
 
+@pytest.mark.parametrize(("task", "label"), [("anli1", "contradiction"), ("svamp", "( 1.0 + 1.0 )")])
+def test_labels_that_are_no_classes_are_refused_before_a_question_is_asked(
+    taught, tmp_path, capsys, monkeypatch, task, label
+):
+    rows = {
+        "anli1": {"premise": "ann is at home .", "hypothesis": "bob is at work .", "label": 0},
+        "svamp": {"input": "1 + 1", "label": "( 1.0 + 1.0 )"},
+    }
+    (tmp_path / task).mkdir()
+    for split in ("train", "valid", "test"):
+        lines = (json.dumps({"uid": f"{split}{n}"} | rows[task]) + "\n" for n in range(20))
+        (tmp_path / task / f"{task}_{split}.json").write_text("".join(lines))
+    monkeypatch.setattr(assessment, "_ask", None)
+    assert evaluate.main([str(taught), f"--task={task}", f"--root={tmp_path}"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: task={task} has the label {label!r}, but the student chooses among no, open, yes only: "
+        "choose a task with these labels\n"
+    )
+
+
 def test_a_question_of_other_parts_is_one_line(taught, capsys, monkeypatch):
     row = json.dumps({"input": "bob is at work ."}).encode()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(row)))
     assert predict.main([str(taught)]) == 2
     assert (
-        "a question has 1 texts (the first is 'bob is at work .'), the student reads 2"
+        "a question has 1 text (the first is 'bob is at work .'), the student reads 2"
         in capsys.readouterr().err
     )

@@ -26,6 +26,6 @@ def test_an_example_without_targets_is_empty_and_not_counted(tmp_path):
             *EXAMPLES[1].rationales
         ]
         inputs, targets = (line.partition("s ")[2] for line in found.report[2:])
-        assert inputs.startswith("1 texts, ")
+        assert inputs.startswith("1 text, ")
         assert targets.startswith("2 texts, ")
         assert found.views["predict"].first is None

@@ -89,7 +89,7 @@ def test_no_teacher_labels_is_an_error_that_says_so(own_data, tokenizers_root):
     config = _config(
         own_data, tokenizers_root / "t5", task="jsonl", method="standard", label_source="teacher"
     )
-    with pytest.raises(UserError, match="no training example: the data has no teacher labels"):
+    with pytest.raises(UserError, match="no training example has a teacher's label: add them with conf"):
         prepare(config)
 
 
@@ -98,6 +98,44 @@ def test_rationales_alone_are_refused(own_data, tokenizers_root, method):
     config = _config(own_data, tokenizers_root / "t5", task="jsonl", method=method, label_source="teacher")
     with pytest.raises(UserError, match="no training example has a teacher's label"):
         prepare(config)
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+@pytest.mark.parametrize("method", sorted({*METHODS} - {"standard"}))
+def test_a_method_needs_one_example_of_what_it_learns(own_data, tokenizers_root, method, teacher):
+    """Rationales under another name, or none in the teacher's file."""
+    rows = [json.loads(line) for line in (own_data / "train.jsonl").read_text().splitlines()]
+    if not teacher:
+        rows = [{"explanation": row.pop("rationale", "none"), **row} for row in rows]
+    (own_data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (own_data / "said.jsonl").write_text('{"id": "a", "text": "2 and 3 are 5."}\n')
+    data = {"task": "jsonl"} | ({"teacher": str(own_data / "said.jsonl")} if teacher else {})
+    what = "program" if method == "program" else "rationale"
+    with pytest.raises(UserError) as caught:
+        prepare(_config(own_data, tokenizers_root / "t5", method=method, **data))
+    said = str(caught.value)
+    assert said.startswith(
+        f"config.objective.method={method} learns from {what}s, but no training example has "
+    )
+    assert f"add the field '{what}', or a list '{what}s', to the data" in said
+
+
+def test_what_a_method_lacks_is_named_exactly(own_data, tokenizers_root):
+    def error(method, **data):
+        with pytest.raises(UserError) as caught:
+            prepare(_config(own_data, tokenizers_root / "t5", task="jsonl", method=method, **data))
+        return str(caught.value)
+
+    assert "learns from programs, but no training example has a correct one: add" in error("mixed")
+    assert "has one with a correct teacher's label (config.data.rationales=right): add" in error(
+        "dss", rationales="right"
+    )
+    (own_data / "train_teacher.jsonl").write_text(
+        '{"id": "a"}\n{"id": "b", "label": "( 4 + 5 )"}\n{"id": "c"}\n'
+    )
+    assert "no training example with a teacher's label has one: add" in error(
+        "single_task", label_source="teacher"
+    )
 
 
 def test_truncation_is_counted(own_data, tokenizers_root):

@@ -141,6 +141,23 @@ def test_text_is_only_text(page):
     assert not set(UNSEEN) & set(content) - set("abc[31m")
 
 
+def test_the_evaluation_that_a_run_lacks_is_of_the_task_asked(runs, tmp_path, capsys):
+    values = json.loads((runs[1] / "config.json").read_text())
+    values["data"] |= {"task": "svamp", "root": "data"}
+    (runs[1] / "config.json").write_text(json.dumps(values))
+    (runs[0] / "evaluation" / "svamp_test").rename(runs[0] / "evaluation" / "jsonl_test")
+    html = f"--html={tmp_path / 'page.html'}"
+    assert compare.main([*map(str, runs), html, "--task=jsonl"]) == 2
+    command = f"python -m cot_jax.evaluate {runs[1]}"
+    said = f"error: {runs[1]}: no evaluation of jsonl on test: first {command} --task=jsonl --root=DIR\n"
+    assert capsys.readouterr().err == said
+    # The task that it was trained on needs no flag.
+    shutil.rmtree(runs[1] / "evaluation")
+    (runs[0] / "evaluation" / "jsonl_test").rename(runs[0] / "evaluation" / "svamp_test")
+    assert compare.main([*map(str, runs), html, "--task=svamp"]) == 2
+    assert capsys.readouterr().err == f"error: {runs[1]}: no evaluation of svamp on test: first {command}\n"
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [

@@ -108,13 +108,13 @@ def test_a_chunk_that_is_no_list_of_texts(tmp_path, content):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (['{"id": "a"}', '{"rationale": "r"}'], r"t\.jsonl:2: every row needs an 'id'"),
+        (['{"id": "a"}', '{"rationale": "r"}'], r"t\.jsonl:2: no field 'id'; the row has rationale"),
         (['{"id": "a"}', '{"id": null}'], r"t\.jsonl:2: every row needs an 'id'"),
         (['{"id": true}'], r"t\.jsonl:1: every row needs an 'id'"),
         (['{"id": "a"}', "", '{"id": "a"}'], r"t\.jsonl:3: the id 'a' is already used by .*t\.jsonl:1"),
         (['{"id": "c"}'], r"t\.jsonl:1: the data has no example with the id 'c'"),
         (['{"id": "a"}', '{"id": "b"'], r"t\.jsonl:2: not valid JSON"),
-        (['{"id": "a"}', '["b"]'], r"t\.jsonl:2: expected a JSON object, found list"),
+        (['{"id": "a"}', '["b"]'], r"t\.jsonl:2: expected one whole JSON object a line, found a list"),
     ],
 )
 def test_rows_that_cannot_be_joined(tmp_path, rows, message):

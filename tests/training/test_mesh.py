@@ -194,7 +194,7 @@ def _crossing(compiled, kind):
 def test_what_is_gathered_is_a_layer_of_weights_over_fsdp_and_no_logits(method):
     *_, compiled = _start(method, "2x2x2")
     D, H, K, F, half = 48, 8, 4, 40, 2
-    weights = {(D, H // half, K), (H // half, K, D), (D, F // half), (F // half, D)}
+    weights = {(D, H // half * K), (H // half * K, D), (D, F // half), (F // half, D)}
     heads = {(V // half, D), (D, V // half)}
     # Of each position and device: its best logit, or its candidates for the largest.
     rows = BATCH // 8

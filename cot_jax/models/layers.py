@@ -57,22 +57,32 @@ class LowRank:
     scale: float
 
 
-def linear(x: jax.Array, w: jax.Array | LowRank, inputs: int = 1) -> jax.Array:
-    """x @ w over the last `inputs` axes of `x` and the first of `w`."""
+def linear(x: jax.Array, w: jax.Array | LowRank, inputs: int = 1, *, unpacked: bool = False) -> jax.Array:
+    """x @ w over the last `inputs` axes of `x` and the first of `w`.
+
+    Args:
+      unpacked: whether `x` or the result is unpacked, head by head. Otherwise all heads are side by side for
+        the TPU, as its kernel of attention wants them. Equal on other platforms.
+    """
     if isinstance(w, LowRank):
         flat = x.reshape(*x.shape[: x.ndim - inputs], -1)
         low = (flat @ w.a.astype(x.dtype)) @ w.b.astype(x.dtype)
-        dense = linear(x, w.w, inputs)
+        dense = linear(x, w.w, inputs, unpacked=unpacked)
         return dense + (w.scale * low).reshape(dense.shape).astype(x.dtype)
-    # Flat, so that a kernel that wants all heads side by side gets them without a copy.
+    w = w.astype(x.dtype)
+    if unpacked:
+        return jnp.tensordot(x, w, inputs)
     lead, width = x.shape[: x.ndim - inputs], math.prod(w.shape[:inputs])
-    y = x.reshape(*lead, width) @ w.astype(x.dtype).reshape(width, -1)
+    y = x.reshape(*lead, width) @ w.reshape(width, -1)
     return y.reshape(*lead, *w.shape[inputs:])
 
 
-def affine(x: jax.Array, w: Mapping[str, Any], name: str, inputs: int = 1) -> jax.Array:
+def affine(
+    x: jax.Array, w: Mapping[str, Any], name: str, inputs: int = 1, *, unpacked: bool = False
+) -> jax.Array:
     """The linear map `name` of `w` and its bias, if any: `name`_bias, or bias beside a map called w."""
-    y, bias = linear(x, w[name], inputs), w.get("bias" if name == "w" else f"{name}_bias")
+    y = linear(x, w[name], inputs, unpacked=unpacked)
+    bias = w.get("bias" if name == "w" else f"{name}_bias")
     return y if bias is None else add_bias(y, bias)
 
 

@@ -639,11 +639,11 @@ class Llama(Student):
 
     def _layer(self, x, w, rotary, attention):
         h, a, mlp = self._norm(x, w["attention_norm"]), w["attention"], w["mlp"]
-        q, k, v = (affine(h, a, name) for name in "qkv")
+        q, k, v = (affine(h, a, name, unpacked=True) for name in "qkv")
         if "q_norm" in a:
             q, k = self._norm(q, a["q_norm"]), self._norm(k, a["k_norm"])
         y = attention(_rotate(q, rotary), _rotate(k, rotary), v)
-        x += affine(y, a, "o", 2)
+        x += affine(y, a, "o", 2, unpacked=True)
         h = self._norm(x, w["mlp_norm"])
         return x + affine(jax.nn.silu(affine(h, mlp, "gate")) * affine(h, mlp, "up"), mlp, "down")
 

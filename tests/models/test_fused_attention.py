@@ -154,3 +154,13 @@ def test_both_passes_lower(name, platform, lowering, call):
         program = lowered.lower(lowering_platforms=(lowering,)).as_text()
     assert program.count(call) >= 1
     assert all(name in program for name in ("attention_forward", "attention_backward"))
+
+
+def test_the_tpus_kernel_lowers_where_devices_have_groups_of_their_own():
+    """All axes of the mesh are manual then: Mosaic's kernels are never partitioned automatically."""
+    case = CASES["to the input"]
+    arrays = [x.astype(jnp.bfloat16) for x in case.arrays]
+    with jax.sharding.use_abstract_mesh(_mesh("tpu", data=2, fsdp=1, model=1)):
+        lowered = jax.jit(lambda *inputs: case.run(*inputs)).trace(arrays, case.bias_HW)
+        program = lowered.lower(lowering_platforms=("tpu",)).as_text()
+    assert program.count("tpu_custom_call") >= 2

@@ -65,7 +65,7 @@ CHIPS = {
 _PARTS = ("optimizer", "head", "attention", "unpack", "pack", "encoder", "decoder")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "u64": 8}
 _IN_PLACE = ("dynamic-slice", "dynamic-update-slice")
-_LONG = 64  # bundles behind a branch
+_LONG = 64  # bundles; a branch over more of them is rarely not taken
 
 
 class Operation(NamedTuple):
@@ -163,11 +163,10 @@ def kernel_cycles(hlo: str, dumped: Path, batch: Batch) -> dict[str, int]:
     Args:
       dumped: folder of the compiler's files of instruction bundles.
     """
-    layouts = [
+    targets, inputs = (
         Layout([getattr(view, side) for view in batch.views.values()], batch.example)
         for side in ("targets", "inputs")
-    ]
-    targets, inputs = layouts
+    )
     tiles = {}
     for queries, keys, causal in (
         (targets, targets, True),
@@ -201,8 +200,8 @@ def _bundles(text: str) -> tuple[int, int, int]:
     for i, line in enumerate(lines):
         for n in re.findall(r"target = \$region(\d+)", line):
             body = range(i + 1, begins.get(n, 0))
-            loops = sum(depth[line] > 1 for line in body)
-            if len(body) > _LONG and loops < sum(d > 1 for d in depth) / 2:  # not around the loop over tiles
+            looped = sum(depth[j] > 1 for j in body)
+            if len(body) > _LONG and looped < sum(d > 1 for d in depth) / 2:  # not around the loop over tiles
                 seldom |= set(body)
     often = [d for i, d in enumerate(depth) if i not in seldom]
     return len(seldom), sum(d < 2 for d in often), sum(d > 1 for d in often)
@@ -271,7 +270,8 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as directory:
         # Read when the compiler is loaded.
         flags = f"to={directory}", "llo_text=true", "llo_pass_label_regex=.*final_bundles"
-        os.environ["LIBTPU_INIT_ARGS"] = " ".join(f"--xla_jf_dump_{flag}" for flag in flags)
+        given = os.environ.get("LIBTPU_INIT_ARGS", "")
+        os.environ["LIBTPU_INIT_ARGS"] = " ".join([given, *(f"--xla_jf_dump_{flag}" for flag in flags)])
         _print_pages(options, config, Path(directory))
     return 0
 

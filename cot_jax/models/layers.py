@@ -61,8 +61,8 @@ def linear(x: jax.Array, w: jax.Array | LowRank, inputs: int = 1, *, unpacked: b
     """x @ w over the last `inputs` axes of `x` and the first of `w`.
 
     Args:
-      unpacked: whether `x` or the result is unpacked, head by head. Otherwise all heads are side by side for
-        the TPU, as its kernel of attention wants them. Equal on other platforms.
+      unpacked: whether heads are axes of the product, which suits a decoder's rectangles on a TPU. Otherwise
+        all heads are side by side, as the TPU's kernel of attention wants them. No difference elsewhere.
     """
     if isinstance(w, LowRank):
         flat = x.reshape(*x.shape[: x.ndim - inputs], -1)

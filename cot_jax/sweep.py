@@ -13,6 +13,7 @@ keys that --methods, --fractions and --seeds set cannot be given so.
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
@@ -24,7 +25,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cot_jax import experiments
@@ -79,8 +79,13 @@ class _Jobs:
         """Runs all jobs, `parallel` at a time; returns those that failed."""
         previous = {number: signal.signal(number, self.stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            with ThreadPoolExecutor(parallel) as pool:
-                succeeded = list(pool.map(self._run, range(len(self._jobs))))
+            with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
+                runs = [pool.submit(self._run, n) for n in range(len(self._jobs))]
+                # Python calls handlers in the main thread, between instructions. A signal that arrives just
+                # before the thread blocks, or in another thread, does not wake it.
+                while concurrent.futures.wait(runs, timeout=1).not_done:
+                    pass
+                succeeded = [run.result() for run in runs]
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)

@@ -2,10 +2,10 @@
 
 import csv
 import json
-import os
 import re
 import shlex
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -281,8 +281,8 @@ def test_a_grid_with_a_run_that_failed_chooses_nothing(tmp_path, capsys, stub):
 
 def test_a_signal_stops_a_run_that_is_just_being_started(tmp_path, capsys, monkeypatch):
     def popen(command, **options):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.2)  # the main thread handles the signal
+        time.sleep(0.1)  # the main thread waits for the run
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)  # which does not wake it
         return real([command[0], "-c", "import time; time.sleep(30)"], **options)
 
     real = sweep.subprocess.Popen

@@ -130,8 +130,8 @@ class ModelConfig:
     )
     remat: str = _key(
         "auto",
-        "what the backward pass recomputes of a layer, to save memory: elementwise = all but linear maps; "
-        "auto = that, but none where the layers are unrolled",
+        "what the backward pass recomputes of a layer, to save memory: elementwise = all but linear maps (on "
+        "a TPU all but the feed-forward's); auto = that, but none where the layers are unrolled",
         choices=("auto", *REMAT),
     )
     lora_rank: int = _key(

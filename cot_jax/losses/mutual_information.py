@@ -46,20 +46,23 @@ def mutual_information_loss(
     """
     p_GEV = jax.lax.stop_gradient(label_map_GEV) if detach == "label" else label_map_GEV
     q_GEV = jax.lax.stop_gradient(rationale_map_GEV) if detach == "rationale" else rationale_map_GEV
-    if variant in ("reference", "masked"):
-        loss_GE = p_GEV.sum(-1) * jax.nn.logsumexp(q_GEV, axis=-1) - (p_GEV * q_GEV).sum(-1)
-    else:
-        p_GEV, log_q_GEV = _normalize(p_GEV), _safe_log(_normalize(q_GEV))
-        loss_GE = -(p_GEV * log_q_GEV).sum(-1)
-        if variant == "kl":
-            loss_GE += (p_GEV * _safe_log(p_GEV)).sum(-1)
+    loss_GE = losses(p_GEV, q_GEV, variant)
     return jnp.where(counts_GE, loss_GE, 0).sum() / jnp.maximum(counts_GE.sum(), 1)
 
 
-def _normalize(map_GEV: jax.Array) -> jax.Array:
+def losses(p: jax.Array, q: jax.Array, variant: str) -> jax.Array:
+    """(...), the loss of maps (..., V) of labels and rationales; finite for empty ones."""
+    if variant in ("reference", "masked"):
+        return p.sum(-1) * jax.nn.logsumexp(q, axis=-1) - (p * q).sum(-1)
+    p, log_q = _normalize(p), _safe_log(_normalize(q))
+    loss = -(p * log_q).sum(-1)
+    return loss + (p * _safe_log(p)).sum(-1) if variant == "kl" else loss
+
+
+def _normalize(map_V: jax.Array) -> jax.Array:
     # An example without a target has an empty map, which must not divide by zero even if masked.
-    total_GE1 = map_GEV.sum(-1, keepdims=True)
-    return map_GEV / jnp.where(total_GE1 > 0, total_GE1, 1)
+    total_1 = map_V.sum(-1, keepdims=True)
+    return map_V / jnp.where(total_1 > 0, total_1, 1)
 
 
 def _safe_log(x: jax.Array) -> jax.Array:

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from cot_jax import backend
 from cot_jax.batch import Batch, Segments, ViewArrays
-from cot_jax.losses.mutual_information import map_length, mutual_information_loss
+from cot_jax.losses.mutual_information import losses, map_length, mutual_information_loss
 from cot_jax.losses.soft_targets import (
     Distilled,
     LastBatch,
@@ -21,7 +22,14 @@ from cot_jax.losses.soft_targets import (
     right,
     teacher_loss,
 )
-from cot_jax.losses.vocabulary import VocabularyMap, cross_entropy_pass, logits, vocabulary_pass
+from cot_jax.losses.vocabulary import (
+    MapLoss,
+    VocabularyMap,
+    cross_entropy_pass,
+    logits,
+    matching_pass,
+    vocabulary_pass,
+)
 from cot_jax.models.student import Student
 from cot_jax.models.weights import Params
 
@@ -60,6 +68,11 @@ class MutualInformation:
         """Whether the term has a gradient through the view's map."""
         sides = {self.label_view: "label", self.rationale_view: "rationale"}
         return view in sides and sides[view] != self.detach
+
+    def against(self, target: jax.Array, map_: jax.Array) -> jax.Array:
+        """The losses (...) of maps (..., V) that have a gradient, against those that have none."""
+        sides = (target, map_) if self.detach == "label" else (map_, target)
+        return losses(*sides, self.variant)
 
 
 def make_objective(
@@ -110,8 +123,12 @@ def make_objective(
         values: dict[str, jax.Array] = {}
         maps: dict[str, jax.Array] = {}
         distilled: dict[str, Distilled] = {}
-        for name, term in terms.items():
-            view = batch.views[name]
+        if mi:
+            sides = [batch.views[name] for name in (mi.label_view, mi.rationale_view)]
+            counts_GE = (sides[0].learned > 0) & (sides[1].learned > 0)
+        # A side of the mutual information without a gradient comes first: it is the other one's target.
+        for name in sorted(terms, key=lambda name: mi is not None and mi.differentiates(name)):
+            term, view = terms[name], batch.views[name]
             sd = self_distillation if self_distillation and name in self_distillation.views else None
             wanted = {}
             if mi and name in (mi.label_view, mi.rationale_view):
@@ -121,6 +138,14 @@ def make_objective(
             options: Any = {"entropy": sd is not None and sd.dynamic, "batch_axes": batch_axes}
             inputs = (hidden[name], head_DV, view.targets)
             weight_GY = token_weight(view, class_weight_V if term == "label" else None)
+            if mi and mi.differentiates(name) and maps and not sd and backend.platform() != "gpu":
+                (target_GEV,), mean_GE = maps.values(), counts_GE / jnp.maximum(counts_GE.sum(), 1)
+                matched = MapLoss(wanted["mi"], mi.against, target_GEV, mi.weight * mean_GE)
+                scaled_GY = share * weights[term] * weight_GY
+                joint, nll_GY, loss_GE = matching_pass(*inputs, scaled_GY, matched, batch_axes=batch_axes)
+                values |= {term: jnp.sum(weight_GY * nll_GY), "mi": jnp.sum(mean_GE * loss_GE)}
+                total += joint
+                continue
             general = (mi and mi.differentiates(name)) or (sd and sd.differentiates_outputs)
             if general:
                 passed = vocabulary_pass(*inputs, wanted, **options)
@@ -138,9 +163,7 @@ def make_objective(
                     weight_GY *= Segments.of(view.targets).spread(example_weight_GE)
                 values[term] = jnp.sum(weight_GY * passed.nll_GY)
             total += share * weights[term] * values[term]
-        if mi:
-            views = batch.views
-            counts_GE = (views[mi.label_view].learned > 0) & (views[mi.rationale_view].learned > 0)
+        if mi and "mi" not in values:
             values["mi"] = mutual_information_loss(
                 maps[mi.label_view], maps[mi.rationale_view], counts_GE, variant=mi.variant, detach=mi.detach
             )

@@ -12,13 +12,14 @@ cotangents of nll, entropy and maps. With p = softmax(z) and its entropy H, the 
 
 where g is the cotangent of the example's map; for the maximum it is zero except at v's first maximiser, as in
 PyTorch. The backward pass recomputes z chunk by chunk and turns dz at once into the gradients of hidden and
-head: it saves memory for four matrix products instead of three. If only the cross-entropy is differentiated,
-`cross_entropy_pass` needs three: dz is known as soon as the logits are.
+head: it saves memory for four matrix products instead of three. Three are enough where dz is known as soon as
+the logits are: if only the cross-entropy is differentiated (`cross_entropy_pass`), and with it a loss of each
+example's map against a known target (`matching_pass`, whose chunks have whole examples).
 
 Shape suffixes beside those of `cot_jax.batch`: Y slots of a group's targets, R rows of a chunk, M = G * E.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
@@ -130,6 +131,59 @@ def cross_entropy_pass(
     return jnp.sum(sums), lax.stop_gradient(_with_means(found, targets, maps))
 
 
+class MapLoss(NamedTuple):
+    """A loss of each example's map against a target that is known before the pass.
+
+    Attributes:
+      map: the map.
+      loss: (targets, maps), (..., V) each, -> (...); finite for a map of zeros.
+      target_GEV: the targets; they carry no gradient.
+      weight_GE: weight of each example's loss.
+    """
+
+    map: VocabularyMap
+    loss: Callable[[jax.Array, jax.Array], jax.Array]
+    target_GEV: jax.Array
+    weight_GE: jax.Array
+
+
+def matching_pass(
+    hidden_GYD: jax.Array,
+    head_DV: jax.Array,
+    targets: Tokens,
+    nll_weight_GY: jax.Array,
+    matched: MapLoss,
+    *,
+    chunk_rows: int | None = None,
+    batch_axes: tuple[str, ...] = (),
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`vocabulary_pass` if sum(nll_weight * nll) + sum(weight * loss) is differentiated: one product less.
+
+    A chunk has whole examples, so their maps are complete, and their losses are differentiated, while its
+    logits exist. Its last rows may stay unused.
+
+    Args:
+      nll_weight_GY: as in `cross_entropy_pass`.
+      matched: the loss and its weights.
+      Others: as in `vocabulary_pass`.
+
+    Returns:
+      The sum, () float32 or float64. Without gradients: nll_GY, 0 in slots without a token, and loss_GE.
+    """
+    kind, segments = matched.map, Segments.of(targets)
+    spec, rows = _prepare(targets, {"map": kind}, False, chunk_rows)
+    matches = _Matches(
+        rows,
+        segments.real_GX,
+        (segments.start_GE, segments.end_GE),
+        jnp.asarray(_length(kind, targets)),
+        *(x.astype(_sum_dtype(hidden_GYD)) for x in (nll_weight_GY, matched.target_GEV, matched.weight_GE)),
+    )
+    match = backend.by_device(partial(_match, spec, matched.loss), _in_specs, *batch_axes)
+    sums, (nll_GY, loss_GE) = match(hidden_GYD, head_DV, matches)
+    return jnp.sum(sums), *lax.stop_gradient((nll_GY, loss_GE))
+
+
 class _Spec(NamedTuple):
     """Static arguments of the pass."""
 
@@ -149,6 +203,18 @@ class _Rows(NamedTuple):
     example: jax.Array
     position: jax.Array
     counted: dict[str, jax.Array]  # bool, whether it enters each map
+
+
+class _Matches(NamedTuple):
+    """What `matching_pass` knows of a device's rows and examples."""
+
+    rows: _Rows
+    real_GY: jax.Array
+    ends: tuple[jax.Array, jax.Array]  # first slots of the examples and those behind their last ones, (G, E)
+    length_GE: jax.Array  # of the maps
+    nll_weight_GY: jax.Array
+    target_GEV: jax.Array
+    weight_GE: jax.Array
 
 
 class _Saved(NamedTuple):
@@ -260,7 +326,6 @@ def _reduce(spec: _Spec, rows: _Rows, counted_R, z_RV, logz_R, made_MV, first_MV
     `first_MV` are the positions of the maxima, the first one of equals. It gathers each example's rows, which
     are consecutive, because a TPU scatters slowly, row by row.
     """
-    most = jnp.iinfo(rows.position.dtype).max
     size = min(spec.width, len(z_RV))
 
     def one(example):
@@ -274,12 +339,7 @@ def _reduce(spec: _Spec, rows: _Rows, counted_R, z_RV, logz_R, made_MV, first_MV
         logp_SV = jnp.where(own_S1, z_SV - logz_S1, -jnp.inf)
         if first_MV is None:
             return jnp.sum(jnp.exp(logp_SV), axis=0), None
-        position_SV = jnp.broadcast_to(position_S1, logp_SV.shape)
-        if spec.one_pass:
-            nothing = (jnp.array(-jnp.inf, logp_SV.dtype), jnp.array(most, position_SV.dtype))
-            return lax.reduce((logp_SV, position_SV), nothing, _greater, (0,))
-        top_V = jnp.max(logp_SV, axis=0)
-        return top_V, jnp.min(jnp.where(own_S1 & (logp_SV == top_V[None]), position_SV, most), axis=0)
+        return _first_maximum(spec, own_S1, position_S1, logp_SV)
 
     def add(found, made, first):
         top, at = found
@@ -299,6 +359,17 @@ def _reduce(spec: _Spec, rows: _Rows, counted_R, z_RV, logz_R, made_MV, first_MV
         found = lax.map(one, jnp.arange(len(made_MV)), batch_size=spec.together)
         return add(found, made_MV, first_MV)
     return lax.fori_loop(rows.example[0], rows.example[-1] + 1, step, (made_MV, first_MV))
+
+
+def _first_maximum(spec: _Spec, own_S1, position_S1, logp_SV):
+    """The maximum over an example's rows, (V,), and the position of the first one."""
+    most = jnp.iinfo(position_S1.dtype).max
+    position_SV = jnp.broadcast_to(position_S1, logp_SV.shape)
+    if spec.one_pass:
+        nothing = (jnp.array(-jnp.inf, logp_SV.dtype), jnp.array(most, position_SV.dtype))
+        return lax.reduce((logp_SV, position_SV), nothing, _greater, (0,))
+    top_V = jnp.max(logp_SV, axis=0)
+    return top_V, jnp.min(jnp.where(own_S1 & (logp_SV == top_V[None]), position_SV, most), axis=0)
 
 
 def _greater(a, b):
@@ -406,6 +477,134 @@ def _sum_bwd(spec: _Spec, residuals, cotangent):
 
 
 _sum.defvjp(_sum_fwd, _sum_bwd, symbolic_zeros=True)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _match(spec: _Spec, loss, hidden_GYD, head_DV, matches: _Matches):
+    return _match_chunks(spec, loss, hidden_GYD, head_DV, matches)[0]
+
+
+@jax.named_scope("head")
+def _match_chunks(spec: _Spec, loss, hidden_GYD, head_DV, matches: _Matches, learns_head=False):
+    """Returns the sum, (1,), with nll and losses, and the gradients of hidden and head."""
+    (G, Y, D), M, sum_dtype = hidden_GYD.shape, len(hidden_GYD) * spec.examples, _sum_dtype(hidden_GYD)
+    chunks, size = _whole_examples(G, Y, spec)
+    first_G1 = Y * jnp.arange(G, dtype=jnp.int32)[:, None]
+    ends = tuple((x_GE + first_G1).reshape(M) for x_GE in matches.ends)
+    by_row = (hidden_GYD, _of_device(spec, matches.rows), matches.real_GY, matches.nll_weight_GY)
+    by_row = jax.tree.map(lambda x: _lengthen(x.reshape(G * Y, *x.shape[2:]), size), by_row)
+    by_example = (matches.length_GE, matches.target_GEV, matches.weight_GE)
+    by_example = jax.tree.map(lambda x: x.reshape(M, *x.shape[2:]), by_example)
+    found = (jnp.zeros((G * Y + size, D), hidden_GYD.dtype), jnp.zeros(G * Y + size, sum_dtype))
+    # Filled with zeros once: what earlier chunks leave in rows without an example is never used.
+    dz_RV = jnp.zeros((size, head_DV.shape[1]), hidden_GYD.dtype)
+    dhead_DV = jnp.zeros(head_DV.shape, sum_dtype) if learns_head else None
+    (_, (dhidden, nll), loss_M, _, dhead_DV), _ = lax.scan(
+        partial(_match_chunk, spec, loss, size, head_DV.astype(hidden_GYD.dtype), ends, by_row, by_example),
+        (jnp.int32(0), found, jnp.zeros(M, sum_dtype), dz_RV, dhead_DV),
+        length=chunks,
+    )
+    dhidden_GYD, nll_GY = (x[: G * Y].reshape(G, Y, *x.shape[1:]) for x in (dhidden, nll))
+    loss_GE = loss_M.reshape(G, -1)
+    total = jnp.sum(matches.nll_weight_GY * nll_GY) + jnp.sum(matches.weight_GE * loss_GE)
+    return (total[None], (nll_GY, loss_GE)), (dhidden_GYD, dhead_DV)
+
+
+def _whole_examples(groups: int, slots: int, spec: _Spec) -> tuple[int, int]:
+    """How many chunks of how many rows suffice if an example that does not fit begins the next chunk."""
+    # At most a quarter of a chunk stays unused.
+    most = max(spec.chunk_rows, 4 * spec.width)
+    count = -(-groups * slots // (most - spec.width + 1))
+    size = -(-groups * slots // count) + spec.width - 1
+    # A chunk with its share of the examples is large enough as well, unless a group's spare slots are in it.
+    return count, min(size, -(-spec.examples // count) * spec.width) if groups == 1 else size
+
+
+def _lengthen(x: jax.Array, rows: int) -> jax.Array:
+    return jnp.pad(x, [(0, rows)] + [(0, 0)] * (x.ndim - 1))
+
+
+def _match_chunk(spec: _Spec, loss, size, head_DV, ends, by_row, by_example, carry, _):
+    """Adds the gradients of the next examples that fit into a chunk of `size` rows, their nll and losses."""
+    example, found, loss_M, dz_RV, dhead_DV = carry
+    start_M, end_M = ends
+    begin = start_M[jnp.minimum(example, len(start_M) - 1)]
+    behind = jnp.sum(end_M <= begin + size)  # the example after the last one that fits
+    hidden_RD, rows, real_R, nll_weight_R = jax.tree.map(
+        lambda x: lax.dynamic_slice_in_dim(x, begin, size), by_row
+    )
+    own_R = real_R & (rows.example >= example) & (rows.example < behind)
+    z_RV = logits(hidden_RD, head_DV)
+    logz_R = jax.nn.logsumexp(z_RV, axis=-1)
+    nll_R = logz_R - jnp.take_along_axis(z_RV, rows.target[:, None], axis=-1)[:, 0]
+    z_RV, logz_R = lax.optimization_barrier((z_RV, logz_R))  # as in `_forward_chunk`
+    counted_R = own_R & rows.counted["map"]
+    columns = (own_R, counted_R, rows.example, rows.position, rows.target, nll_weight_R, logz_R)
+    columns = tuple(x_R[:, None] for x_R in columns)
+
+    def step(example, carry):
+        dz_RV, loss_M = carry
+        slices = partial(lax.dynamic_slice_in_dim, start_index=start_M[example] - begin)
+        S = min(spec.width, size)
+        own_S1, counted_S1, example_S1, position_S1, target_S1, nll_weight_S1, logz_S1 = (
+            slices(x_R1, slice_size=S) for x_R1 in columns
+        )
+        z_SV, dz_SV = (slices(x_RV, slice_size=S) for x_RV in (z_RV, dz_RV))
+        its_example = jax.tree.map(lambda x_M: lax.dynamic_slice_in_dim(x_M, example, 1), by_example)
+        its_S1, logp_SV = example_S1 == example, z_SV - logz_S1
+        loss_1, through_SV = _through_map(spec, loss, logp_SV, counted_S1 & its_S1, position_S1, its_example)
+        # p (g - sum_v p_v g_v) with the factor of p in nll's gradient.
+        factor_S1 = nll_weight_S1 - jnp.sum(through_SV, axis=1, keepdims=True)
+        target_SV = jnp.arange(z_SV.shape[1])[None] == target_S1
+        new_SV = jnp.exp(logp_SV) * factor_S1 + through_SV - jnp.where(target_SV, nll_weight_S1, 0)
+        dz_SV = jnp.where(own_S1 & its_S1, new_SV.astype(dz_SV.dtype), dz_SV)
+        dz_RV = lax.dynamic_update_slice_in_dim(dz_RV, dz_SV, start_M[example] - begin, 0)
+        return dz_RV, lax.dynamic_update_slice_in_dim(loss_M, loss_1, example, 0)
+
+    dz_RV, loss_M = lax.fori_loop(example, behind, step, (dz_RV, loss_M))
+    own_RD = jnp.where(own_R[:, None], hidden_RD, 0)
+    dhead_DV, dhidden_RD = _through_product(dz_RV, own_RD, head_DV, dhead_DV)
+
+    def put(all_X, new_R):
+        old_R = lax.dynamic_slice_in_dim(all_X, begin, size)
+        new_R = jnp.where(own_R.reshape(-1, *[1] * (new_R.ndim - 1)), new_R, old_R)
+        return lax.dynamic_update_slice_in_dim(all_X, new_R, begin, 0)
+
+    found = jax.tree.map(put, found, (dhidden_RD, nll_R))
+    return (behind, found, loss_M, dz_RV, dhead_DV), None
+
+
+def _through_map(spec: _Spec, loss, logp_SV, counted_S1, position_S1, example):
+    """The loss of an example's map, and p g, where g is the map's gradient at the rows that it is of."""
+    length_1, target_1V, weight_1 = example
+    ((_, reduction),) = spec.maps
+    masked_SV = jnp.where(counted_S1, logp_SV, -jnp.inf)
+    if reduction == "max":
+        top_V, first_V = _first_maximum(spec, counted_S1, position_S1, masked_SV)
+        map_1V = jnp.exp(top_V)[None]
+    else:
+        summed = jnp.maximum(length_1, 1)[:, None].astype(logp_SV.dtype) if reduction == "mean" else 1
+        map_1V = jnp.sum(jnp.exp(masked_SV), axis=0, keepdims=True) / summed
+    loss_1, pull = jax.vjp(partial(loss, target_1V), map_1V)
+    (slope_1V,) = pull(weight_1)
+    if reduction == "max":  # p is the map where the maximum is
+        through_SV = jnp.where(counted_S1 & (first_V[None] == position_S1), map_1V * slope_1V, 0)
+    else:
+        through_SV = jnp.exp(masked_SV) * (slope_1V / summed)
+    return loss_1, through_SV
+
+
+def _match_fwd(spec: _Spec, loss, *inputs):
+    (hidden_GYD, head_DV, matches), like_head = _plain(inputs[1], *inputs)
+    result, gradients = _match_chunks(spec, loss, hidden_GYD, head_DV, matches, like_head is not None)
+    return result, (*gradients, like_head)
+
+
+def _match_bwd(spec: _Spec, loss, residuals, cotangent):
+    return _sum_bwd(spec, residuals, cotangent)
+
+
+_match.defvjp(_match_fwd, _match_bwd, symbolic_zeros=True)
 
 
 class _Chunks(NamedTuple):

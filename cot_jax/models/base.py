@@ -26,7 +26,7 @@ class Student(abc.ABC):
       config: the architecture, with `vocab_size` and `dropout_rate`.
       dtype: of the arithmetic.
       unroll: whether `hidden` unrolls its loops over layers.
-      remat: what the backward pass of `hidden` recomputes of a layer, one of `layers.REMAT`.
+      remat: what the backward pass of `hidden` recomputes of a layer, one of `choices.REMAT`.
       config_class: the class of `config`.
       hf_class, peft_task: the Transformers class that loads an export, and PEFT's name of its task.
       format: name of the text format, a key of `text.formats.FORMATS`.

@@ -7,5 +7,5 @@ PRESETS = (
     "tiny-bert", "minilm-l6", "bert-base", "bert-large", "tiny-deberta", "deberta-v3-base",
 )  # fmt: skip
 
-# Keys of `layers.REMAT`.
+# What `layers.stack` recomputes in the backward pass.
 REMAT = ("none", "elementwise", "layers")

@@ -16,28 +16,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
+from cot_jax import backend
 from cot_jax.batch import Segments, Tokens
-from cot_jax.models import choices, fused_attention, tpu_attention
+from cot_jax.models import fused_attention, tpu_attention
 from cot_jax.models.numerics import GOLDEN, MASKED, by_distance, mix
 
 # Attention with more scores than this, for one example and head, is computed by chunks of queries.
 _WHOLE, _QUERIES = 512 * 512, 128
 
-# What a layer keeps for the backward pass beside its input (Chen et al. 2016, "Training Deep Nets with
-# Sublinear Memory Cost"): everything; the outputs of its linear maps and of a TPU's attention; nothing. The
-# rest is recomputed.
-_KEPT = (
-    jax.checkpoint_policies.everything_saveable,
-    jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(tpu_attention.ATTENDED),
-    ),
-    jax.checkpoint_policies.nothing_saveable,
-)
-REMAT = dict(zip(choices.REMAT, _KEPT, strict=True))
+# Names of what `stack` may keep for the backward pass: outputs of linear maps, and those of attention's own
+# if it reads flat tokens.
+_PRODUCT, _PROJECTION = "product", "projection"
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("w", "a", "b"), meta_fields=("scale",))
@@ -64,10 +57,16 @@ def linear(x: jax.Array, w: jax.Array | LowRank, inputs: int = 1, *, unpacked: b
       unpacked: whether heads are axes of the product, which suits a decoder's rectangles on a TPU. Otherwise
         all heads are side by side, as the TPU's kernel of attention wants them. No difference elsewhere.
     """
+    of_attention = (w.w if isinstance(w, LowRank) else w).ndim > 2
+    y = _product(x, w, inputs, unpacked)
+    return checkpoint_name(y, _PROJECTION if of_attention and not unpacked else _PRODUCT)
+
+
+def _product(x: jax.Array, w: jax.Array | LowRank, inputs: int, unpacked: bool) -> jax.Array:
     if isinstance(w, LowRank):
         flat = x.reshape(*x.shape[: x.ndim - inputs], -1)
         low = (flat @ w.a.astype(x.dtype)) @ w.b.astype(x.dtype)
-        dense = linear(x, w.w, inputs, unpacked=unpacked)
+        dense = _product(x, w.w, inputs, unpacked)
         return dense + (w.scale * low).reshape(dense.shape).astype(x.dtype)
     w = w.astype(x.dtype)
     if unpacked:
@@ -448,7 +447,17 @@ def stack(
         return layer(carry, *xs)
 
     if remat != "none":
-        body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
+        body = jax.checkpoint(body, policy=_kept(remat), prevent_cse=False)
         # Only a loop guarantees that a layer is recomputed just before its backward pass.
         unroll = False
     return jax.lax.scan(body, carry, (weights, keys_N), unroll=N if unroll else 1)
+
+
+def _kept(remat: str) -> Callable[..., bool]:
+    """What a layer keeps beside its input (Chen et al. 2016, "Training Deep Nets with Sublinear Memory
+    Cost")."""
+    if remat == "layers":
+        return jax.checkpoint_policies.nothing_saveable
+    # A TPU computes a projection again in less time than it takes to write and read it.
+    projections = [] if backend.platform() == "tpu" else [_PROJECTION]
+    return jax.checkpoint_policies.save_only_these_names(_PRODUCT, tpu_attention.ATTENDED, *projections)

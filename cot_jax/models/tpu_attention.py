@@ -26,7 +26,7 @@ from cot_jax.models.numerics import GOLDEN, MASKED, Spec, by_distance, mix
 
 # Slots of a tile, and lanes of a register.
 B = 128
-# Names results for the policies of `layers.REMAT`.
+# Names results that `layers.stack` keeps.
 ATTENDED = "attended"
 # A slot of keys takes 5 KiB of VMEM. A v5p and a TPU 7 have 64 MiB, a v5e and a v6e 128, older ones 16.
 _SLOTS = 8192
@@ -91,7 +91,8 @@ def _attend_fwd(spec: Spec, heads: int, q, k, v, bias, others):
     _, (_, row_H1X), _ = others
     results = [("queries", q), ("heads", jax.ShapeDtypeStruct(row_H1X.shape, jnp.float32))]
     found = _call(spec, heads, _forward, (q, k, v), bias, others, [], results)
-    out, log = (checkpoint_name(x, ATTENDED) for x in found)
+    # With an axis of groups, as all that T5's encoder keeps; see `T5.hidden`.
+    out, log = (checkpoint_name(x[None], ATTENDED)[0] for x in found)
     return out, (q, k, v, bias, others, out, log)
 
 

@@ -13,8 +13,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cot_jax.models import layers
+from cot_jax.models.choices import REMAT
 from cot_jax.models.layers import (
-    REMAT,
     Keys,
     Layout,
     LowRank,

@@ -16,8 +16,9 @@ from jax.sharding import PartitionSpec as P
 from cot_jax.batch import Batch, Texts, Tokens, ViewArrays, Work
 from cot_jax.errors import UserError
 from cot_jax.models import layers, pretrained, t5
+from cot_jax.models.choices import REMAT
 from cot_jax.models.decoding import greedy
-from cot_jax.models.layers import REMAT, Layout
+from cot_jax.models.layers import Layout
 from cot_jax.models.student import Options, build, from_scratch
 from cot_jax.models.t5 import PRESETS, T5, T5Config
 from cot_jax.models.t5 import relative_position_bucket as bucket

@@ -124,9 +124,9 @@ def make_objective(
         maps: dict[str, jax.Array] = {}
         distilled: dict[str, Distilled] = {}
         if mi:
-            sides = [batch.views[name] for name in (mi.label_view, mi.rationale_view)]
-            counts_GE = (sides[0].learned > 0) & (sides[1].learned > 0)
-        # A side of the mutual information without a gradient comes first: it is the other one's target.
+            views = batch.views
+            counts_GE = (views[mi.label_view].learned > 0) & (views[mi.rationale_view].learned > 0)
+        # The side of the mutual information without a gradient comes first: it is the other one's target.
         for name in sorted(terms, key=lambda name: mi is not None and mi.differentiates(name)):
             term, view = terms[name], batch.views[name]
             sd = self_distillation if self_distillation and name in self_distillation.views else None
@@ -138,7 +138,9 @@ def make_objective(
             options: Any = {"entropy": sd is not None and sd.dynamic, "batch_axes": batch_axes}
             inputs = (hidden[name], head_DV, view.targets)
             weight_GY = token_weight(view, class_weight_V if term == "label" else None)
-            if mi and mi.differentiates(name) and maps and not sd and backend.platform() != "gpu":
+            # A GPU's host would wait for the bounds of a loop.
+            matches = not sd and backend.platform() != "gpu"
+            if mi and mi.differentiates(name) and mi.detach != "none" and matches:
                 (target_GEV,), mean_GE = maps.values(), counts_GE / jnp.maximum(counts_GE.sum(), 1)
                 matched = MapLoss(wanted["mi"], mi.against, target_GEV, mi.weight * mean_GE)
                 scaled_GY = share * weights[term] * weight_GY

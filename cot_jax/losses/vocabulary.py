@@ -529,7 +529,7 @@ def _match_chunk(spec: _Spec, loss, size, head_DV, ends, by_row, by_example, car
     example, found, loss_M, dz_RV, dhead_DV = carry
     start_M, end_M = ends
     begin = start_M[jnp.minimum(example, len(start_M) - 1)]
-    behind = jnp.sum(end_M <= begin + size)  # the example after the last one that fits
+    behind = jnp.sum(end_M <= begin + size, dtype=jnp.int32)  # the example after the last one that fits
     hidden_RD, rows, real_R, nll_weight_R = jax.tree.map(
         lambda x: lax.dynamic_slice_in_dim(x, begin, size), by_row
     )

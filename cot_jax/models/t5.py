@@ -261,9 +261,6 @@ class T5(Student):
             targets, targets, self._distance_bias(params["decoder"], targets, False), causal=True, rate=rate
         )
         to_input = Attention(targets, inputs, rate=rate)
-        # Without an axis of groups, so that the loops of encoder and decoder keep arrays of different shapes:
-        # XLA for TPUs fills arrays of the same shape with zeros first.
-        flat_XD = encoded_GXD.reshape(-1, encoded_GXD.shape[-1])
 
         def layer(x_GYD, w, key):
             self_key, input_key, *keys = split_key(key, 6)
@@ -272,9 +269,7 @@ class T5(Student):
                 return to_self(self_key, *_queries_keys_values(w["self_attention"], h_GYD, h_GYD))
 
             def attend_input(h_GYD):
-                q_GYHK, *memory = _queries_keys_values(w["cross_attention"], h_GYD, flat_XD)
-                memory = [x.reshape(*encoded_GXD.shape[:2], *x.shape[1:]) for x in memory]
-                return to_input(input_key, q_GYHK, *memory)
+                return to_input(input_key, *_queries_keys_values(w["cross_attention"], h_GYD, encoded_GXD))
 
             return self._decoder_layer(x_GYD, w, attend_self, attend_input, keys, targets.seed_GX), None
 

@@ -91,8 +91,7 @@ def _attend_fwd(spec: Spec, heads: int, q, k, v, bias, others):
     _, (_, row_H1X), _ = others
     results = [("queries", q), ("heads", jax.ShapeDtypeStruct(row_H1X.shape, jnp.float32))]
     found = _call(spec, heads, _forward, (q, k, v), bias, others, [], results)
-    # With an axis of groups, as all that T5's encoder keeps; see `T5.hidden`.
-    out, log = (checkpoint_name(x[None], ATTENDED)[0] for x in found)
+    out, log = (checkpoint_name(x, ATTENDED) for x in found)
     return out, (q, k, v, bias, others, out, log)
 
 

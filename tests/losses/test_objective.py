@@ -7,9 +7,14 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from benchmarks.head import plain_vocabulary_pass
+from cot_jax import backend
 from cot_jax.batch import Batch, Segments, Tokens, ViewArrays
-from cot_jax.losses.objective import MutualInformation, make_objective
+from cot_jax.losses.choices import DETACHABLE
+from cot_jax.losses.mutual_information import map_length, mutual_information_loss
+from cot_jax.losses.objective import MutualInformation, make_objective, token_weight
 from cot_jax.losses.soft_targets import LastBatch, SelfDistillation
+from cot_jax.losses.vocabulary import VocabularyMap
 
 TERMS = {"predict": "label", "explain": "rationale"}
 WEIGHTS = {"label": 0.3, "rationale": 0.7}
@@ -67,8 +72,8 @@ def _batch(groups=1, spare=0, wider=0, lengths=LENGTHS, padded=True):
     return Batch(views, np.arange(3, dtype=np.int32).reshape(groups, -1))
 
 
-def _mi(variant="reference", weight=0.5, reduction="max"):
-    return MutualInformation("predict", "explain", weight, variant, reduction, "label")
+def _mi(variant="reference", weight=0.5, reduction="max", detach="label"):
+    return MutualInformation("predict", "explain", weight, variant, reduction, detach)
 
 
 def _differentiated(objective):
@@ -105,6 +110,47 @@ def test_equals_the_published_lines_in_value_and_gradient(params, layout, reduct
     assert float(total) == pytest.approx(expected.item(), rel=1e-6)
     for name in params:
         np.testing.assert_allclose(grads[name], leaves[name].grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("variant", ["reference", "normalized"])
+@pytest.mark.parametrize("detach", DETACHABLE)
+def test_mutual_information_is_that_of_whole_maps(params, detach, variant, platform, monkeypatch):
+    monkeypatch.setattr(backend, "platform", lambda: platform)
+    mi, batch = _mi(variant, detach=detach), _batch(*LAYOUTS[2])
+    (total, found), grads = _differentiated(make_objective(FixedHidden(), TERMS, WEIGHTS, mi))(
+        params, batch, None, None
+    )
+
+    def definition(params):
+        hidden, head_DV = FixedHidden().hidden(params, batch, None), params["head"]
+        terms, maps = {}, {}
+        for name, view in batch.views.items():
+            wanted = {"mi": VocabularyMap("max", map_length(variant, view))}
+            passed = plain_vocabulary_pass(hidden[name], head_DV, view.targets, wanted)
+            terms[TERMS[name]] = jnp.sum(token_weight(view) * passed.nll_GY)
+            maps[name] = passed.maps["mi"]
+        counts_GE = jnp.ones(batch.example.shape, bool)
+        sides = maps["predict"], maps["explain"], counts_GE
+        terms["mi"] = mutual_information_loss(*sides, variant=variant, detach=detach)
+        return 0.3 * terms["label"] + 0.7 * terms["rationale"] + 0.5 * terms["mi"], terms
+
+    (expected, terms), expected_grads = jax.jit(jax.value_and_grad(definition, has_aux=True))(params)
+    assert found.terms.keys() == terms.keys()
+    for name, term in terms.items():
+        np.testing.assert_allclose(found.terms[name], term, rtol=1e-6)
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads, expected_grads)
+
+
+def test_mutual_information_needs_no_product_of_its_own(params):
+    def products(mi):
+        objective = make_objective(FixedHidden(), TERMS, WEIGHTS, mi)
+        program = jax.make_jaxpr(jax.grad(objective, has_aux=True))(params, _batch(), None, None)
+        return str(program).count("dot_general")
+
+    assert products(None) == products(_mi()) == 6
+    assert products(_mi(detach="none")) == 8
 
 
 @pytest.mark.slow

@@ -14,9 +14,11 @@ from benchmarks.head import plain_vocabulary_pass
 from cot_jax import backend
 from cot_jax.batch import Segments, Tokens
 from cot_jax.losses.vocabulary import (
+    MapLoss,
     VocabularyMap,
     _Chunks,
     cross_entropy_pass,
+    matching_pass,
     vocabulary_pass,
 )
 
@@ -134,6 +136,55 @@ def test_cross_entropy_pass_equals_the_definition(rows):
         _assert_trees_close(undifferentiated, results[0][0], atol=1e-12)
 
 
+# Many short examples in one and in two groups, and rectangles: chunks that end before their last row.
+MATCHED = {
+    "flat": (np.array([[3, 0, 5, 5, 1, 4, 2, 5, 0, 5]], np.int32), 33),
+    "groups": (np.array([[5, 5, 0, 2, 5], [0, 1, 5, 3, 0]], np.int32), 19),
+    "rectangles": (np.full((1, 7), 5, np.int32), 35),
+}
+
+
+def _matched_loss(target, map_):
+    """Neither linear in the map nor the same for all of V."""
+    return jnp.sum(target * jnp.sin(3 * map_), axis=-1) + jax.nn.logsumexp(map_, axis=-1)
+
+
+@pytest.mark.usefixtures("as_on")
+@pytest.mark.parametrize("reduction", ["max", "mean", "sum"])
+@pytest.mark.parametrize("layout", MATCHED)
+def test_matching_pass_equals_the_definition(layout, reduction):
+    length_GE, slots = MATCHED[layout]
+    rng = np.random.default_rng(2)
+    with jax.enable_x64(True):
+        hidden_GYD, head_DV, targets = _inputs(length_GE=length_GE, slots=slots)
+        real_GY = np.asarray(Segments.of(targets).real_GX)
+        weight_GY = np.where(real_GY, rng.normal(size=real_GY.shape), 0)
+        kind = VocabularyMap(reduction, np.maximum(length_GE - 1, 0))
+        matched = MapLoss(
+            kind, _matched_loss, rng.normal(size=(*length_GE.shape, V)), rng.normal(size=length_GE.shape)
+        )
+
+        def definition(hidden_GYD, head_DV):
+            found = plain_vocabulary_pass(hidden_GYD, head_DV, targets, {"m": kind})
+            loss_GE = _matched_loss(matched.target_GEV, found.maps["m"])
+            total = jnp.sum(weight_GY * found.nll_GY) + jnp.sum(matched.weight_GE * loss_GE)
+            return 3 * total, (jnp.where(real_GY, found.nll_GY, 0), loss_GE)
+
+        def streamed(rows, hidden_GYD, head_DV):
+            total, *found = matching_pass(hidden_GYD, head_DV, targets, weight_GY, matched, chunk_rows=rows)
+            # Both carry no gradient.
+            return 3 * total + sum(jnp.sum(x) - jax.lax.stop_gradient(jnp.sum(x)) for x in found), tuple(
+                found
+            )
+
+        expected = jax.jit(jax.value_and_grad(definition, argnums=(0, 1), has_aux=True))(hidden_GYD, head_DV)
+        for rows in (1, 1000):
+            run = partial(streamed, rows)
+            found = jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))(hidden_GYD, head_DV)
+            _assert_trees_close(found, expected, atol=1e-12)
+            _assert_trees_close(jax.jit(run)(hidden_GYD, head_DV), expected[0], atol=1e-12)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("run", [plain_vocabulary_pass, partial(vocabulary_pass, chunk_rows=7)])
 def test_the_layout_changes_nothing(run):
@@ -183,16 +234,21 @@ def test_products_with_the_head_are_few():
     def summed(hidden_GYD, head_DV):
         return cross_entropy_pass(hidden_GYD, head_DV, targets, weight_GY)[0]
 
+    def matching(hidden_GYD, head_DV):
+        matched = MapLoss(VocabularyMap("max"), _matched_loss, jnp.ones((2, 3, V)), jnp.ones((2, 3)))
+        return matching_pass(hidden_GYD, head_DV, targets, weight_GY, matched)[0]
+
     def general(hidden_GYD, head_DV):
         return vocabulary_pass(hidden_GYD, head_DV, targets).nll_GY.sum()
 
     def products(run, argnums):
         return str(jax.make_jaxpr(jax.grad(run, argnums))(hidden_GYD, head_DV)).count("dot_general")
 
-    assert (products(summed, (0, 1)), products(general, (0, 1))) == (3, 4)
+    runs = summed, matching, general
+    assert [products(run, (0, 1)) for run in runs] == [3, 3, 4]
     # Of a head that is not learned none is for its gradient.
-    assert (products(summed, 0), products(general, 0)) == (2, 3)
-    for run in (summed, general):
+    assert [products(run, 0) for run in runs] == [2, 2, 3]
+    for run in runs:
         both = jax.grad(run, (0, 1))(hidden_GYD, head_DV)
         np.testing.assert_array_equal(jax.grad(run)(hidden_GYD, head_DV), both[0])
 
@@ -206,7 +262,12 @@ def test_no_row_is_scattered():
         found = vocabulary_pass(hidden_GYD, head_DV, targets, maps, entropy=True)
         return sum(jnp.sum(x**2) for x in (found.nll_GY, *found.maps.values()))
 
-    assert "scatter" not in str(jax.make_jaxpr(jax.grad(total, (0, 1)))(hidden_GYD, head_DV))
+    def matching(hidden_GYD, head_DV):
+        matched = MapLoss(VocabularyMap("max"), _matched_loss, jnp.ones((2, 3, V)), jnp.ones((2, 3)))
+        return matching_pass(hidden_GYD, head_DV, targets, jnp.ones((2, Y)), matched)[0]
+
+    for run in (total, matching):
+        assert "scatter" not in str(jax.make_jaxpr(jax.grad(run, (0, 1)))(hidden_GYD, head_DV))
 
 
 def test_a_gpu_never_waits_for_the_bounds_of_a_loop(monkeypatch):
@@ -310,6 +371,25 @@ def test_first_of_equal_maxima_takes_the_gradient(rows):
     np.testing.assert_allclose(dhidden_GYD, 0, atol=1e-6)
 
 
+@pytest.mark.usefixtures("as_on")
+def test_first_of_equal_maxima_takes_the_gradient_of_a_match():
+    hidden_GYD = np.broadcast_to(np.array([1.0, 2, -1, 0, 1, 1], np.float32), (2, Y, D))
+    head_DV = np.random.default_rng(0).integers(-2, 3, (D, V)).astype(np.float32)
+    targets = Tokens(np.zeros((2, Y), np.int32), LENGTHS_GE, 11)
+    matched = MapLoss(VocabularyMap("max"), _matched_loss, jnp.ones((2, 3, V)), jnp.ones((2, 3)))
+
+    def total(hidden_GYD):
+        return matching_pass(hidden_GYD, head_DV, targets, jnp.zeros((2, Y)), matched)[0]
+
+    def definition(hidden_GYD):
+        found = plain_vocabulary_pass(hidden_GYD, head_DV, targets, {"m": VocabularyMap("max")})
+        return jnp.sum(_matched_loss(matched.target_GEV, found.maps["m"]))
+
+    found_GYD, expected_GYD = (jax.jit(jax.grad(run))(hidden_GYD) for run in (total, definition))
+    assert np.abs(expected_GYD).max() > 1e-2
+    np.testing.assert_allclose(found_GYD, expected_GYD, atol=1e-6)
+
+
 def _mutual_information(label_map_GEV, rationale_map_GEV):
     p_GEV, q_GEV = jax.lax.stop_gradient(label_map_GEV), rationale_map_GEV
     return (p_GEV.sum(-1) * jax.nn.logsumexp(q_GEV, axis=-1) - (p_GEV * q_GEV).sum(-1)).mean()
@@ -393,6 +473,33 @@ def test_low_precision_is_exact_to_rounding(dtype, hidden_eps, head_eps, reducti
         np.testing.assert_allclose(np.asarray(a, np.float64), e, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize(("dtype", "eps"), [(jnp.float32, 16), (jnp.bfloat16, 1)])
+def test_a_match_in_low_precision_is_exact_to_rounding(dtype, eps):
+    length_GE = np.array([[60, 41, 30, 1, 60]], np.int32)
+    hidden_GYD, head_DV, targets = _inputs(np.float32, length_GE, 200)
+    hidden_GYD = jnp.asarray(hidden_GYD, dtype)
+    weight_GY, target_GEV = np.full((1, 200), 0.1), np.full((1, 5, V), 0.5)
+
+    def total(run, hidden_GYD, head_DV):
+        kind = VocabularyMap("max")
+        if run is matching_pass:
+            matched = MapLoss(kind, _matched_loss, target_GEV, np.ones((1, 5)))
+            return run(hidden_GYD, head_DV, targets, jnp.asarray(weight_GY), matched, chunk_rows=1)[0]
+        found = run(hidden_GYD, head_DV, targets, {"m": kind})
+        real_GY = Segments.of(targets).real_GX
+        nll = jnp.sum(jnp.where(real_GY, weight_GY * found.nll_GY, 0))
+        return nll + jnp.sum(_matched_loss(target_GEV, found.maps["m"]))
+
+    actual = jax.jit(jax.grad(partial(total, matching_pass), (0, 1)))(hidden_GYD, head_DV)
+    assert [x.dtype for x in actual] == [dtype, jnp.float32]
+    with jax.enable_x64(True):  # the same rounded operands, multiplied and summed exactly
+        operands = np.asarray(hidden_GYD, np.float64), np.asarray(jnp.asarray(head_DV, dtype), np.float64)
+        expected = jax.jit(jax.grad(partial(total, plain_vocabulary_pass), (0, 1)))(*operands)
+        for a, e in zip(actual, expected, strict=True):
+            atol = eps * float(jnp.finfo(dtype).eps) * np.abs(e).max()
+            np.testing.assert_allclose(np.asarray(a, np.float64), e, rtol=0, atol=atol)
+
+
 def test_nll_is_finite_for_extreme_logits():
     hidden_GYD = np.full((1, 3, D), 300.0, np.float32)
     head_DV = np.linspace(-300, 300, D * V, dtype=np.float32).reshape(D, V)
@@ -465,9 +572,20 @@ def _weighted_nll(run, hidden_GYD, head_DV, targets):
     return run(hidden_GYD, head_DV, targets, weight_GY)[0]
 
 
-@pytest.mark.parametrize("summed", [False, True], ids=["general", "sum"])
+def _matched(run, hidden_GYD, head_DV, targets):
+    kind, (G, E), V = VocabularyMap("max"), targets.length.shape, head_DV.shape[1]
+    target_GEV = jnp.cos(jnp.arange(G * E * V, dtype=jnp.float32)).reshape(G, E, V)
+    if run is plain_vocabulary_pass:
+        map_GEV = run(hidden_GYD, head_DV, targets, {"m": kind}).maps["m"]
+        return _weighted_nll(run, hidden_GYD, head_DV, targets) + jnp.mean(_matched_loss(target_GEV, map_GEV))
+    weight_GY = Segments.of(targets).real_GX / targets.length.sum()
+    matched = MapLoss(kind, _matched_loss, target_GEV, jnp.full((G, E), 1 / (G * E)))
+    return run(hidden_GYD, head_DV, targets, weight_GY, matched)[0]
+
+
+@pytest.mark.parametrize("streamed", [vocabulary_pass, cross_entropy_pass, matching_pass])
 @pytest.mark.parametrize("name", SHARDINGS)
-def test_eight_devices_equal_one_and_keep_their_groups(name, summed):
+def test_eight_devices_equal_one_and_keep_their_groups(name, streamed):
     sizes, axes, head_spec = SHARDINGS[name]
     batch_axes = tuple(axis for axis in axes if axis != "model")
     rng = np.random.default_rng(0)
@@ -478,8 +596,9 @@ def test_eight_devices_equal_one_and_keep_their_groups(name, summed):
     targets = Tokens(ids_GY, rng.integers(1, t + 1, (g, e)).astype(np.int32), t)
 
     def total(run, hidden_GYD, head_DV, targets):
-        if summed:
-            return _weighted_nll(run, hidden_GYD, head_DV, targets)
+        if streamed is not vocabulary_pass:
+            one = _matched if streamed is matching_pass else _weighted_nll
+            return one(run, hidden_GYD, head_DV, targets)
         maps = {"max": VocabularyMap("max"), "sum": VocabularyMap("sum")}
         found = run(hidden_GYD, head_DV, targets, maps, entropy=True)
         map_terms = [(m**2).sum(-1).mean() for m in found.maps.values()]
@@ -489,7 +608,6 @@ def test_eight_devices_equal_one_and_keep_their_groups(name, summed):
     expected = jax.jit(jax.value_and_grad(partial(total, plain_vocabulary_pass), argnums=(0, 1)))(*arrays)
     mesh = jax.make_mesh(sizes, axes, axis_types=(AxisType.Auto,) * len(axes))
     groups, head = (NamedSharding(mesh, spec) for spec in (PartitionSpec(batch_axes), head_spec))
-    streamed = cross_entropy_pass if summed else vocabulary_pass
     run = partial(streamed, chunk_rows=16, batch_axes=batch_axes)
     with jax.set_mesh(mesh):
         step = jax.jit(

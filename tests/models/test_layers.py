@@ -12,6 +12,7 @@ from flat_batches import by_example, flat, sequences
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from cot_jax import backend
 from cot_jax.models import layers
 from cot_jax.models.choices import REMAT
 from cot_jax.models.layers import (
@@ -463,3 +464,33 @@ def test_a_stack_is_its_layers_one_after_the_other(unroll, remat):
     last, each = stack(lambda x, w, key: (x + w["b"], key), x, weights, unroll=unroll, remat=remat)
     np.testing.assert_allclose(last, x + weights["b"].sum(axis=0), rtol=1e-6)
     assert each is None
+
+
+def _kept(platform, monkeypatch, rank=0):
+    """Floats that two layers of 6 tokens keep: projections of 2 x 3, a product of 8 and, of the input, 4."""
+    monkeypatch.setattr(backend, "platform", lambda: platform)
+    x = normal(0, 6, 4)
+    weights = {"q": normal(1, 2, 4, 2, 3), "o": normal(2, 2, 2, 3, 4), "wi": normal(3, 2, 4, 8)}
+    if rank:
+        low = normal(4, 2, 4, rank), normal(5, 2, rank, 8)
+        weights["wi"] = LowRank(weights["wi"], *low, scale=1.0)
+
+    def layer(x, w, _):
+        x += linear(jnp.tanh(linear(x, w["q"])), w["o"], 2)
+        return x + jnp.sum(jnp.tanh(linear(x, w["wi"])), axis=-1, keepdims=True), None
+
+    def run(x, weights):
+        return stack(layer, x, weights, remat="elementwise")[0]
+
+    _, pull = jax.vjp(run, x, weights)
+    given = {id(leaf) for leaf in jax.tree.leaves((x, weights))}
+    stacked = [leaf for leaf in jax.tree.leaves(pull) if leaf.shape[0] == 2 and leaf.shape[1:2] == (6,)]
+    return sum(leaf.size for leaf in stacked if id(leaf) not in given) // (2 * 6)
+
+
+def test_what_a_loop_keeps(monkeypatch):
+    # The input, q, o and wi; a TPU's layers compute q and o again.
+    assert _kept("cpu", monkeypatch) == 4 + 6 + 4 + 8
+    assert _kept("tpu", monkeypatch) == 4 + 8
+    # With LoRA the sum of both products only.
+    assert _kept("cpu", monkeypatch, rank=5) == 4 + 6 + 4 + 8

@@ -230,6 +230,7 @@ def _change(draw: Draw, steps: int, distractors: int) -> tuple[list[str], Soluti
     return sentences, solution
 
 
+_MOST_KNOWN = 10_000  # draws without a new problem: then nearly all are found
 DIFFICULTY = {"max_steps": 2, "distractors": 1, "max_number": 20}  # the default of `generate`
 
 
@@ -256,7 +257,7 @@ def generate(
       teacher_error_rate: chance that the teacher omits the last step.
 
     Raises:
-      UserError: there are not enough numbers or names for so many steps and distractors.
+      UserError: there are not enough numbers or names for so many steps and distractors, or fewer problems.
     """
     numbers = 2 * (max_steps + distractors + 3)  # that + or - can always find one not used yet
     if max_number < numbers:
@@ -270,7 +271,14 @@ def generate(
     series = [seed] if difficulty == [*DIFFICULTY.values()] else [seed, *difficulty]
     rng = np.random.default_rng(seed)
     examples: dict[str, Example] = {}
+    known = 0  # draws since the last new problem
     while len(examples) < count:
+        if known == _MOST_KNOWN:
+            raise UserError(
+                f"{count} word problems: only {len(examples)} different ones were found; ask for fewer, or "
+                "raise max_steps, distractors or max_number"
+            )
+        known += 1
         tell = _comparison if rng.random() < 0.5 else _change
         steps, others = int(rng.integers(1, max_steps + 1)), int(rng.integers(distractors + 1))
         sentences, solution = tell(Draw(rng, max_number), steps, others)
@@ -284,7 +292,8 @@ def generate(
             rationales=(said.rationale(),),
             programs=(said.program(),),
         )
-        examples.setdefault(example.text, example)
+        if example.text not in examples:
+            examples[example.text], known = example, 0
     return list(examples.values())
 
 

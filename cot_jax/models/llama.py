@@ -87,6 +87,8 @@ class Rope:
         for name, value in (settings | {"rope_theta": theta}).items():
             if name != "truncate" and not (isinstance(value, int | float) and 0 < value < math.inf):
                 raise UserError(f"config.json: {name} of rope is {value!r}, expected a number above 0")
+        if theta == 1 and kind == "yarn":
+            raise UserError("config.json: rope_type=yarn needs a rope_theta other than 1")
         if unknown := sorted(given.keys() - {*wanted, *optional, *_IGNORED}):
             raise UserError(f"config.json: rope_type={kind} has no setting {unknown[0]}")
         return cls(float(theta), kind, tuple(settings.items()))

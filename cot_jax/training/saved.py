@@ -37,6 +37,7 @@ from cot_jax.training.evaluation import (
     make_generate,
     make_sample,
     make_score,
+    require_positions,
 )
 from cot_jax.training.mesh import abstract, arrangement, by_weights, group_count, spread
 from cot_jax.training.students import BASE, LORA, compute_dtype
@@ -379,12 +380,18 @@ class LabelScorer(_Asker):
         self._score = make_score(saved.student, saved.mesh, self._encode_labels(labels))
 
     def __call__(self, questions: Sequence[Example]) -> np.ndarray:
-        """Returns the log-probabilities (N, L) float32 of the labels, each summed over its tokens."""
+        """Returns the log-probabilities (N, L) float32 of the labels, each summed over its tokens.
+
+        Raises:
+          UserError: a question is longer than the student can read.
+        """
+        encoded, _ = self._encode(questions)
+        require_positions(self._saved.student, encoded)
         with jax.set_mesh(self._saved.mesh):
             return ask_all(
                 self._score,
                 self._saved.params,
-                self._encode(questions)[0],
+                encoded,
                 mesh=self._saved.mesh,
                 batch_size=self._batch_size,
                 shapes=self._shapes,

@@ -266,3 +266,11 @@ def test_the_smallest_range_of_numbers_suffices(steps, distractors):
 def test_more_people_than_names_is_an_error():
     with pytest.raises(UserError, match="below 16"):
         generate(1, seed=0, max_steps=10, distractors=6, max_number=100)
+
+
+def test_more_problems_than_there_are_is_an_error(monkeypatch):
+    monkeypatch.setattr(word_problems, "NAMES", word_problems.NAMES[:2])
+    monkeypatch.setattr(word_problems, "THINGS", word_problems.THINGS[:2])
+    monkeypatch.setattr(word_problems, "_MOST_KNOWN", 500)
+    with pytest.raises(UserError, match=r"^1000000 word problems: only \d+ different ones were found"):
+        generate(1_000_000, seed=0, max_steps=1, distractors=0, max_number=8)

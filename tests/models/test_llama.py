@@ -437,6 +437,10 @@ def test_a_file_of_the_body_alone_is_read(theirs, tmp_path):
         ({"rope_theta": -1}, "rope_theta of rope is -1"),
         ({"rope_theta": 0}, "rope_theta of rope is 0"),
         (
+            {"rope_theta": 1, "rope_scaling": {"type": "yarn", "factor": 2}},
+            "yarn needs a rope_theta other",
+        ),
+        (
             {"rope_scaling": {"rope_type": ["linear"]}},
             "rope_scaling.rope_type is ['linear'], expected a text",
         ),

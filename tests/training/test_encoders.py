@@ -711,11 +711,12 @@ def test_an_export_answers_alike_in_transformers(world, taught, chooser, kind, t
 
 
 @pytest.mark.slow
-def test_a_choice_has_at_most_as_many_tokens_as_there_are_positions(chooser, capsys, monkeypatch):
+@pytest.mark.parametrize("flags", [[], ["--log_probs"]], ids=str)
+def test_a_choice_has_at_most_as_many_tokens_as_there_are_positions(chooser, capsys, monkeypatch, flags):
     for words in (60, 61):  # after [CLS] ann [SEP], and before [SEP]
         row = json.dumps({"input": ["ann", "bob " * words, "bob " * 60]}).encode()
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(row)))
-        status, said = predict.main([str(chooser)]), capsys.readouterr()
+        status, said = predict.main([str(chooser), *flags]), capsys.readouterr()
         if words == 60:
             assert status == 0, said.err
         else:

@@ -74,7 +74,7 @@ def test_the_one_command_says_what_there_is(site, tmp_path):
 
 def test_extras_that_are_named_are_there():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "launch").iterdir()]
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "launch").glob("*.*")]
     named = {"cuda", "tpu"}
     for file in [*pages, *(ROOT / "cot_jax").rglob("*.py"), ROOT / "pyproject.toml"]:
         for found in re.findall(r"cot-jax\[([\w,]+)\]|'\.\[([\w,]+)\]'|`\.\[([\w,]+)\]`", file.read_text()):

@@ -51,8 +51,12 @@ def batches():
 
 
 def _start(distillation):
-    """Returns (initial state, jitted step) of MI with self-distillation or without."""
-    mi = MutualInformation("predict", "explain", 0.1, "masked", "max", "label")
+    """Returns (initial state, jitted step) of MI with self-distillation or without.
+
+    Both maps have gradients: otherwise the step without self-distillation would take `matching_pass`, which
+    equals the general one up to rounding only.
+    """
+    mi = MutualInformation("predict", "explain", 0.1, "masked", "max", "none")
     terms = {"predict": "label", "explain": "rationale"}
     objective = make_objective(STUDENT, terms, {"label": 0.5, "rationale": 0.5}, mi, distillation)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2), 50, STUDENT.weights)

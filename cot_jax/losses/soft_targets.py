@@ -201,7 +201,7 @@ class SelfDistillation:
             "stored": linked_h.mean(),
         }
         loss = _mean(weight_h * divergence_h, linked_h)
-        # At weight 0 the step equals that without self-distillation bit for bit, if both take the same passes.
+        # At weight 0 the step equals that without self-distillation bit for bit (MI: with the general pass).
         loss = loss if self.weight > 0 else jax.lax.stop_gradient(loss)
         return Distilled(loss, None, outputs, diagnostics)
 

@@ -164,7 +164,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--loss", default="mi", choices=["cross-entropy", "mi"])
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--memory_only", action="store_true", help="compile but do not run")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.loss == "mi" and len(options.targets) < 2:
+        parser.error("--loss=mi is between two views: give two --targets, or --loss=cross-entropy")
+    return options
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ class ModelConfig:
     remat: str = _key(
         "auto",
         "what the backward pass recomputes of a layer, to save memory: elementwise = all but linear maps (on "
-        "a TPU all but the feed-forward's); auto = that, but none where the layers are unrolled",
+        "a TPU also attention's, except of decoders); auto = that, but none where the layers are unrolled",
         choices=("auto", *REMAT),
     )
     lora_rank: int = _key(

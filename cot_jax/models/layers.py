@@ -55,7 +55,8 @@ def linear(x: jax.Array, w: jax.Array | LowRank, inputs: int = 1, *, unpacked: b
 
     Args:
       unpacked: whether heads are axes of the product, which suits a decoder's rectangles on a TPU. Otherwise
-        all heads are side by side, as the TPU's kernel of attention wants them. No difference elsewhere.
+        all heads are side by side, as the TPU's kernel of attention wants them, and `stack` does not keep the
+        product on a TPU. No difference elsewhere.
     """
     of_attention = (w.w if isinstance(w, LowRank) else w).ndim > 2
     y = _product(x, w, inputs, unpacked)

@@ -272,5 +272,10 @@ def test_more_problems_than_there_are_is_an_error(monkeypatch):
     monkeypatch.setattr(word_problems, "NAMES", word_problems.NAMES[:2])
     monkeypatch.setattr(word_problems, "THINGS", word_problems.THINGS[:2])
     monkeypatch.setattr(word_problems, "_MOST_KNOWN", 500)
-    with pytest.raises(UserError, match=r"^1000000 word problems: only \d+ different ones were found"):
+    with pytest.raises(
+        UserError, match=r"^1000000 word problems: only \d+ different ones were found"
+    ) as error:
         generate(1_000_000, seed=0, max_steps=1, distractors=0, max_number=8)
+    found = int(re.findall(r"\d+", str(error.value))[1])
+    assert found > 2 * word_problems._MOST_KNOWN  # a new problem begins the count anew
+    assert len(generate(found, seed=0, max_steps=1, distractors=0, max_number=8)) == found
